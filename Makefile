@@ -1,0 +1,77 @@
+# Every target does its own set-up: a virtual environment in .venv with the versions of requirements/constraints.txt.
+# PYTHON       the interpreter to make it with (3.11 or newer)
+# VENV         where to make it
+# TORCH_INDEX  another package index to look for torch in, for instance PyTorch's own index of CPU builds.
+#              A CPU build that pip is already set up to find is taken by itself.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+DEMO ?= demo-output
+WORKERS ?= auto
+
+# One thread per test process: the models are tiny, and threads of several processes would only fight for the cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PYTEST = $(BIN)/python -m pytest -q
+FAST = not slow and not gpu and not hub and not external
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-external check flat style bench build clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | \
+		awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sca-hf needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Installed editable, so that the sources are what runs; torch and all else are resolved in one call.
+$(VENV)/.installed: pyproject.toml requirements/constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/python
+	$(PIP) -e '.[train,dev]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed-dev ## set up .venv for working on sca-hf
+
+demo: $(VENV)/.installed ## caption a picture with the bundled model: a picture, a JSON and a table in demo-output/
+	$(BIN)/python -m sca_hf.demo_scene --output $(DEMO)
+
+test: $(VENV)/.installed-dev ## the fast tests
+	$(PYTEST) -n $(WORKERS) --maxprocesses 4 -m "$(FAST)"
+
+test-slow: $(VENV)/.installed-dev ## the slow tests
+	$(PYTEST) -m "slow and not hub and not external"
+
+test-external: $(VENV)/.installed-dev ## the library's own model and processor tests, run against our classes
+	$(PYTEST) -m external
+
+check: $(VENV)/.installed-dev ## lint, format, types, flat-copy rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) tests/test_flat_copy.py
+
+flat: $(VENV)/.installed-dev ## can modeling/ and processing/ be copied flat to the Hub?
+	$(PYTEST) tests/test_flat_copy.py
+
+style: $(VENV)/.installed-dev ## format and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev ## speed against the library's plain modules
+	$(BIN)/python -m benchmarks
+
+build: $(BIN)/python ## a wheel in dist/
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what the targets above made
+	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
