@@ -1,0 +1,25 @@
+"""Segment and Caption Anything for the Hugging Face ecosystem: a mask and a caption for every prompted region."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMaskGeneration, AutoProcessor
+
+from .modeling.configuration_sca import ScaConfig, ScaMixerConfig
+from .modeling.mixer_sca import ScaTextFeatureMixer
+from .modeling.modeling_sca import ScaForConditionalGeneration, ScaGenerateOutput, ScaOutput
+from .processing.processing_sca import ScaProcessor
+
+__version__ = "0.1.0"
+
+AutoConfig.register(ScaConfig.model_type, ScaConfig)
+AutoProcessor.register(ScaConfig, ScaProcessor)
+for _auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMaskGeneration):
+    _auto.register(ScaConfig, ScaForConditionalGeneration)
+
+__all__ = [
+    "ScaConfig",
+    "ScaForConditionalGeneration",
+    "ScaGenerateOutput",
+    "ScaMixerConfig",
+    "ScaOutput",
+    "ScaProcessor",
+    "ScaTextFeatureMixer",
+]

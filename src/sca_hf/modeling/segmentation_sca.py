@@ -1,0 +1,162 @@
+"""SAM's mask decoder, taken apart: the tokens and image it leaves behind for each region, then its mask heads.
+
+The weights and modules are the library's own (`SamModel`, `SamHQModel`); only the order of the calls is ours, so that
+the mixer can read the decoder's tokens and that the heads run only when masks are asked for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .grouping_sca import PromptGroup
+from .two_way_sca import ImageProjection, fold_positions, run_two_way
+
+
+@dataclass
+class DecodedRegions:
+    """What SAM's two-way transformer leaves behind for n regions.
+
+    Attributes:
+        tokens: (n, t, C); IoU token, mask tokens (SAM-HQ: and its own), prompt tokens.
+        image_tokens: (n, hw, C), updated by the region.
+        image_input: (n, hw, C), the image tokens that went in; SAM-HQ's heads read them. None for SAM.
+        image_index: (n,) image of each region.
+    """
+
+    tokens: torch.Tensor
+    image_tokens: torch.Tensor
+    image_input: torch.Tensor | None
+    image_index: torch.Tensor
+
+
+class SamSegmenter:
+    """SAM's decoder for the regions of one call; what the images share is computed once, here."""
+
+    def __init__(
+        self,
+        sam: nn.Module,
+        image_embeddings: torch.Tensor,
+        input_masks: torch.Tensor | None = None,
+        intermediate_embeddings: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            sam: `SamModel` or `SamHQModel`.
+            image_embeddings: (B, C, h, w).
+            input_masks: (K, 4h, 4w) mask prompts as logits, or None.
+            intermediate_embeddings: (B, h, w, vision width), SAM-HQ's early features; None leaves them out of its masks.
+        """
+        self.decoder, self.prompt_encoder = sam.mask_decoder, sam.prompt_encoder
+        self.is_hq = sam.config.model_type == "sam_hq"
+        self.attn_implementation = sam.config._attn_implementation
+        self.dtype = self.decoder.iou_token.weight.dtype
+        self.grid = tuple(image_embeddings.shape[-2:])
+        self.images = image_embeddings.to(self.dtype)
+        positions = sam.get_image_wide_positional_embeddings()  # (1, C, h, w)
+        self.positions = positions[0].flatten(1).t()  # (hw, C)
+        self.folded: list[ImageProjection] = fold_positions(self.decoder.transformer, self.positions)
+
+        no_mask = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        # Regions without a mask prompt share their image: its tokens are laid out once.
+        self.shared_tokens = _as_tokens(self.images + no_mask)  # (B, hw, C)
+        self.mask_embeds = None
+        if input_masks is not None:
+            self.mask_embeds = self.prompt_encoder.mask_embed(input_masks.unsqueeze(1).to(self.dtype))  # (K, C, h, w)
+        output_tokens = [self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]
+        if self.is_hq:
+            output_tokens.append(self.decoder.hq_token.weight)
+            self.hq_features = _hq_features(self.decoder, self.images, intermediate_embeddings)
+        self.output_tokens = torch.cat(output_tokens)  # (outputs, C)
+
+    def decode(self, group: PromptGroup) -> DecodedRegions:
+        """Run the two-way transformer for the regions of `group`."""
+        tokens = self.output_tokens.expand(len(group), -1, -1)
+        prompts = self._prompt_tokens(group)
+        if prompts is not None:
+            tokens = torch.cat([tokens, prompts.to(self.dtype)], dim=1)  # (n, t, C)
+        if group.mask_index is None:
+            image_input, image_index = self.shared_tokens, group.image_index
+        else:
+            image_input = _as_tokens(self.images[group.image_index] + self.mask_embeds[group.mask_index])
+            image_index = None
+        tokens, image_tokens = run_two_way(
+            self.decoder.transformer, self.folded, tokens, image_input, image_index, self.attn_implementation
+        )
+        if not self.is_hq:
+            image_input = None
+        elif image_index is not None:
+            image_input = image_input[image_index]
+        return DecodedRegions(tokens, image_tokens, image_input, group.image_index)
+
+    def _prompt_tokens(self, group: PromptGroup) -> torch.Tensor | None:
+        """Points and boxes as SAM's prompt encoder embeds them, (n, tokens, C); None for a mask alone."""
+        if group.points is None and group.boxes is None:
+            return None
+        points = labels = boxes = None
+        if group.points is not None:
+            points = group.points.unsqueeze(0)
+            labels = torch.ones_like(points[..., 0], dtype=torch.int) if group.labels is None else group.labels[None]
+        if group.boxes is not None:
+            boxes = group.boxes.unsqueeze(0)
+        tokens, _ = self.prompt_encoder(
+            input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
+        )  # (1, n, tokens, C)
+        return tokens[0]
+
+    def masks(self, regions: DecodedRegions, multimask_output: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask logits (n, M, 4h, 4w) and IoU scores (n, M); M is 3 with `multimask_output`, else 1."""
+        decoder = self.decoder
+        count = decoder.num_multimask_outputs + 1
+        wanted = range(1, count) if multimask_output else range(1)
+        scores = decoder.iou_prediction_head(regions.tokens[:, 0])[:, wanted.start : wanted.stop]
+        hyper = torch.stack([decoder.output_hypernetworks_mlps[i](regions.tokens[:, 1 + i]) for i in wanted], dim=1)
+        upscaled = self._upscale(regions)
+        masks = _dot(hyper, upscaled)
+        if self.is_hq:
+            return self._hq_masks(regions, masks, scores, upscaled)
+        return masks, scores
+
+    def _upscale(self, regions: DecodedRegions) -> torch.Tensor:
+        """Pixel embeddings (n, C / 8, 4h, 4w)."""
+        decoder = self.decoder
+        tokens = regions.image_tokens if regions.image_input is None else regions.image_input
+        image = tokens.transpose(1, 2).unflatten(2, self.grid)
+        if self.is_hq:
+            # The library's SAM-HQ reads the decoder's image input here, with its two spatial axes swapped.
+            image = image.transpose(2, 3)
+        upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
+        return decoder.activation(decoder.upscale_conv2(upscaled))
+
+    def _hq_masks(
+        self, regions: DecodedRegions, masks: torch.Tensor, scores: torch.Tensor, upscaled: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the high-quality mask of SAM-HQ to masks sorted by score, as `SamHQModel` does by default."""
+        decoder = self.decoder
+        scores, order = scores.sort(dim=1, descending=True)
+        masks = masks.gather(1, order[..., None, None].expand_as(masks))
+        refined = decoder.mask_conv2(decoder.activation(decoder.mask_norm(decoder.mask_conv1(upscaled))))
+        refined = refined + self.hq_features[regions.image_index]
+        hyper = decoder.hq_mask_mlp(regions.tokens[:, decoder.num_multimask_outputs + 2])
+        return masks + _dot(hyper.unsqueeze(1), refined), scores
+
+
+def _hq_features(decoder: nn.Module, images: torch.Tensor, early: torch.Tensor | None) -> torch.Tensor:
+    features = decoder.encoder_conv2(decoder.activation(decoder.encoder_norm(decoder.encoder_conv1(images))))
+    if early is None:
+        return features
+    early = decoder.compress_vit_conv1(early.permute(0, 3, 1, 2).to(images.dtype))
+    return features + decoder.compress_vit_conv2(decoder.activation(decoder.compress_vit_norm(early)))
+
+
+def _as_tokens(images: torch.Tensor) -> torch.Tensor:
+    """(n, C, h, w) to (n, hw, C), contiguous."""
+    return images.flatten(2).transpose(1, 2).contiguous()
+
+
+def _dot(hyper: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """(n, M, c) by (n, c, H, W) to (n, M, H, W)."""
+    return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+
+
+__all__ = ["DecodedRegions", "SamSegmenter"]
