@@ -1,0 +1,225 @@
+"""The region record: one schema for every data set of regions, and its validation.
+
+Readers turn community formats into it; nothing downstream knows where a record came from. All coordinates are pixels
+of the original image, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+TASKS = ("recognition", "caption")
+
+
+class RegionRecordError(ValueError):
+    """A record that cannot be used; its message names source, image and region."""
+
+
+@dataclass
+class Region:
+    """One region of an image.
+
+    box: xyxy, far edges exclusive. mask: COCO RLE `{"size": [height, width], "counts": ...}` or None. points and labels:
+    P pairs (x, y) and P numbers, 1 inside and 0 outside, or None. captions: at least one when the task is "caption".
+    category: what the region shows in a word or two; needed when the task is "recognition".
+    """
+
+    region_id: str
+    box: list[float]
+    mask: dict[str, Any] | None = None
+    points: list[list[float]] | None = None
+    labels: list[int] | None = None
+    captions: list[str] = field(default_factory=list)
+    category: str | None = None
+
+    def texts(self, task: str) -> list[str]:
+        """Returns what a model should say of the region: its captions, or its category."""
+        return self.captions if task == "caption" else [self.category] if self.category else []
+
+
+@dataclass
+class RegionRecord:
+    """One image and its regions. `image` is a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it."""
+
+    image: Any
+    image_id: str
+    width: int
+    height: int
+    regions: list[Region]
+    task: str = "caption"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "record") -> RegionRecord:
+        """Builds and validates a record; `source` names the file in errors."""
+        where = f"{source}, image {values.get('image_id', '?')}"
+        try:
+            regions = [Region(**region) for region in values["regions"]]
+            record = cls(**{**values, "regions": regions})
+        except KeyError as error:
+            raise RegionRecordError(f"{where}: the field {error} is missing") from None
+        except TypeError as error:
+            raise RegionRecordError(f"{where}: {str(error).replace('__init__()', 'the record')}") from None
+        record.validate(source)
+        return record
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the record as plain values, the image as it is."""
+        return {**asdict(self), "image": self.image} if not isinstance(self.image, Image.Image) else self._with_picture()
+
+    def _with_picture(self) -> dict[str, Any]:
+        regions = [asdict(region) for region in self.regions]
+        return {**vars(self), "regions": regions}
+
+    def load_image(self) -> Image.Image:
+        """Opens the picture, RGB."""
+        return _open_image(self.image).convert("RGB")
+
+    def validate(self, source: str = "record") -> None:
+        """Raises `RegionRecordError` on the first thing that is wrong; does not decode the picture."""
+        where = f"{source}, image {self.image_id}"
+        if self.task not in TASKS:
+            raise RegionRecordError(f"{where}: task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        if self.width <= 0 or self.height <= 0:
+            raise RegionRecordError(f"{where}: size is {self.width} x {self.height}, expected positive numbers")
+        problem = _image_problem(self.image, (self.width, self.height))
+        if problem:
+            raise RegionRecordError(f"{where}: {problem}")
+        for region in self.regions:
+            problem = self._region_problem(region)
+            if problem:
+                raise RegionRecordError(f"{where}, region {region.region_id}: {problem}")
+
+    def _region_problem(self, region: Region) -> str | None:
+        return (
+            _box_problem(region.box, self.width, self.height)
+            or _mask_problem(region.mask, self.width, self.height)
+            or _point_problem(region.points, region.labels, self.width, self.height)
+            or _text_problem(region, self.task)
+        )
+
+
+def check_records(
+    records: Iterable[Mapping[str, Any]],
+    source: str,
+    on_error: Literal["raise", "skip"] = "raise",
+    skipped: list[str] | None = None,
+) -> Iterator[RegionRecord]:
+    """Yields validated records; with `on_error="skip"` bad ones are left out and their errors appended to `skipped`."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error is {on_error!r}, expected "raise" or "skip"')
+    for values in records:
+        try:
+            yield RegionRecord.from_dict(values, source)
+        except RegionRecordError as error:
+            if on_error == "raise":
+                raise
+            if skipped is not None:
+                skipped.append(str(error))
+
+
+def region_features() -> Features:
+    """Returns the schema as `datasets.Features`; needs the extra `train`."""
+    from datasets import Features, List, Value
+    from datasets import Image as ImageFeature
+
+    region = {
+        "region_id": Value("string"),
+        "box": List(Value("float32"), length=4),
+        "mask": {"size": List(Value("int32")), "counts": Value("string")},
+        "points": List(List(Value("float32"))),
+        "labels": List(Value("int64")),
+        "captions": List(Value("string")),
+        "category": Value("string"),
+    }
+    return Features(
+        {
+            "image": ImageFeature(),
+            "image_id": Value("string"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "task": Value("string"),
+            "regions": List(region),
+        }
+    )
+
+
+def _open_image(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, Mapping):
+        if image.get("bytes") is not None:
+            from io import BytesIO
+
+            return Image.open(BytesIO(image["bytes"]))
+        image = image["path"]
+    return Image.open(image)
+
+
+def _image_problem(image: Any, size: tuple[int, int]) -> str | None:
+    if isinstance(image, Image.Image):
+        same = image.size == size
+        return None if same else f"the picture is {image.size[0]} x {image.size[1]}, the record says {size[0]} x {size[1]}"
+    if isinstance(image, Mapping):
+        if image.get("bytes") is not None:
+            return None
+        image = image.get("path")
+    if image is None:
+        return "there is no image"
+    if not isinstance(image, str | Path):
+        return f"image is a {type(image).__name__}, expected a picture, a path or a dict of path and bytes"
+    return None if Path(image).is_file() else f"there is no file {image}"
+
+
+def _box_problem(box: list[float], width: int, height: int) -> str | None:
+    if len(box) != 4 or not all(math.isfinite(value) for value in box):
+        return f"box is {box}, expected four finite numbers x0, y0, x1, y1"
+    x0, y0, x1, y1 = box
+    if x1 <= x0 or y1 <= y0:
+        return f"box {box} is empty, expected x0 < x1 and y0 < y1"
+    # One pixel of grace: annotation tools round outwards.
+    if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
+        return f"box {box} reaches outside the image of {width} x {height}"
+    return None
+
+
+def _mask_problem(mask: Mapping[str, Any] | None, width: int, height: int) -> str | None:
+    if mask is None:
+        return None
+    if "size" not in mask or "counts" not in mask:
+        return f"mask has the keys {sorted(mask)}, expected a COCO RLE with size and counts"
+    size = list(mask["size"])
+    return None if size == [height, width] else f"mask is of size {size}, expected [height, width] = [{height}, {width}]"
+
+
+def _point_problem(points: list[list[float]] | None, labels: list[int] | None, width: int, height: int) -> str | None:
+    if points is None and labels is None:
+        return None
+    if points is None or labels is None or len(points) != len(labels):
+        counts = [None if values is None else len(values) for values in (points, labels)]
+        return f"there are {counts[0]} points and {counts[1]} labels, expected as many"
+    if any(label not in (0, 1) for label in labels):
+        return f"labels are {labels}, expected 1 (inside) or 0 (outside)"
+    for point in points:
+        inside = len(point) == 2 and 0 <= point[0] <= width and 0 <= point[1] <= height
+        if not inside:
+            return f"point {point} is not an x, y inside the image of {width} x {height}"
+    return None
+
+
+def _text_problem(region: Region, task: str) -> str | None:
+    texts = region.texts(task)
+    if not texts:
+        return "there is no caption" if task == "caption" else 'there is no category, which the task "recognition" needs'
+    if any(not text.strip() for text in texts):
+        return f"a text is blank: {texts}"
+    return None

@@ -1,0 +1,321 @@
+"""The synthetic data set `scenes`: textured, coloured, overlapping shapes with exact masks and free captions.
+
+A scene is a pure function of its seed. The three splits are disjoint ranges of seeds. Frame of reference
+everywhere in this file: pixels of the rendered image, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .scene_captions import describe
+
+
+IMAGE_SIZE = 192
+SPLIT_STARTS = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
+COLOURS = {
+    "red": (214, 38, 40),
+    "green": (36, 160, 62),
+    "blue": (40, 78, 214),
+    "yellow": (242, 216, 44),
+    "purple": (142, 48, 172),
+    "orange": (246, 134, 28),
+    "white": (242, 242, 242),
+    "black": (26, 26, 28),
+}
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+TEXTURES = ("plain", "striped", "dotted", "checkered")
+SIZES = ("small", "medium", "large")
+RELATIONS = ("left", "right", "above", "below")
+
+# Half extents in pixels. The gaps between the classes make a size decidable from the picture.
+RADII = {"small": (25.0, 29.0), "medium": (35.0, 41.0), "large": (47.0, 54.0)}
+SIZE_ODDS = (0.34, 0.36, 0.30)
+# An outline of half extent 1 differs in area from shape to shape; these factors bring the areas closer.
+SHAPE_SCALE = {"circle": 0.95, "square": 0.85, "triangle": 1.25, "star": 1.2, "ring": 1.0, "cross": 1.05}
+MIN_VISIBLE = 0.6
+MAX_TILT = np.deg2rad(20.0)
+# A neighbour is clear when it is much the nearest and nearly along an axis, unclear when it plainly is not;
+# what lies between is left without captions, so that nobody has to guess whether a relation is stated.
+CLEAR_RATIO, UNCLEAR_RATIO = 0.80, 0.90
+CLEAR_ANGLE, UNCLEAR_ANGLE = np.deg2rad(25.0), np.deg2rad(33.0)
+
+
+@dataclass
+class SceneObject:
+    """One shape of a scene, with what a caption may say about it.
+
+    `relation` is None where no neighbour is clear. `describable` is False where that is a matter of opinion.
+    """
+
+    colour: str
+    shape: str
+    texture: str
+    size: str
+    centre: tuple[float, float]
+    radius: float
+    tilt: float
+    box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    point: tuple[float, float] = (0.0, 0.0)
+    relation: str | None = None
+    reference: SceneObject | None = field(default=None, repr=False)
+    describable: bool = True
+    captions: list[str] = field(default_factory=list)
+
+    @property
+    def category(self) -> str:
+        """Names the object without its size or place: the target of the recognition task."""
+        return f"{self.texture} {self.colour} {self.shape}"
+
+
+@dataclass
+class Scene:
+    """One rendered picture: `image` (H, W, 3) uint8, `labels` (H, W) uint8 with 0 for the background."""
+
+    seed: int
+    image: np.ndarray
+    labels: np.ndarray
+    objects: list[SceneObject]
+
+    def mask(self, index: int) -> np.ndarray:
+        """Returns the visible pixels of an object, (H, W) bool."""
+        return self.labels == index + 1
+
+    def to_pil(self) -> Image.Image:
+        return Image.fromarray(self.image)
+
+    def to_record(self) -> dict[str, Any]:
+        """Returns the region record of the scene (see `region.py`); regions are the describable objects."""
+        from ..processing.regions_sca import encode_rle
+
+        regions = [
+            {
+                "region_id": f"{self.seed}-{index}",
+                "box": list(obj.box),
+                "mask": encode_rle(self.mask(index)),
+                "points": [list(obj.point)],
+                "labels": [1],
+                "captions": list(obj.captions),
+                "category": obj.category,
+            }
+            for index, obj in enumerate(self.objects)
+            if obj.describable
+        ]
+        height, width = self.labels.shape
+        return {
+            "image": self.to_pil(),
+            "image_id": f"scene-{self.seed}",
+            "width": width,
+            "height": height,
+            "task": "caption",
+            "regions": regions,
+        }
+
+
+def scenes(split: str, count: int, start: int = 0) -> Iterator[Scene]:
+    """Renders scenes `start` to `start + count` of a split."""
+    for index in range(start, start + count):
+        yield render_scene(scene_seed(split, index))
+
+
+def scene_seed(split: str, index: int) -> int:
+    """Returns the seed of the scene at `index` of a split."""
+    if split not in SPLIT_STARTS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLIT_STARTS)}")
+    if not 0 <= index < 10_000_000:
+        raise ValueError(f"scene index is {index}, expected 0 to 9,999,999")
+    return SPLIT_STARTS[split] + index
+
+
+def render_scene(seed: int) -> Scene:
+    """Draws the scene of a seed."""
+    rng = np.random.default_rng(seed)
+    image, mean = _draw_background(rng)
+    labels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    objects = _place_objects(rng, image, labels, mean)
+    for index, obj in enumerate(objects):
+        obj.box, obj.point = _locate(labels == index + 1)
+    for obj in objects:
+        obj.relation, obj.reference, obj.describable = _find_relation(obj, objects)
+        obj.captions = describe(obj, rng)
+    return Scene(seed, np.clip(image + 0.5, 0, 255).astype(np.uint8), labels, objects)
+
+
+def _draw_background(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a muted background (H, W, 3) float32 and its mean colour."""
+    grey = rng.uniform(70, 205)
+    mean = np.clip(grey + rng.normal(0, 16, 3), 40, 225)
+    cells = int(rng.choice([2, 3, 6, 12]))
+    noise = rng.normal(0, rng.uniform(4, 16), (cells, cells, 3))
+    noise[..., 1:] = 0.4 * noise[..., 1:] + 0.6 * noise[..., :1]
+    planes = [Image.fromarray((noise[..., c] + mean[c]).astype(np.float32), "F") for c in range(3)]
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    image = np.stack([np.asarray(p.resize(size, Image.Resampling.BICUBIC)) for p in planes], -1)
+    grain = rng.standard_normal((IMAGE_SIZE, IMAGE_SIZE, 1), np.float32) * np.float32(rng.uniform(0, 7))
+    return image + grain, mean
+
+
+def _place_objects(
+    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, background: np.ndarray
+) -> list[SceneObject]:
+    """Draws two to five objects, later ones on top; each stays at least 60 % visible."""
+    palette = [name for name, rgb in COLOURS.items() if np.abs(np.subtract(rgb, background)).sum() > 130]
+    wanted = int(rng.integers(3, 6))
+    objects: list[SceneObject] = []
+    areas: list[int] = []
+    for _ in range(8 * wanted):
+        if len(objects) == wanted:
+            break
+        obj = _propose(rng, palette)
+        if any((o.colour, o.shape) == (obj.colour, obj.shape) for o in objects):
+            continue
+        window, x, y = _window(obj)
+        distance = _signed_distance(obj.shape, x, y, obj.radius * SHAPE_SCALE[obj.shape])
+        inside = distance < 0
+        covered = np.bincount(labels[window][inside], minlength=len(objects) + 1)[1:]
+        visible = np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:] - covered
+        if any(v < MIN_VISIBLE * a for v, a in zip(visible, areas, strict=True)):
+            continue
+        # Where two objects of one colour touch, nobody could say where one ends.
+        if any(c and o.colour == obj.colour for c, o in zip(covered, objects, strict=True)):
+            continue
+        alpha = np.clip(0.5 - distance, 0, 1)[..., None].astype(np.float32)
+        image[window] += alpha * (_paint(rng, obj, x, y) - image[window])
+        labels[window][inside] = len(objects) + 1
+        objects.append(obj)
+        areas.append(int(inside.sum()))
+    return objects
+
+
+def _propose(rng: np.random.Generator, palette: list[str]) -> SceneObject:
+    size = SIZES[rng.choice(3, p=SIZE_ODDS)]
+    radius = float(rng.uniform(*RADII[size]))
+    reach = radius * 1.05
+    centre = rng.uniform(reach, IMAGE_SIZE - 1 - reach, 2)
+    return SceneObject(
+        colour=palette[rng.integers(len(palette))],
+        shape=SHAPES[rng.integers(len(SHAPES))],
+        texture=TEXTURES[rng.integers(len(TEXTURES))],
+        size=size,
+        centre=(float(centre[0]), float(centre[1])),
+        radius=radius,
+        tilt=float(rng.uniform(-MAX_TILT, MAX_TILT)),
+    )
+
+
+def _window(obj: SceneObject) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Returns the slices around an object and the pixels' coordinates in its own upright frame."""
+    reach = obj.radius * 1.35 + 2
+    spans = [(max(0, int(c - reach)), min(IMAGE_SIZE, int(c + reach) + 2)) for c in obj.centre]
+    x = np.arange(*spans[0], dtype=np.float32)[None, :] - np.float32(obj.centre[0])
+    y = np.arange(*spans[1], dtype=np.float32)[:, None] - np.float32(obj.centre[1])
+    cos, sin = np.float32(np.cos(obj.tilt)), np.float32(np.sin(obj.tilt))
+    return (slice(*spans[1]), slice(*spans[0])), cos * x + sin * y, cos * y - sin * x
+
+
+def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
+    """Returns about the distance in pixels to the outline of a shape of half extent `r`, negative inside."""
+    if shape == "circle":
+        return np.hypot(x, y) - r
+    if shape == "ring":
+        return np.abs(np.hypot(x, y) - 0.7 * r) - 0.3 * r
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - r
+    if shape == "cross":
+        bar_x = np.maximum(np.abs(x) - r, np.abs(y) - 0.36 * r)
+        bar_y = np.maximum(np.abs(y) - r, np.abs(x) - 0.36 * r)
+        return np.minimum(bar_x, bar_y)
+    if shape == "triangle":
+        y = y - 0.2 * r
+        return np.maximum(y, 0.866 * np.abs(x) - 0.5 * y) - 0.5 * r
+    return _star_distance(x, y, r)
+
+
+def _star_distance(x: np.ndarray, y: np.ndarray, r: float, points: int = 5, waist: float = 0.46) -> np.ndarray:
+    sector = 2 * np.pi / points
+    angle = np.arctan2(x, -y)
+    angle = np.abs(angle - sector * np.round(angle / sector))
+    distance = np.hypot(x, y)
+    along, across = distance * np.cos(angle), distance * np.sin(angle)
+    edge = np.array([waist * np.cos(sector / 2) - 1, waist * np.sin(sector / 2)])
+    normal = np.array([edge[1], -edge[0]]) / np.hypot(*edge)
+    return (along - r) * np.float32(normal[0]) + across * np.float32(normal[1])
+
+
+def _paint(rng: np.random.Generator, obj: SceneObject, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns the colours (h, w, 3) of an object's surface; x and y are in its own frame."""
+    first = np.array(COLOURS[obj.colour], np.float32) + rng.normal(0, 7, 3).astype(np.float32)
+    # A black object needs a lighter second colour, a bright one a darker, or its texture cannot be seen.
+    bright = first @ np.array([0.30, 0.59, 0.11], np.float32) > 135
+    second = first * 0.48 if bright else first * 0.45 + 255 * 0.55
+    return np.where(_texture(rng, obj.texture, x, y)[..., None], second, first)
+
+
+def _texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns where the second colour shows, (h, w) bool. Periods are at least nine pixels once halved to 96."""
+    if texture == "plain":
+        return np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
+    period = np.float32(rng.uniform(18, 24))
+    turn = rng.uniform(0, np.pi) if texture == "striped" else rng.uniform(-0.3, 0.3)
+    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    u = (cos * x + sin * y) / period + np.float32(rng.uniform())
+    v = (cos * y - sin * x) / period + np.float32(rng.uniform())
+    if texture == "striped":
+        return u - np.floor(u) < 0.5
+    if texture == "dotted":
+        return np.hypot(u - np.floor(u) - 0.5, v - np.floor(v) - 0.5) < 0.31
+    return (np.floor(2 * u / 1.15) + np.floor(2 * v / 1.15)) % 2 == 0
+
+
+def _locate(mask: np.ndarray) -> tuple[tuple[float, float, float, float], tuple[float, float]]:
+    """Returns the xyxy box (far edges exclusive) of a mask and its deepest interior pixel (x, y)."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    depth = interior_distance(mask[top:bottom, left:right])
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return (float(left), float(top), float(right), float(bottom)), (float(left + x), float(top + y))
+
+
+def interior_distance(mask: np.ndarray) -> np.ndarray:
+    """Returns the squared Euclidean distance of each pixel to the nearest pixel off the mask or off its array."""
+    padded = np.pad(mask, 1)
+    steps = np.arange(padded.shape[0], dtype=np.float32)[:, None]
+    above = np.maximum.accumulate(np.where(padded, np.float32(-1e4), steps), 0)
+    below = np.minimum.accumulate(np.where(padded, np.float32(1e4), steps)[::-1], 0)[::-1]
+    column = np.minimum(steps - above, below - steps) ** 2
+    # No pixel lies deeper than half the shorter side, so farther columns cannot matter.
+    reach = min(padded.shape) // 2 + 1
+    best = column.copy()
+    for step in range(1, reach + 1):
+        if step >= padded.shape[1]:
+            break
+        np.minimum(best[:, step:], column[:, :-step] + step * step, out=best[:, step:])
+        np.minimum(best[:, :-step], column[:, step:] + step * step, out=best[:, :-step])
+    return best[1:-1, 1:-1]
+
+
+def _find_relation(obj: SceneObject, objects: list[SceneObject]) -> tuple[str | None, SceneObject | None, bool]:
+    """Returns where the object stands from its nearest neighbour, that neighbour, and whether this is decidable."""
+    others = [other for other in objects if other is not obj]
+    if not others:
+        return None, None, True
+    offsets = [_middle(obj) - _middle(other) for other in others]
+    distances = [float(np.hypot(*offset)) for offset in offsets]
+    order = np.argsort(distances)
+    nearest, offset = others[order[0]], offsets[order[0]]
+    ratio = distances[order[0]] / distances[order[1]] if len(others) > 1 else 0.0
+    angle = float(np.arctan2(min(np.abs(offset)), max(np.abs(offset))))
+    if ratio <= CLEAR_RATIO and angle <= CLEAR_ANGLE:
+        horizontal = abs(offset[0]) >= abs(offset[1])
+        before = offset[0 if horizontal else 1] < 0
+        return RELATIONS[(0 if horizontal else 2) + (0 if before else 1)], nearest, True
+    return None, None, ratio >= UNCLEAR_RATIO or angle >= UNCLEAR_ANGLE
+
+
+def _middle(obj: SceneObject) -> np.ndarray:
+    return np.array([obj.box[0] + obj.box[2], obj.box[1] + obj.box[3]]) / 2
