@@ -1,0 +1,447 @@
+"""A picture of what the model said: mask contours, prompts and readable captions over the image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+
+from .label_layout import Rect, cover_grid, place_labels
+
+
+# Far apart in hue, light enough for dark text on them.
+PALETTE = (
+    (64, 196, 255),
+    (255, 171, 64),
+    (105, 240, 130),
+    (255, 110, 150),
+    (255, 225, 80),
+    (186, 150, 255),
+    (50, 225, 200),
+    (255, 138, 101),
+    (190, 235, 80),
+    (240, 130, 240),
+    (130, 165, 255),
+    (225, 190, 140),
+)
+_INK = (18, 20, 24)
+_CHIP = (22, 25, 31)
+_PAPER = (245, 246, 248)
+# Labels that would hide more than this share of the picture go beside it.
+_CROWDED = 0.3
+# Brightness of what belongs to no region.
+_DIMMED = 0.82
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass
+class DrawnRegion:
+    """One region to draw; coordinates in pixels of the original image.
+
+    Attributes:
+        caption: the text of its label; None or empty draws none.
+        mask: (H, W) bool of the original image; None draws none.
+        box: xyxy of a box prompt; None draws none.
+        points: (x, y) of the point prompts.
+        labels: 1 inside, 0 outside, for each point; all inside where it is empty.
+    """
+
+    caption: str | None = None
+    mask: np.ndarray | None = None
+    box: Sequence[float] | None = None
+    points: Sequence[Sequence[float]] = ()
+    labels: Sequence[int] = field(default_factory=list)
+
+    def extent(self, size: tuple[int, int]) -> Rect:
+        """The region's rectangle, from its mask or else from its prompts."""
+        if self.mask is not None and self.mask.any():
+            rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+            return Rect(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        if self.box is not None:
+            return Rect(*map(float, self.box))
+        if len(self.points):
+            xs, ys = zip(*((float(x), float(y)) for x, y in self.points), strict=True)
+            return Rect(min(xs), min(ys), max(xs), max(ys))
+        return Rect(0.0, 0.0, float(size[0]), float(size[1]))
+
+
+def draw_regions(
+    image: Image.Image, regions: Sequence[DrawnRegion], smallest: int = 900, largest: int = 1800
+) -> Image.Image:
+    """Draws regions over an image.
+
+    Region i has colour i and number i + 1, in the picture and in its label. Labels lie near their regions and never
+    cover each other; where the picture is too crowded for that they stand in a column beside it.
+
+    Args:
+        image: the original image.
+        regions: what to draw; later ones on top.
+        smallest: the longer side is enlarged to this many pixels at least, so that text is readable.
+        largest: the longer side is reduced to this many pixels at most.
+
+    Returns:
+        An RGB picture: the resized image, wider where labels stand beside it.
+    """
+    for index, region in enumerate(regions):
+        if region.mask is not None and region.mask.shape != image.size[::-1]:
+            raise ValueError(
+                f"The mask of region {index} has shape {region.mask.shape}, the image needs {image.size[::-1]}."
+            )
+    longest = max(image.size)
+    scale = min(max(longest, smallest), largest) / longest
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    line = max(2.0, max(size) / 330)
+    solids = [
+        _enlarge_mask(region.mask, size) if region.mask is not None else Image.new("L", size) for region in regions
+    ]
+    canvas = _dim(canvas, solids)
+    covers = []
+    for index, solid in enumerate(solids):
+        _draw_mask(canvas, solid, colour_of(index), line)
+        covers.append(cover_grid(np.asarray(solid) > 127))
+    for index, region in enumerate(regions):
+        _draw_prompts(canvas, region, scale, colour_of(index), line)
+    return _draw_labels(canvas, regions, covers, scale)
+
+
+def colour_of(index: int) -> Colour:
+    """The colour of region `index`: the palette, then the palette in paler and paler turns."""
+    turn, place = divmod(index, len(PALETTE))
+    pale = 1 - 0.75**turn
+    red, green, blue = (round(value + (255 - value) * pale) for value in PALETTE[place])
+    return red, green, blue
+
+
+def _enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """A mask at the canvas's size, 0 or 255, its pixel stairs rounded off."""
+    source = Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255)
+    scale = size[0] / source.width
+    smooth = source.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX)
+    if scale > 1.2:
+        rounded = smooth.filter(ImageFilter.GaussianBlur(0.6 * scale))
+        # Lines of one pixel would be rounded away.
+        if np.mean(np.asarray(rounded) > 127) > 0.8 * np.mean(mask):
+            smooth = rounded
+    return smooth.point([0] * 128 + [255] * 128)
+
+
+def _dim(canvas: Image.Image, solids: Sequence[Image.Image]) -> Image.Image:
+    """Darkens what belongs to no mask a little, so that the regions step forward."""
+    union = Image.new("L", canvas.size)
+    for solid in solids:
+        union = ImageChops.lighter(union, solid)
+    if union.getbbox() is None:
+        return canvas
+    return Image.composite(canvas, ImageEnhance.Brightness(canvas).enhance(_DIMMED), union)
+
+
+def _draw_mask(canvas: Image.Image, solid: Image.Image, colour: Colour, line: float) -> None:
+    """Paints a contour, a glow along its inner side and a faint fill, so that the surface keeps its own colours."""
+    extent = solid.getbbox()
+    if extent is None:
+        return
+    margin = round(8 * line)
+    window = (
+        max(0, extent[0] - margin),
+        max(0, extent[1] - margin),
+        min(canvas.width, extent[2] + margin),
+        min(canvas.height, extent[3] + margin),
+    )
+    part = _extend(solid.crop(window), margin)
+    glow = part.filter(ImageFilter.GaussianBlur(4 * line)).point([round(0.7 * (255 - v)) for v in range(256)])
+    fill = Image.fromarray(
+        np.where(np.asarray(part) > 127, np.maximum(np.asarray(glow), round(0.18 * 255)), 0).astype(np.uint8)
+    )
+    edge = part.filter(ImageFilter.GaussianBlur(line))
+    depths = [line * _depth(value) for value in range(256)]
+    dark = edge.point([round(140 * _ramp(1.3 * line - abs(d + 0.6 * line))) for d in depths])
+    bright = edge.point([round(255 * _ramp(0.55 * line - abs(d))) for d in depths])
+    inner = (margin, margin, part.width - margin, part.height - margin)
+    for paint, alpha in ((colour, fill), (_INK, dark), (colour, bright)):
+        canvas.paste(paint, window, alpha.crop(inner))
+
+
+def _extend(part: Image.Image, margin: int) -> Image.Image:
+    """Repeats the border outwards, so that blurring draws no line where a mask leaves the picture."""
+    return Image.fromarray(np.pad(np.asarray(part), margin, mode="edge"))
+
+
+def _depth(value: int) -> float:
+    """Distance to a straight edge, in blur radii and positive inside, at which a blurred mask has this value."""
+    return NormalDist().inv_cdf(min(max(value / 255, 1e-3), 1 - 1e-3))
+
+
+def _ramp(distance: float) -> float:
+    """Coverage of a pixel whose centre lies `distance` pixels inside a shape."""
+    return min(max(distance + 0.5, 0.0), 1.0)
+
+
+def _draw_prompts(canvas: Image.Image, region: DrawnRegion, scale: float, colour: Colour, line: float) -> None:
+    """Draws a box as thin dashes and points as discs with a plus or a minus."""
+    if region.box is not None:
+        _draw_box(canvas, [float(value) * scale for value in region.box], colour, line)
+    for place in _marker_rects(region, scale, canvas.size):
+        _draw_marker(canvas, place.rect, colour if place.inside else (225, 60, 60), place.inside)
+
+
+def _draw_box(canvas: Image.Image, box: list[float], colour: Colour, line: float) -> None:
+    draw = ImageDraw.Draw(canvas)
+    left, top, right, bottom = box
+    width = max(2, round(0.7 * line))
+    limit = (canvas.width - 1 - width, canvas.height - 1 - width)
+    left, right = (min(max(v, width), limit[0]) for v in (left, right))
+    top, bottom = (min(max(v, width), limit[1]) for v in (top, bottom))
+    for ink, grow in ((_INK, 2), (colour, 0)):
+        for ends in ((left, top, right, top), (left, bottom, right, bottom)):
+            _dashes(draw, ends, ink, width + grow, 5 * line)
+        for ends in ((left, top, left, bottom), (right, top, right, bottom)):
+            _dashes(draw, ends, ink, width + grow, 5 * line)
+
+
+def _dashes(
+    draw: ImageDraw.ImageDraw, ends: tuple[float, float, float, float], ink: Colour, width: int, dash: float
+) -> None:
+    """A dashed line that begins and ends with a dash."""
+    start, end = np.array(ends[:2]), np.array(ends[2:])
+    pieces = 2 * max(1, round(float(np.hypot(*(end - start))) / (2 * dash))) - 1
+    for piece in range(0, pieces, 2):
+        a, b = (start + (end - start) * share for share in (piece / pieces, (piece + 1) / pieces))
+        draw.line([*map(float, a), *map(float, b)], fill=ink, width=width)
+
+
+@dataclass(frozen=True)
+class _Marker:
+    rect: Rect
+    inside: bool
+
+
+def _marker_rects(region: DrawnRegion, scale: float, size: tuple[int, int]) -> list[_Marker]:
+    """Where the discs of a region's points are drawn."""
+    radius = max(7.0, max(size) / 100)
+    labels = list(region.labels) or [1] * len(region.points)
+    return [
+        _Marker(Rect(x * scale - radius, y * scale - radius, x * scale + radius, y * scale + radius), label > 0)
+        for (x, y), label in zip(region.points, labels, strict=True)
+        if label >= 0
+    ]
+
+
+def _draw_marker(canvas: Image.Image, rect: Rect, colour: Colour, inside: bool) -> None:
+    factor = 4
+    side = round(rect.width) + 4
+    tile = Image.new("RGBA", (side * factor, side * factor))
+    draw = ImageDraw.Draw(tile)
+    middle, radius, bar = side * factor / 2, rect.width * factor / 2, rect.width * factor / 14
+    draw.ellipse([middle - radius - factor] * 2 + [middle + radius + factor] * 2, fill=(*_INK, 255))
+    draw.ellipse([middle - radius] * 2 + [middle + radius] * 2, fill=(255, 255, 255, 255))
+    draw.ellipse([middle - 0.78 * radius] * 2 + [middle + 0.78 * radius] * 2, fill=(*colour, 255))
+    arm = 0.46 * radius
+    ink = _INK if inside else (255, 255, 255)
+    draw.rectangle([middle - arm, middle - bar, middle + arm, middle + bar], fill=ink)
+    if inside:
+        draw.rectangle([middle - bar, middle - arm, middle + bar, middle + arm], fill=ink)
+    tile = tile.resize((side, side), Image.Resampling.LANCZOS)
+    x, y = rect.centre
+    canvas.paste(tile, (round(x - side / 2), round(y - side / 2)), tile)
+
+
+@dataclass(frozen=True)
+class _Label:
+    """The wrapped text of one region, measured."""
+
+    index: int
+    lines: list[str]
+    size: tuple[int, int]
+
+
+def _draw_labels(
+    canvas: Image.Image, regions: Sequence[DrawnRegion], covers: list[np.ndarray], scale: float
+) -> Image.Image:
+    named = [index for index, region in enumerate(regions) if region.caption]
+    if not named:
+        return canvas
+    font = _font(round(max(17.0, max(canvas.size) / 46)))
+    choices = [
+        [_measure(index, str(regions[index].caption), font, share * canvas.width) for share in (0.42, 0.3)]
+        for index in named
+    ]
+    anchors = [Rect(*(value * scale for value in regions[index].extent(canvas.size))) for index in named]
+    clear = [m.rect.grown(2) for region in regions for m in _marker_rects(region, scale, canvas.size)]
+    labels = [options[0] for options in choices]
+    share = sum(label.size[0] * label.size[1] for label in labels) / (canvas.width * canvas.height)
+    places = None
+    if share <= _CROWDED:
+        sizes = [[label.size for label in options] for options in choices]
+        places = place_labels(sizes, anchors, [covers[index] for index in named], canvas.size, clear)
+    spots = [_spot(covers[index], anchor) for index, anchor in zip(named, anchors, strict=True)]
+    if places is None:
+        return _draw_legend(canvas, labels, regions, spots, clear, font)
+    labels = [
+        next(label for label in options if label.size == (round(place.width), round(place.height)))
+        for options, place in zip(choices, places, strict=True)
+    ]
+    for label, place, spot, anchor in zip(labels, places, spots, anchors, strict=True):
+        if not place.overlaps(anchor.grown(1.5 * _pad(font))):
+            _draw_leader(canvas, place, spot, colour_of(label.index))
+    for label, place in zip(labels, places, strict=True):
+        _draw_chip(canvas, place, label, font)
+    return canvas
+
+
+def _spot(cover: np.ndarray, anchor: Rect) -> tuple[float, float]:
+    """A point well inside a region: the last cell left when its mask is worn away from all sides."""
+    solid = Image.fromarray((np.pad(cover, 1) > 0.5).astype(np.uint8) * 255)
+    last = None
+    while solid.getbbox() is not None:
+        last, solid = solid, solid.filter(ImageFilter.MinFilter(3))
+    if last is None:
+        return anchor.centre
+    rows, columns = np.nonzero(np.asarray(last))
+    middle = len(rows) // 2
+    return (float(columns[middle]) - 0.5) * 4, (float(rows[middle]) - 0.5) * 4
+
+
+def _draw_leader(canvas: Image.Image, place: Rect, spot: tuple[float, float], colour: Colour) -> None:
+    draw = ImageDraw.Draw(canvas)
+    start = place.nearest(*spot)
+    draw.line([start, spot], fill=_INK, width=5)
+    draw.line([start, spot], fill=colour, width=2)
+    x, y = spot
+    draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=colour, outline=_INK, width=2)
+
+
+def _draw_chip(canvas: Image.Image, place: Rect, label: _Label, font: Font) -> None:
+    """A dark rounded chip with the region's number in its colour, then the text."""
+    width, height = round(place.width), round(place.height)
+    left, top = round(place.left), round(place.top)
+    shape = _rounded(width, height, _pad(font))
+    canvas.paste(_CHIP, (left, top), shape.point([round(v * 0.88) for v in range(256)]))
+    badge = _badge_width(font)
+    stripe = shape.crop((0, 0, badge, height))
+    canvas.paste(colour_of(label.index), (left, top), stripe)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((left + badge / 2, top + height / 2), str(label.index + 1), fill=_INK, font=font, anchor="mm")
+    _write(draw, (left + badge + _pad(font), top + _pad(font)), label.lines, font)
+
+
+def _draw_legend(
+    canvas: Image.Image,
+    labels: list[_Label],
+    regions: Sequence[DrawnRegion],
+    spots: list[tuple[float, float]],
+    clear: list[Rect],
+    font: Font,
+) -> Image.Image:
+    """Numbers on the regions, the captions in as many columns beside the picture as its height asks for."""
+    pad = _pad(font)
+    column = round(max(0.45 * canvas.width, 18 * _size(font)))
+    labels = [_measure(label.index, str(regions[label.index].caption), font, column) for label in labels]
+    columns: list[list[_Label]] = [[]]
+    filled = 0
+    for label in labels:
+        if columns[-1] and filled + label.size[1] + 3 * pad > canvas.height:
+            columns.append([])
+            filled = 0
+        columns[-1].append(label)
+        filled += label.size[1] + pad
+    height = max(canvas.height, *(label.size[1] + 4 * pad for label in labels))
+    page = Image.new("RGB", (canvas.width + len(columns) * (column + 2 * pad) + 2 * pad, height), _INK)
+    _draw_numbers(canvas, labels, spots, clear, font)
+    page.paste(canvas, (0, 0))
+    for place, entries in enumerate(columns):
+        left, top = canvas.width + 2 * pad + place * (column + 2 * pad), 2 * pad
+        for label in entries:
+            _draw_chip(page, Rect(left, top, left + label.size[0], top + label.size[1]), label, font)
+            top += label.size[1] + pad
+    return page
+
+
+def _draw_numbers(
+    canvas: Image.Image, labels: list[_Label], spots: list[tuple[float, float]], clear: list[Rect], font: Font
+) -> None:
+    width, height = _badge_width(font), _line_height(font) + _pad(font)
+    anchors = [Rect(x - width / 2, y - height / 2, x + width / 2, y + height / 2) for x, y in spots]
+    nothing = np.zeros((-(-canvas.height // 4), -(-canvas.width // 4)), np.float32)
+    placed = place_labels(
+        [[(width, height)]] * len(labels), anchors, [nothing] * len(labels), canvas.size, clear, gap=1.0
+    )
+    draw = ImageDraw.Draw(canvas)
+    # Where not even the numbers fit beside each other, those of later regions lie on top.
+    for label, rect in zip(labels, placed or anchors, strict=True):
+        left, top = round(rect.left), round(rect.top)
+        shape = _rounded(width, height, _pad(font))
+        canvas.paste(_INK, (left - 1, top - 1), _rounded(width + 2, height + 2, _pad(font)))
+        canvas.paste(colour_of(label.index), (left, top), shape)
+        draw.text((left + width / 2, top + height / 2), str(label.index + 1), fill=_INK, font=font, anchor="mm")
+
+
+def _rounded(width: int, height: int, radius: int) -> Image.Image:
+    """A filled rounded rectangle as a smooth alpha mask."""
+    large = Image.new("L", (width * 4, height * 4))
+    ImageDraw.Draw(large).rounded_rectangle([0, 0, width * 4 - 1, height * 4 - 1], radius * 4, fill=255)
+    return large.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _measure(index: int, caption: str, font: Font, widest: float) -> _Label:
+    room = max(widest - _badge_width(font) - 2 * _pad(font), 6 * _size(font))
+    lines = _wrap(" ".join(caption.split()) or " ", font, room)
+    width = _badge_width(font) + 2 * _pad(font) + max(round(_text_width(line, font)) for line in lines)
+    return _Label(index, lines, (width, len(lines) * _line_height(font) + 2 * _pad(font)))
+
+
+def _wrap(text: str, font: Font, room: float) -> list[str]:
+    """Breaks a text at its spaces, or inside a word that is wider than a line."""
+    lines: list[str] = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}".strip()
+        if _text_width(joined, font) <= room:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and _text_width(lines[-1] + letter, font) > room:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], lines: list[str], font: Font) -> None:
+    for number, line in enumerate(lines):
+        draw.text((place[0], place[1] + number * _line_height(font)), line, fill=_PAPER, font=font)
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> Font:
+    """DejaVu where it is installed, since it knows most scripts; else the font that comes with Pillow."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size)
+
+
+def _size(font: Font) -> int:
+    return round(getattr(font, "size", 11))
+
+
+def _pad(font: Font) -> int:
+    return max(4, round(0.4 * _size(font)))
+
+
+def _line_height(font: Font) -> int:
+    return round(1.25 * _size(font))
+
+
+def _badge_width(font: Font) -> int:
+    return round(1.7 * _size(font))
+
+
+def _text_width(text: str, font: Font) -> float:
+    return font.getlength(text)
+
+
+__all__ = ["DrawnRegion", "colour_of", "draw_regions"]

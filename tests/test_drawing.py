@@ -1,0 +1,131 @@
+"""The overlay: what it shows, and that its labels never cover each other."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sca_hf import drawing
+from sca_hf.drawing import DrawnRegion, colour_of, draw_regions
+from sca_hf.label_layout import Rect, cover_grid, place_labels
+
+
+def grey(width: int = 120, height: int = 90) -> Image.Image:
+    return Image.new("RGB", (width, height), (128, 128, 128))
+
+
+def block(left: int, top: int, right: int, bottom: int, width: int = 120, height: int = 90) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+@pytest.fixture
+def chips(monkeypatch):
+    """The rectangles of all captions that a picture shows."""
+    seen: list[Rect] = []
+    draw_chip = drawing._draw_chip
+    monkeypatch.setattr(
+        drawing, "_draw_chip", lambda canvas, place, *rest: (seen.append(place), draw_chip(canvas, place, *rest))
+    )
+    return seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_placed_labels_stay_inside_and_apart(data):
+    canvas = data.draw(st.tuples(st.integers(40, 900), st.integers(40, 700)))
+    number = data.draw(st.integers(1, 12))
+    sizes = [[data.draw(st.tuples(st.integers(10, 300), st.integers(8, 90)))] for _ in range(number)]
+    anchors = []
+    for _ in range(number):
+        x, y = (data.draw(st.floats(0, side)) for side in canvas)
+        anchors.append(Rect(x, y, min(canvas[0], x + data.draw(st.floats(0, 200))), min(canvas[1], y + 50)))
+    covers = [cover_grid(np.zeros(canvas[::-1]))] * number
+    clear = [Rect(10, 10, 30, 30)]
+    placed = place_labels(sizes, anchors, covers, canvas, clear, gap=4.0)
+    for i, rect in enumerate(placed or []):
+        assert rect.left >= 0 and rect.top >= 0 and rect.right <= canvas[0] and rect.bottom <= canvas[1]
+        assert (rect.width, rect.height) == pytest.approx(sizes[i][0])
+        assert not rect.overlaps(clear[0])
+        assert not any(rect.overlaps(other) for other in placed[:i])
+
+
+def test_a_label_avoids_its_region_when_there_is_room():
+    mask = np.zeros((400, 400))
+    mask[150:250, 150:250] = 1
+    anchor = Rect(150, 150, 250, 250)
+    (place,) = place_labels([[(90, 30)]], [anchor], [cover_grid(mask)], (400, 400))
+    assert not place.overlaps(anchor)
+    assert np.hypot(*np.subtract(place.nearest(200, 200), (200, 200))) < 100
+
+
+def test_labels_that_cannot_fit_are_refused():
+    nothing = cover_grid(np.zeros((100, 100)))
+    assert place_labels([[(200, 20)]], [Rect(0, 0, 9, 9)], [nothing], (100, 100)) is None
+    assert place_labels([[(80, 60)]] * 2, [Rect(0, 0, 9, 9)] * 2, [nothing] * 2, (100, 100)) is None
+
+
+def test_regions_that_lie_on_each_other_keep_separate_captions(chips):
+    regions = [DrawnRegion(f"thing number {i} of several", block(40, 30, 80, 60)) for i in range(5)]
+    picture = draw_regions(grey(), regions)
+    assert len(chips) == 5
+    assert not any(a.overlaps(b) for i, a in enumerate(chips) for b in chips[:i])
+    assert all(rect.right <= picture.width and rect.bottom <= picture.height for rect in chips)
+
+
+def test_a_crowded_picture_gets_its_captions_beside_it(chips):
+    regions = [DrawnRegion("a rather long caption of a thing " * 2, block(i, 10, i + 9, 20)) for i in range(0, 80, 4)]
+    picture = draw_regions(grey(), regions)
+    assert picture.width > 900
+    assert len(chips) == 20 and all(rect.left >= 900 for rect in chips)
+    assert not any(a.overlaps(b) for i, a in enumerate(chips) for b in chips[:i])
+
+
+def test_a_small_image_is_enlarged_and_a_huge_one_reduced():
+    assert draw_regions(grey(), []).size == (900, 675)
+    assert draw_regions(grey(4000, 1000), []).size == (1800, 450)
+    assert draw_regions(grey(1, 1), [DrawnRegion("a pixel", np.ones((1, 1), bool))]).width >= 900
+
+
+def test_the_contour_has_the_colour_of_the_region():
+    picture = np.asarray(draw_regions(grey(), [DrawnRegion(None, None), DrawnRegion(None, block(30, 30, 90, 60))]))
+    edge = picture[338, 215:235].astype(int)
+    assert np.abs(edge - colour_of(1)).sum(1).min() < 30
+    inside, outside = picture[338, 450].astype(int), picture[60, 60].astype(int)
+    assert np.abs(inside - 128).sum() > 10 and (outside < 128).all()
+
+
+def test_colours_are_stable_and_distinct():
+    assert colour_of(3) == colour_of(3)
+    assert len({colour_of(i) for i in range(48)}) == 48
+
+
+def test_prompts_are_drawn_where_they_were_given():
+    plain = np.asarray(draw_regions(grey(), [DrawnRegion()])).astype(int)
+    prompts = DrawnRegion(box=(20, 20, 100, 70), points=[(60, 45), (5, 5)], labels=[1, 0])
+    changed = np.abs(np.asarray(draw_regions(grey(), [prompts])).astype(int) - plain).sum(2) > 30
+    assert changed[330:345, 440:460].any() and changed[30:45, 30:45].any()
+    assert changed[145:156, 150:750].any() and changed[150:525, 745:756].any()
+    assert not changed[200:300, 200:400].any()
+
+
+@pytest.mark.parametrize(
+    "caption", ["漢字と仮名 \U0001f680", "caffè naïve", "عربى", "line\nbreak\ttab", "x" * 400, "nul\x00byte"]
+)
+@pytest.mark.parametrize("installed", [True, False])
+def test_any_caption_can_be_drawn(caption, installed, monkeypatch):
+    if not installed:
+        monkeypatch.setattr(drawing, "_font", drawing.ImageFont.load_default)
+    draw_regions(grey(), [DrawnRegion(caption, block(30, 30, 90, 60))])
+
+
+def test_a_line_of_one_pixel_stays_visible():
+    picture = np.asarray(draw_regions(grey(30, 20), [DrawnRegion(None, np.eye(20, 30) > 0)])).astype(int)
+    assert np.abs(picture[315, 315] - picture[60, 800]).sum() > 30
+
+
+def test_a_mask_of_another_size_is_an_error():
+    with pytest.raises(ValueError, match=r"mask of region 0 has shape \(5, 5\).*\(90, 120\)"):
+        draw_regions(grey(), [DrawnRegion("a thing", np.ones((5, 5), bool))])
