@@ -250,12 +250,13 @@ class ScaLoadingMixin:
         return pinned
 
     def _describe_code(self) -> None:
-        """Name in the configuration what the Auto classes and `pipeline` load from the copied files."""
-        if not self.is_remote_code():
-            return
+        """Have the library copy our code, and name in the configuration what it loads from the copies."""
         # Imported here so that the file is copied with this one, wherever this one lies.
         from .pipeline_sca import TASK, RegionCaptioningPipeline
 
+        if not self.is_remote_code():
+            type(self).register_for_auto_class("AutoModel")
+            type(self.config).register_for_auto_class("AutoConfig")
         pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
         self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"

@@ -1,0 +1,1 @@
+"""The Hub side: converting the authors' checkpoints."""

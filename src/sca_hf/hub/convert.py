@@ -1,0 +1,234 @@
+"""Convert a checkpoint of the SCA authors into a whole repository of this package."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import is_torchvision_available
+
+from ..modeling.configuration_sca import ScaConfig, without_dropout
+from ..modeling.modeling_sca import ScaForConditionalGeneration
+from .checkpoint_files import fetch_checkpoint, read_config, read_state_dict
+from .original import KeyPlan, OriginalFormatError, check_format, plan_keys, translate_config, translate_state_dict
+
+logger = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion did.
+
+    Attributes:
+        destination: folder of the new repository.
+        parameters: number of parameters, tied ones once.
+        renamed: keys taken over.
+        dropped: stale buffers left out, by their original names.
+        tied: names that were absent and share the tensor of another -> that other.
+        untied: the file's head differs from its embedding although the configuration ties them.
+        tokenizer: where the tokenizer came from; None: a model without a processor was written.
+        notes: anything a person should know, one sentence each.
+    """
+
+    destination: Path
+    parameters: int = 0
+    renamed: int = 0
+    dropped: list[str] = field(default_factory=list)
+    tied: dict[str, str] = field(default_factory=dict)
+    untied: bool = False
+    tokenizer: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.destination}: {self.renamed} weights taken over ({self.parameters:,} parameters), "
+            f"{len(self.dropped)} stale buffers dropped, {len(self.tied)} tied.",
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
+    sam: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    caption_add_bos: bool | None = None,
+) -> ConversionReport:
+    """Write a whole repository, which loads in three lines, from a checkpoint in the authors' format.
+
+    Args:
+        source: folder or repository id with their config.json and safetensors or .bin weights, in shards or not.
+        destination: folder to write.
+        tokenizer: the language model's tokenizer: folder, repository id or object. None looks in the source folder
+            and then where the configuration says the language model came from.
+        sam: folder or repository id to take the image processor from. None makes SAM's own for the image size.
+        revision: of `source`, where it is a repository id.
+        dtype: precision to store. None keeps the checkpoint's.
+        caption_add_bos: captions begin with BOS. None: if the language model was trained with one (Llama, Mistral)
+            and the tokenizer, where there is one, puts it in front by itself.
+
+    Raises:
+        OriginalFormatError: the checkpoint is of another format, or weights do not fit, named one by one.
+        CheckpointError: nothing readable at `source`.
+    """
+    destination = Path(destination)
+    folder = fetch_checkpoint(source, revision)
+    _check_destination(folder, destination)
+    original = read_config(folder)
+    state = read_state_dict(folder)
+    check_format(original, state)
+    report = ConversionReport(destination)
+    loaded = _find_tokenizer(tokenizer, folder, original, report)
+    if caption_add_bos is None and loaded is not None:
+        caption_add_bos = translate_config(original).caption_add_bos and _adds_bos(loaded)
+    config = translate_config(original, caption_add_bos)
+    model = _build_model(config, state, report)
+    if dtype is not None:
+        model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    if loaded is not None:
+        _fill_special_tokens(model, loaded)
+        model.check_tokenizer(loaded)
+    report.parameters = model.num_parameters()
+    model.save_pretrained(destination)
+    if loaded is not None:
+        _build_processor(model.config, loaded, sam).save_pretrained(destination)
+    return report
+
+
+def _check_destination(folder: Path, destination: Path) -> None:
+    if destination.exists() and not destination.is_dir():
+        raise FileExistsError(f"{destination} is a file; the converted repository needs a folder.")
+    if destination.resolve() == folder.resolve():
+        raise FileExistsError(f"{destination} is the source itself; converting in place would destroy it.")
+
+
+def _build_model(
+    config: ScaConfig, state: dict[str, torch.Tensor], report: ConversionReport
+) -> ScaForConditionalGeneration:
+    """A model on the CPU with the translated weights; its buffers that are not saved stay without values."""
+    config.text_config = without_dropout(config.text_config)
+    model, plan = _plan(config, state)
+    ours = translate_state_dict(state, plan, config.text_config.num_attention_heads)
+    if _head_differs(model, ours):
+        # The original ran a reloaded checkpoint with the head in its file, tied or not, so that is what the mixer saw.
+        config.text_config.tie_word_embeddings = False
+        report.untied = True
+        report.notes.append(
+            "The language model's head differs from its embedding although the configuration ties them; both are kept "
+            "as they are, and tie_word_embeddings is now false."
+        )
+        model, plan = _plan(config, state)
+    report.renamed, report.dropped, report.tied = len(plan.targets), plan.dropped, plan.filled
+    model.load_state_dict(ours, strict=True, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _plan(config: ScaConfig, state: dict[str, torch.Tensor]) -> tuple[ScaForConditionalGeneration, KeyPlan]:
+    with torch.device("meta"):
+        model = ScaForConditionalGeneration(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    ties = dict(model.all_tied_weights_keys)
+    return model, plan_keys(shapes, expected, ties, config.text_config.model_type)
+
+
+def _head_differs(model: ScaForConditionalGeneration, ours: dict[str, torch.Tensor]) -> bool:
+    differing = [
+        (name, source)
+        for name, source in model.all_tied_weights_keys.items()
+        if not torch.equal(ours[name], ours[source])
+    ]
+    for name, source in differing:
+        if not name.startswith("language_model."):
+            raise OriginalFormatError(f"{name} and {source} are one tensor in SAM, but the checkpoint has two values.")
+    return bool(differing)
+
+
+def _find_tokenizer(
+    given: Any, folder: Path, original: dict[str, Any], report: ConversionReport
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was given, or that lies in the source folder, or of the repository the LM came from."""
+    if isinstance(given, PreTrainedTokenizerBase):
+        report.tokenizer = given.name_or_path or type(given).__name__
+        return given
+    if given is not None:
+        report.tokenizer = str(given)
+        return AutoTokenizer.from_pretrained(given)
+    candidates: list[str] = [str(folder)] if any((folder / name).is_file() for name in _TOKENIZER_FILES) else []
+    candidates += filter(None, [original.get("text_config", {}).get("_name_or_path")])
+    for candidate in candidates:
+        try:
+            loaded = _load_tokenizer(candidate, folder)
+        except (OSError, ValueError, ImportError) as error:
+            logger.info("no tokenizer in %s: %s", candidate, error)
+            continue
+        report.tokenizer = candidate
+        return loaded
+    where = f" (looked in {', '.join(candidates)})" if candidates else ""
+    report.notes.append(
+        f"No tokenizer was found{where}: the model is written without a processor. Convert again with tokenizer= "
+        "(--tokenizer), or save a ScaProcessor into the folder."
+    )
+    return None
+
+
+def _load_tokenizer(candidate: str, folder: Path) -> PreTrainedTokenizerBase:
+    if candidate != str(folder):
+        return AutoTokenizer.from_pretrained(candidate)
+    # The folder's config.json has a model type that the library does not know; it must not be asked.
+    return AutoTokenizer.from_pretrained(candidate, config=PreTrainedConfig())
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a").input_ids
+    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _fill_special_tokens(model: ScaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Ids that the checkpoint's configuration leaves open come from the tokenizer, as in the authors' training."""
+    for name in ("bos_token_id", "eos_token_id"):
+        for config in (model.config.text_config, model.generation_config):
+            if getattr(config, name, None) is None:
+                setattr(config, name, getattr(tokenizer, name))
+
+
+def _build_processor(config: ScaConfig, tokenizer: PreTrainedTokenizerBase, sam: str | os.PathLike[str] | None) -> Any:
+    from ..processing.processing_sca import ScaProcessor
+
+    vision = config.sam_config.vision_config
+    if sam is not None:
+        image_processor = AutoImageProcessor.from_pretrained(sam)
+        size = image_processor.size["longest_edge"]
+        if size != vision.image_size:
+            raise ValueError(f"the image processor of {sam} makes {size} px, but this SAM takes {vision.image_size} px.")
+    else:
+        image_processor = sam_image_processor(vision.image_size, vision.patch_size)
+    return ScaProcessor(image_processor, tokenizer, caption_add_bos=config.caption_add_bos)
+
+
+def sam_image_processor(image_size: int, patch_size: int) -> Any:
+    """SAM's image processor for square inputs of `image_size` pixels."""
+    if is_torchvision_available():
+        from transformers import SamImageProcessor as ImageProcessor
+    else:
+        from transformers import SamImageProcessorPil as ImageProcessor
+    mask_size = 4 * (image_size // patch_size)
+    return ImageProcessor(
+        size={"longest_edge": image_size},
+        pad_size={"height": image_size, "width": image_size},
+        mask_size={"longest_edge": mask_size},
+        mask_pad_size={"height": mask_size, "width": mask_size},
+    )
+
+
+__all__ = ["ConversionReport", "convert"]
