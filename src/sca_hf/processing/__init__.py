@@ -1,0 +1,6 @@
+"""Images, prompts and captions in, records of regions out."""
+
+from .processing_sca import ScaProcessor
+
+
+__all__ = ["ScaProcessor"]
