@@ -213,7 +213,7 @@ def _build_processor(config: ScaConfig, tokenizer: PreTrainedTokenizerBase, sam:
             raise ValueError(f"the image processor of {sam} makes {size} px, but this SAM takes {vision.image_size} px.")
     else:
         image_processor = sam_image_processor(vision.image_size, vision.patch_size)
-    return ScaProcessor(image_processor, tokenizer, caption_add_bos=config.caption_add_bos)
+    return ScaProcessor.from_config(config, tokenizer, image_processor)
 
 
 def sam_image_processor(image_size: int, patch_size: int) -> Any:

@@ -1,6 +1,7 @@
 """Processor of Segment and Caption Anything: images, prompts of regions and captions in; records of regions out."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,8 @@ from transformers.utils import is_torchvision_available
 from .captions_sca import as_id_array, decode_rows, encode_captions, region_captions, region_tasks, text_tasks
 from .images_sca import as_images, check_size
 from .prompts_sca import build_prompts, resized_size
-from .regions_sca import grid_points, mask_boxes, select_masks
-
-
-# Pixels of upscaled masks held at once while post-processing; a whole batch of them would not fit.
-_MASK_PIXELS = 1 << 26
+from .records_sca import choose_candidates, mask_records, real_regions, to_list
+from .regions_sca import grid_points
 
 
 class ScaProcessorKwargs(ProcessingKwargs, total=False):
@@ -53,7 +51,8 @@ class ScaProcessor(ProcessorMixin):
         tasks: names of the model's tasks, in the order of their ids.
         max_caption_length: tokens a caption is cut to, its EOS included.
         caption_add_bos: captions to learn begin with the tokenizer's BOS.
-        mask_size: side of the model's low-resolution masks, four times its grid of image embeddings.
+        mask_size: side of the model's low-resolution masks, four times its grid of image embeddings; by default what
+            the image processor makes of segmentation maps.
     """
 
     valid_processor_kwargs = ScaProcessorKwargs
@@ -65,7 +64,7 @@ class ScaProcessor(ProcessorMixin):
         tasks: Sequence[str] = ("recognition", "caption"),
         max_caption_length: int = 20,
         caption_add_bos: bool = False,
-        mask_size: int = 256,
+        mask_size: int | None = None,
         chat_template: str | None = None,
     ) -> None:
         if image_processor is None or tokenizer is None:
@@ -73,26 +72,30 @@ class ScaProcessor(ProcessorMixin):
         self.tasks = list(tasks)
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
-        self.mask_size = mask_size
+        self.mask_size = mask_size or _side(image_processor.mask_size)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def from_config(cls, config: Any, tokenizer: Any) -> "ScaProcessor":
+    def from_config(cls, config: Any, tokenizer: Any, image_processor: Any = None) -> "ScaProcessor":
         """Build the processor that fits a model: sizes, tasks and caption settings of its [`ScaConfig`].
 
         Args:
             config: the model's configuration.
             tokenizer: the language model's.
+            image_processor: the library's, for the model's image size; made here where None.
         """
         vision = config.sam_config.vision_config
         side, mask_size = vision.image_size, 4 * (vision.image_size // vision.patch_size)
-        backend = transformers.SamImageProcessor if is_torchvision_available() else transformers.SamImageProcessorPil
-        image_processor = backend(
-            size={"longest_edge": side},
-            pad_size={"height": side, "width": side},
-            mask_size={"longest_edge": mask_size},
-            mask_pad_size={"height": mask_size, "width": mask_size},
-        )
+        if image_processor is None:
+            name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
+            image_processor = getattr(transformers, name)(
+                size={"longest_edge": side},
+                pad_size={"height": side, "width": side},
+                mask_size={"longest_edge": mask_size},
+                mask_pad_size={"height": mask_size, "width": mask_size},
+            )
+        if _side(image_processor.size) != side:
+            raise ValueError(f"the image processor makes {image_processor.size}, but the model takes {side} pixels.")
         return cls(
             image_processor,
             tokenizer,
@@ -181,7 +184,7 @@ class ScaProcessor(ProcessorMixin):
         """Return the tensors of the images, their sizes, their resized sizes, and the side of the padded square."""
         if (images is None) == (original_sizes is None):
             raise ValueError("give either images or, for prompts of cached embeddings, original_sizes.")
-        longest_edge = self._longest_edge(options)
+        longest_edge = _side(options.get("size") or self.image_processor.size)
         if images is None:
             sizes = _check_sizes(original_sizes)
         else:
@@ -198,13 +201,6 @@ class ScaProcessor(ProcessorMixin):
         resized = [(int(height), int(width)) for height, width in features["reshaped_input_sizes"]]
         data["reshaped_input_sizes"] = np.array(resized)
         return {"pixel_values": features["pixel_values"], **data}, sizes, resized, features["pixel_values"].shape[-1]
-
-    def _longest_edge(self, options: dict[str, Any]) -> int:
-        size = options.get("size") or self.image_processor.size
-        longest_edge = size["longest_edge"] if isinstance(size, dict) else getattr(size, "longest_edge", None)
-        if not longest_edge:
-            raise ValueError(f"the image processor's size needs a longest_edge, got {size}.")
-        return longest_edge
 
     def _captions(
         self, captions: Any, counts: list[int], shape: tuple[int, int], options: dict[str, Any]
@@ -264,7 +260,7 @@ class ScaProcessor(ProcessorMixin):
             return texts
         return [
             [t for t, real in zip(row, mask, strict=True) if real]
-            for row, mask in zip(texts, _to_list(region_mask), strict=False)
+            for row, mask in zip(texts, to_list(region_mask), strict=False)
         ]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
@@ -301,8 +297,8 @@ class ScaProcessor(ProcessorMixin):
         """
         return self.image_processor.post_process_masks(
             [torch.as_tensor(mask).float() for mask in masks],
-            _to_list(original_sizes),
-            _to_list(reshaped_input_sizes),
+            to_list(original_sizes),
+            to_list(reshaped_input_sizes),
             mask_threshold,
             **kwargs,
         )
@@ -334,63 +330,35 @@ class ScaProcessor(ProcessorMixin):
             (M, height, width), `iou` and `box` lists.
         """
         outputs = dict(outputs)
-        sizes, resized = _to_list(original_sizes), _to_list(reshaped_input_sizes)
-        masks, ious = outputs.get("pred_masks"), outputs.get("iou_scores")
-        sequences, scores = outputs.get("sequences"), outputs.get("caption_scores")
-        region_mask = region_mask if region_mask is not None else outputs.get("region_mask")
-        shape = next((t.shape[:2] for t in (sequences, masks, ious) if t is not None), None)
-        if shape is None or shape[0] != len(sizes) or len(resized) != len(sizes):
-            raise ValueError(
-                f"the output has {None if shape is None else shape[0]} image(s), original_sizes {len(sizes)} and "
-                f"reshaped_input_sizes {len(resized)}; give those of the same call."
-            )
-        real = np.ones(tuple(shape), bool) if region_mask is None else np.array(_to_list(region_mask), bool)
+        sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
+        masks, sequences, scores = (outputs.get(name) for name in ("pred_masks", "sequences", "caption_scores"))
+        real = real_regions(outputs, region_mask, sizes, resized)
         captions = self.batch_decode(sequences) if sequences is not None else None
-        scores = _to_list(scores) if scores is not None else None
+        scores = to_list(scores) if scores is not None else None
         records = []
-        for image, (size, inner) in enumerate(zip(sizes, resized, strict=True)):
-            index = np.flatnonzero(real[image]).tolist()
-            picked = [None] * len(index)
+        for image, regions in enumerate(real):
+            picked: list[dict[str, Any]] = [{"mask": None, "iou": None, "box": None}] * len(regions)
             if masks is not None:
-                picked = self._region_masks(masks[image], ious[image], index, size, inner, all_masks, mask_threshold)
+                upscale = partial(
+                    self.post_process_masks,
+                    original_sizes=[sizes[image]],
+                    reshaped_input_sizes=[resized[image]],
+                    mask_threshold=mask_threshold,
+                )
+                found = masks[image][regions], outputs["iou_scores"][image][regions]
+                pixels = max(sizes[image][0] * sizes[image][1], _side(self.image_processor.size) ** 2)
+                picked = mask_records(*found, upscale, pixels, all_masks)
             records.append(
                 [
                     {
                         "caption": None if captions is None else captions[image][region],
                         "score": None if scores is None else scores[image][region],
-                        **(mask or {"mask": None, "iou": None, "box": None}),
+                        **mask,
                     }
-                    for region, mask in zip(index, picked, strict=True)
+                    for region, mask in zip(regions, picked, strict=True)
                 ]
             )
         return records
-
-    def _region_masks(
-        self,
-        masks: torch.Tensor,
-        ious: torch.Tensor,
-        index: list[int],
-        size: list[int],
-        resized: list[int],
-        all_masks: bool,
-        mask_threshold: float,
-    ) -> list[dict[str, Any]]:
-        """Return mask, iou and box of the regions `index` of one image; masks (R, M, 4h, 4w), ious (R, M)."""
-        masks, ious = masks[index], ious[index].float()
-        if not all_masks:
-            best = ious.argmax(1, keepdim=True)
-            ious = ious.gather(1, best)
-            masks = masks.take_along_dim(best[..., None, None], 1)
-        pixels = masks.shape[1] * max(size[0] * size[1], self._longest_edge({}) ** 2)
-        found = []
-        for part, part_ious in zip(*(t.split(max(1, _MASK_PIXELS // pixels)) for t in (masks, ious)), strict=True):
-            upscaled = self.post_process_masks([part], [size], [resized], mask_threshold)[0]  # (n, M, height, width)
-            boxes = mask_boxes(upscaled.flatten(0, 1)).view(*upscaled.shape[:2], 4).tolist()
-            for mask, iou, box in zip(upscaled.cpu().numpy(), part_ious.tolist(), boxes, strict=True):
-                box = [b if any(b) else None for b in box]
-                record = {"mask": mask, "iou": iou, "box": box}
-                found.append(record if all_masks else {key: value[0] for key, value in record.items()})
-        return found
 
     def grid_prompts(self, original_sizes: Any, points_per_side: int = 32, **kwargs: Any) -> ScaBatch:
         """Prompt everything: a regular grid of points, each a region of its own, for images already encoded.
@@ -428,32 +396,14 @@ class ScaProcessor(ProcessorMixin):
             stood. `boxes` and `masks` go back into a call as `input_boxes` or `input_masks` to caption what is chosen.
         """
         outputs = dict(outputs)
-        region_mask = region_mask if region_mask is not None else outputs.get("region_mask")
-        sizes, resized = _to_list(original_sizes), _to_list(reshaped_input_sizes)
-        chosen = []
-        for image, (size, inner) in enumerate(zip(sizes, resized, strict=True)):
-            masks, ious = outputs["pred_masks"][image].float(), outputs["iou_scores"][image].float()
-            cell = self._longest_edge({}) / masks.shape[-1]  # pixels of the resized image
-            height, width = (min(masks.shape[-1], -(-side // cell)) for side in inner)
-            flat, flat_ious = masks.flatten(0, 1), ious.flatten()
-            if region_mask is not None:
-                real = torch.as_tensor(region_mask[image], device=flat.device).repeat_interleave(ious.shape[1])
-                flat_ious = flat_ious.masked_fill(~real, -torch.inf)
-            inside = flat[:, : int(height), : int(width)]
-            kept = select_masks(inside, flat_ious, **kwargs)
-            scale = torch.tensor([size[1] / inner[1], size[0] / inner[0]], device=flat.device).repeat(2) * cell
-            boxes = mask_boxes(inside[kept] > kwargs.get("mask_threshold", 0.0)) * scale
-            limit = torch.tensor([size[1], size[0]], device=flat.device).repeat(2)
-            chosen.append(
-                {
-                    "boxes": torch.minimum(boxes, limit),
-                    "masks": flat[kept],
-                    "iou_scores": flat_ious[kept],
-                    "region_index": kept // ious.shape[1],
-                    "candidate_index": kept % ious.shape[1],
-                }
+        sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
+        real = real_regions(outputs, region_mask, sizes, resized)
+        return [
+            choose_candidates(masks, ious, regions, size, inner, _side(self.image_processor.size), **kwargs)
+            for masks, ious, regions, size, inner in zip(
+                outputs["pred_masks"], outputs["iou_scores"], real, sizes, resized, strict=True
             )
-        return chosen
+        ]
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the processor together with its code files, so that it loads where this package is not installed."""
@@ -480,7 +430,7 @@ class ScaProcessor(ProcessorMixin):
 
 def _check_sizes(original_sizes: Any) -> list[tuple[int, int]]:
     try:
-        sizes = np.asarray(_to_list(original_sizes))
+        sizes = np.asarray(to_list(original_sizes))
     except ValueError as error:
         raise ValueError("original_sizes: expected (height, width) per image.") from error
     if sizes.ndim != 2 or sizes.shape[1] != 2 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
@@ -512,5 +462,9 @@ def _decode_ragged(ids: Any, decode: Any) -> list[Any]:
     return [_decode_ragged(row, decode) if len(row) else [] for row in ids]
 
 
-def _to_list(value: Any) -> list[Any]:
-    return value.tolist() if isinstance(value, (np.ndarray, torch.Tensor)) else list(value)
+def _side(size: Any) -> int:
+    """Return the longest edge of a size in any of the library's forms."""
+    side = size.get("longest_edge") if isinstance(size, dict) else getattr(size, "longest_edge", size)
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
+    return side
