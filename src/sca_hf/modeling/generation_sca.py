@@ -87,6 +87,8 @@ def continue_prefixes(
     longest = max(ids.shape[2] for ids in sequences)
     pad = config.pad_token_id or 0
     ids = torch.cat([F.pad(ids, (0, longest - ids.shape[2]), value=pad) for ids in sequences])
+    # The library's beam search fills with the first end token where the padding id is 0.
+    ids = ids.masked_fill(_after_end(ids, config.eos_token_id), pad)
     return ids, torch.cat(scores) if with_scores else None
 
 
@@ -117,6 +119,13 @@ def caption_scores(output: Any, eos_token_id: int | list[int] | None) -> torch.T
         count += ~ended
         ended |= torch.isin(ids[:, step], ends)
     return total / count
+
+
+def _after_end(ids: torch.Tensor, eos_token_id: int | list[int] | None) -> torch.Tensor:
+    """Which positions of `ids` (..., T) come after the first end token."""
+    ends = torch.tensor(_as_list(eos_token_id), device=ids.device, dtype=ids.dtype)
+    is_end = torch.isin(ids, ends).long()
+    return is_end.cumsum(dim=-1) > is_end
 
 
 def _as_list(ids: int | list[int] | torch.Tensor | None) -> list[int]:
