@@ -79,7 +79,9 @@ def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
         state.update(_read_file(path))
     absent = [name for name in weight_map if name not in state]
     if absent:
-        raise CheckpointError(f"the shards of {index_path} lack {len(absent)} of its weights: {', '.join(absent[:10])}")
+        raise CheckpointError(
+            f"the shards of {index_path} lack {len(absent)} of its weights: {', '.join(absent[:10])}"
+        )
     return state
 
 
@@ -92,7 +94,11 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors, and nothing else is ever loaded from it: {error}"
         ) from error
-    wrong = [key for key, value in state.items() if not isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
+    wrong = (
+        [key for key, value in state.items() if not isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
+    )
     if not isinstance(state, dict) or wrong:
-        raise CheckpointError(f"{path} must hold a dictionary of tensors; not tensors: {wrong[:5] or type(state).__name__}")
+        raise CheckpointError(
+            f"{path} must hold a dictionary of tensors; not tensors: {wrong[:5] or type(state).__name__}"
+        )
     return state

@@ -2,17 +2,17 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import is_torchvision_available
 
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
+from ..processing.processing_sca import ScaProcessor
 from .checkpoint_files import fetch_checkpoint, read_config, read_state_dict
 from .original import KeyPlan, OriginalFormatError, check_format, plan_keys, translate_config, translate_state_dict
 
@@ -97,10 +97,11 @@ def convert(
     if loaded is not None:
         _fill_special_tokens(model, loaded)
         model.check_tokenizer(loaded)
+    processor = None if loaded is None else _build_processor(model.config, loaded, sam)
     report.parameters = model.num_parameters()
     model.save_pretrained(destination)
-    if loaded is not None:
-        _build_processor(model.config, loaded, sam).save_pretrained(destination)
+    if processor is not None:
+        processor.save_pretrained(destination)
     return report
 
 
@@ -116,7 +117,8 @@ def _build_model(
 ) -> ScaForConditionalGeneration:
     """A model on the CPU with the translated weights; its buffers that are not saved stay without values."""
     config.text_config = without_dropout(config.text_config)
-    model, plan = _plan(config, state)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    model, plan = plan_model(config, shapes)
     ours = translate_state_dict(state, plan, config.text_config.num_attention_heads)
     if _head_differs(model, ours):
         # The original ran a reloaded checkpoint with the head in its file, tied or not, so that is what the mixer saw.
@@ -126,20 +128,25 @@ def _build_model(
             "The language model's head differs from its embedding although the configuration ties them; both are kept "
             "as they are, and tie_word_embeddings is now false."
         )
-        model, plan = _plan(config, state)
+        model, plan = plan_model(config, shapes)
     report.renamed, report.dropped, report.tied = len(plan.targets), plan.dropped, plan.filled
     model.load_state_dict(ours, strict=True, assign=True)
     model.tie_weights()
     return model
 
 
-def _plan(config: ScaConfig, state: dict[str, torch.Tensor]) -> tuple[ScaForConditionalGeneration, KeyPlan]:
+def plan_model(
+    config: ScaConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[ScaForConditionalGeneration, KeyPlan]:
+    """The described model on the meta device, without values, and what becomes of each original key.
+
+    Args:
+        shapes: original name -> shape.
+    """
     with torch.device("meta"):
         model = ScaForConditionalGeneration(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    ties = dict(model.all_tied_weights_keys)
-    return model, plan_keys(shapes, expected, ties, config.text_config.model_type)
+    return model, plan_keys(shapes, expected, model.all_tied_weights_keys, config.text_config.model_type)
 
 
 def _head_differs(model: ScaForConditionalGeneration, ours: dict[str, torch.Tensor]) -> bool:
@@ -202,33 +209,11 @@ def _fill_special_tokens(model: ScaForConditionalGeneration, tokenizer: PreTrain
                 setattr(config, name, getattr(tokenizer, name))
 
 
-def _build_processor(config: ScaConfig, tokenizer: PreTrainedTokenizerBase, sam: str | os.PathLike[str] | None) -> Any:
-    from ..processing.processing_sca import ScaProcessor
-
-    vision = config.sam_config.vision_config
-    if sam is not None:
-        image_processor = AutoImageProcessor.from_pretrained(sam)
-        size = image_processor.size["longest_edge"]
-        if size != vision.image_size:
-            raise ValueError(f"the image processor of {sam} makes {size} px, but this SAM takes {vision.image_size} px.")
-    else:
-        image_processor = sam_image_processor(vision.image_size, vision.patch_size)
+def _build_processor(
+    config: ScaConfig, tokenizer: PreTrainedTokenizerBase, sam: str | os.PathLike[str] | None
+) -> ScaProcessor:
+    image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam)
     return ScaProcessor.from_config(config, tokenizer, image_processor)
 
 
-def sam_image_processor(image_size: int, patch_size: int) -> Any:
-    """SAM's image processor for square inputs of `image_size` pixels."""
-    if is_torchvision_available():
-        from transformers import SamImageProcessor as ImageProcessor
-    else:
-        from transformers import SamImageProcessorPil as ImageProcessor
-    mask_size = 4 * (image_size // patch_size)
-    return ImageProcessor(
-        size={"longest_edge": image_size},
-        pad_size={"height": image_size, "width": image_size},
-        mask_size={"longest_edge": mask_size},
-        mask_pad_size={"height": mask_size, "width": mask_size},
-    )
-
-
-__all__ = ["ConversionReport", "convert"]
+__all__ = ["ConversionReport", "convert", "plan_model"]

@@ -5,7 +5,7 @@ parts and the language model beside each other, and their state dict is SAM's wi
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -289,18 +289,12 @@ def split_tensor(name: str, tensor: torch.Tensor, num_heads: int, parts: int) ->
     return tuple(part.contiguous() for part in tensor.chunk(parts))
 
 
-def translate_state_dict(
-    state: Mapping[str, torch.Tensor], plan: KeyPlan, num_heads: int, report: Callable[[str], None] = lambda _: None
-) -> dict[str, torch.Tensor]:
+def translate_state_dict(state: Mapping[str, torch.Tensor], plan: KeyPlan, num_heads: int) -> dict[str, torch.Tensor]:
     """Our state dict, tied entries filled in, from theirs and its plan."""
     ours: dict[str, torch.Tensor] = {}
     for name, targets in plan.targets.items():
         ours.update(zip(targets, split_tensor(name, state[name], num_heads, len(targets)), strict=True))
-    for name in plan.dropped:
-        report(f"dropped {name}: a buffer that today's model computes by itself")
-    for target, source in plan.filled.items():
-        report(f"tied {target} to {source}")
-        ours[target] = ours[source]
+    ours.update({target: ours[source] for target, source in plan.filled.items()})
     return ours
 
 
@@ -315,7 +309,9 @@ def _describe(faults: list[str], absent: list[str]) -> str:
     lines = [f"{len(faults)} weights do not fit the configuration:", *("  " + fault for fault in shown)]
     if rest > 0:
         lines.append(f"  and {rest} more")
-    if any(name.startswith("language_model.") and name.endswith(("lm_head.weight", "embed_out.weight")) for name in absent):
+    if any(
+        name.startswith("language_model.") and name.endswith(("lm_head.weight", "embed_out.weight")) for name in absent
+    ):
         lines.append(
             "The language model's head is absent and its configuration (tie_word_embeddings) does not tie it to the "
             "embedding: convert from a checkpoint that holds the head."

@@ -341,7 +341,9 @@ def _load_pinned(
     folder = next((path for path in candidates if path.is_dir()), None)
     mend = f"pass bases={{{name!r}: folder or repository id}} to from_pretrained."
     if folder is None:
-        raise FileNotFoundError(f"{repository} needs its {name} from the folder {source['path']}, which is absent: {mend}")
+        raise FileNotFoundError(
+            f"{repository} needs its {name} from the folder {source['path']}, which is absent: {mend}"
+        )
     if hash_weights(folder) != source["sha256"]:
         raise ValueError(f"the weights in {folder} are not those that {repository} was trained with ({name}): {mend}")
     part, _ = _load_part(model_class, name, folder, kwargs)
@@ -356,7 +358,9 @@ def _source(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, s
     """Where a model comes from: a folder, or a repository with the commit that its revision stands for now."""
     if os.path.isdir(path):
         return {"path": str(Path(path).resolve())}
-    hub = {key: kwargs[key] for key in ("cache_dir", "token", "local_files_only", "proxies", "revision") if key in kwargs}
+    hub = {
+        key: kwargs[key] for key in ("cache_dir", "token", "local_files_only", "proxies", "revision") if key in kwargs
+    }
     commit = extract_commit_hash(cached_file(path, "config.json", **hub), None)
     return {"repo_id": str(path), "revision": commit or kwargs.get("revision") or "main"}
 

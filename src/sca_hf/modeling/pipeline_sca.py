@@ -93,7 +93,9 @@ class RegionCaptioningPipeline(Pipeline):
 
 
 def _is_per_image(value: Any) -> bool:
-    return value is not None and not isinstance(value, str) and (isinstance(value, Sequence) or hasattr(value, "shape"))
+    return (
+        value is not None and not isinstance(value, str) and (isinstance(value, Sequence) or hasattr(value, "shape"))
+    )
 
 
 def _is_url(image: Any) -> bool:
