@@ -314,7 +314,7 @@ def _find_relation(obj: SceneObject, objects: list[SceneObject]) -> tuple[str | 
         horizontal = abs(offset[0]) >= abs(offset[1])
         before = offset[0 if horizontal else 1] < 0
         return RELATIONS[(0 if horizontal else 2) + (0 if before else 1)], nearest, True
-    return None, None, ratio >= UNCLEAR_RATIO or angle >= UNCLEAR_ANGLE
+    return None, None, bool(ratio >= UNCLEAR_RATIO or angle >= UNCLEAR_ANGLE)
 
 
 def _middle(obj: SceneObject) -> np.ndarray:

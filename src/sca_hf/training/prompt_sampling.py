@@ -130,13 +130,13 @@ class _View:
     def draw_points(self, k: int, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
         """Returns (positives + negatives, 2) xy; the first is the deepest pixel half of the time."""
         mask = self.labels == k + 1
-        points = [_random_pixel(mask, rng) for _ in range(positives)]
+        points = [random_pixel(mask, rng) for _ in range(positives)]
         if rng.random() < 0.5:
             points[0] = self.points[k]
         left, top, right, bottom = self.boxes[k].astype(int)
         near = np.zeros_like(mask)
         near[max(0, top - 12) : bottom + 12, max(0, left - 12) : right + 12] = True
-        points += [_random_pixel(near & ~mask, rng) for _ in range(negatives)]
+        points += [random_pixel(near & ~mask, rng) for _ in range(negatives)]
         return np.stack(points)
 
 
@@ -145,7 +145,7 @@ def _choose(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.permutation(count) for _ in range(-(-wanted // count))])[:wanted]
 
 
-def _random_pixel(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def random_pixel(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     flat = np.flatnonzero(mask)
     y, x = divmod(int(flat[rng.integers(len(flat))]), mask.shape[1])
     return np.array([x, y], np.float32)

@@ -24,6 +24,8 @@ from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays
 
 POSITION_STD = 0.5
 WARM_LOSS_STEPS = 400
+# Masks first: they are learnt in minutes, and attributes are read through them. Then attributes, which take longer.
+MASK_STEPS, ATTRIBUTE_WEIGHTS = 1_500, (1.0, 4.0)
 POOLED_ATTRIBUTES = ("colour", "shape", "texture")
 
 
@@ -87,12 +89,14 @@ class SegmentationTrainee(SamPreTrainedModel):
         """
         embeddings = self.sam.vision_encoder(pixel_values).last_hidden_state
         outputs = [decode_regions(self.sam, embeddings, group) for group in groups]
+        attribute_weight = ATTRIBUTE_WEIGHTS[int(self.steps_done >= MASK_STEPS)]
         losses, scores = [], []
         for group, decoded in zip(groups, outputs, strict=True):
             masks, ious = decoded["masks"], decoded["ious"]
             guesses = self._guess_attributes(embeddings, decoded, group["coverage"])
             balance = min(1.0, float(self.steps_done) / WARM_LOSS_STEPS)
-            losses.append(mask_loss(masks, ious, group["coverage"], balance) + _attribute_loss(guesses, group))
+            losses.append(mask_loss(masks, ious, group["coverage"], balance))
+            losses[-1] = losses[-1] + attribute_weight * _attribute_loss(guesses, group)
             if "full_masks" in group:
                 scores += [*_mask_scores(masks, ious, group), *_attribute_scores(guesses, group)]
         if self.training:

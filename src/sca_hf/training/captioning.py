@@ -1,0 +1,126 @@
+"""Stages 3 and 4: the mixer learns category names, then captions; SAM and the language model stay frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import SamModel, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.scenes import scenes
+from ..evaluation.scenes_report import caption_scores, run_scenes
+from ..modeling.modeling_sca import ScaForConditionalGeneration
+from ..processing.processing_sca import ScaProcessor
+from .collator import RegionCollator
+from .scene_cache import load_scene_arrays
+from .scene_records import SceneRecords, cache_embeddings
+
+
+@dataclass
+class CaptioningSettings:
+    """What a caption stage may be asked for; the defaults are those of the last stage of `sca-tiny`."""
+
+    task: str = "caption"
+    train_scenes: int = 24_000
+    eval_scenes: int = 100
+    steps: int = 8_000
+    batch_size: int = 8
+    regions_per_image: int = 4
+    learning_rate: float = 1e-3
+    eval_steps: int = 1_000
+    save_steps: int = 500
+    seed: int = 0
+    prompt_shares: dict[str, float] = field(default_factory=lambda: {"box": 0.45, "point": 0.45, "mask": 0.1})
+
+
+def new_captioner(sam: Path, text: Path) -> ScaForConditionalGeneration:
+    """Joins the parts by an untrained mixer of the bundled size."""
+    mixer = {"num_hidden_layers": 4, "num_attention_heads": 4, "mlp_dim": 256}
+    return ScaForConditionalGeneration.from_sam_text_pretrained(sam, text, mixer_config=mixer, label_smoothing=0.0)
+
+
+def train_captioning(
+    model: ScaForConditionalGeneration,
+    processor: ScaProcessor,
+    folder: Path,
+    cache: Path,
+    settings: CaptioningSettings,
+) -> Path:
+    """Trains the mixer in `folder`, going on from its last checkpoint, and returns the folder of the whole model."""
+    arrays = load_scene_arrays(cache, "train", settings.train_scenes, model.config.sam_config.vision_config.image_size)
+    embeddings = cache_embeddings(model.sam, arrays, cache / f"embeddings-{fingerprint(model.sam)}.npy")
+    torch.manual_seed(settings.seed)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        warmup_steps=100,
+        lr_scheduler_type="cosine",
+        eval_strategy="steps",
+        eval_steps=settings.eval_steps,
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=100,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=settings.seed,
+        dataloader_drop_last=True,
+    )
+    trainer = SceneTrainer(
+        model=model,
+        args=arguments,
+        data_collator=RegionCollator(
+            processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04, task=settings.task
+        ),
+        train_dataset=SceneRecords(arrays, embeddings, "train", settings.task),
+        eval_dataset=list(range(settings.eval_scenes)),
+        processing_class=processor,
+    )
+    trainer.score = lambda: scene_scores(model, processor, settings)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.exists() else None)
+    trainer.save_state()
+    done = folder / "model"
+    model.save_pretrained(done, include_bases=True)
+    processor.save_pretrained(done)
+    return done
+
+
+class SceneTrainer(Trainer):
+    """The Trainer, whose evaluation generates captions and scores their words."""
+
+    score: Callable[[], dict[str, float]]
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Scores the model's own captions of validation scenes."""
+        self.model.eval()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def scene_scores(
+    model: ScaForConditionalGeneration, processor: ScaProcessor, settings: CaptioningSettings
+) -> dict[str, float]:
+    """Scores captions from boxes and from points on validation scenes."""
+    scores = {}
+    for prompt in ("box", "point"):
+        pictures = scenes("validation", settings.eval_scenes)
+        results = run_scenes(model, processor, pictures, prompt, task=settings.task)
+        scores |= {f"{prompt}_{name}": value for name, value in caption_scores(results).items()}
+    return scores
+
+
+def fingerprint(sam: SamModel) -> str:
+    """Names the encoder's weights, so that embeddings of another encoder are never taken for its own."""
+    total = sum(float(p.detach().double().abs().sum()) for p in sam.vision_encoder.parameters())
+    return f"{total:.6f}"

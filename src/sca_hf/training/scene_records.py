@@ -1,0 +1,80 @@
+"""Region records of cached scenes with cached image embeddings: what the caption stages train on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import SamModel
+
+from ..data.scenes import scene_seed
+from .prompt_sampling import IMAGE_MEAN, IMAGE_STD, random_pixel
+from .scene_cache import SceneArrays
+
+
+RANDOM_POINTS = 2
+
+
+def cache_embeddings(sam: SamModel, scenes: SceneArrays, path: Path, batch_size: int = 16) -> np.ndarray:
+    """Encodes every scene once; returns (n, C, h, w) float16, memory-mapped from `path`."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part.npy")
+        rows = None
+        for start in range(0, len(scenes), batch_size):
+            pixels = torch.from_numpy(scenes.pixels[start : start + batch_size]).permute(0, 3, 1, 2)
+            with torch.inference_mode():
+                encoded = sam.vision_encoder((pixels / 255 - IMAGE_MEAN) / IMAGE_STD).last_hidden_state.half().numpy()
+            if rows is None:
+                shape = (len(scenes), *encoded.shape[1:])
+                rows = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
+            rows[start : start + len(encoded)] = encoded
+        del rows
+        unfinished.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+class SceneRecords(torch.utils.data.Dataset):
+    """Region records (see `data.region`) of scenes that have a describable object, `image_embedding` in place of `image`.
+
+    Masks are (H, W) bool rather than RLE, which the processor takes as well; each region offers its deepest point and
+    a few random ones.
+    """
+
+    def __init__(self, scenes: SceneArrays, embeddings: np.ndarray, split: str, task: str = "caption"):
+        self.scenes, self.embeddings, self.split, self.task = scenes, embeddings, split, task
+        self.usable = [index for index, text in enumerate(scenes.texts) if '"describable": true' in text]
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        index = self.usable[item]
+        objects = json.loads(self.scenes.texts[index])
+        height, width = self.scenes.labels.shape[1:]
+        seed = scene_seed(self.split, index)
+        return {
+            "image_embedding": torch.from_numpy(self.embeddings[index].copy()),
+            "image_id": f"scene-{seed}",
+            "width": width,
+            "height": height,
+            "task": self.task,
+            "regions": [self._region(index, k, obj, seed) for k, obj in enumerate(objects) if obj["describable"]],
+        }
+
+    def _region(self, index: int, k: int, obj: dict[str, Any], seed: int) -> dict[str, Any]:
+        mask = self.scenes.labels[index] == k + 1
+        rng = np.random.default_rng((seed, k))
+        points = [self.scenes.points[index, k], *(random_pixel(mask, rng) for _ in range(RANDOM_POINTS))]
+        return {
+            "region_id": f"{seed}-{k}",
+            "box": self.scenes.boxes[index, k].tolist(),
+            "mask": mask,
+            "points": [point.tolist() for point in points],
+            "labels": [1] * len(points),
+            "captions": obj["captions"],
+            "category": obj["category"],
+        }

@@ -1,0 +1,78 @@
+"""The region record: what is wrong with a record is said with file, image and region."""
+
+import copy
+
+import pytest
+from PIL import Image
+
+from sca_hf.data.region import RegionRecord, RegionRecordError, check_records, region_features
+
+GOOD = {
+    "image": Image.new("RGB", (40, 30)),
+    "image_id": "cat-1",
+    "width": 40,
+    "height": 30,
+    "task": "caption",
+    "regions": [
+        {
+            "region_id": "r0",
+            "box": [1.0, 2.0, 20.0, 30.0],
+            "mask": None,
+            "points": [[5.0, 5.0]],
+            "labels": [1],
+            "captions": ["a cat"],
+            "category": None,
+        }
+    ],
+}
+
+
+def changed(region=None, **fields):
+    record = {**GOOD, "regions": copy.deepcopy(GOOD["regions"]), **fields}
+    record["regions"][0].update(region or {})
+    return record
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (changed({"box": [5, 5, 5, 9]}), "region r0: box .* is empty"),
+        (changed({"box": [5, 5, 60, 9]}), "region r0: box .* outside the image of 40 x 30"),
+        (changed({"box": [5, 5, float("nan"), 9]}), "region r0: .* four finite numbers"),
+        (changed({"mask": {"size": [40, 30], "counts": "x"}}), r"region r0: mask is of size \[40, 30\]"),
+        (changed({"points": [[50.0, 5.0]]}), "region r0: point .* inside the image"),
+        (changed({"labels": [1, 0]}), "region r0: there are 1 points and 2 labels"),
+        (changed({"labels": [7]}), "region r0: labels are"),
+        (changed({"captions": []}), "region r0: there is no caption"),
+        (changed({"captions": [" "]}), "region r0: a text is blank"),
+        (changed(task="recognition"), "region r0: there is no category"),
+        (changed(task="vqa"), "image cat-1: task is 'vqa'"),
+        (changed(image="nowhere.png"), "image cat-1: there is no file nowhere.png"),
+        (changed(image=None), "image cat-1: there is no image"),
+        (changed(width=41), "image cat-1: the picture is 40 x 30"),
+        (changed({"colour": "red"}), "image cat-1: .*unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_bad_record_is_named(record, message):
+    with pytest.raises(RegionRecordError, match=f"^cats.json, {message}|^cats.json, image cat-1, {message}"):
+        RegionRecord.from_dict(record, "cats.json")
+
+
+def test_a_good_record_survives_the_way_to_values_and_back():
+    record = RegionRecord.from_dict(GOOD)
+    assert RegionRecord.from_dict(record.to_dict()) == record
+    assert record.regions[0].texts("caption") == ["a cat"] and record.regions[0].texts("recognition") == []
+
+
+def test_bad_records_are_skipped_and_counted_on_request():
+    skipped = []
+    kept = list(check_records([GOOD, changed({"captions": []}), GOOD], "cats.json", "skip", skipped))
+    assert len(kept) == 2 and len(skipped) == 1 and "region r0" in skipped[0]
+    with pytest.raises(RegionRecordError):
+        list(check_records([changed({"captions": []})], "cats.json"))
+
+
+def test_the_features_hold_a_record():
+    datasets = pytest.importorskip("datasets")
+    stored = datasets.Dataset.from_list([GOOD], features=region_features())[0]
+    assert RegionRecord.from_dict(stored).regions[0].box == [1.0, 2.0, 20.0, 30.0]

@@ -1,0 +1,103 @@
+"""The scenes: deterministic, exact, and described by captions that can be read back."""
+
+import numpy as np
+import pytest
+
+from sca_hf.data.region import RegionRecord
+from sca_hf.data.scene_captions import read_caption
+from sca_hf.data.scenes import MIN_VISIBLE, interior_distance, render_scene, scene_seed, scenes
+from sca_hf.processing.regions_sca import decode_rle
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return list(scenes("validation", 40))
+
+
+def test_a_seed_always_gives_the_same_scene():
+    first, second = render_scene(7), render_scene(7)
+    assert (first.image == second.image).all() and (first.labels == second.labels).all()
+    assert first.objects == second.objects
+    assert (render_scene(8).image != first.image).any()
+
+
+def test_splits_share_no_seed():
+    seeds = [scene_seed(split, index) for split in ("train", "validation", "test") for index in (0, 9_999_999)]
+    assert len(set(seeds)) == 6 and sorted(seeds) == seeds
+    with pytest.raises(ValueError, match="'dev', expected one of train, validation, test"):
+        scene_seed("dev", 0)
+
+
+def test_boxes_and_points_fit_the_visible_masks(pictures):
+    for scene in pictures:
+        for index, obj in enumerate(scene.objects):
+            mask = scene.mask(index)
+            left, top, right, bottom = map(int, obj.box)
+            assert mask[top:bottom, left:right].sum() == mask.sum() > 0
+            assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+            assert mask[int(obj.point[1]), int(obj.point[0])]
+
+
+def test_interior_distance_is_the_distance_to_the_nearest_pixel_outside():
+    mask = np.random.default_rng(0).random((9, 14)) < 0.9
+    outside = np.argwhere(~np.pad(mask, 1)) - 1
+    inside = np.argwhere(mask)
+    expected = ((inside[:, None] - outside[None]) ** 2).sum(-1).min(1)
+    assert (interior_distance(mask)[mask] == expected).all()
+    assert (interior_distance(mask)[~mask] == 0).all()
+
+
+def test_most_of_every_object_is_visible(pictures):
+    for scene in pictures:
+        for index, obj in enumerate(scene.objects):
+            alone = np.pi * obj.radius**2
+            assert scene.mask(index).sum() > MIN_VISIBLE * 0.25 * alone
+
+
+def test_captions_state_what_is_true_and_nothing_else(pictures):
+    for obj in (obj for scene in pictures for obj in scene.objects):
+        for caption in obj.captions:
+            said = read_caption(caption)
+            assert (said["colour"], said["shape"], said["texture"]) == (obj.colour, obj.shape, obj.texture)
+            assert said["size"] == (None if obj.size == "medium" else obj.size)
+            assert said["relation"] == obj.relation
+            if obj.reference is not None:
+                named = (said["reference_colour"], said["reference_shape"])
+                assert named == (obj.reference.colour, obj.reference.shape)
+
+
+def test_at_least_two_captions_in_five_state_a_size_or_a_relation(pictures):
+    told = [obj for scene in pictures for obj in scene.objects if obj.describable]
+    assert np.mean([obj.size != "medium" or obj.relation is not None for obj in told]) >= 0.4
+    assert len({caption for obj in told for caption in obj.captions}) > 2 * len(told)
+
+
+def test_a_relation_tells_on_which_side_the_neighbour_is(pictures):
+    for obj in (obj for scene in pictures for obj in scene.objects if obj.relation):
+        here, there = ((np.array(o.box[:2]) + o.box[2:]) / 2 for o in (obj, obj.reference))
+        x, y = here - there
+        truth = {"left": x < -abs(y), "right": x > abs(y), "above": y < -abs(x), "below": y > abs(x)}
+        assert truth[obj.relation]
+
+
+def test_a_scene_gives_a_valid_region_record(pictures):
+    for scene in pictures[:10]:
+        record = RegionRecord.from_dict(scene.to_record())
+        described = [k for k, obj in enumerate(scene.objects) if obj.describable]
+        assert len(record.regions) == len(described)
+        for region, index in zip(record.regions, described, strict=True):
+            assert (decode_rle(region.mask) == scene.mask(index)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "attribute", "value"),
+    [
+        ("a little disc with dots", "shape", "circle"),
+        ("a red or green star", "colour", None),
+        ("something", "texture", None),
+        ("a plain star to the right of a big box", "size", None),
+        ("a star over the blue box", "relation", "above"),
+    ],
+)
+def test_captions_are_read_by_their_words(text, attribute, value):
+    assert read_caption(text)[attribute] == value
