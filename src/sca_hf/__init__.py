@@ -7,6 +7,7 @@ from .modeling.mixer_sca import ScaTextFeatureMixer
 from .modeling.modeling_sca import ScaForConditionalGeneration, ScaGenerateOutput, ScaOutput
 from .processing.processing_sca import ScaProcessor
 
+
 __version__ = "0.1.0"
 
 AutoConfig.register(ScaConfig.model_type, ScaConfig)

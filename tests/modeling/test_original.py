@@ -14,6 +14,7 @@ from sca_hf.hub.convert import convert
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.modeling.segmentation_sca import SamSegmenter
 
+
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "original_sca_gpt2"
 RECORD = json.loads((FIXTURE / "fixture.json").read_text())
 INPUTS = load_file(FIXTURE / "inputs.safetensors")

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+
 SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
 
 # What the library's language models call their dropout probabilities.

@@ -100,7 +100,11 @@ def plan_regions(
         layouts = prompt_layout.flatten().cpu().numpy()
         wanted = [(int(layout), np.flatnonzero(layouts == layout)) for layout in np.unique(layouts[layouts != 0])]
     else:
-        kept = np.arange(batch_size * regions) if region_mask is None else region_mask.flatten().cpu().numpy().nonzero()[0]
+        kept = (
+            np.arange(batch_size * regions)
+            if region_mask is None
+            else region_mask.flatten().cpu().numpy().nonzero()[0]
+        )
         wanted = [(None, kept)] if len(kept) else []
 
     def on_device(values: np.ndarray) -> torch.Tensor:
@@ -108,9 +112,7 @@ def plan_regions(
 
     flat = {
         name: x if x is None else x.flatten(0, 1)
-        for name, x in dict(
-            points=input_points, labels=input_labels, boxes=input_boxes, mask_index=mask_index
-        ).items()
+        for name, x in dict(points=input_points, labels=input_labels, boxes=input_boxes, mask_index=mask_index).items()
     }
     groups = [_group(layout, rows, regions, flat, on_device) for layout, rows in wanted]
     rows = np.concatenate([rows for _, rows in wanted]) if wanted else np.zeros(0, dtype=np.int64)

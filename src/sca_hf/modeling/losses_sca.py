@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+
 FOCAL_GAMMA = 2.0
 FOCAL_ALPHA = 0.25
 # Segment Anything, appendix A: focal and dice in a ratio of 20 to 1, IoU regression with weight 1.

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-
 from transformers import PreTrainedModel
 from transformers import initialization as init
 

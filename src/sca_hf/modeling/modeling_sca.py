@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -34,6 +33,7 @@ from .losses_sca import caption_loss, mask_loss
 from .memory_sca import region_chunk_size as default_chunk_size
 from .mixer_sca import ScaTextFeatureMixer
 from .segmentation_sca import SamSegmenter
+
 
 # What the processor returns and neither forward nor generate needs.
 _PROCESSOR_KEYS = frozenset({"original_sizes", "reshaped_input_sizes"})
@@ -178,7 +178,9 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         """The language model without its head."""
         return self.language_model.get_decoder()
 
-    def get_image_embeddings(self, pixel_values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
+    def get_image_embeddings(
+        self, pixel_values: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
         """Encode images once, to prompt them many times through `image_embeddings=`.
 
         Args:
@@ -381,7 +383,9 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             raise ValueError("There is no region: every region of every image is padding.")
         segmenter = SamSegmenter(self.sam, images, input_masks, early)
         folded = self.mixer.fold_positions(segmenter.positions) if want_queries else None
-        size = region_chunk_size or default_chunk_size(len(segmenter.positions), images.shape[1], images.dtype, images.device)
+        size = region_chunk_size or default_chunk_size(
+            len(segmenter.positions), images.shape[1], images.dtype, images.device
+        )
         queries, masks, scores = [], [], []
         for group in plan.groups:
             for chunk in group.chunks(size):
