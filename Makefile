@@ -43,7 +43,9 @@ $(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/pyt
 install: $(VENV)/.installed-dev ## set up .venv for working on sca-hf
 
 demo: $(VENV)/.installed ## caption a picture with the bundled model: a picture, a JSON and a table in demo-output/
-	$(BIN)/python -m sca_hf.demo_scene --output $(DEMO)
+	$(BIN)/sca-hf scene $(DEMO)/scene.png --regions $(DEMO)/prompts.json
+	$(BIN)/sca-hf caption $(DEMO)/scene.png --regions $(DEMO)/prompts.json \
+		--json $(DEMO)/captions.json --overlay $(DEMO)/captions.png
 
 test: $(VENV)/.installed-dev ## the fast tests
 	$(PYTEST) -n $(WORKERS) --maxprocesses 4 -m "$(FAST)"

@@ -1,0 +1,143 @@
+"""Captioning the regions of image files: what `sca-hf caption` does, without the command line."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .drawing import DrawnRegion, draw_regions
+from .modeling.modeling_sca import ScaForConditionalGeneration
+from .processing.images_sca import as_images
+from .processing.processing_sca import ScaProcessor
+from .processing.regions_sca import encode_rle
+from .prompt_arguments import RegionPrompt, processor_arguments
+
+
+_REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass
+class CaptionedRegion:
+    """One region of one image and what the model says of it; coordinates in pixels of the original image.
+
+    Attributes:
+        image: name of the image as it was given.
+        number: of the region, from 1, as in table and overlay.
+        prompt: where the model was told to look.
+        caption: a text, or one per caption head.
+        score: mean log-probability of the caption's tokens.
+        mask: (height, width) bool.
+        iou: the model's own estimate of the mask's IoU.
+        box: xyxy around the mask, None where it is empty.
+    """
+
+    image: str
+    number: int
+    prompt: RegionPrompt
+    caption: str | list[str]
+    score: float | list[float] | None
+    mask: np.ndarray
+    iou: float
+    box: list[float] | None
+
+    @property
+    def text(self) -> str:
+        """The caption in one line, without what could steer a terminal."""
+        line = self.caption if isinstance(self.caption, str) else " | ".join(self.caption)
+        return " ".join("".join(letter if letter.isprintable() else " " for letter in line).split())
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that `--json` writes; the mask as COCO RLE."""
+        return {
+            "image": self.image,
+            "region": self.number,
+            "caption": self.caption,
+            "score": self.score,
+            "iou": self.iou,
+            "box": self.box,
+            "prompt": self.prompt.to_json(),
+            "mask": encode_rle(self.mask),
+        }
+
+
+def bundled_model() -> Path:
+    """The folder of `sca-tiny`, which comes with this package."""
+    return Path(str(resources.files("sca_hf") / "assets" / "sca-tiny"))
+
+
+def check_repository(name: str) -> str:
+    """Returns a model's name if it is a saved model's folder or looks like a repository id; raises otherwise."""
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{name} holds no config.json; give the folder of a saved model.")
+    elif folder.exists() or not _REPOSITORY_ID.fullmatch(name):
+        raise FileNotFoundError(f"{name} is neither the folder of a saved model nor a repository id.")
+    return name
+
+
+def load(model: str | None = None, device: str | None = None) -> tuple[ScaForConditionalGeneration, ScaProcessor]:
+    """Loads a model and its processor.
+
+    Args:
+        model: folder or repository id; None takes the bundled model.
+        device: None takes CUDA where it is present.
+    """
+    name = check_repository(str(bundled_model()) if model is None else model)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = ScaForConditionalGeneration.from_pretrained(name).to(chosen).eval()
+    return loaded, ScaProcessor.from_pretrained(name)
+
+
+def caption_images(
+    model: ScaForConditionalGeneration,
+    processor: ScaProcessor,
+    images: Sequence[str],
+    prompts: Sequence[Sequence[RegionPrompt]],
+    task: str | None = None,
+    batch_size: int = 8,
+    **generation: Any,
+) -> Iterator[tuple[Image.Image, list[CaptionedRegion]]]:
+    """Yields each image, upright and RGB, with its captioned regions.
+
+    Args:
+        images: paths or URLs.
+        prompts: the regions of each image; none: the whole image is one.
+        task: a task of the model; None takes its default.
+        batch_size: images at a time.
+        generation: arguments of `generate`, for instance `num_beams`.
+    """
+    for start in range(0, len(images), batch_size):
+        names = images[start : start + batch_size]
+        pictures = as_images(list(names))
+        asked = [list(regions) for regions in prompts[start : start + batch_size]]
+        # An image without prompts is asked for by the box that the processor would give it.
+        for regions, picture in zip(asked, pictures, strict=True):
+            if not regions:
+                regions.append(RegionPrompt(box=[0.0, 0.0, float(picture.width), float(picture.height)]))
+        inputs = processor(pictures, task=task, **processor_arguments(asked)).to(model.device, model.dtype)
+        outputs = model.generate(**inputs, output_caption_scores=True, **generation)
+        results = processor.post_process_regions(outputs, inputs["original_sizes"], inputs["reshaped_input_sizes"])
+        for name, picture, regions, records in zip(names, pictures, asked, results, strict=True):
+            yield (
+                picture,
+                [
+                    CaptionedRegion(image=name, number=number, prompt=prompt, **record)
+                    for number, (prompt, record) in enumerate(zip(regions, records, strict=True), 1)
+                ],
+            )
+
+
+def draw_captions(picture: Image.Image, regions: Sequence[CaptionedRegion]) -> Image.Image:
+    """Draws masks, prompts and captions over an image; see [`draw_regions`]."""
+    drawn = [
+        DrawnRegion(region.text, region.mask, region.prompt.box, region.prompt.points, region.prompt.labels)
+        for region in regions
+    ]
+    return draw_regions(picture, drawn)

@@ -1,0 +1,127 @@
+"""What a saved model consists of, without loading its weights."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import get_safetensors_metadata
+from safetensors import safe_open
+
+from .captioning import check_repository
+from .modeling.configuration_sca import ScaConfig
+from .modeling.modeling_sca import ScaForConditionalGeneration
+
+
+@dataclass
+class PartInfo:
+    """One part of a model: what it is, and its parameters, tied ones counted once."""
+
+    name: str
+    description: str
+    parameters: int
+    trainable: int
+    source: str
+
+
+@dataclass
+class RepositoryInfo:
+    """What `sca-hf info` prints.
+
+    Attributes:
+        kind: `"whole"`, or `"mixer-only"`: SAM and the language model come from other repositories.
+        parts: SAM, mixer, language model.
+        stored: number of stored values by precision, as in the weight files.
+        loaded: precision of each part as `from_pretrained` loads it without further arguments.
+        tasks: names of the tasks.
+    """
+
+    name: str
+    kind: str
+    parts: list[PartInfo]
+    stored: dict[str, int]
+    loaded: str
+    tasks: list[str]
+
+    def __str__(self) -> str:
+        width = max(len(part.description) for part in self.parts)
+        total, trainable = (sum(getattr(part, key) for part in self.parts) for key in ("parameters", "trainable"))
+        lines = [
+            f"{self.name}: {self.kind} repository, tasks {', '.join(self.tasks)}",
+            f"{'part':<15} {'what':<{width}} {'parameters':>14} {'trainable':>14}  from",
+        ]
+        lines += [
+            f"{p.name:<15} {p.description:<{width}} {p.parameters:>14,} {p.trainable:>14,}  {p.source}"
+            for p in self.parts
+        ]
+        lines.append(f"{'total':<15} {'':<{width}} {total:>14,} {trainable:>14,}")
+        stored = ", ".join(f"{count:,} in {dtype}" for dtype, count in sorted(self.stored.items()))
+        lines.append(f"stored: {stored or 'no weights'}; loaded as {self.loaded}")
+        return "\n".join(lines)
+
+
+def describe_repository(name: str) -> RepositoryInfo:
+    """Reads configuration and weight headers of a folder or repository id."""
+    check_repository(name)
+    config = ScaConfig.from_pretrained(name)
+    if config.model_type != ScaConfig.model_type:
+        raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
+    bases = config.base_model_repos or {}
+    with torch.device("meta"):
+        model = ScaForConditionalGeneration(config)
+    parts = [
+        PartInfo(label, description, *_count(module.parameters()), _source(bases.get(attribute)))
+        for label, attribute, module, description in (
+            ("SAM", "sam", model.sam, _describe_sam(config)),
+            ("mixer", "mixer", model.mixer, _describe_mixer(config)),
+            ("language model", "language_model", model.language_model, _describe_text(config)),
+        )
+    ]
+    loaded = str(config.dtype or torch.float32).removeprefix("torch.")
+    kind = "mixer-only" if bases else "whole"
+    return RepositoryInfo(name, kind, parts, _stored(name), loaded, list(config.mixer_config.tasks))
+
+
+def _count(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:
+    everything = list(parameters)
+    return sum(p.numel() for p in everything), sum(p.numel() for p in everything if p.requires_grad)
+
+
+def _source(base: dict[str, str] | None) -> str:
+    if base is None:
+        return "this repository"
+    version = base.get("revision") or base.get("sha256") or ""
+    return f"{base.get('repo_id') or base.get('path')} @ {version[:12]}"
+
+
+def _describe_sam(config: ScaConfig) -> str:
+    vision = config.sam_config.vision_config
+    return (
+        f"{config.sam_config.model_type}, {vision.num_hidden_layers} layers x {vision.hidden_size}, "
+        f"{vision.image_size} px"
+    )
+
+
+def _describe_mixer(config: ScaConfig) -> str:
+    mixer = config.mixer_config
+    return f"{mixer.num_hidden_layers} layers x {mixer.hidden_size}, {mixer.num_caption_tokens} caption queries"
+
+
+def _describe_text(config: ScaConfig) -> str:
+    text = config.text_config
+    return f"{text.model_type}, {text.num_hidden_layers} layers x {text.hidden_size}, {text.vocab_size:,} tokens"
+
+
+def _stored(name: str) -> dict[str, int]:
+    if not Path(name).is_dir():
+        return dict(get_safetensors_metadata(name).parameter_count)
+    counts: dict[str, int] = {}
+    for file in sorted(Path(name).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (no mapping)
+                part = tensors.get_slice(key)
+                size = 1
+                for side in part.get_shape():
+                    size *= side
+                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + size
+    return counts
