@@ -1,10 +1,10 @@
 """From padded prompt tensors to groups of regions that can run together without padding.
 
-SAM's decoder does not mask padded prompt tokens, so a padded region would get another result than the same region alone.
-Regions are therefore grouped by their *layout*: which kinds of prompt they have and how many points.
+SAM's decoder does not mask padded prompt tokens, so a padded region would get another result than the same region
+alone. Regions are therefore grouped by their *layout*: which kinds of prompt they have and how many points.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,7 +125,7 @@ def plan_regions(
     )
 
 
-def _group(layout: int | None, rows: np.ndarray, regions: int, flat: dict, on_device) -> PromptGroup:
+def _group(layout: int | None, rows: np.ndarray, regions: int, flat: dict, on_device: Callable) -> PromptGroup:
     index = on_device(rows)
     picked = {name: x if x is None or len(rows) == len(x) else x[index] for name, x in flat.items()}
     if layout is not None:

@@ -1,4 +1,4 @@
-"""The text feature mixer: caption queries read a region's SAM tokens and image, and become a language model's prefix."""
+"""The text feature mixer: caption queries read a region's SAM tokens and image and become a text prefix."""
 
 import torch
 from torch import nn

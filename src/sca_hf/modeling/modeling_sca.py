@@ -147,7 +147,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
                     part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "ScaForConditionalGeneration":
-        """Set training mode; frozen parts stay in evaluation mode, without dropout (DESIGN: frozen means frozen)."""
+        """Set training mode; frozen parts stay in evaluation mode, without dropout."""
         super().train(mode)
         for part in (self.sam, self.language_model):
             if mode and part is not None and not any(p.requires_grad for p in part.parameters()):
