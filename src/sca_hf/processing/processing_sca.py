@@ -1,5 +1,6 @@
 """Processor of Segment and Caption Anything: images, prompts of regions and captions in; records of regions out."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from .records_sca import choose_candidates, mask_records, real_regions, to_list
 from .regions_sca import grid_points
 
 
-class ScaProcessorKwargs(ProcessingKwargs, total=False):
+class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Keyword arguments of [`ScaProcessor`]: those of the image processor, and of the tokenizer `max_length` and
     `padding` (captions)."""
 
@@ -56,6 +57,7 @@ class ScaProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = ScaProcessorKwargs
+    _auto_class: str | None = None
 
     def __init__(
         self,
@@ -278,7 +280,9 @@ class ScaProcessor(ProcessorMixin):
     ) -> list[str]:
         """Decode ids of any shape, or the output of `generate`, to a flat list of texts; padded regions give `""`."""
         ids = as_id_array(_sequences(generated_outputs, None)[0])
-        return self._decode_rows(skip_special_tokens, kwargs)(ids.reshape(-1, ids.shape[-1]).tolist())
+        # Without -1: an empty text has ids of length 0, and then -1 could stand for any number of rows.
+        rows = ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1])
+        return self._decode_rows(skip_special_tokens, kwargs)(rows.tolist())
 
     def post_process_masks(
         self, masks: Any, original_sizes: Any, reshaped_input_sizes: Any, mask_threshold: float = 0.0, **kwargs: Any
@@ -416,9 +420,9 @@ class ScaProcessor(ProcessorMixin):
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         finally:
             if not registered:
-                vars(self).pop("_auto_class", None)
+                self.__dict__.pop("_auto_class", None)
             for part in (self, self.image_processor):
-                vars(part).pop("auto_map", None)
+                part.__dict__.pop("auto_map", None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the processor's settings and those of its image processor."""

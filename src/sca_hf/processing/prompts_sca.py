@@ -161,7 +161,8 @@ def _lay_out_masks(
     shape: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the logits (K, mask_size, mask_size) of all mask prompts and their place (B, R), -1 for none."""
-    masks, mask_index = [], np.full(shape, -1, np.int64)
+    masks: list[np.ndarray] = []
+    mask_index = np.full(shape, -1, np.int64)
     for image, regions in enumerate(by_image):
         for region, mask in enumerate(regions if regions is not None else []):
             if mask is not None:
@@ -278,7 +279,7 @@ def _table(rows: Any, index: Any, width: int, where: str, what: str, level: str 
     return np.asarray([np.asarray(row, np.float64) for row in rows]).reshape(-1, width)
 
 
-def _refuse(bad: np.ndarray, values: np.ndarray, where: Sequence[str], what: str, mend: str) -> None:
+def _refuse(bad: Any, values: np.ndarray, where: Sequence[str], what: str, mend: str) -> None:
     for i in np.flatnonzero(bad)[:1]:
         raise ValueError(f"{where[i]}: {what} {_show(values[i])} {mend}.")
 

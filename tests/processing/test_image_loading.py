@@ -1,0 +1,144 @@
+import base64
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sca_hf.processing.images_sca import as_images
+from sca_hf.testing import tiny_image
+
+
+PICTURE = tiny_image()
+PIXELS = np.asarray(PICTURE)
+
+
+def encoded(image, image_format="PNG", **options):
+    data = io.BytesIO()
+    image.save(data, image_format, **options)
+    return data.getvalue()
+
+
+def as_data_uri(data):
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        PICTURE,
+        PIXELS,
+        PIXELS.transpose(2, 0, 1),
+        torch.tensor(PIXELS).permute(2, 0, 1),
+        torch.tensor(PIXELS).permute(2, 0, 1) / 255,
+        (PIXELS / 255).astype(np.float64),
+        PIXELS.astype(np.float32),
+        PIXELS.astype(np.int64),
+        PIXELS.astype(np.uint16) << 8,
+        PIXELS[None],
+        np.dstack([PIXELS, PIXELS[..., :1]]),
+        encoded(PICTURE),
+        io.BytesIO(encoded(PICTURE)),
+        as_data_uri(encoded(PICTURE)),
+        base64.b64encode(encoded(PICTURE)).decode(),
+        [[PICTURE]],
+    ],
+)
+def test_every_form_gives_the_same_pixels(image):
+    (read,) = as_images(image)
+    assert read.mode == "RGB" and np.array_equal(np.asarray(read), PIXELS)
+
+
+def test_paths_and_lists_are_read_in_order(tmp_path):
+    for i in range(2):
+        tiny_image(i).save(tmp_path / f"{i}.png")
+    read = as_images([tmp_path / "0.png", str(tmp_path / "1.png")])
+    assert [np.array_equal(np.asarray(r), np.asarray(tiny_image(i))) for i, r in enumerate(read)] == [True, True]
+
+
+def test_a_url_goes_through_the_librarys_loader(monkeypatch):
+    from transformers import image_utils
+
+    served = {"https://example.org/picture.png": encoded(PICTURE), "https://example.org/page.html": b"<html>"}
+    monkeypatch.setattr(image_utils.httpx, "get", lambda url, **_: SimpleNamespace(content=served[url]))
+    (read,) = as_images("https://example.org/picture.png")
+    assert np.array_equal(np.asarray(read), PIXELS)
+    with pytest.raises(ValueError, match=r"image 0 \('https://example.org/page.html'\) cannot be read"):
+        as_images("https://example.org/page.html")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK", "YCbCr"])
+def test_colour_modes_become_rgb_as_the_library_does_it(mode):
+    image = PICTURE.convert(mode)
+    assert np.array_equal(np.asarray(as_images(image)[0]), np.asarray(image.convert("RGB")))
+
+
+def test_a_palette_with_transparency_keeps_its_colours():
+    image = PICTURE.quantize(16)
+    image.info["transparency"] = bytes(range(16))
+    assert np.array_equal(np.asarray(as_images(image)[0]), np.asarray(PICTURE.quantize(16).convert("RGB")))
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_sixteen_bits_are_scaled_and_not_clipped(from_file):
+    image = Image.fromarray((PIXELS[..., 0].astype(np.uint16) << 8) + 7)
+    read = as_images(encoded(image) if from_file else image)[0]
+    assert np.array_equal(np.asarray(read), np.repeat(PIXELS[..., :1], 3, -1))
+    as_integers = Image.fromarray(PIXELS[..., 0].astype(np.int32) << 8)
+    assert np.array_equal(np.asarray(as_images(as_integers)[0]), np.asarray(read))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_image_upright(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    turned = as_images(encoded(PICTURE, exif=exif))[0]
+    assert turned.size == (PICTURE.size if orientation < 5 else PICTURE.size[::-1])
+    upright = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}[orientation]  # PIL's names of the turns
+    assert np.array_equal(np.asarray(turned), PIXELS if upright is None else np.asarray(PICTURE.transpose(upright)))
+
+
+def test_the_channel_axis_can_be_told():
+    array = np.stack([PIXELS[:3, :, 0]] * 3, -1)  # (3, W, 3)
+    assert as_images(array)[0].size == (80, 3)
+    assert as_images(array, "channels_first")[0].size == (3, 80)
+    assert as_images(torch.tensor(array))[0].size == (3, 80)
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (encoded(PICTURE, "JPEG")[:400], "image 1 .*cannot be read.*[Tt]runcated"),
+        (b"no image", "image 1 .*cannot be read.*UnidentifiedImageError"),
+        (np.zeros((0, 5, 3), np.uint8), "image 1 has no pixels"),
+        (Image.new("RGB", (0, 5)), "image 1 .*no pixels"),
+        (np.zeros((5, 5, 2), np.uint8), "1, 3 or 4 channels"),
+        (np.zeros(5, np.uint8), "2 or 3 axes"),
+        (np.full((5, 5, 3), -0.5), "image 1 holds values from -0.5"),
+        (np.full((5, 5, 3), np.nan), "image 1 holds values from nan"),
+        (np.full((5, 5, 3), 70000), "image 1 holds values"),
+        ([PICTURE, PICTURE], "image 1 is a list of 2 images"),
+    ],
+)
+def test_a_bad_image_is_named(image, told):
+    with pytest.raises(ValueError, match=told):
+        as_images([PICTURE, image])
+
+
+def test_other_types_and_missing_files_are_told():
+    with pytest.raises(TypeError, match="image 0: cannot use a int"):
+        as_images([3])
+    with pytest.raises(TypeError, match="image 0: pixel values are numbers"):
+        as_images(np.full((5, 5, 3), "a"))
+    with pytest.raises(FileNotFoundError, match=r"image 0: there is no file '.*nowhere\.png'"):
+        as_images("nowhere.png")
+    with pytest.raises(ValueError, match="empty list"):
+        as_images([])
+
+
+def test_a_decompression_bomb_names_the_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="limit of 2000 pixels .*MAX_IMAGE_PIXELS"):
+        as_images(encoded(PICTURE))
