@@ -90,14 +90,15 @@ def plan_regions(
     """Group the regions of a call by prompt layout; shapes as in [`ScaForConditionalGeneration.forward`].
 
     With `prompt_layout`, each region uses the kinds and the number of points that its layout names, and layout 0 is
-    padding. Without it, every prompt tensor holds for every region, exactly as SAM takes them. The layout (or the
+    padding, as is what `region_mask` leaves out. Without it, every prompt tensor holds for every region, exactly as SAM takes them. The layout (or the
     region mask) is read on the host once; nothing else is.
     """
     prompts = [x for x in (input_points, input_boxes, mask_index) if x is not None]
     regions = prompts[0].shape[1] if prompts else 1
     shape = (batch_size, regions)
     if prompt_layout is not None:
-        layouts = prompt_layout.flatten().cpu().numpy()
+        kept_layout = prompt_layout if region_mask is None else prompt_layout * region_mask
+        layouts = kept_layout.flatten().cpu().numpy()
         wanted = [(int(layout), np.flatnonzero(layouts == layout)) for layout in np.unique(layouts[layouts != 0])]
     else:
         kept = (
