@@ -90,8 +90,8 @@ def plan_regions(
     """Group the regions of a call by prompt layout; shapes as in [`ScaForConditionalGeneration.forward`].
 
     With `prompt_layout`, each region uses the kinds and the number of points that its layout names, and layout 0 is
-    padding, as is what `region_mask` leaves out. Without it, every prompt tensor holds for every region, exactly as SAM takes them. The layout (or the
-    region mask) is read on the host once; nothing else is.
+    padding, as is what `region_mask` leaves out. Without it, every prompt tensor holds for every region, exactly as
+    SAM takes them. The layout (or the region mask) is read on the host once; nothing else is.
     """
     prompts = [x for x in (input_points, input_boxes, mask_index) if x is not None]
     regions = prompts[0].shape[1] if prompts else 1
