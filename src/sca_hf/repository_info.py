@@ -114,7 +114,7 @@ def _describe_text(config: ScaConfig) -> str:
 
 def _stored(name: str) -> dict[str, int]:
     if not Path(name).is_dir():
-        return dict(get_safetensors_metadata(name).parameter_count)
+        return {str(dtype): count for dtype, count in get_safetensors_metadata(name).parameter_count.items()}
     counts: dict[str, int] = {}
     for file in sorted(Path(name).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
