@@ -13,7 +13,7 @@ from sca_hf.hub.original import OriginalFormatError, rename_key, split_tensor, t
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_tokenizer
 
-from .original_format import original_config, original_state_dict, write_checkpoint
+from original_format import original_config, original_state_dict, write_checkpoint
 
 
 SHARED = Path(os.environ.get("SCA_SHARED", Path(__file__).parents[3] / "shared"))
@@ -275,7 +275,7 @@ def test_what_is_no_checkpoint_says_so(model, tmp_path):
     (empty / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no weights"):
         convert(empty, tmp_path / "b")
-    with pytest.raises(CheckpointError, match="neither a folder nor|no folder"):
+    with pytest.raises(CheckpointError, match=r"neither a folder nor|no folder"):
         convert(tmp_path / "absent", tmp_path / "b")
     (empty / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../secret.safetensors"}}')
     with pytest.raises(CheckpointError, match="secret"):

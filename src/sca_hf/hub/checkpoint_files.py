@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+
 # In the order of preference.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -94,11 +95,8 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors, and nothing else is ever loaded from it: {error}"
         ) from error
-    wrong = (
-        [key for key, value in state.items() if not isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
-    )
-    if not isinstance(state, dict) or wrong:
-        raise CheckpointError(
-            f"{path} must hold a dictionary of tensors; not tensors: {wrong[:5] or type(state).__name__}"
-        )
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} must hold a dictionary of tensors, got a {type(state).__name__}.")
+    if wrong := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(f"{path} must hold tensors only; these are none: {', '.join(wrong[:5])}.")
     return state

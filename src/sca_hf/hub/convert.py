@@ -16,6 +16,7 @@ from ..processing.processing_sca import ScaProcessor
 from .checkpoint_files import fetch_checkpoint, read_config, read_state_dict
 from .original import KeyPlan, OriginalFormatError, check_format, plan_keys, translate_config, translate_state_dict
 
+
 logger = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")

@@ -20,6 +20,7 @@ from transformers.models.sam.configuration_sam import (
 
 from ..modeling.configuration_sca import ScaConfig
 
+
 ORIGINAL_MODEL_TYPE = "sca"
 ORIGINAL_ARCHITECTURE = "ScaMultitaskV2Model"
 
@@ -66,19 +67,21 @@ _MICROSOFT_PHI = (
 
 # Fields of every configuration of 2023 that say nothing about a model's shape. Generation settings among them are
 # not kept: captions are generated with this package's own generation configuration.
-_GENERIC_FIELDS = frozenset(
-    """
-    return_dict output_hidden_states output_attentions torchscript torch_dtype use_bfloat16 tf_legacy_loss pruned_heads
-    is_encoder_decoder is_decoder cross_attention_hidden_size add_cross_attention tie_encoder_decoder max_length
-    min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
-    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences chunk_size_feed_forward output_scores return_dict_in_generate forced_bos_token_id
-    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    architectures finetuning_task id2label label2id tokenizer_class prefix sep_token_id decoder_start_token_id
-    task_specific_params problem_type _name_or_path _commit_hash _attn_implementation_internal transformers_version
-    auto_map use_cache gradient_checkpointing
-    """.split()
-)
+# fmt: off
+_GENERIC_FIELDS = frozenset((
+    "return_dict", "output_hidden_states", "output_attentions", "torchscript", "torch_dtype", "use_bfloat16",
+    "tf_legacy_loss", "pruned_heads", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
+    "add_cross_attention", "tie_encoder_decoder", "max_length", "min_length", "do_sample", "early_stopping",
+    "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
+    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "bad_words_ids", "num_return_sequences", "chunk_size_feed_forward", "output_scores", "return_dict_in_generate",
+    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
+    "suppress_tokens", "begin_suppress_tokens", "architectures", "finetuning_task", "id2label", "label2id",
+    "tokenizer_class", "prefix", "sep_token_id", "decoder_start_token_id", "task_specific_params", "problem_type",
+    "_name_or_path", "_commit_hash", "_attn_implementation_internal", "transformers_version", "auto_map",
+    "use_cache", "gradient_checkpointing",
+))
+# fmt: on
 
 # Their captions kept the BOS that these language models' tokenizers put in front, as the first word to predict.
 _TRAINED_WITH_BOS = ("llama", "mistral")
@@ -110,8 +113,8 @@ def check_format(config: Mapping[str, Any], keys: Iterable[str]) -> None:
     missing = [key for key in _SIGNATURE if key not in keys]
     if missing or model_type not in (None, "", ORIGINAL_MODEL_TYPE):
         raise OriginalFormatError(
-            f"not a checkpoint of the SCA authors: model_type is {model_type!r} (expected {ORIGINAL_MODEL_TYPE!r}) and "
-            f"these of its weights are absent: {', '.join(missing) or 'none'}."
+            f"not a checkpoint of the SCA authors: model_type is {model_type!r} (expected {ORIGINAL_MODEL_TYPE!r}); "
+            f"weights that it would have and that are absent: {', '.join(missing) or 'none'}."
         )
     # Their other variants share the names of these weights but compute something else with them.
     architecture = (config.get("architectures") or [ORIGINAL_ARCHITECTURE])[0]
@@ -177,7 +180,7 @@ def translate_text_config(original: Mapping[str, Any]) -> dict[str, Any]:
         text = {_STABLELM_FIELDS.get(name, name): value for name, value in text.items()}
     if model_type not in CONFIG_MAPPING:
         raise OriginalFormatError(
-            f"text_config has model_type {model_type!r}, a language model that the installed transformers does not know."
+            f"text_config has model_type {model_type!r}, a language model that this transformers does not know."
         )
     return {**text, "model_type": model_type}
 

@@ -25,6 +25,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from .configuration_sca import ScaConfig, ScaMixerConfig, without_dropout
 from .generation_sca import caption_generation_config
 
+
 SAM = "sam"
 LANGUAGE_MODEL = "language_model"
 _BASES = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
@@ -105,8 +106,11 @@ class ScaLoadingMixin:
             forwarded = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
             forwarded["dtype"] = requested_dtype
             model._load_bases(repos, bases or {}, Path(path), forwarded)
-        elif path is not None:
-            model.base_sources = {part: {**_source(path, kwargs), "part": part} for part in _BASES}
+        else:
+            # The library makes new parameters of what it reads, and they take gradients.
+            model._freeze_base_models()
+            if path is not None:
+                model.base_sources = {part: {**_source(path, kwargs), "part": part} for part in _BASES}
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -187,8 +191,8 @@ class ScaLoadingMixin:
         if largest >= rows:
             raise ValueError(
                 f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has ids up to {largest}, but the language "
-                f"model embeds only {rows} tokens: it is another model's tokenizer, or tokens were added; in that case "
-                f"call model.resize_token_embeddings({largest + 1})."
+                f"model embeds only {rows} tokens: it is another model's tokenizer, or tokens were added and "
+                f"model.resize_token_embeddings({largest + 1}) was not called."
             )
 
     def _load_bases(
@@ -211,7 +215,9 @@ class ScaLoadingMixin:
                 parts[name], sources[name] = _load_pinned(type(self), name, repos[name], repository, own)
         self.attach_base_models(**parts)
         self.base_sources = sources if all(sources.values()) else None
-        self._include_bases = False
+        # A mixer-only model stays one when it is saved again.
+        if self.base_sources and not self._trainable_base_weights():
+            self.include_bases = False
         self.eval()
 
     def _parts(self) -> list[tuple[PreTrainedConfig, torch.nn.Module]]:
@@ -219,19 +225,20 @@ class ScaLoadingMixin:
         return [*parts, (self.config.text_config, self.language_model)]
 
     def _check_mixer_only(self) -> None:
-        trained = [
-            name for name, parameter in self.named_parameters() if parameter.requires_grad and _is_base_key(name)
-        ]
+        trained = self._trainable_base_weights()
         if trained:
             raise ValueError(
-                f"{len(trained)} weights of SAM or the language model are trainable ({', '.join(trained[:3])}, ...), and "
-                "a mixer-only repository would lose them: save with include_bases=True or freeze them first."
+                f"{len(trained)} weights of SAM or the language model are trainable ({', '.join(trained[:3])}); a "
+                "mixer-only repository would lose them: save with include_bases=True or freeze them first."
             )
         if not self.base_sources:
             raise ValueError(
-                "this model was not loaded from repositories or folders, so a mixer-only repository could not name its "
-                "SAM and language model: save with include_bases=True."
+                "this model was not loaded from repositories or folders, so a mixer-only repository could not name "
+                "its SAM and language model: save with include_bases=True."
             )
+
+    def _trainable_base_weights(self) -> list[str]:
+        return [name for name, weight in self.named_parameters() if weight.requires_grad and _is_base_key(name)]
 
     def _pinned_bases(self, save_directory: Path) -> dict[str, dict[str, str]]:
         pinned, hashes = {}, {}
@@ -391,7 +398,7 @@ def _sort_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
             text_kwargs[name.removeprefix("text_")] = value
         else:
             raise TypeError(
-                f"from_sam_text_pretrained has no argument {name!r}; begin it with sam_ or text_ to pass it to one part."
+                f"from_sam_text_pretrained has no argument {name!r}; sam_{name} or text_{name} would go to one part."
             )
     return sam_kwargs, text_kwargs, fields
 
@@ -406,11 +413,11 @@ def _device_map_of(name: str, device_map: Any) -> Any:
 
 def _to_half(sam: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Cast SAM, but not its random Fourier features: in half precision they lose positions."""
-    features = [module for module in sam.modules() if hasattr(module, "positional_embedding")]
-    kept = [module.positional_embedding for module in features]
+    features = [module.positional_embedding for module in sam.modules() if hasattr(module, "positional_embedding")]
+    kept = [tensor.detach().clone() for tensor in features]
     sam.to(dtype)
-    for module, tensor in zip(features, kept, strict=True):
-        module.positional_embedding = tensor
+    for tensor, values in zip(features, kept, strict=True):
+        tensor.data = values
     return sam
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
+
 TASK = "region-captioning"
 
 _PROMPTS = ("input_points", "input_labels", "input_boxes", "input_masks", "task")
