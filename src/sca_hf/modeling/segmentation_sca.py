@@ -5,6 +5,7 @@ the mixer can read the decoder's tokens and that the heads run only when masks a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -76,18 +77,20 @@ class SamSegmenter:
         if prompts is not None:
             tokens = torch.cat([tokens, prompts.to(self.dtype)], dim=1)  # (n, t, C)
         if group.mask_index is None:
-            image_input, image_index = self.shared_tokens, group.image_index
+            image_input = _per_region(self.shared_tokens, group.image_index)
+            projected = _per_region(self.shared_projection, group.image_index)
         else:
             image_input = _as_tokens(self.images[group.image_index] + self.mask_embeds[group.mask_index])
-            image_index = None
+            projected = None
         tokens, image_tokens = run_two_way(
-            self.decoder.transformer, self.folded, tokens, image_input, image_index, self.attn_implementation
+            self.decoder.transformer, self.folded, tokens, image_input, projected, self.attn_implementation
         )
-        if not self.is_hq:
-            image_input = None
-        elif image_index is not None:
-            image_input = image_input[image_index]
-        return DecodedRegions(tokens, image_tokens, image_input, group.image_index)
+        return DecodedRegions(tokens, image_tokens, image_input if self.is_hq else None, group.image_index)
+
+    @cached_property
+    def shared_projection(self) -> torch.Tensor:
+        """The first layer's projection of `shared_tokens`, (B, hw, 3 * inner)."""
+        return self.folded[0](self.shared_tokens)
 
     def _prompt_tokens(self, group: PromptGroup) -> torch.Tensor | None:
         """Points and boxes as SAM's prompt encoder embeds them, (n, tokens, C); None for a mask alone."""
@@ -152,6 +155,13 @@ def _hq_features(decoder: nn.Module, images: torch.Tensor, early: torch.Tensor |
 def _as_tokens(images: torch.Tensor) -> torch.Tensor:
     """(n, C, h, w) to (n, hw, C), contiguous."""
     return images.flatten(2).transpose(1, 2).contiguous()
+
+
+def _per_region(per_image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    """Rows of `per_image` for each region; a single image is not copied."""
+    if per_image.shape[0] == 1:
+        return per_image.expand(len(image_index), -1, -1)
+    return per_image[image_index]
 
 
 def _dot(hyper: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

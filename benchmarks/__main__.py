@@ -1,0 +1,232 @@
+"""Time the model against *plain*: the same weights in the library's own modules (`benchmarks/plain.py`).
+
+    python -m benchmarks                      # mixer, end to end, memory: as published, on CUDA where present
+    python -m benchmarks --part mixer --repeats 5
+    python -m benchmarks --quick              # small shapes: does it run, do the results agree?
+
+- mixer: hidden 256, 12 layers, 64 x 64 image tokens, 64 regions of 7 SAM tokens and 8 queries.
+- end-to-end: ViT-B at 1024 px and a GPT-2 of 124 M parameters, 64 boxes in one image, masks, 20 new tokens, greedy.
+- memory: the peak above the weights of an end-to-end call, and without masks at 64 and 1000 regions; each in a process of
+  its own.
+
+Random weights without an end token, float32. Plain encodes the image once, repeats it for each region, runs 8 regions at a
+time and calls `generate` for each 8; caption scores are off, for plain has none. A CPU runs one thread and counts process
+CPU time; rounds are interleaved, medians printed. Results that disagree end the benchmark with an error.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GPT2Config, SamConfig
+
+from sca_hf.modeling.configuration_sca import ScaConfig
+from sca_hf.modeling.memory_sca import region_chunk_size
+from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
+
+from .measure import interleaved, peak_bytes
+from .plain import CHUNK, PlainMixer, PlainSca
+
+
+PARTS = ("mixer", "end-to-end", "memory")
+TOLERANCE = 1e-4
+SAM_TOKENS = 7  # IoU, 4 masks, 2 corners of a box
+
+
+@dataclass
+class Size:
+    """What is run: `regions` for the times, `many` for the memory."""
+
+    image_size: int = 1024
+    regions: int = 64
+    many: int = 1000
+    layers: int = 12
+    new_tokens: int = 20
+
+
+QUICK = Size(image_size=256, regions=16, many=128, layers=4, new_tokens=6)
+
+
+def build_model(size: Size, device: torch.device) -> ScaForConditionalGeneration:
+    """A random model in the shape of SAM ViT-B and GPT-2, whose regions get different captions."""
+    torch.manual_seed(0)
+    grid = size.image_size // 16
+    sam = SamConfig(
+        # The default of 1e-10 would leave all images alike.
+        vision_config={"image_size": size.image_size, "initializer_range": 0.02, "num_pos_feats": 128},
+        prompt_encoder_config={"image_size": size.image_size, "image_embedding_size": grid},
+    )
+    text = GPT2Config(eos_token_id=None, bos_token_id=None, pad_token_id=0)
+    if size is QUICK:
+        sam.vision_config.num_hidden_layers, sam.vision_config.global_attn_indexes = 3, [2]
+        text.n_layer = 3
+    mixer = {"num_hidden_layers": size.layers}
+    model = ScaForConditionalGeneration(ScaConfig(sam_config=sam, text_config=text, mixer_config=mixer)).eval()
+    with torch.no_grad():
+        # Captions of fresh weights hardly depend on the region.
+        for name, parameter in model.mixer.named_parameters():
+            if parameter.ndim > 1 and "task_tokens" not in name:
+                parameter.normal_(0.0, 0.06)
+    return model.to(device)
+
+
+def random_boxes(count: int, image_size: int, device: torch.device) -> torch.Tensor:
+    """Boxes (1, count, 4), xyxy in pixels of the resized image."""
+    corners = torch.rand(1, count, 2, 2, generator=torch.Generator().manual_seed(1)) * image_size
+    return torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1).to(device)
+
+
+def random_pixels(size: Size, device: torch.device) -> torch.Tensor:
+    """One normalised image (1, 3, H, W)."""
+    return torch.randn(1, 3, size.image_size, size.image_size, generator=torch.Generator().manual_seed(2)).to(device)
+
+
+def generate(model: ScaForConditionalGeneration, size: Size, regions: int, device: torch.device, masks: bool = True) -> Any:
+    """One call of the model, as timed."""
+    return model.generate(
+        pixel_values=random_pixels(size, device),
+        input_boxes=random_boxes(regions, size.image_size, device),
+        max_new_tokens=size.new_tokens,
+        do_sample=False,
+        output_masks=masks,
+        output_caption_scores=False,
+    )
+
+
+@torch.no_grad()
+def bench_mixer(size: Size, repeats: int, device: torch.device) -> bool:
+    """Caption queries of all regions from their SAM tokens and image tokens."""
+    mixer = build_model(size, device).mixer
+    grid, width = size.image_size // 16, mixer.config.hidden_size
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(size.regions, SAM_TOKENS, width, generator=generator).to(device)
+    images = torch.randn(size.regions, grid * grid, width, generator=generator).to(device)
+    positions = torch.randn(1, width, grid, grid, generator=generator).to(device)
+
+    def plain(attn_implementation: str) -> Callable[[], torch.Tensor]:
+        module = PlainMixer(mixer, attn_implementation)
+        parts = list(zip(tokens.split(CHUNK), images.split(CHUNK)))
+        return lambda: torch.cat([module(t.unsqueeze(0), i.unsqueeze(1), positions)[0] for t, i in parts])
+
+    def ours() -> torch.Tensor:
+        chunk = region_chunk_size(grid * grid, width, images.dtype, device)
+        folded = mixer.fold_positions(positions[0].flatten(1).t())
+        parts = zip(tokens.split(chunk), images.split(chunk))
+        return torch.cat([mixer(t, i, folded).flatten(1, 2) for t, i in parts])
+
+    seconds, queries = interleaved({"plain-eager": plain("eager"), "plain-sdpa": plain("sdpa"), "ours": ours}, repeats, device)
+    report(f"mixer, {size.layers} layers, {grid} x {grid} image tokens, {size.regions} regions", seconds)
+    return all(agree(f"queries, {name}", queries["ours"], queries[name]) for name in ("plain-eager", "plain-sdpa"))
+
+
+def bench_end_to_end(size: Size, repeats: int, device: torch.device) -> bool:
+    """Pixels and boxes to masks and captions."""
+    model = build_model(size, device)
+    pixels, boxes = random_pixels(size, device), random_boxes(size.regions, size.image_size, device)
+    plain = {f"plain-{name}": PlainSca(model, name) for name in ("eager", "sdpa")}
+    calls: dict[str, Callable[[], Any]] = {
+        name: lambda one=one: one.generate(pixels, boxes, size.new_tokens) for name, one in plain.items()
+    }
+    calls["ours"] = lambda: generate(model, size, size.regions, device)
+    seconds, outputs = interleaved(calls, repeats, device)
+    ours = outputs["ours"]
+    report(f"end to end, {size.image_size} px, {size.regions} boxes, {size.new_tokens} new tokens", seconds)
+    print(f"  {len(set(map(tuple, ours.sequences[0].tolist())))} different captions")
+    with torch.no_grad():
+        ids = ours.sequences[..., :1]
+        prefix = model(pixel_values=pixels, input_boxes=boxes, input_ids=ids).prefix_embeds
+    good = True
+    for name in plain:
+        theirs = outputs[name]
+        good &= agree(f"masks, {name}", ours.pred_masks, theirs.pred_masks)
+        good &= agree(f"IoU, {name}", ours.iou_scores, theirs.iou_scores)
+        good &= agree(f"prefix, {name}", prefix, theirs.prefix_embeds)
+        same = (ours.sequences == theirs.sequences).all(dim=-1)
+        print(f"  ids, {name}: {int(same.sum())} of {same.numel()} captions equal")
+        good &= bool(same.all())
+    return good
+
+
+def bench_memory(size: Size, quick: bool, device: torch.device) -> bool:
+    """Peak memory above the weights, one process per figure."""
+    print(f"\npeak memory above the weights, MiB ({size.image_size} px)")
+    peaks = {}
+    for name, regions in (
+        ("plain-eager", size.regions),
+        ("plain-sdpa", size.regions),
+        ("ours", size.regions),
+        ("ours, no masks", size.regions),
+        ("ours, no masks", size.many),
+    ):
+        command = [sys.executable, "-m", "benchmarks", "--peak", name, str(regions), "--device", str(device)]
+        # Freed memory goes back at once, so that the resident set is what is in use.
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        command += ["--quick"] if quick else []
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        peaks[name, regions] = int(done.stdout)
+        print(f"  {name + f', {regions} regions':32} {peaks[name, regions] / 2**20:8.0f}", flush=True)
+    ratio = peaks["ours, no masks", size.many] / peaks["ours, no masks", size.regions]
+    print(f"  {size.many} regions need {ratio:.2f} times the memory of {size.regions}")
+    return True
+
+
+def print_peak(name: str, regions: int, size: Size, device: torch.device) -> None:
+    """The peak of one call, for `bench_memory`."""
+    model = build_model(size, device)
+    if name.startswith("plain"):
+        plain = PlainSca(model, name.removeprefix("plain-"))
+        pixels, boxes = random_pixels(size, device), random_boxes(regions, size.image_size, device)
+        print(peak_bytes(lambda: plain.generate(pixels, boxes, size.new_tokens), device))
+    else:
+        print(peak_bytes(lambda: generate(model, size, regions, device, masks="no masks" not in name), device))
+
+
+def report(title: str, seconds: dict[str, float]) -> None:
+    """Print the times and how many times faster ours is."""
+    print(f"\n{title}")
+    for name, value in seconds.items():
+        print(f"  {name:12} {value:9.3f} s   {value / seconds['ours']:.2f} x ours", flush=True)
+
+
+def agree(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Print the largest difference; is it within the tolerance?"""
+    difference = (ours.flatten() - theirs.flatten()).abs().max().item()
+    print(f"  {what}: within {difference:.1e} (values up to {theirs.abs().max().item():.2g})")
+    return difference <= TOLERANCE * max(1.0, theirs.abs().max().item())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed and memory against plain modules.")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; repeatable")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds whose median is printed (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="small shapes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peak", nargs=2, metavar=("NAME", "REGIONS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    size, device = QUICK if arguments.quick else Size(), torch.device(arguments.device)
+    torch.set_num_threads(1)
+    if arguments.peak:
+        print_peak(arguments.peak[0], int(arguments.peak[1]), size, device)
+        return 0
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread, process CPU time"
+    print(f"float32, torch {torch.__version__}, {where}")
+    good = True
+    for part in arguments.part or PARTS:
+        if part == "mixer":
+            good &= bench_mixer(size, arguments.repeats, device)
+        elif part == "end-to-end":
+            good &= bench_end_to_end(size, arguments.repeats, device)
+        else:
+            good &= bench_memory(size, arguments.quick, device)
+    if not good:
+        print("\nThe results disagree.", file=sys.stderr)
+    return int(not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
