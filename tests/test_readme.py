@@ -1,0 +1,77 @@
+"""What the README shows is what happens: its Python runs and prints what it says, its commands exist."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sca_hf.cli import build_parser
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"(<!-- needs the Hub -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+BLOCKS = [(bool(hub), language, text) for hub, language, text in BLOCK.findall(README)]
+PROGRAMS = [index for index, (hub, language, _) in enumerate(BLOCKS) if language == "python" and not hub]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for _, language, text in BLOCKS
+    if language == "sh"
+    for line in text.splitlines()
+    if line
+]
+
+
+@pytest.mark.parametrize("index", PROGRAMS)
+def test_python_prints_what_is_shown(index, tmp_path):
+    for shared in ("src", "docs"):
+        (tmp_path / shared).symlink_to(ROOT / shared)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKS[index][2]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    following = BLOCKS[index + 1] if index + 1 < len(BLOCKS) else None
+    if following is not None and following[1] == "text":
+        assert done.stdout == following[2]
+
+
+def test_python_that_needs_the_hub_compiles():
+    held_back = [text for hub, _, text in BLOCKS if hub]
+    assert held_back
+    for text in held_back:
+        compile(text, "README.md", "exec")
+
+
+def test_outputs_are_shown_and_belong_to_programs():
+    shown = [index for index, (_, language, _) in enumerate(BLOCKS) if language == "text"]
+    assert shown and all(index - 1 in PROGRAMS for index in shown)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("sca-hf")])
+def test_commands_are_understood(command):
+    build_parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
+def test_make_targets_exist(command):
+    targets = command.split()[1:]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_pictures_and_files_exist():
+    named = re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(r"`((?:src|recipes|docs)/[\w./-]+)`", README)
+    assert named and all((ROOT / path).exists() for path in named)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 200
