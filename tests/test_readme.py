@@ -17,13 +17,8 @@ README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"(<!-- needs the Hub -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 BLOCKS = [(bool(hub), language, text) for hub, language, text in BLOCK.findall(README)]
 PROGRAMS = [index for index, (hub, language, _) in enumerate(BLOCKS) if language == "python" and not hub]
-COMMANDS = [
-    line.split("#")[0].strip()
-    for _, language, text in BLOCKS
-    if language == "sh"
-    for line in text.splitlines()
-    if line
-]
+SHELL = [line for _, language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+COMMANDS = [line.split("#")[0].strip() for line in SHELL if line]
 
 
 @pytest.mark.parametrize("index", PROGRAMS)
