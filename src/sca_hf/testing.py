@@ -1,14 +1,16 @@
 """Tiny random models, tokenizers and images, made on the spot: for tests and for trying things out offline."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
-
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from .modeling.configuration_sca import ScaConfig
 from .modeling.modeling_sca import ScaForConditionalGeneration
+
 
 IMAGE_SIZE = 64
 VOCABULARY_SIZE = 320
@@ -22,13 +24,20 @@ CAPTIONS = (
 
 _SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 _GROUPED = dict(_SMALL, num_key_value_heads=2)
+# Llama 3's stretched rotary positions; they are a buffer that no checkpoint holds.
+_LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=5e5,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
 # The library's configuration class of every language model family we name, at a tiny size.
 TEXT_CONFIGS: dict[str, dict] = {
     "gpt2": dict(model_type="gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "open_llama": dict(model_type="llama", tie_word_embeddings=False, **_SMALL),
-    "llama3": dict(
-        model_type="llama", tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 5e5}, **_GROUPED
-    ),
+    "llama3": dict(model_type="llama", tie_word_embeddings=True, rope_parameters=_LLAMA3_ROPE, **_GROUPED),
     "smollm": dict(model_type="llama", tie_word_embeddings=True, **_GROUPED),
     "phi2": dict(model_type="phi", partial_rotary_factor=0.5, **_SMALL),
     "mistral": dict(model_type="mistral", tie_word_embeddings=False, sliding_window=None, **_GROUPED),
@@ -36,10 +45,20 @@ TEXT_CONFIGS: dict[str, dict] = {
     "stablelm": dict(model_type="stablelm", **_GROUPED),
     "qwen3": dict(model_type="qwen3", head_dim=8, tie_word_embeddings=True, **_GROUPED),
     "gemma3": dict(
-        model_type="gemma3_text", head_dim=8, sliding_window=16, query_pre_attn_scalar=8, tie_word_embeddings=True, **_GROUPED
+        model_type="gemma3_text",
+        head_dim=8,
+        sliding_window=16,
+        query_pre_attn_scalar=8,
+        tie_word_embeddings=True,
+        **_GROUPED,
     ),
     "opt": dict(
-        model_type="opt", hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=16
+        model_type="opt",
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=16,
     ),
     "gpt_neox": dict(model_type="gpt_neox", tie_word_embeddings=False, **_SMALL),
 }
@@ -71,22 +90,26 @@ def tiny_sam_config(model_type: str = "sam", image_size: int = IMAGE_SIZE, width
     )
 
 
-def tiny_text_config(family: str = "gpt2", **overrides) -> PreTrainedConfig:
+def tiny_text_config(family: str = "gpt2", **overrides: Any) -> PreTrainedConfig:
     """A two-layer language model of a family in `TEXT_CONFIGS`, fitting [`tiny_tokenizer`]."""
     arguments = dict(TEXT_CONFIGS[family], vocab_size=VOCABULARY_SIZE, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     arguments.update(overrides)
     return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
 
 
-def tiny_config(family: str = "gpt2", sam_type: str = "sam", **overrides) -> ScaConfig:
-    """The published layout with three mixer layers, over a tiny SAM and language model."""
+def tiny_config(family: str = "gpt2", sam_type: str = "sam", **overrides: Any) -> ScaConfig:
+    """The published layout with three mixer layers, over a tiny SAM and language model.
+
+    Overrides are fields of [`ScaConfig`]; those of `mixer_config` and `text_config` change single fields of the parts.
+    """
     mixer = dict(num_hidden_layers=3, num_attention_heads=4, mlp_dim=64) | overrides.pop("mixer_config", {})
-    return ScaConfig(
-        sam_config=tiny_sam_config(sam_type), text_config=tiny_text_config(family), mixer_config=mixer, **overrides
-    )
+    text = tiny_text_config(family, **overrides.pop("text_config", {}))
+    return ScaConfig(sam_config=tiny_sam_config(sam_type), text_config=text, mixer_config=mixer, **overrides)
 
 
-def tiny_model(family: str = "gpt2", sam_type: str = "sam", seed: int = 0, **overrides) -> ScaForConditionalGeneration:
+def tiny_model(
+    family: str = "gpt2", sam_type: str = "sam", seed: int = 0, **overrides: Any
+) -> ScaForConditionalGeneration:
     """A random model in evaluation mode whose regions and captions all differ."""
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
