@@ -52,7 +52,8 @@ class RegionCollator:
         for record in records:
             task = self.task or record["task"]
             regions = self._choose(record["regions"], rng)
-            drawn = [self._prompt(region, rng) for region in regions]
+            size = (record["width"], record["height"])
+            drawn = [self._prompt(region, size, rng) for region in regions]
             for name, values in prompts.items():
                 values.append([prompt.get(name) for prompt in drawn])
             captions.append([self._text(region, task, rng) for region in regions])
@@ -73,7 +74,7 @@ class RegionCollator:
             return list(regions[: self.max_regions])
         return [regions[k] for k in rng.permutation(len(regions))[: self.max_regions]]
 
-    def _prompt(self, region: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def _prompt(self, region: Mapping[str, Any], size: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         kinds, shares = list(self.prompt_shares), np.array(list(self.prompt_shares.values()))
         kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
         inside = [p for p, label in zip(region.get("points") or (), region.get("labels") or (), strict=True) if label]
@@ -84,7 +85,7 @@ class RegionCollator:
         box = np.asarray(region["box"], np.float64)
         if self.training and self.box_jitter:
             sides = np.tile(box[2:] - box[:2], 2)
-            box = box + rng.normal(0, self.box_jitter, 4) * sides
+            box = (box + rng.normal(0, self.box_jitter, 4) * sides).clip(0, np.tile(size, 2))
         return {"input_boxes": box.tolist()}
 
     def _text(self, region: Mapping[str, Any], task: str, rng: np.random.Generator) -> str:
