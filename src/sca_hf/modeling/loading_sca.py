@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_sca import ScaConfig, ScaMixerConfig, without_dropout
+from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, ScaMixerConfig, without_dropout
 from .generation_sca import caption_generation_config
 
 
@@ -32,7 +32,7 @@ _BASES = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM,
 
 # Which of the library's loading arguments a base of a mixer-only repository is loaded with too. Never `revision`: each
 # base has a pinned one of its own.
-_FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "device_map", "max_memory", "offload_folder")
+_FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory", "offload_folder")
 _HUB = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
 
 
@@ -80,37 +80,21 @@ class ScaLoadingMixin:
             kwargs: as for the library's `from_pretrained`.
         """
         path = pretrained_model_name_or_path
-        if path is not None and not isinstance(config, PreTrainedConfig):
-            hub = {name: kwargs[name] for name in _HUB if name in kwargs}
-            peeked = cls.config_class.from_pretrained(path if config is None else config, **hub)
-        else:
-            peeked = config
+        peeked = _peek(cls.config_class, path, config, kwargs)
         repos = getattr(peeked, "base_model_repos", None)
         if bases and not repos:
             raise ValueError(f"bases= belongs to a mixer-only repository, but {path} names no base models.")
-        mixer_only = bool(repos) and path is not None
-        if mixer_only:
-            kwargs["build_bases"] = False
-            requested_dtype = kwargs.pop("dtype", None)
-            kwargs["dtype"] = _explicit(requested_dtype) or peeked.mixer_config.dtype or "auto"
+        of_bases = _take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
-            path,
-            *model_args,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **{**kwargs, **({"device_map": None} if mixer_only else {})},
+            path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
         _check_loading_info(info, path, strict, ignore_mismatched_sizes)
-        if mixer_only:
-            forwarded = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
-            forwarded["dtype"] = requested_dtype
-            model._load_bases(repos, bases or {}, Path(path), forwarded)
-        else:
-            # The library makes new parameters of what it reads, and they take gradients.
-            model._freeze_base_models()
-            if path is not None:
-                model.base_sources = {part: {**_source(path, kwargs), "part": part} for part in _BASES}
+        if repos:
+            model._load_bases(repos, bases or {}, Path(path), of_bases)
+        elif path is not None:
+            model.base_sources = {part: {**_source(path, kwargs), "part": part} for part in _BASES}
+        # The library makes new parameters of what it reads, and they take gradients.
+        model._freeze_base_models()
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -196,7 +180,11 @@ class ScaLoadingMixin:
             )
 
     def _load_bases(
-        self, repos: dict[str, dict[str, str]], bases: dict[str, Any], repository: Path, kwargs: dict[str, Any]
+        self,
+        repos: dict[str, dict[str, str]],
+        bases: dict[str, Any],
+        repository: Path,
+        arguments: dict[str, dict[str, Any]],
     ) -> None:
         """Fetch and attach the base models that a mixer-only repository names."""
         unknown = bases.keys() - _BASES.keys()
@@ -204,16 +192,16 @@ class ScaLoadingMixin:
             raise ValueError(f"bases= takes {' and '.join(_BASES)}, got {', '.join(sorted(unknown))}.")
         parts, sources = {}, {}
         for name, (_, config_name) in _BASES.items():
-            own = {**kwargs, "config": copy.deepcopy(getattr(self.config, config_name))}
-            own["dtype"] = _explicit(kwargs["dtype"]) or own["config"].dtype or self.config.dtype
-            own["attn_implementation"] = own["config"]._attn_implementation
-            own["device_map"] = _device_map_of(name, kwargs.get("device_map"))
-            own = {key: value for key, value in own.items() if value is not None}
+            config = copy.deepcopy(getattr(self.config, config_name))
+            # The Auto classes have taken these two out of the arguments and put them into the configuration.
+            own = {"attn_implementation": config._attn_implementation, "dtype": self.config.dtype, **arguments[name]}
+            own = {"config": config, **{key: value for key, value in own.items() if value is not None}}
             if name in bases:
                 parts[name], sources[name] = _load_part(type(self), name, bases[name], own)
             else:
                 parts[name], sources[name] = _load_pinned(type(self), name, repos[name], repository, own)
         self.attach_base_models(**parts)
+        self.mixer.to(self.sam.device)
         self.base_sources = sources if all(sources.values()) else None
         # A mixer-only model stays one when it is saved again.
         if self.base_sources and not self._trainable_base_weights():
@@ -283,6 +271,30 @@ def hash_weights(folder: Path) -> str:
     return total.hexdigest()
 
 
+def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
+    """The configuration that a load is going to use."""
+    if path is None or isinstance(config, PreTrainedConfig):
+        return config if path is not None else None
+    hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+    return config_class.from_pretrained(path if config is None else config, **hub)
+
+
+def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Change the loading arguments of a mixer-only repository into those of its mixer; return those of each base."""
+    requested = _explicit(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
+    shared = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
+    device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
+    kwargs.update(build_bases=False, dtype=requested or config.mixer_config.dtype or "auto")
+    arguments = {}
+    for part, (_, config_name) in _BASES.items():
+        arguments[part] = {**shared, "device_map": _device_map_of(part, device_map)}
+        arguments[part]["dtype"] = requested or getattr(config, config_name).dtype
+        arguments[part] = {name: value for name, value in arguments[part].items() if value is not None}
+    if quantization is not None:
+        arguments[LANGUAGE_MODEL]["quantization_config"] = quantization
+    return arguments
+
+
 def _check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mismatched_sizes: bool) -> None:
     """Raise with the names of all weights that did not fit."""
     faults = []
@@ -322,6 +334,10 @@ def _load_part(
         kwargs = {key: value for key, value in kwargs.items() if key != "config"}
         whole = model_class.from_pretrained(source, **{**kwargs, **hub})
         return getattr(whole, name), {**where, "part": name}
+    if name == SAM and config.model_type not in SUPPORTED_SAM_TYPES:
+        raise ValueError(
+            f"{source} has model_type {config.model_type!r}; SAM may be {' or '.join(map(repr, SUPPORTED_SAM_TYPES))}."
+        )
     if drop_dropout:
         config = without_dropout(config)
     config = kwargs.get("config", config)
@@ -341,7 +357,8 @@ def _load_pinned(
 ) -> tuple[PreTrainedModel, dict[str, str]]:
     """Load one base of a mixer-only repository, exactly as pinned."""
     if "repo_id" in source:
-        part, _ = _load_part(model_class, name, source["repo_id"], {**kwargs, "revision": source["revision"]})
+        pinned = {key: source[key] for key in ("revision", "subfolder") if key in source}
+        part, _ = _load_part(model_class, name, source["repo_id"], {**kwargs, **pinned})
         return part, source
     # A folder moves with the repository beside it.
     candidates = (Path(source["path"]), repository.parent / Path(source["path"]).name)
@@ -363,13 +380,13 @@ def _is_sca(source: str | os.PathLike[str], hub: dict[str, Any]) -> bool:
 
 def _source(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, str]:
     """Where a model comes from: a folder, or a repository with the commit that its revision stands for now."""
+    subfolder = kwargs.get("subfolder") or ""
     if os.path.isdir(path):
-        return {"path": str(Path(path).resolve())}
-    hub = {
-        key: kwargs[key] for key in ("cache_dir", "token", "local_files_only", "proxies", "revision") if key in kwargs
-    }
+        return {"path": str((Path(path) / subfolder).resolve())}
+    hub = {key: kwargs[key] for key in _HUB if key in kwargs and key != "force_download"}
     commit = extract_commit_hash(cached_file(path, "config.json", **hub), None)
-    return {"repo_id": str(path), "revision": commit or kwargs.get("revision") or "main"}
+    where = {"repo_id": str(path), "revision": commit or kwargs.get("revision") or "main"}
+    return {**where, "subfolder": subfolder} if subfolder else where
 
 
 def _source_of_model(name: str, model: PreTrainedModel) -> dict[str, str] | None:
