@@ -7,6 +7,7 @@ from PIL import Image
 
 from sca_hf.data.region import RegionRecord, RegionRecordError, check_records, region_features
 
+
 GOOD = {
     "image": Image.new("RGB", (40, 30)),
     "image_id": "cat-1",

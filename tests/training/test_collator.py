@@ -28,7 +28,9 @@ def test_every_region_gets_the_kind_asked_for(records, processor, kind, key):
 
 
 def test_a_region_without_points_or_mask_falls_back_to_its_box(records, processor):
-    bare = [{**r, "regions": [{**x, "points": None, "labels": None, "mask": None} for x in r["regions"]]} for r in records]
+    bare = [
+        {**r, "regions": [{**x, "points": None, "labels": None, "mask": None} for x in r["regions"]]} for r in records
+    ]
     for kind in ("point", "mask"):
         batch = RegionCollator(processor, {kind: 1.0})(bare)
         assert set(batch["prompt_layout"][batch["region_mask"]].tolist()) == {1}

@@ -29,8 +29,10 @@ class RegionRecordError(ValueError):
 class Region:
     """One region of an image.
 
-    box: xyxy, far edges exclusive. mask: COCO RLE `{"size": [height, width], "counts": ...}` or None. points and labels:
-    P pairs (x, y) and P numbers, 1 inside and 0 outside, or None. captions: at least one when the task is "caption".
+    box: xyxy, far edges exclusive.
+    mask: COCO RLE `{"size": [height, width], "counts": ...}`, or None.
+    points, labels: P pairs (x, y) and P numbers, 1 inside and 0 outside, or None.
+    captions: at least one when the task is "caption".
     category: what the region shows in a word or two; needed when the task is "recognition".
     """
 
@@ -49,7 +51,10 @@ class Region:
 
 @dataclass
 class RegionRecord:
-    """One image and its regions. `image` is a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it."""
+    """One image and its regions.
+
+    image: a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it undecoded.
+    """
 
     image: Any
     image_id: str
@@ -74,7 +79,9 @@ class RegionRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values, the image as it is."""
-        return {**asdict(self), "image": self.image} if not isinstance(self.image, Image.Image) else self._with_picture()
+        return (
+            {**asdict(self), "image": self.image} if not isinstance(self.image, Image.Image) else self._with_picture()
+        )
 
     def _with_picture(self) -> dict[str, Any]:
         regions = [asdict(region) for region in self.regions]
@@ -114,7 +121,7 @@ def check_records(
     on_error: Literal["raise", "skip"] = "raise",
     skipped: list[str] | None = None,
 ) -> Iterator[RegionRecord]:
-    """Yields validated records; with `on_error="skip"` bad ones are left out and their errors appended to `skipped`."""
+    """Yields validated records; `on_error="skip"` leaves bad ones out and appends their errors to `skipped`."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error is {on_error!r}, expected "raise" or "skip"')
     for values in records:
@@ -168,7 +175,11 @@ def _open_image(image: Any) -> Image.Image:
 def _image_problem(image: Any, size: tuple[int, int]) -> str | None:
     if isinstance(image, Image.Image):
         same = image.size == size
-        return None if same else f"the picture is {image.size[0]} x {image.size[1]}, the record says {size[0]} x {size[1]}"
+        return (
+            None
+            if same
+            else f"the picture is {image.size[0]} x {image.size[1]}, the record says {size[0]} x {size[1]}"
+        )
     if isinstance(image, Mapping):
         if image.get("bytes") is not None:
             return None
@@ -198,7 +209,9 @@ def _mask_problem(mask: Mapping[str, Any] | None, width: int, height: int) -> st
     if "size" not in mask or "counts" not in mask:
         return f"mask has the keys {sorted(mask)}, expected a COCO RLE with size and counts"
     size = list(mask["size"])
-    return None if size == [height, width] else f"mask is of size {size}, expected [height, width] = [{height}, {width}]"
+    return (
+        None if size == [height, width] else f"mask is of size {size}, expected [height, width] = [{height}, {width}]"
+    )
 
 
 def _point_problem(points: list[list[float]] | None, labels: list[int] | None, width: int, height: int) -> str | None:
@@ -219,7 +232,9 @@ def _point_problem(points: list[list[float]] | None, labels: list[int] | None, w
 def _text_problem(region: Region, task: str) -> str | None:
     texts = region.texts(task)
     if not texts:
-        return "there is no caption" if task == "caption" else 'there is no category, which the task "recognition" needs'
+        return (
+            "there is no caption" if task == "caption" else 'there is no category, which the task "recognition" needs'
+        )
     if any(not text.strip() for text in texts):
         return f"a text is blank: {texts}"
     return None

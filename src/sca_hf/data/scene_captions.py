@@ -31,9 +31,9 @@ PLACES = {
 }
 # word or phrase -> (attribute, canonical value), for reading captions
 VOCABULARY = {
-    **{word: ("colour", word) for word in "red green blue yellow purple orange white black".split()},
-    **{word: ("shape", word) for word in "circle square triangle star ring cross".split()},
-    **{word: ("texture", word) for word in "plain striped dotted checkered".split()},
+    **{word: ("colour", word) for word in ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]},
+    **{word: ("shape", word) for word in ["circle", "square", "triangle", "star", "ring", "cross"]},
+    **{word: ("texture", word) for word in ["plain", "striped", "dotted", "checkered"]},
     "disc": ("shape", "circle"),
     "box": ("shape", "square"),
     "stripes": ("texture", "striped"),
@@ -102,5 +102,7 @@ def read_caption(text: str) -> dict[str, str | None]:
 
 
 def _read(text: str, attribute: str) -> str | None:
-    values = {VOCABULARY[word][1] for word in re.findall(r"[a-z]+", text) if VOCABULARY.get(word, ("",))[0] == attribute}
+    values = {
+        VOCABULARY[word][1] for word in re.findall(r"[a-z]+", text) if VOCABULARY.get(word, ("",))[0] == attribute
+    }
     return values.pop() if len(values) == 1 else None

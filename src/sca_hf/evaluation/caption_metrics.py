@@ -53,7 +53,9 @@ def cider_d(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 class _Vector:
     """The weighted n-grams of one sentence, by order, with their norms."""
 
-    def __init__(self, orders: list[Counter[tuple[str, ...]]], idf: dict[tuple[str, ...], float], unseen: float):
+    def __init__(
+        self, orders: list[Counter[tuple[str, ...]]], idf: dict[tuple[str, ...], float], unseen: float
+    ) -> None:
         self.weights = [{g: n * idf.get(g, unseen) for g, n in grams.items()} for grams in orders]
         self.norms = [math.sqrt(sum(w * w for w in weights.values())) for weights in self.weights]
         self.length = orders[1].total()  # counted in bigrams, as the reference implementation does

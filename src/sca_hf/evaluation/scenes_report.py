@@ -40,17 +40,23 @@ class RegionResult:
 
 def score_model(model: Any, processor: Any, count: int, split: str = "test", batch_size: int = 8) -> dict[str, Any]:
     """Scores every kind of prompt and both controls on the first `count` scenes of a split."""
-    rows = {kind: caption_scores(run_scenes(model, processor, scenes(split, count), kind, batch_size)) for kind in PROMPTS}
-    boxed = run_scenes(model, processor, scenes(split, count), "box", batch_size)
+    results = {kind: run_scenes(model, processor, scenes(split, count), kind, batch_size) for kind in PROMPTS}
+    boxed = results["box"]
     order = np.random.default_rng(0).permutation(len(boxed))
     shuffled = [RegionResult(r.truth, boxed[k].caption, float("nan")) for r, k in zip(boxed, order, strict=True)]
     blank = run_scenes(model, processor, map(_blank, scenes(split, count)), "box", batch_size)
-    rows |= {"shuffled regions": caption_scores(shuffled), "blank image": caption_scores(blank)}
-    return {"split": split, "scenes": count, "scores": rows}
+    results |= {"shuffled regions": shuffled, "blank image": blank}
+    scores = {name: caption_scores(rows) for name, rows in results.items()}
+    return {"split": split, "scenes": count, "scores": scores}
 
 
 def run_scenes(
-    model: Any, processor: Any, pictures: Iterable[Scene], prompt: str = "box", batch_size: int = 8, task: str = "caption"
+    model: Any,
+    processor: Any,
+    pictures: Iterable[Scene],
+    prompt: str = "box",
+    batch_size: int = 8,
+    task: str = "caption",
 ) -> list[RegionResult]:
     """Captions and segments every object of the scenes from one kind of prompt: box, point (the deepest), or mask."""
     results, pictures = [], iter(pictures)

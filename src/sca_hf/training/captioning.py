@@ -25,7 +25,7 @@ class CaptioningSettings:
     """What a caption stage may be asked for; the defaults are those of the last stage of `sca-tiny`."""
 
     task: str = "caption"
-    train_scenes: int = 24_000
+    train_scenes: int = 16_000
     eval_scenes: int = 100
     steps: int = 8_000
     batch_size: int = 8
@@ -52,7 +52,7 @@ def train_captioning(
 ) -> Path:
     """Trains the mixer in `folder`, going on from its last checkpoint, and returns the folder of the whole model."""
     arrays = load_scene_arrays(cache, "train", settings.train_scenes, model.config.sam_config.vision_config.image_size)
-    embeddings = cache_embeddings(model.sam, arrays, cache / f"embeddings-{fingerprint(model.sam)}.npy")
+    embeddings = cache_embeddings(model.sam, arrays, cache / f"embeddings-{len(arrays)}-{fingerprint(model.sam)}.npy")
     torch.manual_seed(settings.seed)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),

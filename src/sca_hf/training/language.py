@@ -40,7 +40,7 @@ class LanguageSettings:
 class KeywordTexts(torch.utils.data.Dataset):
     """Random objects as token ids: task slots, keyword slots, then the text; loss on the text only."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: LanguageSettings):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, settings: LanguageSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ def random_object(rng: np.random.Generator) -> SceneObject:
 
 
 def train_tokenizer(settings: LanguageSettings) -> PreTrainedTokenizerFast:
-    """Learns a byte-level vocabulary in which every word of the scenes is one token; any other text round-trips too."""
+    """Learns a byte-level vocabulary with every word of the scenes as one token; any other text round-trips too."""
     rng = np.random.default_rng(settings.seed)
     words = [*COLOURS, *SHAPES, *TEXTURES, *SIZES, *RELATIONS, *TASKS]
     texts = [caption for _ in range(4_000) for caption in describe(random_object(rng), rng)]

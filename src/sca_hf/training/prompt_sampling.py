@@ -86,7 +86,9 @@ class PromptCollator:
         """Returns the mask coverage (B, R, 4h, 4w) in 0..1 and the attribute indices (B, R, 5)."""
         step = chosen[0][0].labels.shape[0] // self.mask_side
         masks = np.stack([view.labels == k + 1 for view, k in chosen])
-        coverage = masks.reshape(len(chosen), self.mask_side, step, self.mask_side, step).mean((2, 4), dtype=np.float32)
+        coverage = masks.reshape(len(chosen), self.mask_side, step, self.mask_side, step).mean(
+            (2, 4), dtype=np.float32
+        )
         attributes = np.stack([view.attributes[k] for view, k in chosen])
         return {
             "coverage": torch.from_numpy(coverage).unflatten(0, (batch, -1)),

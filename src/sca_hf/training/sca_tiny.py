@@ -83,7 +83,11 @@ def write_report(model_folder: Path, output: Path, recipe: dict[str, Any], scene
         return
     model = ScaForConditionalGeneration.from_pretrained(model_folder).eval()
     scores = score_model(model, ScaProcessor.from_pretrained(model_folder), scenes)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     history = {stage: _history(output / stage) for stage in STAGES}
     report = {**scores, "recipe": recipe, "versions": versions, "history": history}
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -47,10 +47,11 @@ class SceneArrays:
 
 
 def load_scene_arrays(folder: Path, split: str, count: int, input_size: int, workers: int = 2) -> SceneArrays:
-    """Opens the arrays of a split below `folder`, rendering them first where they are not there."""
-    target = Path(folder) / f"{split}-{count}-{input_size}"
+    """Opens the first `count` scenes of a split below `folder`, rendering them first where they are not there."""
     names = [name for name in SceneArrays.__dataclass_fields__ if name != "texts"]
-    if not (target / "complete").exists():
+    target = _complete_folder(Path(folder), split, count, input_size)
+    if target is None:
+        target = Path(folder) / f"{split}-{count}-{input_size}"
         target.mkdir(parents=True, exist_ok=True)
         starts = range(0, count, _CHUNK)
         jobs = [(split, start, min(_CHUNK, count - start), input_size) for start in starts]
@@ -61,8 +62,16 @@ def load_scene_arrays(folder: Path, split: str, count: int, input_size: int, wor
             np.save(target / f"{name}.npy", np.concatenate(chunks))
         (target / "texts.jsonl").write_text("".join(f"{line}\n" for chunk in texts for line in chunk))
         (target / "complete").touch()
-    arrays = (np.load(target / f"{name}.npy", mmap_mode="r") for name in names)
-    return SceneArrays(*arrays, texts=(target / "texts.jsonl").read_text().splitlines())
+    opened = (np.load(target / f"{name}.npy", mmap_mode="r")[:count] for name in names)
+    return SceneArrays(*opened, texts=(target / "texts.jsonl").read_text().splitlines()[:count])
+
+
+def _complete_folder(folder: Path, split: str, count: int, input_size: int) -> Path | None:
+    """Returns a folder that holds at least `count` scenes: fewer scenes are the first of more."""
+    for path in sorted(folder.glob(f"{split}-*-{input_size}/complete")):
+        if int(path.parent.name.split("-")[1]) >= count:
+            return path.parent
+    return None
 
 
 def _render_chunk(job: tuple[str, int, int, int]) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ def cache_embeddings(sam: SamModel, scenes: SceneArrays, path: Path, batch_size:
         unfinished = path.with_suffix(".part.npy")
         rows = None
         for start in range(0, len(scenes), batch_size):
-            pixels = torch.from_numpy(scenes.pixels[start : start + batch_size]).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(np.array(scenes.pixels[start : start + batch_size])).permute(0, 3, 1, 2)
             with torch.inference_mode():
                 encoded = sam.vision_encoder((pixels / 255 - IMAGE_MEAN) / IMAGE_STD).last_hidden_state.half().numpy()
             if rows is None:
@@ -38,13 +38,13 @@ def cache_embeddings(sam: SamModel, scenes: SceneArrays, path: Path, batch_size:
 
 
 class SceneRecords(torch.utils.data.Dataset):
-    """Region records (see `data.region`) of scenes that have a describable object, `image_embedding` in place of `image`.
+    """Region records (see `data.region`) of scenes, with an `image_embedding` in place of `image`.
 
-    Masks are (H, W) bool rather than RLE, which the processor takes as well; each region offers its deepest point and
+    Scenes without a describable object are left out. Masks are (H, W) bool rather than RLE, which the processor takes as well; each region offers its deepest point and
     a few random ones.
     """
 
-    def __init__(self, scenes: SceneArrays, embeddings: np.ndarray, split: str, task: str = "caption"):
+    def __init__(self, scenes: SceneArrays, embeddings: np.ndarray, split: str, task: str = "caption") -> None:
         self.scenes, self.embeddings, self.split, self.task = scenes, embeddings, split, task
         self.usable = [index for index, text in enumerate(scenes.texts) if '"describable": true' in text]
 

@@ -44,7 +44,7 @@ class SegmentationSettings:
 
 
 def tiny_sam_config(image_size: int = 96, patch_size: int = 8, width: int = 128, depth: int = 6) -> SamConfig:
-    """Returns the configuration of the bundled SAM: every layer attends globally, at this size windows gain nothing."""
+    """Returns the configuration of the bundled SAM; every layer attends globally, for windows gain nothing here."""
     vision = {
         "hidden_size": width,
         "num_hidden_layers": depth,
@@ -66,7 +66,7 @@ def tiny_sam_config(image_size: int = 96, patch_size: int = 8, width: int = 128,
 class SegmentationTrainee(SamPreTrainedModel):
     """A `SamModel` with linear attribute heads on its encoder output, its decoder keys and its first mask token."""
 
-    def __init__(self, config: SamConfig):
+    def __init__(self, config: SamConfig) -> None:
         super().__init__(config)
         self.sam = SamModel(config)
         self.heads = nn.ModuleDict()
@@ -163,7 +163,9 @@ def mask_loss(logits: torch.Tensor, ious: torch.Tensor, coverage: torch.Tensor, 
     target = coverage[:, :, None].expand_as(logits)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = logits.sigmoid()
-    per_mask = _dice_loss(probability, target) + balance * 20 * (cross_entropy * (probability - target) ** 2).mean((-2, -1))
+    per_mask = _dice_loss(probability, target) + balance * 20 * (cross_entropy * (probability - target) ** 2).mean(
+        (-2, -1)
+    )
     if balance < 1:
         inside = target.mean((-2, -1), keepdim=True).clamp(1e-4, 1 - 1e-4)
         weights = 0.5 * target / inside + 0.5 * (1 - target) / (1 - inside)
@@ -222,7 +224,7 @@ def _mean_scores(prediction: EvalPrediction) -> dict[str, float]:
 class SceneIndices(torch.utils.data.Dataset):
     """The numbers 0 to count - 1: the collator looks the scenes up itself."""
 
-    def __init__(self, scenes: SceneArrays):
+    def __init__(self, scenes: SceneArrays) -> None:
         self.count = len(scenes)
 
     def __len__(self) -> int:
@@ -242,7 +244,7 @@ class _SegmentationTrainer(Trainer):
 
 
 def train_segmentation(folder: Path, cache: Path, settings: SegmentationSettings) -> Path:
-    """Trains stage 1 in `folder`, going on from its last checkpoint, and returns the folder of the plain `SamModel`."""
+    """Trains stage 1 in `folder`, going on from its last checkpoint; returns the folder of the plain `SamModel`."""
     done = folder / "sam"
     if (done / "model.safetensors").exists():
         return done
