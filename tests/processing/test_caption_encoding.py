@@ -77,7 +77,8 @@ def test_captions_of_one_image_or_region_may_be_flat():
         (["a"], [2], "image 0 has 1 caption.* for 2 region"),
         ([["a"], None], [1, 1], "image 1 has 0 caption"),
         (["a", "b"], [1, 1], r"nested 1 deep for 2 image.*expected nesting: \[image\]\[region\] of strings"),
-        ([[" "]], [1], "image 0, region 0 is empty"),
+        ([[" "]], [1], "image 0, region 0 is ' '; give a text, or None"),
+        ([None, []], [2], r"image 0, region 1 is \[\]"),
         ([["a", ["b"]]], [2], "mixes nesting"),
     ],
 )

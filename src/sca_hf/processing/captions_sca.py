@@ -27,8 +27,8 @@ def region_captions(captions: Any, counts: Sequence[int]) -> list[list[str | Non
                 "None where there is none."
             )
         for region, caption in enumerate(regions):
-            if caption is not None and not caption.strip():
-                raise ValueError(f"captions: image {image}, region {region} is empty; give a text, or None for none.")
+            if caption is not None and (not isinstance(caption, str) or not caption.strip()):
+                raise ValueError(f"captions: image {image}, region {region} is {caption!r}; give a text, or None.")
     return by_image
 
 

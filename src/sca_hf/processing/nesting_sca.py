@@ -18,6 +18,7 @@ NESTING = {
     "task": "one name, [image] of names, or [image][region] of names",
 }
 _FULL_DEPTH = {"input_points": 4, "input_labels": 3, "input_boxes": 3, "input_masks": 2, "captions": 2}
+_TEXTS = ("captions", "task")
 _MAX_DEPTH = 8
 
 
@@ -107,7 +108,9 @@ def _measure(value: Any, name: str, level: int) -> tuple[Any, int, bool]:
         return None, 0, False
     if _is_leaf(value, name):
         return value, 0, True
-    if isinstance(value, (np.ndarray, torch.Tensor)):
+    if name in _TEXTS and isinstance(value, np.ndarray) and value.dtype.kind in "UO":
+        return _measure(value.tolist(), name, level + 1)
+    if name not in _TEXTS and isinstance(value, (np.ndarray, torch.Tensor)):
         value = to_numpy(value, name)
         if value.dtype.kind == "O":
             return _measure(value.tolist(), name, level + 1)
@@ -136,7 +139,7 @@ def _measure_list(value: Iterable[Any], name: str, level: int) -> tuple[list[Any
 
 
 def _is_leaf(value: Any, name: str) -> bool:
-    if name in ("captions", "task"):
+    if name in _TEXTS:
         return isinstance(value, str)
     if name == "input_masks":
         return isinstance(value, dict) or hasattr(value, "getbands")
