@@ -1,0 +1,81 @@
+"""What the library's model tests ask of us; copied beside them by run.py."""
+
+import unittest
+
+import torch
+
+from sca_hf import ScaConfig, ScaForConditionalGeneration
+from sca_hf.testing import IMAGE_SIZE, VOCABULARY_SIZE, tiny_config
+
+from ..test_configuration_common import ConfigTester
+from ..test_modeling_common import ModelTesterMixin
+
+
+class ScaModelTester:
+    """Tiny configurations and inputs: two images, two boxes each, captions of seven tokens."""
+
+    batch_size, regions, seq_length, is_training = 2, 2, 7, True
+
+    def __init__(self, parent: unittest.TestCase, family: str, sam_type: str) -> None:
+        self.parent, self.family, self.sam_type = parent, family, sam_type
+        config = self.get_config()
+        self.hidden_size = config.text_config.hidden_size
+        self.num_hidden_layers = config.text_config.num_hidden_layers
+        self.num_attention_heads = config.text_config.num_attention_heads
+        self.encoder_seq_length = config.mixer_config.prefix_length + self.seq_length
+
+    def get_config(self) -> ScaConfig:
+        return tiny_config(self.family, self.sam_type)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[ScaConfig, dict[str, torch.Tensor]]:
+        corners = torch.rand(self.batch_size, self.regions, 2, 2) * IMAGE_SIZE
+        text = (self.batch_size, self.regions, self.seq_length)
+        inputs = dict(
+            pixel_values=torch.randn(self.batch_size, 3, IMAGE_SIZE, IMAGE_SIZE),
+            input_boxes=torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1),
+            input_ids=torch.randint(4, VOCABULARY_SIZE, text),
+            attention_mask=torch.ones(text, dtype=torch.long),
+        )
+        return self.get_config(), inputs
+
+
+class ScaModelTests(ModelTesterMixin):
+    """The library's tests; a subclass names the language model and SAM."""
+
+    family, sam_type = "gpt2", "sam"
+    all_model_classes = (ScaForConditionalGeneration,)
+    additional_model_inputs = ["input_boxes", "input_ids"]
+    _is_composite = True
+    test_torch_exportable = False
+    # The caption loss does not reach the mask heads.
+    test_all_params_have_gradient = False
+
+    def setUp(self) -> None:
+        self.model_tester = ScaModelTester(self, self.family, self.sam_type)
+        self.config_tester = ConfigTester(
+            self,
+            config_class=ScaConfig,
+            has_text_modality=False,
+            common_properties=["label_smoothing", "max_caption_length"],
+        )
+
+    def test_config(self) -> None:
+        self.config_tester.run_common_tests()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = dict(inputs_dict)
+        if return_labels:
+            inputs["labels"] = inputs["input_ids"]
+        return inputs
+
+
+class ScaGpt2Test(ScaModelTests, unittest.TestCase):
+    pass
+
+
+class ScaLlamaTest(ScaModelTests, unittest.TestCase):
+    family = "smollm"
+
+
+class ScaHqQwen3Test(ScaModelTests, unittest.TestCase):
+    family, sam_type = "qwen3", "sam_hq"
