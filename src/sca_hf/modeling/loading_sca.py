@@ -325,31 +325,34 @@ def _load_part(
     if isinstance(source, PreTrainedModel):
         part = source if source.config.model_type != ScaConfig.model_type else getattr(source, name)
         return part, _source_of_model(name, source)
-    hub = {key: kwargs[key] for key in _HUB if key in kwargs}
     where = _source(source, kwargs)
-    if "revision" in where:
-        hub["revision"] = where["revision"]
-    config = AutoConfig.from_pretrained(source, **hub) if not _is_sca(source, hub) else None
-    if config is None:
-        kwargs = {key: value for key, value in kwargs.items() if key != "config"}
-        whole = model_class.from_pretrained(source, **{**kwargs, **hub})
+    hub = {key: kwargs[key] for key in _HUB if key in kwargs}
+    hub.update({key: where[key] for key in ("revision",) if key in where})
+    if PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type") == ScaConfig.model_type:
+        whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})
         return getattr(whole, name), {**where, "part": name}
+    config = kwargs.get("config") or AutoConfig.from_pretrained(source, **hub)
     if name == SAM and config.model_type not in SUPPORTED_SAM_TYPES:
         raise ValueError(
             f"{source} has model_type {config.model_type!r}; SAM may be {' or '.join(map(repr, SUPPORTED_SAM_TYPES))}."
         )
     if drop_dropout:
         config = without_dropout(config)
-    config = kwargs.get("config", config)
-    half = name == SAM and _as_dtype(kwargs.get("dtype")) in (torch.float16, torch.bfloat16)
+    return _load_base(name, source, {**kwargs, **hub, "config": config}), where
+
+
+def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """Load a SAM or a language model by its own Auto class, as strictly as our own weights."""
+    strict, lenient = kwargs.pop("strict", True), kwargs.pop("ignore_mismatched_sizes", False)
+    dtype = _as_dtype(kwargs.get("dtype"))
+    half = name == SAM and dtype in (torch.float16, torch.bfloat16)
+    if half:
+        kwargs["dtype"] = torch.float32
     part, info = _BASES[name][0].from_pretrained(
-        source,
-        **{**kwargs, **hub, "config": config, **({"dtype": torch.float32} if half else {})},
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
+        source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
-    _check_loading_info(info, source, strict=True, ignore_mismatched_sizes=False)
-    return _to_half(part, _as_dtype(kwargs["dtype"])) if half else part, where
+    _check_loading_info(info, source, strict, lenient)
+    return _to_half(part, dtype) if half else part
 
 
 def _load_pinned(
@@ -372,10 +375,6 @@ def _load_pinned(
         raise ValueError(f"the weights in {folder} are not those that {repository} was trained with ({name}): {mend}")
     part, _ = _load_part(model_class, name, folder, kwargs)
     return part, {**source, "path": str(folder.resolve())}
-
-
-def _is_sca(source: str | os.PathLike[str], hub: dict[str, Any]) -> bool:
-    return PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type") == ScaConfig.model_type
 
 
 def _source(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, str]:
