@@ -157,15 +157,16 @@ def test_a_frozen_language_model_has_no_dropout(make_model, tmp_path):
     assert {layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
 
 
-def test_all_end_tokens_of_the_language_model_survive(parts, tmp_path, inputs):
+def test_end_tokens_of_the_language_model_survive_but_not_its_sampling(parts, tmp_path, inputs):
     sam, text = parts
-    config = json.loads((text / "generation_config.json").read_text())
-    (text / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [2, 5], "pad_token_id": 0}))
+    settings = {"eos_token_id": [2, 5], "pad_token_id": 0, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (text / "generation_config.json").write_text(json.dumps(settings))
     model = ScaForConditionalGeneration.from_sam_text_pretrained(sam, text, mixer_config=MIXER)
     for folder, include_bases in (("whole", True), ("mixer", False)):
         model.save_pretrained(tmp_path / folder, include_bases=include_bases)
         loaded = AutoModel.from_pretrained(tmp_path / folder)
         assert loaded.generation_config.eos_token_id == [2, 5]
+        assert not loaded.generation_config.do_sample
         assert_same_output(loaded, model, inputs)
 
 

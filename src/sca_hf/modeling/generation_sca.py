@@ -12,14 +12,19 @@ from .memory_sca import language_model_rows
 
 
 DEFAULT_NEW_TOKENS = 20
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def caption_generation_config(language_model: PreTrainedModel) -> GenerationConfig:
-    """The language model's own generation defaults, for captions: at most 20 new tokens, structured output.
+    """The language model's own generation defaults, for captions: greedy, at most 20 new tokens, structured output.
 
     Only the whole model's configuration is saved, so end tokens and padding of the language model must be in it.
     """
     config = copy.deepcopy(language_model.generation_config)
+    # How a chat model samples its answers says nothing of captions.
+    defaults = GenerationConfig()
+    for name in _SAMPLING:
+        setattr(config, name, getattr(defaults, name, None))
     config.max_length, config.max_new_tokens = None, DEFAULT_NEW_TOKENS
     config.return_dict_in_generate = True
     return config
