@@ -40,8 +40,8 @@ def cache_embeddings(sam: SamModel, scenes: SceneArrays, path: Path, batch_size:
 class SceneRecords(torch.utils.data.Dataset):
     """Region records (see `data.region`) of scenes, with an `image_embedding` in place of `image`.
 
-    Scenes without a describable object are left out. Masks are (H, W) bool rather than RLE, which the processor takes as well; each region offers its deepest point and
-    a few random ones.
+    Scenes without a describable object are left out. Masks are (H, W) bool rather than RLE, which the processor takes
+    as well; each region offers its deepest point and a few random ones.
     """
 
     def __init__(self, scenes: SceneArrays, embeddings: np.ndarray, split: str, task: str = "caption") -> None:
