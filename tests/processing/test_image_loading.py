@@ -140,5 +140,5 @@ def test_other_types_and_missing_files_are_told():
 
 def test_a_decompression_bomb_names_the_limit(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match="limit of 2000 pixels .*MAX_IMAGE_PIXELS"):
+    with pytest.raises(ValueError, match=r"limit of 2000 pixels .*MAX_IMAGE_PIXELS"):
         as_images(encoded(PICTURE))

@@ -45,7 +45,7 @@ def test_a_missing_level_is_an_error_for_several_images(boxes):
 
 
 def test_a_wrong_number_of_images_is_told():
-    with pytest.raises(ValueError, match="given for 3 image.s., but the call has 2"):
+    with pytest.raises(ValueError, match=r"given for 3 image.s., but the call has 2"):
         nest([[BOX], [BOX], [BOX]], "input_boxes", 2)
 
 

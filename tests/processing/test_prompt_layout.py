@@ -67,7 +67,7 @@ def test_a_region_without_any_prompt_is_named():
 
 
 def test_kinds_that_disagree_about_the_regions_are_named():
-    with pytest.raises(ValueError, match="image 0: .*1 in input_points, 2 in input_boxes"):
+    with pytest.raises(ValueError, match=r"image 0: .*1 in input_points, 2 in input_boxes"):
         prompts(input_boxes=[[[0, 0, 1, 1]] * 2, None], input_points=[[[[1, 1]]], None])
 
 
