@@ -12,7 +12,7 @@ from .memory_sca import language_model_rows
 
 
 DEFAULT_NEW_TOKENS = 20
-_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def caption_generation_config(language_model: PreTrainedModel) -> GenerationConfig:
@@ -25,6 +25,7 @@ def caption_generation_config(language_model: PreTrainedModel) -> GenerationConf
     defaults = GenerationConfig()
     for name in _SAMPLING:
         setattr(config, name, getattr(defaults, name, None))
+    config.do_sample = False
     config.max_length, config.max_new_tokens = None, DEFAULT_NEW_TOKENS
     config.return_dict_in_generate = True
     return config

@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -163,8 +164,8 @@ class ScaLoadingMixin:
         model = cls(config, build_bases=False)
         dtype = _explicit(kwargs.get("dtype"))
         model.to(device=sam_model.device, dtype=_as_dtype(dtype))
-        model.attach_base_models(sam_model, language_model)
         model.generation_config = caption_generation_config(language_model)
+        model._attach(sam_model, language_model)
         model.base_sources = {SAM: sam_source, LANGUAGE_MODEL: text_source} if sam_source and text_source else None
         return model.eval()
 
@@ -200,13 +201,20 @@ class ScaLoadingMixin:
                 parts[name], sources[name] = _load_part(type(self), name, bases[name], own)
             else:
                 parts[name], sources[name] = _load_pinned(type(self), name, repos[name], repository, own)
-        self.attach_base_models(**parts)
+        self._attach(**parts)
         self.mixer.to(self.sam.device)
         self.base_sources = sources if all(sources.values()) else None
         # A mixer-only model stays one when it is saved again.
         if self.base_sources and not self._trainable_base_weights():
             self.include_bases = False
         self.eval()
+
+    def _attach(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
+        """Make loaded models parts of this one, in the state in which a whole repository would hold them."""
+        self.attach_base_models(sam, language_model)
+        # `generate` takes what our configuration leaves open from the language model's, which no repository of ours
+        # keeps: a model must not caption otherwise after saving and loading.
+        language_model.generation_config = GenerationConfig.from_model_config(language_model.config)
 
     def _parts(self) -> list[tuple[PreTrainedConfig, torch.nn.Module]]:
         parts = ((self.config.sam_config, self.sam), (self.config.mixer_config, self.mixer))
