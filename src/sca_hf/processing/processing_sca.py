@@ -23,7 +23,7 @@ class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-ar
     """Keyword arguments of [`ScaProcessor`]: those of the image processor, and of the tokenizer `max_length` and
     `padding` (captions)."""
 
-    _defaults = {"common_kwargs": {"return_tensors": "pt"}}  # noqa: RUF012 (the library reads it so)
+    _defaults = {"common_kwargs": {"return_tensors": "pt"}}
 
 
 class ScaBatch(BatchFeature):
@@ -255,7 +255,7 @@ class ScaProcessor(ProcessorMixin):
             )
         decode = self._decode_rows(skip_special_tokens, kwargs)
         if isinstance(ids, np.ndarray):
-            texts = _nest_like(decode(ids.reshape(-1, ids.shape[-1]).tolist()), ids.shape[:-1])
+            texts = _nest_like(decode(_rows(ids)), ids.shape[:-1])
         else:
             texts = _decode_ragged(ids, decode)
         if region_mask is None or (isinstance(ids, np.ndarray) and ids.ndim == 2):
@@ -280,9 +280,9 @@ class ScaProcessor(ProcessorMixin):
     ) -> list[str]:
         """Decode ids of any shape, or the output of `generate`, to a flat list of texts; padded regions give `""`."""
         ids = as_id_array(_sequences(generated_outputs, None)[0])
-        # Without -1: an empty text has ids of length 0, and then -1 could stand for any number of rows.
-        rows = ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1])
-        return self._decode_rows(skip_special_tokens, kwargs)(rows.tolist())
+        if not isinstance(ids, np.ndarray):
+            raise ValueError("the ids are ragged lists; give one array, or decode them with batch_decode.")
+        return self._decode_rows(skip_special_tokens, kwargs)(_rows(ids))
 
     def post_process_masks(
         self, masks: Any, original_sizes: Any, reshaped_input_sizes: Any, mask_threshold: float = 0.0, **kwargs: Any
@@ -448,6 +448,12 @@ def _sequences(outputs: Any, region_mask: Any) -> tuple[Any, Any]:
         outputs = dict(outputs)
         return outputs["sequences"], region_mask if region_mask is not None else outputs.get("region_mask")
     return outputs, region_mask
+
+
+def _rows(ids: np.ndarray) -> list[list[int]]:
+    """Return ids (..., T) as a flat list of rows."""
+    # Without -1: an empty text has ids of length 0, and then -1 could stand for any number of rows.
+    return ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1]).tolist()
 
 
 def _nest_like(texts: list[Any], shape: tuple[int, ...]) -> list[Any]:
