@@ -1,12 +1,15 @@
 """What the library's model tests ask of us; copied beside them by run.py."""
 
+import functools
 import unittest
+from unittest.mock import patch
 
 import torch
 
 from sca_hf import ScaConfig, ScaForConditionalGeneration
 from sca_hf.testing import IMAGE_SIZE, VOCABULARY_SIZE, tiny_config
 
+from ..generation.test_utils import GenerationTesterMixin
 from ..test_configuration_common import ConfigTester
 from ..test_modeling_common import ModelTesterMixin
 
@@ -22,10 +25,12 @@ class ScaModelTester:
         self.hidden_size = config.text_config.hidden_size
         self.num_hidden_layers = config.text_config.num_hidden_layers
         self.num_attention_heads = config.text_config.num_attention_heads
-        self.encoder_seq_length = config.mixer_config.prefix_length + self.seq_length
+        # The caption's last token is predicted, not read.
+        self.encoder_seq_length = config.mixer_config.prefix_length + self.seq_length - 1
 
     def get_config(self) -> ScaConfig:
-        return tiny_config(self.family, self.sam_type)
+        # The library trains every weight it finds.
+        return tiny_config(self.family, self.sam_type, freeze_base_models=False)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[ScaConfig, dict[str, torch.Tensor]]:
         corners = torch.rand(self.batch_size, self.regions, 2, 2) * IMAGE_SIZE
@@ -39,7 +44,7 @@ class ScaModelTester:
         return self.get_config(), inputs
 
 
-class ScaModelTests(ModelTesterMixin):
+class ScaModelTests(ModelTesterMixin, GenerationTesterMixin):
     """The library's tests; a subclass names the language model and SAM."""
 
     family, sam_type = "gpt2", "sam"
@@ -63,10 +68,25 @@ class ScaModelTests(ModelTesterMixin):
         self.config_tester.run_common_tests()
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        inputs = dict(inputs_dict)
+        inputs = self._keep_coordinates(inputs_dict)
         if return_labels:
             inputs["labels"] = inputs["input_ids"]
         return inputs
+
+    @staticmethod
+    def _keep_coordinates(inputs: dict) -> dict:
+        # Half-precision coordinates are refused; the library's helper casts whatever is a float.
+        return {name: x.float() if name == "input_boxes" else x for name, x in inputs.items()}
+
+    @unittest.skip("three models side by side have no common base model")
+    def test_model_base_model_prefix(self) -> None:
+        pass
+
+    def test_model_weights_reload_no_missing_tied_weights(self) -> None:
+        # It takes most weights away and asks which are reported missing; ours is an error unless told otherwise.
+        lenient = functools.partial(ScaForConditionalGeneration.from_pretrained, strict=False)
+        with patch.object(ScaForConditionalGeneration, "from_pretrained", lenient):
+            super().test_model_weights_reload_no_missing_tied_weights()
 
 
 class ScaGpt2Test(ScaModelTests, unittest.TestCase):

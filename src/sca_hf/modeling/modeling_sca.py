@@ -23,6 +23,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_sca import ScaConfig
@@ -56,6 +57,9 @@ class ScaOutput(ModelOutput):
         query_embeds: (B, R, A, Q, C) caption queries after the mixer.
         prefix_embeds: (B, R, A, L, D) what stands in front of the text in the language model.
         image_embeddings: (B, C, h, w).
+        hidden_states: with `output_hidden_states`, what each layer of the language model returned for the N real
+            regions, (N * A, L + T - 1, D).
+        attentions: with `output_attentions`, its attention weights, (N * A, its heads, L + T - 1, L + T - 1).
     """
 
     loss: torch.Tensor | None = None
@@ -65,6 +69,8 @@ class ScaOutput(ModelOutput):
     query_embeds: torch.Tensor | None = None
     prefix_embeds: torch.Tensor | None = None
     image_embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -147,16 +153,21 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
                     part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "ScaForConditionalGeneration":
-        """Set training mode; frozen parts stay in evaluation mode, without dropout."""
+        """Set training mode; frozen parts stay in evaluation mode, without dropout: frozen means frozen."""
         super().train(mode)
         for part in (self.sam, self.language_model):
             if mode and part is not None and not any(p.requires_grad for p in part.parameters()):
                 part.eval()
-                for layer in part.modules():
-                    # A checkpointed layer looks at its own flag; what is inside it stays in evaluation mode.
-                    if getattr(layer, "gradient_checkpointing", False):
-                        layer.training = True
+        if mode and self.language_model is not None and not self.language_model.training:
+            # Gradients pass through the frozen language model, so its layers are worth checkpointing.
+            for layer in self.language_model.modules():
+                if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                    _checkpoint_without_dropout(layer)
         return self
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        self.train(self.training)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
@@ -219,6 +230,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         output_masks: bool | None = None,
         region_chunk_size: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> ScaOutput:
         """Masks for prompted regions; with text also the mixer, the language model and the training loss.
@@ -244,6 +257,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             output_masks: compute masks and IoU; None does so without text, or with `mask_labels`.
             region_chunk_size: regions that run at once; None fits the device. Changes no result.
             num_items_in_batch: what the summed caption loss is divided by; None for the labels of this call.
+            output_hidden_states: with text, also return those of the language model; None asks the configuration.
+            output_attentions: the same for its attention weights.
         """
         _refuse_unknown(kwargs, _PROCESSOR_KEYS, "forward")
         if labels is not None and input_ids is None:
@@ -267,25 +282,27 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             want_queries=input_ids is not None,
         )
         plan = features.plan
-        output = ScaOutput(image_embeddings=features.image_embeddings)
+        results: dict[str, Any] = {"image_embeddings": features.image_embeddings}
         if output_masks:
-            output.pred_masks, output.iou_scores = plan.padded(features.pred_masks), plan.padded(features.iou_scores)
+            results |= {"pred_masks": plan.padded(features.pred_masks), "iou_scores": plan.padded(features.iou_scores)}
         if input_ids is not None:
             prefix = self._prefix(features, task_ids)
-            logits = self._caption_logits(prefix, plan.real(input_ids), attention_mask, plan)  # (N, A, T, V)
+            spoken = self._speak(
+                prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
+            )
+            logits = spoken.logits.unflatten(0, prefix.shape[:2])  # (N, A, T, V)
             if labels is not None:
-                targets = plan.real(labels).unsqueeze(1).expand(logits.shape[:3])
-                items = num_items_in_batch
-                if items is not None:
-                    items = items * self.config.mixer_config.num_caption_heads
-                output.loss = caption_loss(logits, targets, self.config.label_smoothing, items)
-            output.logits = plan.padded(logits.squeeze(1))
-            output.query_embeds, output.prefix_embeds = plan.padded(features.queries), plan.padded(prefix)
+                results["loss"] = self._caption_loss(logits, plan.real(labels), num_items_in_batch)
+            results |= {"logits": plan.padded(logits.squeeze(1)), "prefix_embeds": plan.padded(prefix)}
+            results["query_embeds"] = plan.padded(features.queries)
+            results |= {name: spoken.get(name) for name in ("hidden_states", "attentions")}
         if mask_labels is not None and self.config.mask_loss_weight > 0:
             loss = mask_loss(features.pred_masks, features.iou_scores, plan.real(mask_labels))
-            loss = self.config.mask_loss_weight * loss
-            output.loss = loss if output.loss is None else output.loss + loss
-        return output
+            if labels is not None and num_items_in_batch is not None:
+                # A mean over regions, so each call of an accumulated step counts by its share of the step.
+                loss = loss * ((plan.real(labels) != -100).sum() / num_items_in_batch)
+            results["loss"] = results.get("loss", 0) + self.config.mask_loss_weight * loss
+        return ScaOutput(**results)
 
     @torch.no_grad()
     def generate(
@@ -355,12 +372,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         if not return_dict:
             return sequences
         real = torch.ones(len(plan), dtype=torch.bool, device=sequences.device)
-        output = ScaGenerateOutput(sequences=sequences, region_mask=plan.padded(real, fill=False))
+        results = {"region_mask": plan.padded(real, fill=False)}
         if with_scores:
-            output.caption_scores = plan.padded(scores.squeeze(1))
+            results["caption_scores"] = plan.padded(scores.squeeze(1))
         if output_masks:
-            output.pred_masks, output.iou_scores = plan.padded(features.pred_masks), plan.padded(features.iou_scores)
-        return output
+            results |= {"pred_masks": plan.padded(features.pred_masks), "iou_scores": plan.padded(features.iou_scores)}
+        return ScaGenerateOutput(sequences=sequences, **results)
 
     def _region_features(
         self,
@@ -437,10 +454,28 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         ids = torch.full((len(features.queries),), row, device=features.queries.device)
         return self.mixer.prefix(features.queries, ids)
 
-    def _caption_logits(
-        self, prefix: torch.Tensor, ids: torch.Tensor, attention_mask: torch.Tensor | None, plan: RegionPlan
+    def _caption_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """Logits (N, A, T, V) that predict each of `ids` (N, T): the last prefix vector predicts the first."""
+        """Loss of `logits` (N, A, T, V) for `labels` (N, T); every caption head learns the same caption."""
+        heads = logits.shape[1]
+        targets = labels.unsqueeze(1).expand(-1, heads, -1)
+        items = None if num_items is None else num_items * heads
+        return caption_loss(logits, targets, self.config.label_smoothing, items)
+
+    def _speak(
+        self,
+        prefix: torch.Tensor,
+        ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        plan: RegionPlan,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+    ) -> ModelOutput:
+        """The language model's output with logits (N * A, T, V) that predict each of `ids` (N, T).
+
+        The last vector of `prefix` (N, A, L, D) predicts the first.
+        """
         heads, length = prefix.shape[1], ids.shape[1]
         embeds = self.get_input_embeddings()(ids[:, :-1]).unsqueeze(1).expand(-1, heads, -1, -1)
         embeds = torch.cat([prefix, embeds.to(prefix.dtype)], dim=2).flatten(0, 1)  # (N*A, L + T - 1, D)
@@ -448,9 +483,25 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         if attention_mask is not None:
             mask = plan.real(attention_mask)[:, :-1].repeat_interleave(heads, dim=0)
             mask = torch.cat([mask.new_ones(len(mask), prefix.shape[2]), mask], dim=1)
+        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
         # The Trainer's loss argument must not reach a language model that would divide by it as well.
-        output = self.language_model(inputs_embeds=embeds, attention_mask=mask, logits_to_keep=length, use_cache=False)
-        return output.logits.unflatten(0, (-1, heads))
+        return self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            logits_to_keep=length,
+            use_cache=False,
+            return_dict=True,
+            **{name: value for name, value in wanted.items() if value},
+        )
+
+
+def _checkpoint_without_dropout(layer: nn.Module) -> None:
+    # A checkpointed layer looks at its own flag; what is inside it stays in evaluation mode.
+    layer.training = True
+    # OPT's layers apply dropout themselves, under the same flag.
+    if isinstance(getattr(layer, "dropout", None), float):
+        layer.dropout = 0.0
 
 
 def _refuse_unknown(given: dict[str, Any], allowed: frozenset[str], method: str) -> None:
