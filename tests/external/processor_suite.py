@@ -3,10 +3,11 @@
 import unittest
 from unittest.mock import patch
 
-from sca_hf.processing.processing_sca import ScaProcessor
-from sca_hf.testing import CAPTIONS, tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from sca_hf.processing.processing_sca import ScaProcessor
+from sca_hf.testing import CAPTIONS, tiny_config
 
 from ..test_processing_common import ProcessorTesterMixin
 
