@@ -118,6 +118,19 @@ def markdown_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def to_json(report: Any) -> str:
+    """Returns the report as JSON; what could not be scored (not a number) is null."""
+    return json.dumps(_without_nan(report), indent=1) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
 def _cell(column: str, value: float) -> str:
     return f"{value:.3f}" if column in ("mask_iou", "cider_d") else f"{100 * value:.1f} %"
 
@@ -156,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = AutoModel.from_pretrained(options.model).eval(), AutoProcessor.from_pretrained(options.model)
     report = {"model": Path(options.model).name, **score_model(model, processor, options.scenes)}
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "scenes_report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (options.output / "scenes_report.json").write_text(to_json(report))
     (options.output / "scenes_report.md").write_text(markdown_table(report))
     print(markdown_table(report))  # noqa: T201
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SamModel, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import SamModel, Trainer
 
 from ..data.scenes import scenes
 from ..evaluation.scenes_report import caption_scores, run_scenes
@@ -18,6 +17,7 @@ from ..processing.processing_sca import ScaProcessor
 from .collator import RegionCollator
 from .scene_cache import load_scene_arrays
 from .scene_records import SceneRecords, cache_embeddings
+from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
 @dataclass
@@ -54,26 +54,13 @@ def train_captioning(
     arrays = load_scene_arrays(cache, "train", settings.train_scenes, model.config.sam_config.vision_config.image_size)
     embeddings = cache_embeddings(model.sam, arrays, cache / f"embeddings-{len(arrays)}-{fingerprint(model.sam)}.npy")
     torch.manual_seed(settings.seed)
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        adam_beta2=0.98,
-        weight_decay=0.01,
-        warmup_steps=100,
-        lr_scheduler_type="cosine",
+    arguments = stage_arguments(
+        folder,
+        settings,
         eval_strategy="steps",
         eval_steps=settings.eval_steps,
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=100,
-        report_to="none",
-        disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        seed=settings.seed,
-        dataloader_drop_last=True,
     )
     trainer = SceneTrainer(
         model=model,
@@ -86,12 +73,8 @@ def train_captioning(
         processing_class=processor,
     )
     trainer.score = lambda: scene_scores(model, processor, settings)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.exists() else None)
-    trainer.save_state()
-    done = folder / "model"
-    model.save_pretrained(done, include_bases=True)
-    processor.save_pretrained(done)
-    return done
+    train_from_last_checkpoint(trainer)
+    return save_whole(folder / "model", model, processor)
 
 
 class SceneTrainer(Trainer):

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer
 
 from ..data.scene_captions import describe
 from ..data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
+from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
 PAD, EOS, UNK = "<|pad|>", "<|endoftext|>", "<|unk|>"
@@ -34,6 +34,7 @@ class LanguageSettings:
     num_task_tokens: int = 6
     num_keywords: int = 8
     max_tokens: int = 20
+    save_steps: int = 500
     seed: int = 0
 
 
@@ -128,29 +129,11 @@ def tiny_gpt2_config(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
 def train_language_model(folder: Path, settings: LanguageSettings) -> Path:
     """Trains tokenizer and LM in `folder`, going on from the last checkpoint, and returns their folder."""
     done = folder / "text"
-    if (done / "model.safetensors").exists():
+    if done.exists():
         return done
     tokenizer = train_tokenizer(settings)
     torch.manual_seed(settings.seed)
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        adam_beta2=0.98,
-        warmup_steps=50,
-        lr_scheduler_type="cosine",
-        save_steps=500,
-        save_total_limit=1,
-        logging_steps=100,
-        report_to="none",
-        disable_tqdm=True,
-        seed=settings.seed,
-    )
     model = GPT2LMHeadModel(tiny_gpt2_config(tokenizer))
-    trainer = Trainer(model=model, args=arguments, train_dataset=KeywordTexts(tokenizer, settings))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.exists() else None)
-    trainer.save_state()
-    tokenizer.save_pretrained(done)
-    model.save_pretrained(done)
-    return done
+    arguments = stage_arguments(folder, settings, weight_decay=0.0, warmup_steps=50)
+    train_from_last_checkpoint(Trainer(model, arguments, train_dataset=KeywordTexts(tokenizer, settings)))
+    return save_whole(done, tokenizer, model)

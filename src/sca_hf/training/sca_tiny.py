@@ -21,7 +21,7 @@ import transformers
 import yaml
 from transformers import AutoTokenizer
 
-from ..evaluation.scenes_report import markdown_table, score_model
+from ..evaluation.scenes_report import markdown_table, score_model, to_json
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..processing.processing_sca import ScaProcessor
 from .captioning import CaptioningSettings, new_captioner, train_captioning
@@ -38,7 +38,7 @@ STAGES = {
 Settings = TypeVar("Settings")
 
 
-def run_recipe(recipe: dict[str, dict[str, Any]], output: Path) -> Path:
+def run_recipe(recipe: dict[str, dict[str, Any]], output: Path, test_scenes: int = 1_000) -> Path:
     """Runs the stages that are not done yet; returns the folder of the finished model, its report beside it."""
     settings = read_recipe(recipe)
     cache = output / "scenes"
@@ -47,11 +47,11 @@ def run_recipe(recipe: dict[str, dict[str, Any]], output: Path) -> Path:
     model_folder = sam
     for stage in ("categories", "captions"):
         done = output / stage / "model"
-        if not (done / "model.safetensors").exists():
+        if not done.exists():
             model, processor = _captioner(model_folder, sam, text)
             train_captioning(model, processor, output / stage, cache, settings[stage])
         model_folder = done
-    write_report(model_folder, output, recipe)
+    write_report(model_folder, output, recipe, test_scenes)
     return model_folder
 
 
@@ -77,7 +77,7 @@ def _captioner(start: Path, sam: Path, text: Path) -> tuple[ScaForConditionalGen
     return ScaForConditionalGeneration.from_pretrained(start), ScaProcessor.from_pretrained(start)
 
 
-def write_report(model_folder: Path, output: Path, recipe: dict[str, Any], scenes: int = 1_000) -> None:
+def write_report(model_folder: Path, output: Path, recipe: dict[str, Any], scenes: int) -> None:
     """Scores the model on test scenes and writes `report.json` and `report.md`: scores, recipe, versions, curves."""
     if (output / "report.json").exists():
         return
@@ -90,7 +90,7 @@ def write_report(model_folder: Path, output: Path, recipe: dict[str, Any], scene
     }
     history = {stage: _history(output / stage) for stage in STAGES}
     report = {**scores, "recipe": recipe, "versions": versions, "history": history}
-    (output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "report.json").write_text(to_json(report))
     (output / "report.md").write_text(markdown_table(scores))
 
 
@@ -105,8 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path, help="YAML with the settings of each stage")
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints, logs and the model")
+    parser.add_argument("--test-scenes", type=int, default=1_000, help="unseen scenes for the report")
     options = parser.parse_args(arguments)
-    run_recipe(yaml.safe_load(options.recipe.read_text()) or {}, options.output)
+    run_recipe(yaml.safe_load(options.recipe.read_text()) or {}, options.output, options.test_scenes)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, SamConfig, SamModel, Trainer, TrainingArguments
+from transformers import EvalPrediction, SamConfig, SamModel, Trainer
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from .prompt_sampling import PromptCollator
 from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays
+from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
 POSITION_STD = 0.5
@@ -246,35 +246,20 @@ class _SegmentationTrainer(Trainer):
 def train_segmentation(folder: Path, cache: Path, settings: SegmentationSettings) -> Path:
     """Trains stage 1 in `folder`, going on from its last checkpoint; returns the folder of the plain `SamModel`."""
     done = folder / "sam"
-    if (done / "model.safetensors").exists():
+    if done.exists():
         return done
     config = tiny_sam_config()
     size, side = config.vision_config.image_size, 4 * config.prompt_encoder_config.image_embedding_size
     train = load_scene_arrays(cache, "train", settings.train_scenes, size)
     validation = load_scene_arrays(cache, "validation", settings.eval_scenes, size)
     torch.manual_seed(settings.seed)
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        adam_beta2=0.98,
-        weight_decay=0.01,
-        warmup_steps=100,
-        max_grad_norm=1.0,
-        lr_scheduler_type="cosine",
+    arguments = stage_arguments(
+        folder,
+        settings,
         eval_strategy="steps",
         eval_steps=settings.eval_steps,
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=100,
-        report_to="none",
-        disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["scene_index"],
-        seed=settings.seed,
-        dataloader_drop_last=True,
     )
     trainer = _SegmentationTrainer(
         model=SegmentationTrainee(config),
@@ -285,7 +270,5 @@ def train_segmentation(folder: Path, cache: Path, settings: SegmentationSettings
         compute_metrics=_mean_scores,
     )
     trainer.eval_collator = PromptCollator(validation, side, training=False)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if folder.exists() else None)
-    trainer.save_state()
-    trainer.model.sam.save_pretrained(done)
-    return done
+    train_from_last_checkpoint(trainer)
+    return save_whole(done, trainer.model.sam)
