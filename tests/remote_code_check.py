@@ -15,7 +15,8 @@ def example_batch() -> dict:
     from PIL import Image
 
     random = np.random.default_rng(0)
-    images = [Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8)), Image.new("RGB", (50, 70), "teal")]
+    noise = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    images = [Image.fromarray(noise), Image.new("RGB", (50, 70), "teal")]
     mask = np.zeros((60, 80), dtype=bool)
     mask[10:40, 30:70] = True
     return {

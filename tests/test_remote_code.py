@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from remote_code_check import describe
 
 import sca_hf
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
-
-from remote_code_check import describe
 
 
 CHECK = Path(__file__).with_name("remote_code_check.py")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_format import original_config, original_state_dict, write_checkpoint
 from safetensors.torch import load_file
 
 from sca_hf.hub.checkpoint_files import CheckpointError
@@ -12,8 +13,6 @@ from sca_hf.hub.convert import convert, plan_model
 from sca_hf.hub.original import OriginalFormatError, rename_key, split_tensor, translate_config
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_tokenizer
-
-from original_format import original_config, original_state_dict, write_checkpoint
 
 
 SHARED = Path(os.environ.get("SCA_SHARED", Path(__file__).parents[3] / "shared"))

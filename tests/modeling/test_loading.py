@@ -280,6 +280,33 @@ def test_parts_of_different_precision_come_back_as_they_were(parts, tmp_path):
     assert loaded.sam.dtype == loaded.mixer.dtype == torch.float32
 
 
+def test_swapping_the_language_model_renews_what_speaks_to_it(joined, make_model, inputs, tmp_path):
+    queries = joined(**inputs, input_ids=torch.ones(2, 2, 3, dtype=torch.long)).query_embeds
+    save_opt = make_model("opt").language_model.save_pretrained
+    save_opt(tmp_path / "opt")
+    again = joined.swap_language_model(tmp_path / "opt")
+    assert again == ["mixer.language_project", "mixer.task_tokens"]
+    assert joined.mixer.language_project.out_features == joined.mixer.task_tokens.embedding_dim == 16
+    after = joined(**inputs, input_ids=torch.ones(2, 2, 3, dtype=torch.long)).query_embeds
+    torch.testing.assert_close(after, queries)
+    joined.save_pretrained(tmp_path / "swapped", include_bases=False)
+    assert_same_output(AutoModel.from_pretrained(tmp_path / "swapped"), joined, inputs)
+
+
+def test_swapping_sam_keeps_the_mixer(joined, make_model, inputs, tmp_path):
+    hq = make_model("gpt2", "sam_hq").sam
+    hq.save_pretrained(tmp_path / "hq")
+    mixer = {name: tensor.clone() for name, tensor in joined.mixer.state_dict().items()}
+    assert joined.swap_image_encoder(tmp_path / "hq") == ["mixer"]
+    assert joined.config.sam_config.model_type == "sam_hq"
+    assert all(torch.equal(tensor, mixer[name]) for name, tensor in joined.mixer.state_dict().items())
+    joined.save_pretrained(tmp_path / "swapped")
+    assert_same_output(AutoModel.from_pretrained(tmp_path / "swapped"), joined, inputs)
+    wide = AutoModel.from_config(tiny_sam_config(width=64))
+    with pytest.raises(ValueError, match="64 wide"):
+        joined.swap_image_encoder(wide)
+
+
 def test_a_tokenizer_larger_than_the_language_model_raises(model, tokenizer):
     model.check_tokenizer(tokenizer)
     larger = tiny_tokenizer()

@@ -231,33 +231,40 @@ def plan_keys(
         ties: our tied name -> the name it shares its tensor with.
         model_type: of the language model, after translation.
     """
-    plan, faults, found = KeyPlan(), [], {}
+    plan = KeyPlan()
+    faults: list[str] = []
+    found: dict[str, str] = {}
     for name, shape in shapes.items():
         targets = rename_key(name, model_type)
-        if targets is None or (_STALE.match(name) and targets[0] not in expected):
-            if targets is None:
-                faults.append(f"unknown: {name} {list(shape)}")
-            else:
-                plan.dropped.append(name)
-            continue
-        plan.targets[name] = targets
-        for target, part in zip(targets, _part_shapes(shape, len(targets)), strict=True):
-            if target not in expected:
-                faults.append(f"unknown: {name} {list(shape)} (no {target} in the model)")
-            elif tuple(part) != tuple(expected[target]):
-                faults.append(f"mis-shaped: {name} gives {list(part)}, the model has {list(expected[target])}")
-            elif target in found:
-                faults.append(f"doubled: {name} and {found[target]} both give {target}")
-            found[target] = name
+        if targets is None:
+            faults.append(f"unknown: {name} {list(shape)}")
+        elif _STALE.match(name) and targets[0] not in expected:
+            plan.dropped.append(name)
+        else:
+            plan.targets[name] = targets
+            for target, part in zip(targets, _part_shapes(shape, len(targets)), strict=True):
+                faults += _misfits(name, target, part, expected.get(target), found.get(target))
+                found[target] = name
     for target, source in ties.items():
         for absent, present in ((target, source), (source, target)):
             if absent in expected and absent not in found and present in found:
                 plan.filled[absent] = present
-    absent = [name for name in expected if name not in found and name not in plan.filled]
-    faults.extend(f"missing: {name} {list(expected[name])}" for name in absent)
+    missing = [name for name in expected if name not in found and name not in plan.filled]
+    faults.extend(f"missing: {name} {list(expected[name])}" for name in missing)
     if faults:
-        raise OriginalFormatError(_describe(faults, absent))
+        raise OriginalFormatError(_describe(faults, missing))
     return plan
+
+
+def _misfits(
+    name: str, target: str, shape: tuple[int, ...], expected: tuple[int, ...] | None, taken: str | None
+) -> list[str]:
+    """What is wrong with a tensor of `shape` as our `target`; `taken` is the key that has given it already."""
+    if expected is None:
+        return [f"unknown: {name} {list(shape)} (no {target} in the model)"]
+    if tuple(shape) != tuple(expected):
+        return [f"mis-shaped: {name} gives {list(shape)}, the model has {list(expected)}"]
+    return [f"doubled: {name} and {taken} both give {target}"] if taken else []
 
 
 def rename_key(name: str, model_type: str) -> list[str] | None:
@@ -267,8 +274,7 @@ def rename_key(name: str, model_type: str) -> list[str] | None:
             name, count = pattern.subn(replacement, name)
             if count:
                 break
-        fused = _FUSED_PER_HEAD.match(name) or _FUSED_STACKED.match(name)
-        if fused:
+        if fused := _FUSED_PER_HEAD.match(name) or _FUSED_STACKED.match(name):
             return [f"{fused[1]}{part}_proj.{fused[2]}" for part in "qkv"]
     for theirs, ours in _PREFIXES:
         if name.startswith(theirs):
@@ -302,19 +308,17 @@ def translate_state_dict(state: Mapping[str, torch.Tensor], plan: KeyPlan, num_h
 
 
 def _part_shapes(shape: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
-    if parts == 1 or not shape:
+    if not shape or shape[0] % parts:
         return [shape] * parts
     return [(shape[0] // parts, *shape[1:])] * parts
 
 
-def _describe(faults: list[str], absent: list[str]) -> str:
+def _describe(faults: list[str], missing: list[str]) -> str:
     shown, rest = faults[:40], len(faults) - 40
     lines = [f"{len(faults)} weights do not fit the configuration:", *("  " + fault for fault in shown)]
     if rest > 0:
         lines.append(f"  and {rest} more")
-    if any(
-        name.startswith("language_model.") and name.endswith(("lm_head.weight", "embed_out.weight")) for name in absent
-    ):
+    if any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in missing):
         lines.append(
             "The language model's head is absent and its configuration (tie_word_embeddings) does not tie it to the "
             "embedding: convert from a checkpoint that holds the head."

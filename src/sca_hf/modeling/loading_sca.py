@@ -6,35 +6,34 @@ to the content) that the mixer was trained with.
 """
 
 import copy
-import hashlib
 import inspect
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, ScaMixerConfig, without_dropout
+from .bases_sca import (
+    BASES,
+    HUB_ARGUMENTS,
+    LANGUAGE_MODEL,
+    SAM,
+    as_dtype,
+    check_loading_info,
+    complete_sources,
+    hash_weights,
+    load_part,
+    load_pinned,
+    source_of,
+)
+from .configuration_sca import ScaConfig, ScaMixerConfig, text_embedding_size
 from .generation_sca import caption_generation_config
 
-
-SAM = "sam"
-LANGUAGE_MODEL = "language_model"
-_BASES = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
 
 # Which of the library's loading arguments a base of a mixer-only repository is loaded with too. Never `revision`: each
 # base has a pinned one of its own.
 _FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory", "offload_folder")
-_HUB = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
 
 
 class ScaLoadingMixin:
@@ -89,11 +88,11 @@ class ScaLoadingMixin:
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
-        _check_loading_info(info, path, strict, ignore_mismatched_sizes)
+        check_loading_info(info, path, strict, ignore_mismatched_sizes)
         if repos:
-            model._load_bases(repos, bases or {}, Path(path), of_bases)
+            model._load_bases(repos, bases or {}, of_bases)
         elif path is not None:
-            model.base_sources = {part: {**_source(path, kwargs), "part": part} for part in _BASES}
+            model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASES}
         # The library makes new parameters of what it reads, and they take gradients.
         model._freeze_base_models()
         return (model, info) if output_loading_info else model
@@ -156,18 +155,65 @@ class ScaLoadingMixin:
         """
         sam_kwargs, text_kwargs, fields = _sort_arguments(kwargs)
         freeze = fields.get("freeze_base_models", True)
-        sam_model, sam_source = _load_part(cls, SAM, sam, sam_kwargs)
-        language_model, text_source = _load_part(cls, LANGUAGE_MODEL, text, text_kwargs, drop_dropout=freeze)
+        sam_model, sam_source = load_part(cls, SAM, sam, sam_kwargs)
+        language_model, text_source = load_part(cls, LANGUAGE_MODEL, text, text_kwargs, drop_dropout=freeze)
         config = ScaConfig(
             sam_config=sam_model.config, mixer_config=mixer_config, text_config=language_model.config, **fields
         )
         model = cls(config, build_bases=False)
         dtype = _explicit(kwargs.get("dtype"))
-        model.to(device=sam_model.device, dtype=_as_dtype(dtype))
+        model.to(device=sam_model.device, dtype=as_dtype(dtype))
         model.generation_config = caption_generation_config(language_model)
         model._attach(sam_model, language_model)
-        model.base_sources = {SAM: sam_source, LANGUAGE_MODEL: text_source} if sam_source and text_source else None
+        model.base_sources = complete_sources({SAM: sam_source, LANGUAGE_MODEL: text_source})
         return model.eval()
+
+    def swap_language_model(self, text: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
+        """Replace the language model; the projection into it and the task tokens begin anew.
+
+        Args:
+            text: repository id, folder or loaded model.
+            kwargs: of its loading: `revision`, `dtype`, ...
+
+        Returns:
+            Names of the modules to train before captions mean anything again. The rest of the mixer has learned what
+            regions look like and is a better start than none. The processor needs the new tokenizer.
+        """
+        language_model, source = load_part(
+            type(self), LANGUAGE_MODEL, text, kwargs, drop_dropout=self.config.freeze_base_models
+        )
+        mixer = self.mixer
+        mixer.config.text_hidden_size = text_embedding_size(language_model.config)
+        self.config.mixer_config.text_hidden_size = mixer.config.text_hidden_size
+        fresh = type(mixer)._from_config(mixer.config).to(mixer.device, mixer.dtype)
+        mixer.language_project, mixer.task_tokens = fresh.language_project, fresh.task_tokens
+        self.config.caption_add_bos = False
+        self.generation_config = caption_generation_config(language_model)
+        self._attach(self.sam, language_model)
+        self.base_sources = complete_sources({**(self.base_sources or {}), LANGUAGE_MODEL: source})
+        return ["mixer.language_project", "mixer.task_tokens"]
+
+    def swap_image_encoder(self, sam: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
+        """Replace SAM, encoder and mask decoder, by one of another size or by SAM-HQ; the mixer is kept.
+
+        Args:
+            sam: repository id, folder or loaded model.
+            kwargs: of its loading: `revision`, `dtype`, ...
+
+        Returns:
+            Names of the modules to train before captions mean anything again: the mixer read another SAM's tokens.
+            Masks are right at once. Where the image size differs, the processor must be made anew.
+        """
+        sam_model, source = load_part(type(self), SAM, sam, kwargs)
+        width = sam_model.config.mask_decoder_config.hidden_size
+        if width != self.config.mixer_config.hidden_size:
+            raise ValueError(
+                f"the new SAM's mask decoder is {width} wide, but the mixer {self.config.mixer_config.hidden_size}: "
+                "build a new model with from_sam_text_pretrained."
+            )
+        self._attach(sam_model, self.language_model)
+        self.base_sources = complete_sources({**(self.base_sources or {}), SAM: source})
+        return ["mixer"]
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise if the tokenizer knows ids for which the language model has no embedding."""
@@ -181,29 +227,26 @@ class ScaLoadingMixin:
             )
 
     def _load_bases(
-        self,
-        repos: dict[str, dict[str, str]],
-        bases: dict[str, Any],
-        repository: Path,
-        arguments: dict[str, dict[str, Any]],
+        self, repos: dict[str, dict[str, str]], bases: dict[str, Any], arguments: dict[str, dict[str, Any]]
     ) -> None:
         """Fetch and attach the base models that a mixer-only repository names."""
-        unknown = bases.keys() - _BASES.keys()
+        unknown = bases.keys() - BASES.keys()
         if unknown:
-            raise ValueError(f"bases= takes {' and '.join(_BASES)}, got {', '.join(sorted(unknown))}.")
-        parts, sources = {}, {}
-        for name, (_, config_name) in _BASES.items():
+            raise ValueError(f"bases= takes {' and '.join(BASES)}, got {', '.join(sorted(unknown))}.")
+        parts: dict[str, PreTrainedModel] = {}
+        sources: dict[str, dict[str, str] | None] = {}
+        for name, (_, config_name) in BASES.items():
             config = copy.deepcopy(getattr(self.config, config_name))
             # The Auto classes have taken these two out of the arguments and put them into the configuration.
             own = {"attn_implementation": config._attn_implementation, "dtype": self.config.dtype, **arguments[name]}
             own = {"config": config, **{key: value for key, value in own.items() if value is not None}}
             if name in bases:
-                parts[name], sources[name] = _load_part(type(self), name, bases[name], own)
+                parts[name], sources[name] = load_part(type(self), name, bases[name], own)
             else:
-                parts[name], sources[name] = _load_pinned(type(self), name, repos[name], repository, own)
+                parts[name], sources[name] = load_pinned(type(self), name, repos[name], Path(self.name_or_path), own)
         self._attach(**parts)
         self.mixer.to(self.sam.device)
-        self.base_sources = sources if all(sources.values()) else None
+        self.base_sources = complete_sources(sources)
         # A mixer-only model stays one when it is saved again.
         if self.base_sources and not self._trainable_base_weights():
             self.include_bases = False
@@ -237,8 +280,9 @@ class ScaLoadingMixin:
         return [name for name, weight in self.named_parameters() if weight.requires_grad and _is_base_key(name)]
 
     def _pinned_bases(self, save_directory: Path) -> dict[str, dict[str, str]]:
-        pinned, hashes = {}, {}
-        for name, source in self.base_sources.items():
+        pinned: dict[str, dict[str, str]] = {}
+        hashes: dict[str, str] = {}
+        for name, source in (self.base_sources or {}).items():
             pinned[name] = dict(source)
             path = source.get("path")
             if path is None:
@@ -267,23 +311,11 @@ class ScaLoadingMixin:
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
 
 
-def hash_weights(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's weight files."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no weight files.")
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
 def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
     """The configuration that a load is going to use."""
     if path is None or isinstance(config, PreTrainedConfig):
         return config if path is not None else None
-    hub = {name: kwargs[name] for name in _HUB if name in kwargs}
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     return config_class.from_pretrained(path if config is None else config, **hub)
 
 
@@ -294,115 +326,13 @@ def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> di
     device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
     kwargs.update(build_bases=False, dtype=requested or config.mixer_config.dtype or "auto")
     arguments = {}
-    for part, (_, config_name) in _BASES.items():
+    for part, (_, config_name) in BASES.items():
         arguments[part] = {**shared, "device_map": _device_map_of(part, device_map)}
         arguments[part]["dtype"] = requested or getattr(config, config_name).dtype
         arguments[part] = {name: value for name, value in arguments[part].items() if value is not None}
     if quantization is not None:
         arguments[LANGUAGE_MODEL]["quantization_config"] = quantization
     return arguments
-
-
-def _check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mismatched_sizes: bool) -> None:
-    """Raise with the names of all weights that did not fit."""
-    faults = []
-    if strict:
-        faults += [f"missing: {name}" for name in sorted(info["missing_keys"])]
-        faults += [f"unexpected: {name}" for name in sorted(info["unexpected_keys"])]
-    if not ignore_mismatched_sizes:
-        faults += [
-            f"mis-shaped: {name}: {list(there)} in the file, {list(here)} in the model"
-            for name, there, here in sorted(info["mismatched_keys"])
-        ]
-    faults += [f"unreadable: {message}" for message in info.get("error_msgs") or ()]
-    if not faults:
-        return
-    shown = "\n".join("  " + fault for fault in faults[:40])
-    rest = f"\n  and {len(faults) - 40} more" if len(faults) > 40 else ""
-    raise RuntimeError(
-        f"{len(faults)} weights of {path} do not fit the model that its configuration describes:\n{shown}{rest}\n"
-        "Nothing was initialised in their place. If config.json is not the one saved with these weights, restore it; "
-        "strict=False (missing, unexpected) or ignore_mismatched_sizes=True (mis-shaped) load the rest deliberately."
-    )
-
-
-def _load_part(
-    model_class: type, name: str, source: Any, kwargs: dict[str, Any], drop_dropout: bool = False
-) -> tuple[PreTrainedModel, dict[str, str] | None]:
-    """Load one base from wherever the user says; returns it and where it came from (None: unknown)."""
-    if isinstance(source, PreTrainedModel):
-        part = source if source.config.model_type != ScaConfig.model_type else getattr(source, name)
-        return part, _source_of_model(name, source)
-    where = _source(source, kwargs)
-    hub = {key: kwargs[key] for key in _HUB if key in kwargs}
-    hub.update({key: where[key] for key in ("revision",) if key in where})
-    if PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type") == ScaConfig.model_type:
-        whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})
-        return getattr(whole, name), {**where, "part": name}
-    config = kwargs.get("config") or AutoConfig.from_pretrained(source, **hub)
-    if name == SAM and config.model_type not in SUPPORTED_SAM_TYPES:
-        raise ValueError(
-            f"{source} has model_type {config.model_type!r}; SAM may be {' or '.join(map(repr, SUPPORTED_SAM_TYPES))}."
-        )
-    if drop_dropout:
-        config = without_dropout(config)
-    return _load_base(name, source, {**kwargs, **hub, "config": config}), where
-
-
-def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """Load a SAM or a language model by its own Auto class, as strictly as our own weights."""
-    strict, lenient = kwargs.pop("strict", True), kwargs.pop("ignore_mismatched_sizes", False)
-    dtype = _as_dtype(kwargs.get("dtype"))
-    half = name == SAM and dtype in (torch.float16, torch.bfloat16)
-    if half:
-        kwargs["dtype"] = torch.float32
-    part, info = _BASES[name][0].from_pretrained(
-        source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-    )
-    _check_loading_info(info, source, strict, lenient)
-    return _to_half(part, dtype) if half else part
-
-
-def _load_pinned(
-    model_class: type, name: str, source: dict[str, str], repository: Path, kwargs: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, str]]:
-    """Load one base of a mixer-only repository, exactly as pinned."""
-    if "repo_id" in source:
-        pinned = {key: source[key] for key in ("revision", "subfolder") if key in source}
-        part, _ = _load_part(model_class, name, source["repo_id"], {**kwargs, **pinned})
-        return part, source
-    # A folder moves with the repository beside it.
-    candidates = (Path(source["path"]), repository.parent / Path(source["path"]).name)
-    folder = next((path for path in candidates if path.is_dir()), None)
-    mend = f"pass bases={{{name!r}: folder or repository id}} to from_pretrained."
-    if folder is None:
-        raise FileNotFoundError(
-            f"{repository} needs its {name} from the folder {source['path']}, which is absent: {mend}"
-        )
-    if hash_weights(folder) != source["sha256"]:
-        raise ValueError(f"the weights in {folder} are not those that {repository} was trained with ({name}): {mend}")
-    part, _ = _load_part(model_class, name, folder, kwargs)
-    return part, {**source, "path": str(folder.resolve())}
-
-
-def _source(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, str]:
-    """Where a model comes from: a folder, or a repository with the commit that its revision stands for now."""
-    subfolder = kwargs.get("subfolder") or ""
-    if os.path.isdir(path):
-        return {"path": str((Path(path) / subfolder).resolve())}
-    hub = {key: kwargs[key] for key in _HUB if key in kwargs and key != "force_download"}
-    commit = extract_commit_hash(cached_file(path, "config.json", **hub), None)
-    where = {"repo_id": str(path), "revision": commit or kwargs.get("revision") or "main"}
-    return {**where, "subfolder": subfolder} if subfolder else where
-
-
-def _source_of_model(name: str, model: PreTrainedModel) -> dict[str, str] | None:
-    """Where an already loaded model came from, if it can be told."""
-    known = getattr(model, "base_sources", None)
-    if known:
-        return known.get(name)
-    path = model.config.name_or_path
-    return {"path": str(Path(path).resolve())} if path and os.path.isdir(path) else None
 
 
 def _sort_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -435,26 +365,12 @@ def _device_map_of(name: str, device_map: Any) -> Any:
     return own or ({"": device_map[""]} if "" in device_map else None)
 
 
-def _to_half(sam: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast SAM, but not its random Fourier features: in half precision they lose positions."""
-    features = [module.positional_embedding for module in sam.modules() if hasattr(module, "positional_embedding")]
-    kept = [tensor.detach().clone() for tensor in features]
-    sam.to(dtype)
-    for tensor, values in zip(features, kept, strict=True):
-        tensor.data = values
-    return sam
-
-
 def _explicit(dtype: Any) -> Any:
     return None if dtype == "auto" else dtype
-
-
-def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
 
 
 def _is_base_key(key: str) -> bool:
     return key.startswith((f"{SAM}.", f"{LANGUAGE_MODEL}."))
 
 
-__all__ = ["ScaLoadingMixin", "hash_weights"]
+__all__ = ["ScaLoadingMixin"]
