@@ -56,4 +56,4 @@ def test_a_model_is_scored_by_every_prompt_and_both_controls(model, processor):
     assert set(report["scores"]) == {"box", "point", "mask", "shuffled regions", "blank image"}
     assert all(scores["regions"] == count for scores in report["scores"].values())
     assert math.isnan(report["scores"]["shuffled regions"]["mask_iou"])
-    assert markdown_table(report).count("\n") == 7
+    assert markdown_table(report).count("\n") == 9

@@ -46,8 +46,10 @@ def score_model(model: Any, processor: Any, count: int, split: str = "test", bat
     shuffled = [RegionResult(r.truth, boxed[k].caption, float("nan")) for r, k in zip(boxed, order, strict=True)]
     blank = run_scenes(model, processor, map(_blank, scenes(split, count)), "box", batch_size)
     results |= {"shuffled regions": shuffled, "blank image": blank}
-    scores = {name: caption_scores(rows) for name, rows in results.items()}
-    return {"split": split, "scenes": count, "scores": scores}
+    rows = {name: caption_scores(row) for name, row in results.items()}
+    named = run_scenes(model, processor, scenes(split, count), "box", batch_size, task="recognition")
+    category = _share(result.caption == result.truth.category for result in named)
+    return {"split": split, "scenes": count, "scores": rows, "category_from_box": round(category, 4)}
 
 
 def run_scenes(
@@ -115,7 +117,8 @@ def markdown_table(report: dict[str, Any]) -> str:
     for name, scores in report["scores"].items():
         cells = ["-" if np.isnan(scores[c]) else _cell(c, scores[c]) for c in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    named = report["category_from_box"]
+    return "\n".join([*lines, "", f"Category names (task `recognition`) from a box: {100 * named:.1f} % right.", ""])
 
 
 def to_json(report: Any) -> str:

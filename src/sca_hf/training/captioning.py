@@ -22,9 +22,13 @@ from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 @dataclass
 class CaptioningSettings:
-    """What a caption stage may be asked for; the defaults are those of the last stage of `sca-tiny`."""
+    """What a caption stage may be asked for; the defaults are those of the last stage of `sca-tiny`.
 
-    task: str = "caption"
+    recognition_share: how often an image is to be answered with category names: 1 in weak supervision, and a little
+    later on, lest the model forget that task.
+    """
+
+    recognition_share: float = 0.1
     train_scenes: int = 16_000
     eval_scenes: int = 100
     steps: int = 8_000
@@ -65,10 +69,8 @@ def train_captioning(
     trainer = SceneTrainer(
         model=model,
         args=arguments,
-        data_collator=RegionCollator(
-            processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04, task=settings.task
-        ),
-        train_dataset=SceneRecords(arrays, embeddings, "train", settings.task),
+        data_collator=RegionCollator(processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04),
+        train_dataset=SceneRecords(arrays, embeddings, "train", settings.recognition_share),
         eval_dataset=list(range(settings.eval_scenes)),
         processing_class=processor,
     )
@@ -95,10 +97,11 @@ def scene_scores(
     model: ScaForConditionalGeneration, processor: ScaProcessor, settings: CaptioningSettings
 ) -> dict[str, float]:
     """Scores captions from boxes and from points on validation scenes."""
+    task = "recognition" if settings.recognition_share == 1 else "caption"
     scores = {}
     for prompt in ("box", "point"):
         pictures = scenes("validation", settings.eval_scenes)
-        results = run_scenes(model, processor, pictures, prompt, task=settings.task)
+        results = run_scenes(model, processor, pictures, prompt, task=task)
         scores |= {f"{prompt}_{name}": value for name, value in caption_scores(results).items()}
     return scores
 

@@ -41,11 +41,15 @@ class SceneRecords(torch.utils.data.Dataset):
     """Region records (see `data.region`) of scenes, with an `image_embedding` in place of `image`.
 
     Scenes without a describable object are left out. Masks are (H, W) bool rather than RLE, which the processor takes
-    as well; each region offers its deepest point and a few random ones.
+    as well; each region offers its deepest point and a few random ones. `recognition_share` is how often a scene is to
+    be answered with category names, else with captions.
     """
 
-    def __init__(self, scenes: SceneArrays, embeddings: np.ndarray, split: str, task: str = "caption") -> None:
-        self.scenes, self.embeddings, self.split, self.task = scenes, embeddings, split, task
+    def __init__(
+        self, scenes: SceneArrays, embeddings: np.ndarray, split: str, recognition_share: float = 0.0
+    ) -> None:
+        self.scenes, self.embeddings, self.split = scenes, embeddings, split
+        self.recognition_share = recognition_share
         self.usable = [index for index, text in enumerate(scenes.texts) if '"describable": true' in text]
 
     def __len__(self) -> int:
@@ -61,7 +65,7 @@ class SceneRecords(torch.utils.data.Dataset):
             "image_id": f"scene-{seed}",
             "width": width,
             "height": height,
-            "task": self.task,
+            "task": "recognition" if float(torch.rand(())) < self.recognition_share else "caption",
             "regions": [self._region(index, k, obj, seed) for k, obj in enumerate(objects) if obj["describable"]],
         }
 
