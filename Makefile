@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = $(BIN)/python -m pytest -q
-FAST = not slow and not gpu and not hub and not external
+FAST = not slow and not gpu and not hub
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-external check flat style bench build clean
@@ -51,10 +51,10 @@ test: $(VENV)/.installed-dev ## the fast tests
 	$(PYTEST) -n $(WORKERS) --maxprocesses 4 -m "$(FAST)"
 
 test-slow: $(VENV)/.installed-dev ## the slow tests
-	$(PYTEST) -m "slow and not hub and not external"
+	$(PYTEST) -m "slow and not hub"
 
 test-external: $(VENV)/.installed-dev ## the library's own model and processor tests, run against our classes
-	$(PYTEST) -m external
+	$(BIN)/python tests/external/run.py
 
 check: $(VENV)/.installed-dev ## lint, format, types, flat-copy rules
 	$(BIN)/ruff check .

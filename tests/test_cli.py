@@ -1,8 +1,10 @@
 """The command line: what it writes, and one clear sentence for each mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +119,23 @@ def test_scene_is_rendered_with_prompts_that_caption_takes(model, tmp_path, caps
     assert main(["scene", str(picture), "--seed", "7", "--regions", str(prompts)]) == 0
     assert caption(model, picture, "--regions", prompts, "--json", "-") == 0
     assert len(json.loads(capsys.readouterr().out)) == len(json.loads(prompts.read_text()))
+
+
+def test_convert_makes_a_model_that_info_takes(tmp_path, capsys):
+    fixture = Path(__file__).parent / "fixtures" / "original_sca_gpt2"
+    theirs, ours, words = tmp_path / "theirs", tmp_path / "ours", tmp_path / "words"
+    theirs.mkdir()
+    shutil.copy(fixture / "state_dict.safetensors", theirs / "model.safetensors")
+    config = json.loads((fixture / "fixture.json").read_text())["original_config"]
+    (theirs / "config.json").write_text(json.dumps(config))
+    tiny_tokenizer().save_pretrained(words)
+    # The fixture's vocabulary is smaller than this tokenizer's.
+    assert main(["convert", str(theirs), str(ours), "--tokenizer", str(words)]) == 2
+    assert str(config["text_config"]["vocab_size"]) in capsys.readouterr().err
+    assert main(["convert", str(theirs), str(ours)]) == 0
+    assert "weights taken over" in capsys.readouterr().out
+    assert main(["info", str(ours)]) == 0
+    assert "whole repository" in capsys.readouterr().out
 
 
 MISTAKES = {
