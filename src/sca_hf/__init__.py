@@ -1,6 +1,19 @@
 """Segment and Caption Anything for the Hugging Face ecosystem: a mask and a caption for every prompted region."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMaskGeneration, AutoProcessor
+from .environment import explain_broken_torchvision
+
+
+try:
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoModelForMaskGeneration,
+        AutoProcessor,
+    )
+except (ImportError, RuntimeError):
+    explain_broken_torchvision()
+    raise
 
 from .modeling.configuration_sca import ScaConfig, ScaMixerConfig
 from .modeling.mixer_sca import ScaTextFeatureMixer
