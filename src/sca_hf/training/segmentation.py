@@ -24,8 +24,10 @@ from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 POSITION_STD = 0.5
 WARM_LOSS_STEPS = 400
-# Masks first: they are learnt in minutes, and attributes are read through them. Then attributes, which take longer.
-MASK_STEPS, ATTRIBUTE_WEIGHTS = 1_500, (1.0, 4.0)
+# Masks first, learnt in minutes and what attributes are read through; then attributes; last, once objects are known
+# for what they are, relations between them. Weights of one head's loss.
+MASK_STEPS, RELATION_STEPS = 1_500, 6_000
+EARLY_WEIGHT, ATTRIBUTE_WEIGHT, RELATION_WEIGHT = 1 / 11, 4 / 11, 1.0
 POOLED_ATTRIBUTES = ("colour", "shape", "texture")
 
 
@@ -89,14 +91,13 @@ class SegmentationTrainee(SamPreTrainedModel):
         """
         embeddings = self.sam.vision_encoder(pixel_values).last_hidden_state
         outputs = [decode_regions(self.sam, embeddings, group) for group in groups]
-        attribute_weight = ATTRIBUTE_WEIGHTS[int(self.steps_done >= MASK_STEPS)]
         losses, scores = [], []
         for group, decoded in zip(groups, outputs, strict=True):
             masks, ious = decoded["masks"], decoded["ious"]
             guesses = self._guess_attributes(embeddings, decoded, group["coverage"])
             balance = min(1.0, float(self.steps_done) / WARM_LOSS_STEPS)
             losses.append(mask_loss(masks, ious, group["coverage"], balance))
-            losses[-1] = losses[-1] + attribute_weight * _attribute_loss(guesses, group)
+            losses[-1] = losses[-1] + self._attribute_loss(guesses, group)
             if "full_masks" in group:
                 scores += [*_mask_scores(masks, ious, group), *_attribute_scores(guesses, group)]
         if self.training:
@@ -115,7 +116,26 @@ class SegmentationTrainee(SamPreTrainedModel):
             "decoder": (weights[:, :, None] @ decoded["keys"]).squeeze(2),
             "token": decoded["tokens"][:, :, 1],
         }
-        return {(p, name): head(features[p]) for p, heads in self.heads.items() for name, head in heads.items()}
+        guesses = {(p, name): head(features[p]) for p, heads in self.heads.items() for name, head in heads.items()}
+        shared = self.heads["token"]["relation"]
+        return guesses | {(p, "relation"): shared(features[p]) for p in ("encoder", "decoder")}
+
+    def _attribute_loss(
+        self, guesses: dict[tuple[str, str], torch.Tensor], group: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        columns = dict(zip(ATTRIBUTES, group["attributes"].unbind(-1), strict=True))
+        total = group["coverage"].new_zeros(())
+        for (place, name), logits in guesses.items():
+            if weight := self._head_weight(place, name):
+                total = total + weight * F.cross_entropy(logits.flatten(0, 1), columns[name].flatten())
+        return total
+
+    def _head_weight(self, place: str, name: str) -> float:
+        if name == "relation" and self.steps_done >= RELATION_STEPS:
+            return RELATION_WEIGHT
+        if name == "relation" and place != "token":
+            return 0.0
+        return ATTRIBUTE_WEIGHT if self.steps_done >= MASK_STEPS else EARLY_WEIGHT
 
 
 def decode_regions(sam: SamModel, embeddings: torch.Tensor, group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -182,12 +202,6 @@ def _dice_loss(probability: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
 
 
-def _attribute_loss(guesses: dict[tuple[str, str], torch.Tensor], group: dict[str, torch.Tensor]) -> torch.Tensor:
-    columns = dict(zip(ATTRIBUTES, group["attributes"].unbind(-1), strict=True))
-    losses = [F.cross_entropy(logits.flatten(0, 1), columns[name].flatten()) for (_, name), logits in guesses.items()]
-    return torch.stack(losses).mean()
-
-
 def _mask_scores(masks: torch.Tensor, ious: torch.Tensor, group: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Returns IoU (B, R) at the image's own size: of token 0, and of the best of the others by predicted IoU."""
     full, size = group["full_masks"], tuple(4 * s // 2 for s in masks.shape[-2:])
@@ -212,7 +226,7 @@ def _attribute_scores(
 def score_names() -> list[str]:
     """Names the last axis of `scores`."""
     heads = [f"{p}_{name}" for p in ("encoder", "decoder") for name in POOLED_ATTRIBUTES]
-    heads += [f"token_{name}" for name in ATTRIBUTES]
+    heads += [*(f"token_{name}" for name in ATTRIBUTES), "encoder_relation", "decoder_relation"]
     return [f"{prompt}_{name}" for prompt in ("box", "point") for name in ["iou", "best_iou", *heads]]
 
 
