@@ -51,6 +51,11 @@ def test_uncompressed_counts_begin_outside_and_run_down_the_columns():
         {"size": [2, 3], "counts": "ooooooooooooooooooo"},
         {"size": [2, 3], "counts": "é"},
         {"size": [0, 3], "counts": []},
+        {"size": [-2, -3], "counts": [6]},
+        {"size": [2.5, 3], "counts": [6]},
+        {"size": [10**6, 10**6], "counts": [10**12]},
+        {"size": [10**30, 1], "counts": [1]},
+        {"size": [2, 3], "counts": [2**62, 2**62, 2**62, 2**62, 6]},
         {"size": [2, 3], "counts": [10**30]},
     ],
 )

@@ -90,7 +90,10 @@ def choose_candidates(
         thresholds: of [`select_masks`].
     """
     candidates = masks.shape[1]
-    flat, flat_ious = masks[regions].float().flatten(0, 1), ious[regions].float().flatten()
+    real = torch.zeros(len(masks), 1, dtype=torch.bool, device=ious.device)
+    real[regions] = True
+    # Views: with a thousand points the masks fill a gigabyte, and few of them are good.
+    flat, flat_ious = masks.flatten(0, 1), ious.float().masked_fill(~real, -torch.inf).flatten()
     cell = frame_size / masks.shape[-1]  # pixels of the resized image
     height, width = (min(masks.shape[-1], int(-(-side // cell))) for side in resized)
     inside = flat[:, :height, :width]
@@ -101,8 +104,8 @@ def choose_candidates(
     return {
         # The last cell may reach over the edge of the image.
         "boxes": torch.minimum(boxes * scale, limit),
-        "masks": flat[kept],
+        "masks": flat[kept].float(),
         "iou_scores": flat_ious[kept],
-        "region_index": torch.tensor(regions, device=kept.device)[kept // candidates],
+        "region_index": kept // candidates,
         "candidate_index": kept % candidates,
     }

@@ -12,6 +12,8 @@ import torch
 
 # Elements of one intermediate of the pairwise functions: bounds their memory, not their result.
 _CHUNK = 1 << 24
+# A few characters of RLE may claim any size; no image is larger than this.
+_MAX_PIXELS = 1 << 30
 
 
 def encode_rle(mask: Any) -> dict[str, Any]:
@@ -42,10 +44,14 @@ def decode_rle(rle: dict[str, Any], where: str = "mask") -> np.ndarray:
     try:
         height, width = (int(side) for side in rle["size"])
         counts = rle["counts"]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        whole = list(rle["size"]) == [height, width]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole or not 0 < height * width <= _MAX_PIXELS or height < 0:
         raise ValueError(
-            f"{where}: an RLE is a dict with size [height, width] and counts, got {_short(rle)}."
-        ) from error
+            f"{where}: an RLE is a dict with size [height, width], of at most {_MAX_PIXELS} pixels, and counts, got "
+            f"{_short(rle)}."
+        )
     if isinstance(counts, (str, bytes)):
         runs = _decompress(counts, where)
     else:
@@ -55,7 +61,8 @@ def decode_rle(rle: dict[str, Any], where: str = "mask") -> np.ndarray:
             raise ValueError(
                 f"{where}: RLE counts are a string or a list of integers, got {_short(counts)}."
             ) from error
-    if height < 1 or width < 1 or (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
+    # Each run by itself first: a sum may overflow.
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise ValueError(
             f"{where}: the RLE counts cover {runs.sum()} pixels, its size [{height}, {width}] has {height * width}."
         )
