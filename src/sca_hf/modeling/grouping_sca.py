@@ -86,27 +86,34 @@ def plan_regions(
     mask_index: torch.Tensor | None = None,
     prompt_layout: torch.Tensor | None = None,
     region_mask: torch.Tensor | None = None,
+    task_ids: torch.Tensor | None = None,
+    num_masks: int = 0,
+    num_tasks: int = 0,
 ) -> RegionPlan:
     """Group the regions of a call by prompt layout; shapes as in [`ScaForConditionalGeneration.forward`].
 
     With `prompt_layout`, each region uses the kinds and the number of points that its layout names, and layout 0 is
     padding, as is what `region_mask` leaves out. Without it, every prompt tensor holds for every region, exactly as
-    SAM takes them. The layout (or the region mask) is read on the host once; nothing else is.
+    SAM takes them. Layout, region mask and the two kinds of indices are read on the host, in one transfer; there the
+    indices are checked against `num_masks` mask prompts and `num_tasks` tasks.
     """
-    prompts = [x for x in (input_points, input_boxes, mask_index) if x is not None]
+    prompts = [x for x in (input_points, input_boxes, mask_index, prompt_layout, region_mask) if x is not None]
     regions = prompts[0].shape[1] if prompts else 1
     shape = (batch_size, regions)
+    if task_ids is not None and tuple(task_ids.shape) != shape:
+        raise ValueError(f"task_ids must be (B, R) = {shape}, got {tuple(task_ids.shape)}.")
+    host = _read(device, layout=prompt_layout, mask=region_mask, mask_index=mask_index, task_ids=task_ids)
+    kept = host.get("mask", np.ones(batch_size * regions, dtype=np.int64)) != 0
     if prompt_layout is not None:
-        kept_layout = prompt_layout if region_mask is None else prompt_layout * region_mask
-        layouts = kept_layout.flatten().cpu().numpy()
+        layouts = host["layout"] * kept
         wanted = [(int(layout), np.flatnonzero(layouts == layout)) for layout in np.unique(layouts[layouts != 0])]
     else:
-        kept = (
-            np.arange(batch_size * regions)
-            if region_mask is None
-            else region_mask.flatten().cpu().numpy().nonzero()[0]
-        )
-        wanted = [(None, kept)] if len(kept) else []
+        wanted = [(None, np.flatnonzero(kept))] if kept.any() else []
+    for layout, rows in wanted:
+        if mask_index is not None and (layout is None or layout & 2):
+            _check_range("mask_index", host["mask_index"], rows, regions, num_masks, "mask prompts")
+        if task_ids is not None:
+            _check_range("task_ids", host["task_ids"], rows, regions, num_tasks, "tasks")
 
     def on_device(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -126,6 +133,21 @@ def plan_regions(
     )
 
 
+def _read(device: torch.device, **tensors: torch.Tensor | None) -> dict[str, np.ndarray]:
+    """Copy (B, R) tensors to the host as flat int64 arrays, all in one transfer."""
+    given = {name: x.flatten().to(device=device, dtype=torch.int64) for name, x in tensors.items() if x is not None}
+    return dict(zip(given, torch.stack(list(given.values())).cpu().numpy(), strict=True)) if given else {}
+
+
+def _check_range(name: str, values: np.ndarray, rows: np.ndarray, regions: int, count: int, what: str) -> None:
+    wrong = rows[(values[rows] < 0) | (values[rows] >= count)]
+    if len(wrong):
+        image, region = divmod(int(wrong[0]), regions)
+        raise ValueError(
+            f"{name} of image {image}, region {region} is {values[wrong[0]]}, but there are {count} {what}."
+        )
+
+
 def _group(layout: int | None, rows: np.ndarray, regions: int, flat: dict, on_device: Callable) -> PromptGroup:
     index = on_device(rows)
     picked = {name: x if x is None or len(rows) == len(x) else x[index] for name, x in flat.items()}
@@ -134,6 +156,11 @@ def _group(layout: int | None, rows: np.ndarray, regions: int, flat: dict, on_de
         for name, needed in (("points", num_points), ("boxes", has_box), ("mask_index", has_mask)):
             if needed and picked[name] is None:
                 raise ValueError(f"prompt_layout says that regions have {name}, but the call has no such input.")
+        if num_points and num_points > picked["points"].shape[1]:
+            raise ValueError(
+                f"prompt_layout says that regions have {num_points} points, but input_points holds "
+                f"{picked['points'].shape[1]} per region."
+            )
         picked["points"] = picked["points"][:, :num_points] if num_points else None
         picked["labels"] = picked["labels"][:, :num_points] if num_points and picked["labels"] is not None else None
         picked["boxes"] = picked["boxes"] if has_box else None

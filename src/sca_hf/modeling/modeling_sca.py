@@ -26,6 +26,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .checks_sca import as_mask_table, check_prompts, check_regional, refuse_unknown
 from .configuration_sca import ScaConfig
 from .generation_sca import caption_generation_config, continue_prefixes, resolve_generation_config
 from .grouping_sca import RegionPlan, plan_regions
@@ -203,6 +204,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         """
         encoder = self.sam.vision_encoder
         weight = encoder.patch_embed.projection.weight
+        side = self.config.sam_config.vision_config.image_size
+        if tuple(pixel_values.shape[1:]) != (weight.shape[1], side, side):
+            raise ValueError(
+                f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
+            )
         output = encoder(pixel_values.to(weight.dtype))
         if self.config.sam_config.model_type == "sam_hq":
             return output[0], output[1]
@@ -260,9 +266,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             output_hidden_states: with text, also return those of the language model; None asks the configuration.
             output_attentions: the same for its attention weights.
         """
-        _refuse_unknown(kwargs, _PROCESSOR_KEYS, "forward")
+        refuse_unknown(kwargs, _PROCESSOR_KEYS, "forward")
         if labels is not None and input_ids is None:
             raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
+        if input_ids is not None and not input_ids.shape[-1]:
+            raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
         if output_masks is None:
             output_masks = input_ids is None or mask_labels is not None
         features = self._region_features(
@@ -276,6 +284,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             mask_index=mask_index,
             region_mask=region_mask,
             prompt_layout=prompt_layout,
+            task_ids=task_ids,
             multimask_output=multimask_output,
             region_chunk_size=region_chunk_size,
             want_masks=output_masks,
@@ -286,6 +295,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         if output_masks:
             results |= {"pred_masks": plan.padded(features.pred_masks), "iou_scores": plan.padded(features.iou_scores)}
         if input_ids is not None:
+            check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
             prefix = self._prefix(features, task_ids)
             spoken = self._speak(
                 prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
@@ -297,6 +307,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             results["query_embeds"] = plan.padded(features.queries)
             results |= {name: spoken.get(name) for name in ("hidden_states", "attentions")}
         if mask_labels is not None and self.config.mask_loss_weight > 0:
+            check_regional(plan.shape, pred_masks=results["pred_masks"][:, :, 0], mask_labels=mask_labels)
             loss = mask_loss(features.pred_masks, features.iou_scores, plan.real(mask_labels))
             if labels is not None and num_items_in_batch is not None:
                 # A mean over regions, so each call of an accumulated step counts by its share of the step.
@@ -341,7 +352,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             [`ScaGenerateOutput`], or the ids alone with `return_dict_in_generate=False`.
         """
         config, extra = resolve_generation_config(self.generation_config, generation_config, kwargs)
-        _refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | _GENERATE_ARGUMENTS, "generate")
+        refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | _GENERATE_ARGUMENTS, "generate")
         extra = {name: value for name, value in extra.items() if name in _GENERATE_ARGUMENTS}
         return_dict = config.return_dict_in_generate
         features = self._region_features(
@@ -355,6 +366,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             mask_index=mask_index,
             region_mask=region_mask,
             prompt_layout=prompt_layout,
+            task_ids=task_ids,
             multimask_output=multimask_output,
             region_chunk_size=region_chunk_size,
             want_masks=output_masks and return_dict,
@@ -385,6 +397,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         image_embeddings: torch.Tensor | None,
         intermediate_embeddings: list[torch.Tensor] | None,
         input_masks: torch.Tensor | None,
+        task_ids: torch.Tensor | None,
         multimask_output: bool,
         region_chunk_size: int | None,
         want_masks: bool,
@@ -393,9 +406,16 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
     ) -> _RegionFeatures:
         """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk."""
         images, early = self._encode(pixel_values, image_embeddings, intermediate_embeddings, want_masks)
-        _check_prompts(len(images), prompts)
-        input_masks, prompts["mask_index"] = _as_mask_table(input_masks, prompts["mask_index"], prompts)
-        plan = plan_regions(len(images), images.device, **prompts)
+        check_prompts(len(images), prompts)
+        input_masks, prompts["mask_index"] = as_mask_table(input_masks, prompts, images)
+        plan = plan_regions(
+            len(images),
+            images.device,
+            **prompts,
+            task_ids=task_ids,
+            num_masks=0 if input_masks is None else len(input_masks),
+            num_tasks=len(self.config.mixer_config.tasks),
+        )
         if not len(plan):
             raise ValueError("There is no region: every region of every image is padding.")
         segmenter = SamSegmenter(self.sam, images, input_masks, early)
@@ -440,8 +460,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
                 "SAM-HQ needs the intermediate_embeddings that get_image_embeddings returned for its masks; pass them "
                 "beside image_embeddings, or output_masks=False."
             )
-        if image_embeddings.ndim != 4:
-            raise ValueError(f"image_embeddings must be (B, C, h, w), got {tuple(image_embeddings.shape)}.")
+        vision = self.config.sam_config.vision_config
+        form = (vision.output_channels, *(vision.image_size // vision.patch_size,) * 2)
+        if tuple(image_embeddings.shape[1:]) != form:
+            raise ValueError(
+                f"image_embeddings must be (B, {', '.join(map(str, form))}), got {tuple(image_embeddings.shape)}."
+            )
         return image_embeddings, intermediate_embeddings[0] if intermediate_embeddings else None
 
     def _prefix(self, features: _RegionFeatures, task_ids: torch.Tensor | None) -> torch.Tensor:
@@ -502,56 +526,6 @@ def _checkpoint_without_dropout(layer: nn.Module) -> None:
     # OPT's layers apply dropout themselves, under the same flag.
     if isinstance(getattr(layer, "dropout", None), float):
         layer.dropout = 0.0
-
-
-def _refuse_unknown(given: dict[str, Any], allowed: frozenset[str], method: str) -> None:
-    unknown = sorted(set(given) - allowed)
-    if unknown:
-        raise TypeError(f"{method}() got unknown arguments {unknown}.")
-
-
-def _check_prompts(batch_size: int, prompts: dict[str, torch.Tensor | None]) -> None:
-    """Refuse prompt tensors whose shapes contradict each other, and coordinates in half precision."""
-    trailing = {"input_points": 2, "input_labels": 1, "input_boxes": 1}
-    last = {"input_points": 2, "input_boxes": 4}
-    shapes = {}
-    for name, tensor in prompts.items():
-        if tensor is None:
-            continue
-        if tensor.ndim != 2 + trailing.get(name, 0) or (name in last and tensor.shape[-1] != last[name]):
-            form = {"input_points": "(B, R, P, 2)", "input_labels": "(B, R, P)", "input_boxes": "(B, R, 4)"}
-            raise ValueError(f"{name} must be {form.get(name, '(B, R)')}, got {tuple(tensor.shape)}.")
-        if name in last and tensor.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"{name} is {tensor.dtype}, which cannot hold sub-pixel positions; keep coordinates in float32 "
-                "(the processor's output does so under .to(dtype))."
-            )
-        shapes[name] = tuple(tensor.shape[:2])
-    wrong = {name: shape for name, shape in shapes.items() if shape[0] != batch_size}
-    if wrong or len(set(shapes.values())) > 1:
-        raise ValueError(f"Prompts must agree on (B, R) for {batch_size} images, got {shapes}.")
-    points, labels = prompts.get("input_points"), prompts.get("input_labels")
-    if labels is not None and (points is None or labels.shape != points.shape[:-1]):
-        shape = None if points is None else tuple(points.shape)
-        raise ValueError(f"input_labels {tuple(labels.shape)} must have one label per point of input_points {shape}.")
-
-
-def _as_mask_table(
-    masks: torch.Tensor | None, index: torch.Tensor | None, prompts: dict[str, torch.Tensor | None]
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Mask prompts as (K, 4h, 4w) and their (B, R) index; SAM's own (B, 1, 4h, 4w) is shared by an image's regions."""
-    if masks is None:
-        return None, index
-    if index is not None and masks.ndim == 3:
-        return masks, index
-    if index is None and masks.ndim == 4 and masks.shape[1] == 1:
-        given = next((x for x in prompts.values() if x is not None), None)
-        regions = 1 if given is None else given.shape[1]
-        return masks[:, 0], torch.arange(len(masks), device=masks.device)[:, None].expand(-1, regions)
-    raise ValueError(
-        f"input_masks must be (K, 4h, 4w) with a mask_index, or (B, 1, 4h, 4w) without; got {tuple(masks.shape)} "
-        f"{'without' if index is None else 'with'} mask_index."
-    )
 
 
 __all__ = ["ScaForConditionalGeneration", "ScaGenerateOutput", "ScaOutput"]
