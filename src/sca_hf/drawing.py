@@ -55,17 +55,17 @@ class DrawnRegion:
     points: Sequence[Sequence[float]] = ()
     labels: Sequence[int] = field(default_factory=list)
 
-    def extent(self, size: tuple[int, int]) -> Rect:
-        """The region's rectangle, from its mask or else from its prompts."""
+    def extent(self, size: tuple[float, float]) -> Rect:
+        """The rectangle around mask, box and inside points; the whole picture, of `size`, where there are none."""
+        labels = self.labels or [1] * len(self.points)
+        corners = [(float(x), float(y)) for (x, y), label in zip(self.points, labels, strict=True) if label > 0]
         if self.mask is not None and self.mask.any():
             rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-            return Rect(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+            corners += [(float(columns[0]), float(rows[0])), (float(columns[-1] + 1), float(rows[-1] + 1))]
         if self.box is not None:
-            return Rect(*map(float, self.box))
-        if len(self.points):
-            xs, ys = zip(*((float(x), float(y)) for x, y in self.points), strict=True)
-            return Rect(min(xs), min(ys), max(xs), max(ys))
-        return Rect(0.0, 0.0, float(size[0]), float(size[1]))
+            corners += [(float(self.box[0]), float(self.box[1])), (float(self.box[2]), float(self.box[3]))]
+        xs, ys = zip(*(corners or [(0.0, 0.0), size]), strict=True)
+        return Rect(min(xs), min(ys), max(xs), max(ys))
 
 
 def draw_regions(
@@ -269,7 +269,8 @@ def _draw_labels(
         [_measure(index, str(regions[index].caption), font, share * canvas.width) for share in (0.42, 0.3)]
         for index in named
     ]
-    anchors = [Rect(*(value * scale for value in regions[index].extent(canvas.size))) for index in named]
+    size = (canvas.width / scale, canvas.height / scale)
+    anchors = [Rect(*(value * scale for value in regions[index].extent(size))) for index in named]
     clear = [m.rect.grown(2) for region in regions for m in _marker_rects(region, scale, canvas.size)]
     labels = [options[0] for options in choices]
     share = sum(label.size[0] * label.size[1] for label in labels) / (canvas.width * canvas.height)
