@@ -1,8 +1,8 @@
 """Segment and Caption Anything put together from the library's own modules, with no thought of speed.
 
 The tests hold the model against it, the benchmark times the model against it. Nothing here knows the model's own
-arithmetic: SAM is `SamModel` called as the library calls it, the mixer is SAM's two-way transformer with another depth,
-and every 8 regions are captioned by one stock `generate`.
+arithmetic: SAM is `SamModel` called as the library calls it, the mixer is SAM's two-way transformer of another depth,
+and 8 regions at a time are captioned by a stock `generate`.
 """
 
 import copy
@@ -41,7 +41,9 @@ class PlainSca:
     def decode(self, **inputs: torch.Tensor) -> tuple[PlainOutput, torch.Tensor, torch.Tensor]:
         """SAM as the library runs it; also the decoder's tokens (B, R, t, C) and image tokens (B * R, 1, hw, C)."""
         seen = []
-        hook = self.sam.mask_decoder.transformer.register_forward_hook(lambda module, args, output: seen.append(output))
+        hook = self.sam.mask_decoder.transformer.register_forward_hook(
+            lambda module, args, output: seen.append(output)
+        )
         try:
             output = self.sam(**inputs)
         finally:
@@ -70,7 +72,9 @@ class PlainSca:
             )
             output.sequences = ids.unflatten(0, output.prefix_embeds.shape[:2])
             parts.append(output)
-        return PlainOutput(**{name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in vars(parts[0])})
+        return PlainOutput(
+            **{name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in vars(parts[0])}
+        )
 
 
 class PlainMixer(nn.Module):
@@ -94,7 +98,13 @@ class PlainMixer(nn.Module):
         self.transformer = share(SamTwoWayTransformer(shape), mixer.transformer)
 
     def forward(self, tokens: torch.Tensor, image_tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Caption queries (B, R, A * Q, C) for tokens (B, R, t, C), image tokens (B * R, 1, hw, C), positions (1, C, h, w)."""
+        """Caption queries (B, R, A * Q, C).
+
+        Args:
+            tokens: (B, R, t, C).
+            image_tokens: (B * R, 1, hw, C).
+            positions: (1, C, h, w), of the embedding grid.
+        """
         images, regions = tokens.shape[:2]
         queries = self.caption_tokens.weight.repeat(images, regions, 1, 1)
         count = images * regions
@@ -115,7 +125,7 @@ class PlainMixer(nn.Module):
 
 
 def rebuild(model: PreTrainedModel, attn_implementation: str) -> PreTrainedModel:
-    """A model of the same class over the same parameters, with another attention (SAM's encoder takes it at birth only)."""
+    """A model of the same class over the same parameters; SAM's encoder takes its kind of attention only at birth."""
     rebuilt = type(model)._from_config(copy.deepcopy(model.config), attn_implementation=attn_implementation)
     rebuilt.generation_config = getattr(model, "generation_config", None)
     return share(rebuilt, model)

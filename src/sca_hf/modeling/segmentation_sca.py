@@ -46,7 +46,7 @@ class SamSegmenter:
             sam: `SamModel` or `SamHQModel`.
             image_embeddings: (B, C, h, w).
             input_masks: (K, 4h, 4w) mask prompts as logits, or None.
-            intermediate_embeddings: (B, h, w, vision width), SAM-HQ's early features; None leaves them out of its masks.
+            intermediate_embeddings: (B, h, w, vision width), SAM-HQ's early features; None leaves them out of masks.
         """
         self.decoder, self.prompt_encoder = sam.mask_decoder, sam.prompt_encoder
         self.is_hq = sam.config.model_type == "sam_hq"

@@ -1,6 +1,6 @@
 """SAM's two-way transformer, written for speed: one implementation runs SAM's own decoder and the caption mixer.
 
-Exact to the plain form (Segment Anything, arXiv 2304.02643, appendix A) up to float rounding. Three things make it fast:
+Exact to the plain form (Segment Anything, arXiv 2304.02643, appendix A) up to rounding. Three things make it fast:
 
 - the three projections of a layer's image tokens (key and value of token-to-image attention, query of image-to-token
   attention) read the same tokens, so they are one matrix product;
@@ -11,11 +11,11 @@ Fused and folded forms are made for each call from the live weights, never kept 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -63,7 +63,7 @@ class ScaTwoWayLayer(GradientCheckpointingLayer):
         self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_norm4 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, *inputs: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *inputs: torch.Tensor | None, **options: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         return two_way_layer(self, *inputs, **options)
 
 
@@ -115,8 +115,10 @@ def _fuse(projections: list[nn.Linear], positioned: list[bool], positions: torch
     dtype = projections[0].weight.dtype
     # Folding is done in float32: in half precision W p would lose what the addition x + p keeps.
     bias = [
-        F.linear(positions.float(), p.weight.float(), p.bias.float()) if add else p.bias.float().expand(len(positions), -1)
-        for p, add in zip(projections, positioned)
+        F.linear(positions.float(), p.weight.float(), p.bias.float())
+        if add
+        else p.bias.float().expand(len(positions), -1)
+        for p, add in zip(projections, positioned, strict=True)
     ]
     weight = torch.cat([p.weight for p in projections]).t()
     return ImageProjection(weight=weight, bias=torch.cat(bias, dim=-1).to(dtype))
@@ -144,11 +146,17 @@ def run_two_way(
         Updated tokens (n, t, C) and image tokens (n, hw, C).
     """
     queries, keys = tokens, image_tokens
-    for layer, projection in zip(transformer.layers, folded):
+    for layer, projection in zip(transformer.layers, folded, strict=False):
         # SAM's own layers come without our forward; ours may be checkpointed, so they are called as modules.
-        run = layer if isinstance(layer, ScaTwoWayLayer) else _bound(layer)
+        run = layer if isinstance(layer, ScaTwoWayLayer) else partial(two_way_layer, layer)
         queries, keys = run(
-            queries, keys, tokens, projection.weight, projection.bias, projected, attn_implementation=attn_implementation
+            queries,
+            keys,
+            tokens,
+            projection.weight,
+            projection.bias,
+            projected,
+            attn_implementation=attn_implementation,
         )
         projected = None
     attention = transformer.final_attn_token_to_image
@@ -156,13 +164,6 @@ def run_two_way(
     key, value = folded[-1](keys).split(inner, dim=-1)
     queries = queries + _attend(attention, attention.q_proj(queries + tokens), key, value, attn_implementation)
     return transformer.layer_norm_final_attn(queries), keys
-
-
-def _bound(layer: nn.Module):
-    def run(*inputs, **options):
-        return two_way_layer(layer, *inputs, **options)
-
-    return run
 
 
 def two_way_layer(
@@ -205,7 +206,9 @@ def _attend(
 ) -> torch.Tensor:
     """Multi-head attention over projected (n, length, inner) tensors, with the output projection."""
     heads = attention.num_attention_heads
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))  # (n, heads, length, d)
+    query, key, value = (
+        x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)
+    )  # (n, heads, length, d)
     if attn_implementation == "eager":
         scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
         mixed = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
