@@ -243,6 +243,15 @@ def test_other_formats_are_refused_by_name(model, tmp_path, change, message):
         convert(source, tmp_path / "b")
 
 
+def test_half_precision_may_be_stored(model, tmp_path):
+    source = write_checkpoint(tmp_path / "a", original_config(model), original_state_dict(model))
+    convert(source, tmp_path / "b", dtype="float16")
+    loaded = ScaForConditionalGeneration.from_pretrained(tmp_path / "b")
+    assert loaded.mixer.dtype == loaded.language_model.dtype == torch.float16
+    ours, theirs = loaded.sam.shared_image_embedding, model.sam.shared_image_embedding
+    assert torch.equal(ours.positional_embedding, theirs.positional_embedding)
+
+
 def test_a_checkpoint_without_a_model_type_is_recognised_by_its_keys(model, tmp_path):
     config = original_config(model)
     del config["model_type"], config["architectures"]

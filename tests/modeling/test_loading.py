@@ -268,6 +268,11 @@ def test_half_precision_keeps_positions_in_float32(joined, inputs, tmp_path, kin
     assert {part.dtype for part in (loaded.mixer, loaded.language_model)} == {torch.bfloat16}
     exact = [name for name, weight in loaded.named_parameters() if weight.dtype == torch.float32]
     assert exact == ["sam.shared_image_embedding.positional_embedding"]
+    loaded.save_pretrained(tmp_path / "half", include_bases=kind == "whole")
+    loaded = AutoModel.from_pretrained(tmp_path / "half")
+    assert (
+        loaded.dtype == loaded.language_model.dtype == loaded.sam.mask_decoder.iou_token.weight.dtype == torch.bfloat16
+    )
     ours, theirs = loaded.sam.shared_image_embedding, joined.sam.shared_image_embedding
     assert torch.equal(ours.positional_embedding, theirs.positional_embedding)
 

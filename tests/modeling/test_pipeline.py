@@ -69,6 +69,12 @@ def test_generation_and_task_are_set_per_call_or_at_once(describe, repository):
     assert without_mask["mask"] is None and without_mask["caption"]
 
 
+def test_a_pipeline_saves_what_it_needs(describe, tmp_path):
+    describe.save_pretrained(tmp_path / "again")
+    again = pipeline("region-captioning", model=str(tmp_path / "again"), trust_remote_code=True)
+    assert again(tiny_image())[0]["caption"] == describe(tiny_image())[0]["caption"]
+
+
 def test_wrong_calls_say_what_is_wrong(describe, model, tmp_path, processor):
     with pytest.raises(ValueError, match="one entry for each of 2 images, got 3"):
         describe([tiny_image(), tiny_image()], input_boxes=BOXES)

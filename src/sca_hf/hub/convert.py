@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..modeling.bases_sca import cast_but_positions
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..processing.processing_sca import ScaProcessor
@@ -74,8 +75,8 @@ def convert(
         sam: folder or repository id to take the image processor from. None makes SAM's own for the image size.
         revision: of `source`, where it is a repository id.
         dtype: precision to store. None keeps the checkpoint's.
-        caption_add_bos: captions begin with BOS. None: if the language model was trained with one (Llama, Mistral)
-            and the tokenizer, where there is one, puts it in front by itself.
+        caption_add_bos: captions begin with BOS. None: yes for Llama and Mistral, whose tokenizers put it in front
+            when the authors trained.
 
     Raises:
         OriginalFormatError: the checkpoint is of another format, or weights do not fit, named one by one.
@@ -90,11 +91,12 @@ def convert(
     report = ConversionReport(destination)
     loaded = _find_tokenizer(tokenizer, folder, original, report)
     if caption_add_bos is None and loaded is not None:
-        caption_add_bos = translate_config(original).caption_add_bos and _adds_bos(loaded)
+        # Whether today's tokenizer class adds it by itself says nothing about the training of 2023.
+        caption_add_bos = translate_config(original).caption_add_bos and loaded.bos_token_id is not None
     config = translate_config(original, caption_add_bos)
     model = _build_model(config, state, report)
     if dtype is not None:
-        model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        cast_but_positions(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     if loaded is not None:
         _fill_special_tokens(model, loaded)
         model.check_tokenizer(loaded)
@@ -195,11 +197,6 @@ def _load_tokenizer(candidate: str, folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(candidate)
     # The folder's config.json has a model type that the library does not know; it must not be asked.
     return AutoTokenizer.from_pretrained(candidate, config=PreTrainedConfig())
-
-
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = tokenizer("a").input_ids
-    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
 def _fill_special_tokens(model: ScaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:

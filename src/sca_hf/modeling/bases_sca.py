@@ -55,7 +55,7 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source, strict, lenient)
-    return _to_half(part, dtype) if half else part
+    return cast_but_positions(part, dtype) if half else part
 
 
 def load_pinned(
@@ -141,18 +141,27 @@ def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mis
     )
 
 
-def _to_half(sam: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast SAM, but not its random Fourier features: in half precision they lose positions."""
-    features = [module.positional_embedding for module in sam.modules() if hasattr(module, "positional_embedding")]
+def cast_but_positions(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast a model, but not SAM's random Fourier features: in half precision they lose positions."""
+    features = [module.positional_embedding for module in model.modules() if hasattr(module, "positional_embedding")]
     kept = [tensor.detach().clone() for tensor in features]
-    sam.to(dtype)
+    model.to(dtype)
     for tensor, values in zip(features, kept, strict=True):
         tensor.data = values
-    return sam
+    return model
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
 
 
-__all__ = ["BASES", "check_loading_info", "complete_sources", "hash_weights", "load_part", "load_pinned", "source_of"]
+__all__ = [
+    "BASES",
+    "cast_but_positions",
+    "check_loading_info",
+    "complete_sources",
+    "hash_weights",
+    "load_part",
+    "load_pinned",
+    "source_of",
+]

@@ -45,6 +45,11 @@ class ScaLoadingMixin:
     base_sources: dict[str, dict[str, str]] | None = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model. The first weight, which the library asks, is SAM's Fourier features in float32."""
+        return self.mixer.dtype
+
+    @property
     def include_bases(self) -> bool:
         """Whether a save holds SAM and the language model; False makes mixer-only checkpoints, in the Trainer too."""
         return self._include_bases
@@ -119,7 +124,7 @@ class ScaLoadingMixin:
         # Names of weights are the library's own here; nothing is written back under names a base once had.
         kwargs.setdefault("save_original_format", False)
         for config, part in self._parts():
-            config.dtype = next(part.parameters()).dtype
+            config.dtype = list(part.parameters())[-1].dtype
         ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, set()
         repos = self.config.base_model_repos
         try:

@@ -1,5 +1,6 @@
 """The "region-captioning" pipeline: images and prompts in, one record per region out."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,11 @@ class RegionCaptioningPipeline(Pipeline):
             prompts = {name: value[part] for name, value in per_image.items()}
             records += super().__call__({"images": list(images[part])}, **{**kwargs, **prompts})
         return records
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write model and processor as one repository (the library would leave the processor out)."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess = {name: kwargs.pop(name) for name in _PROMPTS if name in kwargs}
