@@ -98,7 +98,7 @@ def scene_scores(
 ) -> dict[str, float]:
     """Scores captions from boxes and from points on validation scenes."""
     task = "recognition" if settings.recognition_share == 1 else "caption"
-    scores = {}
+    scores: dict[str, float] = {}
     for prompt in ("box", "point"):
         pictures = scenes("validation", settings.eval_scenes)
         results = run_scenes(model, processor, pictures, prompt, task=task)

@@ -81,8 +81,8 @@ def random_object(rng: np.random.Generator) -> SceneObject:
     """Draws an object's attributes, and a neighbour half of the time, without drawing a picture."""
 
     def draw() -> SceneObject:
-        words = [options[rng.integers(len(options))] for options in (tuple(COLOURS), SHAPES, TEXTURES, SIZES)]
-        return SceneObject(*words, centre=(0.0, 0.0), radius=0.0, tilt=0.0)
+        colour, shape, texture, size = (o[rng.integers(len(o))] for o in (tuple(COLOURS), SHAPES, TEXTURES, SIZES))
+        return SceneObject(colour, shape, texture, size, centre=(0.0, 0.0), radius=0.0, tilt=0.0)
 
     obj = draw()
     if rng.random() < 0.5:

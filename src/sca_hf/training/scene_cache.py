@@ -62,8 +62,8 @@ def load_scene_arrays(folder: Path, split: str, count: int, input_size: int, wor
             np.save(target / f"{name}.npy", np.concatenate(chunks))
         (target / "texts.jsonl").write_text("".join(f"{line}\n" for chunk in texts for line in chunk))
         (target / "complete").touch()
-    opened = (np.load(target / f"{name}.npy", mmap_mode="r")[:count] for name in names)
-    return SceneArrays(*opened, texts=(target / "texts.jsonl").read_text().splitlines()[:count])
+    opened: dict[str, Any] = {name: np.load(target / f"{name}.npy", mmap_mode="r")[:count] for name in names}
+    return SceneArrays(**opened, texts=(target / "texts.jsonl").read_text().splitlines()[:count])
 
 
 def _complete_folder(folder: Path, split: str, count: int, input_size: int) -> Path | None:

@@ -145,7 +145,8 @@ def decode_regions(sam: SamModel, embeddings: torch.Tensor, group: dict[str, tor
     resized image, and masks (B, R, 4h, 4w). Returns masks (B, R, 4, 4h, 4w), ious (B, R, 4), tokens (B, R, T, C),
     keys (B, R, hw, C).
     """
-    decoder, batch, regions = sam.mask_decoder, *group["coverage"].shape[:2]
+    decoder = sam.mask_decoder
+    batch, regions = group["coverage"].shape[:2]
     mask_prompts = group["masks"].flatten(0, 1)[:, None] if "masks" in group else None
     sparse, dense = sam.prompt_encoder(group.get("points"), group.get("labels"), group.get("boxes"), mask_prompts)
     tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(batch * regions, 1, -1, -1)
