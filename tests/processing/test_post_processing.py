@@ -62,6 +62,10 @@ def test_decoding_keeps_the_nesting_of_ids(processor, outputs):
     ]
     with pytest.raises(ValueError, match="2 to 4 axes"):
         processor.batch_decode(ids[0, 0])
+    with pytest.raises(ValueError, match="region_mask and the ids differ"):
+        processor.batch_decode(ids, outputs["region_mask"][:, :2])
+    with pytest.raises(ValueError, match="no sequences to decode"):
+        processor.batch_decode({"pred_masks": outputs["pred_masks"]})
 
 
 def test_masks_are_those_of_the_librarys_processor(processor, outputs):

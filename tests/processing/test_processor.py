@@ -116,6 +116,9 @@ def test_a_processor_of_other_tasks_has_its_own_default(processor, tokenizer):
         (dict(images=None, original_sizes=[(60, 80, 3)]), ValueError, "original_sizes"),
         (dict(images=None, original_sizes=[(0, 80)]), ValueError, "image 0 has no pixels"),
         (dict(images=np.zeros((1, 900, 3), np.uint8)), ValueError, "image 0 of 900 x 1 .*too narrow"),
+        (dict(task=""), ValueError, "unknown task ''; known are 'recognition', 'caption'"),
+        (dict(task=[]), ValueError, "task names 0"),
+        (dict(captions="a", padding=False), ValueError, "padding=False"),
         (dict(max_length=1, captions="a"), ValueError, "at least 2 tokens, the limit is 1"),
     ],
 )
@@ -164,6 +167,8 @@ def test_the_processor_of_a_configuration_fits_it(tokenizer):
 def test_a_processor_needs_both_parts(processor, tokenizer):
     with pytest.raises(ValueError, match="needs an image_processor and a tokenizer"):
         ScaProcessor(tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="tasks are a list"):
+        ScaProcessor(processor.image_processor, tokenizer, tasks="caption")
 
 
 def test_own_settings_survive_saving(tmp_path, processor):

@@ -71,6 +71,8 @@ class ScaProcessor(ProcessorMixin):
     ) -> None:
         if image_processor is None or tokenizer is None:
             raise ValueError("ScaProcessor needs an image_processor and a tokenizer.")
+        if isinstance(tasks, str) or not tasks:
+            raise ValueError(f"tasks are a list of at least one name, got {tasks!r}.")
         self.tasks = list(tasks)
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
@@ -123,7 +125,8 @@ class ScaProcessor(ProcessorMixin):
         """Prepare a batch: images, the prompts of their regions, and the captions to learn.
 
         Kinds of prompts may differ from region to region: each kind has one entry per region, None where the region
-        has none of it. For a single image the outer level may be left out.
+        has none of it. For a single image the outer level may be left out. Pixels are those of the upright image, its
+        EXIF orientation applied; both edges are legal, so that a box may end at x2 = width.
 
         Args:
             images: one image or a list, see [`as_images`].
@@ -157,8 +160,9 @@ class ScaProcessor(ProcessorMixin):
                     f"the task is named twice, by text={text!r} and task={task!r}; leave one of them out."
                 )
             task = [name or self._default_task() for name in named] if task is None else task
+        task = self._default_task() if task is None else task
         data |= prompts
-        data["task_ids"] = region_tasks(task or self._default_task(), self.tasks, counts, shape)
+        data["task_ids"] = region_tasks(task, self.tasks, counts, shape)
         if captions is not None or text is not None:
             data |= self._captions(captions, counts, shape, options["text_kwargs"])
         return ScaBatch(data, tensor_type=tensors)
@@ -209,7 +213,10 @@ class ScaProcessor(ProcessorMixin):
     ) -> dict[str, np.ndarray]:
         """Return ids, mask and labels of captions; without captions, empty ids (a pipeline's `text` asks for them)."""
         max_length = options.get("max_length") or self.max_caption_length
-        pad_to = max_length if options.get("padding") == "max_length" else 0
+        padding = options.get("padding", True)
+        if padding not in (None, True, "longest", "max_length"):
+            raise ValueError(f"padding={padding!r}: captions of a batch are padded to the longest, or to max_length.")
+        pad_to = max_length if padding == "max_length" else 0
         by_region = region_captions(captions, counts) if captions is not None else [[] for _ in counts]
         encoded = encode_captions(by_region, self.tokenizer, shape, max_length, self.caption_add_bos, pad_to)
         return encoded if captions is not None else {k: encoded[k] for k in ("input_ids", "attention_mask")}
@@ -260,10 +267,10 @@ class ScaProcessor(ProcessorMixin):
             texts = _decode_ragged(ids, decode)
         if region_mask is None or (isinstance(ids, np.ndarray) and ids.ndim == 2):
             return texts
-        return [
-            [t for t, real in zip(row, mask, strict=True) if real]
-            for row, mask in zip(texts, to_list(region_mask), strict=False)
-        ]
+        region_mask = to_list(region_mask)
+        if [len(row) for row in texts] != [len(row) for row in region_mask]:
+            raise ValueError("region_mask and the ids differ in their images or regions; give those of one call.")
+        return [[t for t, real in zip(*row, strict=True) if real] for row in zip(texts, region_mask, strict=True)]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
         """Decode one sequence of ids to a text, or several as [`~ScaProcessor.batch_decode`] does."""
@@ -446,6 +453,8 @@ def _sequences(outputs: Any, region_mask: Any) -> tuple[Any, Any]:
     """Take ids and region mask out of what `generate` returned; ids alone pass through."""
     if isinstance(outputs, dict) or hasattr(outputs, "sequences"):
         outputs = dict(outputs)
+        if outputs.get("sequences") is None:
+            raise ValueError("the output has no sequences to decode; it is not one of generate.")
         return outputs["sequences"], region_mask if region_mask is not None else outputs.get("region_mask")
     return outputs, region_mask
 
