@@ -115,7 +115,7 @@ def markdown_table(report: dict[str, Any]) -> str:
     lines = ["| prompt | " + " | ".join(column.replace("_", " ") for column in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for name, scores in report["scores"].items():
-        cells = ["-" if np.isnan(scores[c]) else _cell(c, scores[c]) for c in columns]
+        cells = ["-" if scores[c] is None or np.isnan(scores[c]) else _cell(c, scores[c]) for c in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     named = report["category_from_box"]
     return "\n".join([*lines, "", f"Category names (task `recognition`) from a box: {100 * named:.1f} % right.", ""])
