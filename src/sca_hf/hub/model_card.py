@@ -1,0 +1,136 @@
+"""Fills a model card from what training and evaluation wrote, so that no figure in it is typed by hand.
+
+python -m sca_hf.hub.model_card model_cards/sca_tiny.md --model MODEL --report runs/sca-tiny/report.json
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ..evaluation.scenes_report import markdown_table
+from ..repository_info import RepositoryInfo, describe_repository
+
+
+# What of a report goes into the head of the card, where the Hub reads it.
+_HEAD = {
+    "mask_iou": "mask IoU",
+    "colour": "colour word right",
+    "shape": "shape word right",
+    "texture": "texture word right",
+    "size": "size word right",
+    "relation": "relation word right",
+    "cider_d": "CIDEr-D",
+    "exact_match": "exact match",
+}
+_CURVE = ("colour", "shape", "texture", "size", "relation", "cider_d")
+# Rows of a table of losses.
+_ROWS = 6
+
+
+def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> Path:
+    """Writes README.md into a model's folder.
+
+    Args:
+        template: Markdown with `$name` for each of the fields below; one that is not known is an error.
+        model: folder of the saved model.
+        report: what `sca_tiny` writes: scores, versions, recipe, history.
+    """
+    # JSON has null for what could not be scored, the table wants not-a-number.
+    scores = {
+        row: {name: math.nan if value is None else value for name, value in values.items()}
+        for row, values in report["scores"].items()
+    }
+    report = {**report, "scores": scores}
+    info = describe_repository(str(model))
+    fields = {
+        **report["versions"],
+        "results": _head(report),
+        "parts": _parts(info),
+        "loaded": info.loaded,
+        "scenes": f"{report['scenes']}",
+        "split": report["split"],
+        "stated": f"{100 * report['scores']['box']['states_size_or_relation']:.0f} %",
+        "scores": markdown_table(report).strip(),
+        "recipe": _recipe(report["recipe"]),
+        "losses": _losses(report["history"]),
+        "curve": _curve(report["history"]),
+    }
+    card = model / "README.md"
+    try:
+        card.write_text(Template(template.read_text(encoding="utf-8")).substitute(fields), encoding="utf-8")
+    except KeyError as error:
+        raise ValueError(f"{template} asks for {error}; known are {', '.join(sorted(fields))}.") from None
+    return card
+
+
+def _head(report: Mapping[str, Any]) -> str:
+    """The results as the Hub's model index wants them, an entry for a box and one for a point."""
+    lines = []
+    for prompt in ("box", "point"):
+        lines += [
+            "  - task:",
+            "      type: image-to-text",
+            f"      name: region captioning from a {prompt}",
+            "    dataset:",
+            f"      name: scenes, {report['split']}, {report['scenes']} images",
+            "      type: scenes",
+            "    metrics:",
+        ]
+        for key, name in _HEAD.items():
+            if not math.isnan(value := report["scores"][prompt][key]):
+                lines += [f"    - type: {key}", f"      name: {name}", f"      value: {value}"]
+    return "\n".join(lines)
+
+
+def _parts(info: RepositoryInfo) -> str:
+    rows = [[part.name, part.description, f"{part.parameters:,}", f"{part.trainable:,}"] for part in info.parts]
+    total, trainable = (sum(getattr(part, key) for part in info.parts) for key in ("parameters", "trainable"))
+    rows.append(["total", "", f"{total:,}", f"{trainable:,}"])
+    return _table(["part", "what", "parameters", "trainable"], rows)
+
+
+def _recipe(recipe: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [[stage, ", ".join(f"{key} {value}" for key, value in values.items())] for stage, values in recipe.items()]
+    return _table(["stage", "settings"], rows)
+
+
+def _losses(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    rows = []
+    for stage, log in history.items():
+        steps = [entry for entry in log if "loss" in entry]
+        chosen = [steps[round(i * (len(steps) - 1) / (_ROWS - 1))] for i in range(_ROWS)] if steps else []
+        shown = ", ".join(f"{float(entry['loss']):.3f} at {entry['step']}" for entry in _distinct(chosen))
+        rows.append([stage, shown or "not logged"])
+    return _table(["stage", "loss at step"], rows)
+
+
+def _curve(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    log = [entry for entry in history.get("captions", ()) if "eval_box_colour" in entry]
+    rows = [[str(entry["step"]), *(f"{float(entry[f'eval_box_{key}']):.3f}" for key in _CURVE)] for entry in log]
+    return _table(["step", *(key.replace("_", " ") for key in _CURVE)], rows)
+
+
+def _distinct(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list({entry["step"]: entry for entry in entries}.values())
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("template", type=Path, help="Markdown with $fields")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the saved model, where the card goes")
+    parser.add_argument("--report", type=Path, required=True, help="report.json of the training run")
+    options = parser.parse_args(arguments)
+    write_model_card(options.template, options.model, json.loads(options.report.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
