@@ -1,10 +1,9 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from transformers import SamProcessor
 
+from sca_hf import ScaGenerateOutput
 from sca_hf.processing import records_sca
 from sca_hf.testing import tiny_image
 
@@ -34,19 +33,9 @@ def test_decoding_drops_padded_regions_and_padding(processor, outputs):
     texts = processor.batch_decode(outputs)
     assert [len(image) for image in texts] == [3, 1] and texts[0][0] == texts[1][0] == CAT
     assert CAT.startswith(texts[0][2]) and len(texts[0][2]) < len(CAT)
-    assert processor.batch_decode(SimpleNamespaceOutput(outputs)) == texts
+    assert processor.batch_decode(ScaGenerateOutput(**outputs)) == texts
     assert processor.batch_decode(outputs["sequences"], outputs["region_mask"]) == texts
     assert processor.batch_decode(outputs["sequences"])[1] == [CAT, "", ""]
-
-
-class SimpleNamespaceOutput(SimpleNamespace):
-    """An output that is no dict, but gives its fields as one does."""
-
-    def __init__(self, fields):
-        super().__init__(**fields)
-
-    def __iter__(self):
-        return iter(vars(self).items())
 
 
 def test_decoding_keeps_the_nesting_of_ids(processor, outputs):

@@ -206,7 +206,7 @@ def test_a_saved_processor_loads_without_this_package_and_saves_again(tmp_path, 
     assert json.loads((first / "processor_config.json").read_text())["auto_map"] == {
         "AutoProcessor": "processing_sca.ScaProcessor"
     }
-    environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PATH": "/usr/bin"}
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PATH": "/usr/bin"}
     told = []
     for source, target in ((first, second), (second, third)):
         done = subprocess.run(
