@@ -1,6 +1,7 @@
 """What the library's model tests ask of us; copied beside them by run.py."""
 
 import functools
+import tempfile
 import unittest
 from unittest.mock import patch
 
@@ -81,6 +82,16 @@ class ScaModelTests(ModelTesterMixin, GenerationTesterMixin):
     @unittest.skip("three models side by side have no common base model")
     def test_model_base_model_prefix(self) -> None:
         pass
+
+    def test_sdpa_can_dispatch_composite_models(self) -> None:
+        # The library's own looks for a vision tower and skips ours, whose parts are SAM, mixer and language model.
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        with tempfile.TemporaryDirectory() as folder:
+            ScaForConditionalGeneration(config).save_pretrained(folder)
+            for wanted in ("sdpa", "eager"):
+                model = ScaForConditionalGeneration.from_pretrained(folder, attn_implementation=wanted)
+                parts = (model, model.sam, model.sam.vision_encoder, model.mixer, model.language_model)
+                self.assertEqual({part.config._attn_implementation for part in parts}, {wanted})
 
     def test_model_weights_reload_no_missing_tied_weights(self) -> None:
         # It takes most weights away and asks which are reported missing; ours is an error unless told otherwise.

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 STUBS = {
     "tests/exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
-    "tests/utils/test_configuration_utils.py": "config_common_kwargs = {'return_dict': False, 'output_attentions': True}\n",
+    "tests/utils/test_configuration_utils.py": "config_common_kwargs = {'return_dict': False}\n",
     "utils/fetch_hub_objects_for_ci.py": "def url_to_local_path(url, *args, **kwargs):\n    return url\n",
 }
 
@@ -75,19 +75,21 @@ def run_tests(folder: Path, arguments: list[str]) -> tuple[int, Path]:
 def tabulate(report: Path) -> str:
     """Counts of each suite, then every skipped test with its reason, as Markdown."""
     counts: dict[str, Counter] = {}
-    skipped: list[tuple[str, str, str]] = []
+    skipped: dict[tuple[str, str], list[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         suite = case.get("classname", "").split(".")[-1]
         result = next((kind for kind in ("skipped", "failure", "error") if case.find(kind) is not None), "passed")
         counts.setdefault(suite, Counter())[result] += 1
         if result == "skipped":
-            skipped.append((suite, case.get("name", ""), " ".join(case.find(result).get("message", "").split())))
+            reason = " ".join(case.find(result).get("message", "").split())
+            skipped.setdefault((case.get("name", ""), reason), []).append(suite)
     lines = [f"# The tests of transformers {transformers.__version__} against our classes", ""]
     lines += ["| suite | passed | skipped | failed |", "|---|---|---|---|"]
     for suite, count in counts.items():
         lines.append(f"| {suite} | {count['passed']} | {count['skipped']} | {count['failure'] + count['error']} |")
-    lines += ["", "| skipped | of | because |", "|---|---|---|"]
-    lines += [f"| {name} | {suite} | {reason.replace('|', '/')} |" for suite, name, reason in sorted(skipped)]
+    lines += ["", "| skipped | in | because |", "|---|---|---|"]
+    for (name, reason), suites in sorted(skipped.items()):
+        lines.append(f"| {name} | {', '.join(suites)} | {reason.replace('|', '/')} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,212 @@
+"""What training leans on: the loss of any split of a batch, gradients of the mixer alone, checkpoints, the Trainer."""
+
+from collections import Counter
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
+from sca_hf.modeling.two_way_sca import ScaTwoWayLayer
+from sca_hf.testing import CAPTIONS, IMAGE_SIZE, VOCABULARY_SIZE, tiny_image
+from sca_hf.training.collator import RegionCollator
+
+
+# Every dropout that a family knows, so high that none could run unnoticed.
+DROPOUTS = {
+    "gpt2": dict(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5),
+    "opt": dict(dropout=0.5, attention_dropout=0.5, layerdrop=0.5),
+    "phi2": dict(resid_pdrop=0.5, embd_pdrop=0.5, attention_dropout=0.5),
+    "smollm": dict(attention_dropout=0.5),
+}
+
+
+def batch(images=4, regions=3, length=6):
+    """Boxes with captions of different lengths."""
+    draw = torch.Generator().manual_seed(3)
+    corners = torch.rand(images, regions, 2, 2, generator=draw) * IMAGE_SIZE
+    ids = torch.randint(4, VOCABULARY_SIZE, (images, regions, length), generator=draw)
+    real = torch.arange(length) < torch.randint(1, length + 1, (images, regions, 1), generator=draw)
+    return dict(
+        pixel_values=torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=draw),
+        input_boxes=torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1),
+        input_ids=ids,
+        attention_mask=real.long(),
+        labels=ids.where(real, -100),
+        mask_labels=(torch.rand(images, regions, 32, 32, generator=draw) > 0.5).float(),
+    )
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    assert found.keys() == expected.keys()
+    scale = max(x.abs().max() for x in expected.values())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=tolerance * scale, rtol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides", [dict(), dict(mixer_config=dict(num_caption_heads=2))], ids=["one head", "two heads"]
+)
+def test_the_caption_loss_does_not_depend_on_how_a_batch_is_split(make_model, overrides):
+    model, whole = make_model(**overrides).train(), batch()
+    whole.pop("mask_labels")
+    loss = model(**whole).loss
+    loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    items, parts = (whole["labels"] != -100).sum(), 0.0
+    for start, end in [(0, 1), (1, 4)]:
+        part = model(**{name: x[start:end] for name, x in whole.items()}, num_items_in_batch=items).loss
+        part.backward()
+        parts += part.detach()
+    torch.testing.assert_close(parts, loss.detach())
+    assert_same(gradients(model), expected)
+
+
+def test_the_mask_loss_counts_once_however_often_gradients_are_accumulated(make_model):
+    model, part = make_model(mask_loss_weight=0.7), batch(images=1)
+    alone = model(**part).loss
+    twice = sum(model(**part, num_items_in_batch=2 * (part["labels"] != -100).sum()).loss for _ in range(2))
+    torch.testing.assert_close(twice, alone)
+    captions = model(**{name: x for name, x in part.items() if name != "mask_labels"}).loss
+    assert alone > captions + 0.01
+
+
+def test_the_mixer_alone_is_trained(model):
+    inputs = batch()
+    inputs.pop("mask_labels")
+    model.train()(**inputs).loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    # The other task's tokens share a row table; keys' biases cancel in the softmax.
+    mixer = {name for name, _ in model.named_parameters() if name.startswith("mixer.") and "k_proj.bias" not in name}
+    assert {name for name in trained if "k_proj.bias" not in name} == mixer
+
+
+@pytest.mark.parametrize("family", DROPOUTS)
+def test_frozen_parts_run_without_dropout(make_model, family):
+    model, inputs = make_model(family, text_config=DROPOUTS[family]), batch()
+    expected = model(**inputs).loss
+    model.train()
+    assert torch.equal(model(**inputs).loss, expected)
+    thawed = make_model(family, text_config=DROPOUTS[family], freeze_base_models=False).train()
+    assert not torch.isclose(thawed(**inputs).loss, expected), "dropout would be noticed"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", DROPOUTS)
+def test_checkpointing_changes_neither_loss_nor_gradients_and_really_happens(
+    make_model, family, reentrant, monkeypatch
+):
+    model, inputs = make_model(family, text_config=DROPOUTS[family]).train(), batch()
+    loss = model(**inputs).loss
+    loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    # After train(), where a loop of one's own may put it; the Trainer calls it before.
+    model._set_gradient_checkpointing(
+        True, lambda *args: torch.utils.checkpoint.checkpoint(*args, use_reentrant=reentrant)
+    )
+    runs = count_forwards(model)
+    found = model(**inputs).loss
+    once = dict(runs)
+    found.backward()
+    torch.testing.assert_close(found, loss)
+    assert_same(gradients(model), expected)
+    assert len(once) == 3 + 2, "three mixer layers, two layers of the language model"
+    assert all(runs[layer] == 2 * once[layer] for layer in once), "each layer ran again for its gradients"
+    model.eval()
+    torch.testing.assert_close(model(**inputs).loss, loss)
+
+
+def count_forwards(model):
+    """Runs of each checkpointed layer, kept up to date."""
+    runs = Counter()
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) and m.training]
+    layers = [m for m in layers if isinstance(m, ScaTwoWayLayer) or m in set(model.language_model.modules())]
+    for layer in layers:
+        inner = next(child for child in layer.modules() if not list(child.children()) and child is not layer)
+        inner.register_forward_hook(lambda *_, layer=layer: runs.update([layer]))
+    return runs
+
+
+def records():
+    """Eight images of two regions with a caption each."""
+    boxes = [[5, 5, 40, 30], [30, 20, 70, 55]]
+    return [
+        dict(
+            image=tiny_image(seed),
+            width=80,
+            height=60,
+            task="caption",
+            regions=[
+                dict(region_id=k, box=boxes[k], captions=[CAPTIONS[(seed + k) % len(CAPTIONS)]], category=None)
+                for k in range(2)
+            ],
+        )
+        for seed in range(8)
+    ]
+
+
+def trainer(model, processor, folder, **arguments):
+    settings = dict(
+        per_device_train_batch_size=2,
+        learning_rate=3e-3,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        save_strategy="no",
+        lr_scheduler_type="constant",
+    )
+    collator = RegionCollator(processor, prompt_shares={"box": 1.0}, training=False)
+    arguments = TrainingArguments(str(folder), **(settings | arguments))
+    return Trainer(model, arguments, data_collator=collator, train_dataset=records(), eval_dataset=records())
+
+
+def test_the_librarys_trainer_lowers_the_loss(model, processor, tmp_path):
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    run = trainer(model, processor, tmp_path, max_steps=25)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    after = run.evaluate()["eval_loss"]
+    # Through a frozen language model of random weights there is not much more to learn.
+    assert after < before - 0.25
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in frozen.items())
+
+
+def test_accumulated_steps_are_large_steps(make_model, processor, tmp_path):
+    results = []
+    for size, steps in ((4, 1), (2, 2), (1, 4)):
+        model = make_model(text_config=DROPOUTS["gpt2"])
+        options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=3)
+        run = trainer(model, processor, tmp_path, optim="sgd", gradient_checkpointing=size == 2, **options)
+        run.train()
+        results.append(({n: p.detach() for n, p in model.mixer.named_parameters()}, run.state.log_history[0]["loss"]))
+    for weights, loss in results[1:]:
+        assert_same(weights, results[0][0])
+        assert loss == pytest.approx(results[0][1], rel=1e-4)
+
+
+@pytest.mark.parametrize("include_bases", [True, False], ids=["whole", "mixer only"])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, processor, tmp_path, include_bases):
+    make_model().save_pretrained(tmp_path / "start")
+
+    def start():
+        model = ScaForConditionalGeneration.from_pretrained(tmp_path / "start")
+        model.include_bases = include_bases
+        return model
+
+    options = dict(save_strategy="steps", save_steps=3, max_steps=6, lr_scheduler_type="linear")
+    unbroken = start()
+    trainer(unbroken, processor, tmp_path / "run", **options).train()
+    resumed = start()
+    trainer(resumed, processor, tmp_path / "run", **options).train(tmp_path / "run" / "checkpoint-3")
+    for (name, found), expected in zip(resumed.named_parameters(), unbroken.parameters(), strict=True):
+        assert torch.equal(found, expected), name
