@@ -39,8 +39,8 @@ def test_python_prints_what_is_shown(index, tmp_path):
     if following is not None and following[1] == "text":
         assert NUMBER.split(done.stdout) == NUMBER.split(following[2])
         # Another processor may round a score or a pixel the other way.
-        printed, shown = (list(map(float, NUMBER.findall(text))) for text in (done.stdout, following[2]))
-        assert printed == pytest.approx(shown, rel=0.02, abs=1.1)
+        for printed, shown in zip(NUMBER.findall(done.stdout), NUMBER.findall(following[2]), strict=True):
+            assert float(printed) == pytest.approx(float(shown), rel=0.02, abs=0.02 if "." in shown else 1)
 
 
 def test_python_that_needs_the_hub_compiles():
