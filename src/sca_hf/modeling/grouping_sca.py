@@ -104,6 +104,7 @@ def plan_regions(
         raise ValueError(f"task_ids must be (B, R) = {shape}, got {tuple(task_ids.shape)}.")
     host = _read(device, layout=prompt_layout, mask=region_mask, mask_index=mask_index, task_ids=task_ids)
     kept = host.get("mask", np.ones(batch_size * regions, dtype=np.int64)) != 0
+    wanted: list[tuple[int | None, np.ndarray]]
     if prompt_layout is not None:
         layouts = host["layout"] * kept
         wanted = [(int(layout), np.flatnonzero(layouts == layout)) for layout in np.unique(layouts[layouts != 0])]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .grouping_sca import PromptGroup
@@ -21,7 +22,7 @@ class DecodedRegions:
     Attributes:
         tokens: (n, t, C); IoU token, mask tokens (SAM-HQ: and its own), prompt tokens.
         image_tokens: (n, hw, C), updated by the region.
-        image_input: (n, hw, C), the image tokens that went in; SAM-HQ's heads read them. None for SAM.
+        image_input: (n, hw, C), the image tokens that went in; None where a mask prompt did not change the image's.
         image_index: (n,) image of each region.
     """
 
@@ -76,7 +77,7 @@ class SamSegmenter:
         prompts = self._prompt_tokens(group)
         if prompts is not None:
             tokens = torch.cat([tokens, prompts.to(self.dtype)], dim=1)  # (n, t, C)
-        if group.mask_index is None:
+        if group.mask_index is None or self.mask_embeds is None:
             image_input = _per_region(self.shared_tokens, group.image_index)
             projected = _per_region(self.shared_projection, group.image_index)
         else:
@@ -85,7 +86,9 @@ class SamSegmenter:
         tokens, image_tokens = run_two_way(
             self.decoder.transformer, self.folded, tokens, image_input, projected, self.attn_implementation
         )
-        return DecodedRegions(tokens, image_tokens, image_input if self.is_hq else None, group.image_index)
+        return DecodedRegions(
+            tokens, image_tokens, None if group.mask_index is None else image_input, group.image_index
+        )
 
     @cached_property
     def shared_projection(self) -> torch.Tensor:
@@ -114,34 +117,56 @@ class SamSegmenter:
         wanted = range(1, count) if multimask_output else range(1)
         scores = decoder.iou_prediction_head(regions.tokens[:, 0])[:, wanted.start : wanted.stop]
         hyper = torch.stack([decoder.output_hypernetworks_mlps[i](regions.tokens[:, 1 + i]) for i in wanted], dim=1)
-        upscaled = self._upscale(regions)
-        masks = _dot(hyper, upscaled)
         if self.is_hq:
-            return self._hq_masks(regions, masks, scores, upscaled)
-        return masks, scores
+            return self._hq_masks(regions, hyper, scores)
+        pixels = self._upscale(regions.image_tokens)
+        return self._as_image(hyper @ pixels.transpose(1, 2)), scores
 
-    def _upscale(self, regions: DecodedRegions) -> torch.Tensor:
-        """Pixel embeddings (n, C / 8, 4h, 4w)."""
+    def _upscale(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens (n, hw, C) to pixels (n, 16 hw, C / 8), those of a cell side by side."""
         decoder = self.decoder
-        tokens = regions.image_tokens if regions.image_input is None else regions.image_input
-        image = tokens.transpose(1, 2).unflatten(2, self.grid)
-        if self.is_hq:
-            # The library's SAM-HQ reads the decoder's image input here, with its two spatial axes swapped.
-            image = image.transpose(2, 3)
-        upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
-        return decoder.activation(decoder.upscale_conv2(upscaled))
+        norm = decoder.upscale_layer_norm
+        pixels = _split_cells(image_tokens, decoder.upscale_conv1)
+        # The library's own norm expects channels first; here they are last.
+        pixels = F.layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return decoder.activation(_split_cells(decoder.activation(pixels), decoder.upscale_conv2))
+
+    def _as_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, channels, 16 hw), pixels of a cell side by side, to (n, channels, 4h, 4w)."""
+        height, width = self.grid
+        # Row and column of the cell, of the quarter in it, of the pixel in that.
+        pixels = pixels.unflatten(2, (height, width, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return pixels.reshape(*pixels.shape[:2], 4 * height, 4 * width)
 
     def _hq_masks(
-        self, regions: DecodedRegions, masks: torch.Tensor, scores: torch.Tensor, upscaled: torch.Tensor
+        self, regions: DecodedRegions, hyper: torch.Tensor, scores: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the high-quality mask of SAM-HQ to masks sorted by score, as `SamHQModel` does by default."""
         decoder = self.decoder
+        if regions.image_input is None:
+            pixels, refined = (_per_region(x, regions.image_index) for x in self.shared_hq_pixels)
+        else:
+            pixels, refined = self._hq_pixels(regions.image_input, self.hq_features[regions.image_index])
         scores, order = scores.sort(dim=1, descending=True)
-        masks = masks.gather(1, order[..., None, None].expand_as(masks))
-        refined = decoder.mask_conv2(decoder.activation(decoder.mask_norm(decoder.mask_conv1(upscaled))))
-        refined = refined + self.hq_features[regions.image_index]
-        hyper = decoder.hq_mask_mlp(regions.tokens[:, decoder.num_multimask_outputs + 2])
-        return masks + _dot(hyper.unsqueeze(1), refined), scores
+        hyper = hyper.gather(1, order[..., None].expand_as(hyper))
+        hyper_hq = decoder.hq_mask_mlp(regions.tokens[:, decoder.num_multimask_outputs + 2]).unsqueeze(1)
+        masks = self._as_image(hyper @ pixels.transpose(1, 2))
+        return masks + (hyper_hq @ refined).unflatten(2, masks.shape[2:]), scores
+
+    @cached_property
+    def shared_hq_pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """SAM-HQ's masks are made from the image that goes in, which regions without a mask prompt share."""
+        return self._hq_pixels(self.shared_tokens, self.hq_features)
+
+    def _hq_pixels(self, image_input: torch.Tensor, hq_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (n, 16 hw, C / 8) for SAM's masks, and refined ones (n, C / 8, 4h * 4w) for the high-quality mask."""
+        decoder = self.decoder
+        # The library's SAM-HQ reads the image with its two spatial axes swapped.
+        swapped = image_input.unflatten(1, self.grid).transpose(1, 2).flatten(1, 2)
+        pixels = self._upscale(swapped)
+        refined = decoder.mask_conv1(self._as_image(pixels.transpose(1, 2)))
+        refined = decoder.mask_conv2(decoder.activation(decoder.mask_norm(refined)))
+        return pixels, (refined + hq_features).flatten(2)
 
 
 def _hq_features(decoder: nn.Module, images: torch.Tensor, early: torch.Tensor | None) -> torch.Tensor:
@@ -164,9 +189,13 @@ def _per_region(per_image: torch.Tensor, image_index: torch.Tensor) -> torch.Ten
     return per_image[image_index]
 
 
-def _dot(hyper: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """(n, M, c) by (n, c, H, W) to (n, M, H, W)."""
-    return (hyper @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+def _split_cells(cells: torch.Tensor, conv: nn.ConvTranspose2d) -> torch.Tensor:
+    """Split each of (n, cells, C) into four by a transposed convolution of kernel and stride 2: (n, 4 * cells, C').
+
+    Its kernels do not overlap, so it is one matrix product; the library's masks take twice the time on a CPU.
+    """
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * C', C)
+    return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
 
 
 __all__ = ["DecodedRegions", "SamSegmenter"]
