@@ -127,12 +127,14 @@ def test_joining_parts_changes_neither(parts, inputs):
     assert joined.config.sam_config is joined.sam.config and joined.config.text_config is joined.language_model.config
 
 
-def test_loaded_models_can_be_joined_too(parts, joined):
+def test_loaded_models_can_be_joined_too(parts, tmp_path):
     sam, llama = AutoModel.from_pretrained(parts[0]), AutoModelForCausalLM.from_pretrained(parts[1])
     before = llama.config._attn_implementation
     model = ScaForConditionalGeneration.from_sam_text_pretrained(sam, llama, mixer_config=MIXER)
     assert model.language_model is llama and llama.config._attn_implementation == before
-    assert model.base_sources == joined.base_sources
+    # Nobody knows whether they still are what they were when they were loaded.
+    with pytest.raises(ValueError, match="given as loaded models"):
+        model.save_pretrained(tmp_path / "mixer", include_bases=False)
 
 
 def test_arguments_reach_their_part(parts):
@@ -253,7 +255,7 @@ def test_bases_from_the_hub_are_pinned_to_their_commits(parts, inputs, tmp_path,
 
 
 def test_a_mixer_only_save_never_loses_anything(model, joined, tmp_path):
-    with pytest.raises(ValueError, match="not loaded from"):
+    with pytest.raises(ValueError, match="could not name"):
         model.save_pretrained(tmp_path / "a", include_bases=False)
     joined.sam.mask_decoder.requires_grad_(True)
     with pytest.raises(ValueError, match=r"sam\.mask_decoder.*include_bases=True"):

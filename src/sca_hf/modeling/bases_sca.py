@@ -26,7 +26,8 @@ def load_part(
     """Load one base from wherever the user says; returns it and where it came from (None: unknown)."""
     if isinstance(source, PreTrainedModel):
         part = source if source.config.model_type != ScaConfig.model_type else getattr(source, name)
-        return part, _source_of_model(name, source)
+        # It may have been changed since it was loaded, so that no folder or commit stands for it.
+        return part, None
     where = source_of(source, kwargs)
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if "revision" in where:
@@ -101,15 +102,6 @@ def source_of(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str,
     commit = extract_commit_hash(cached_file(path, "config.json", **hub), None)
     where = {"repo_id": str(path), "revision": commit or kwargs.get("revision") or "main"}
     return {**where, "subfolder": subfolder} if subfolder else where
-
-
-def _source_of_model(name: str, model: PreTrainedModel) -> dict[str, str] | None:
-    """Where an already loaded model came from, if it can be told."""
-    known = getattr(model, "base_sources", None)
-    if known:
-        return known.get(name)
-    path = model.config.name_or_path
-    return {"path": str(Path(path).resolve())} if path and os.path.isdir(path) else None
 
 
 def complete_sources(sources: dict[str, dict[str, str] | None]) -> dict[str, dict[str, str]] | None:

@@ -277,8 +277,8 @@ class ScaLoadingMixin:
             )
         if not self.base_sources:
             raise ValueError(
-                "this model was not loaded from repositories or folders, so a mixer-only repository could not name "
-                "its SAM and language model: save with include_bases=True."
+                "a mixer-only repository could not name this model's SAM and language model: they were built here or "
+                "given as loaded models. Save with include_bases=True, or build from repositories or folders."
             )
 
     def _trainable_base_weights(self) -> list[str]:
