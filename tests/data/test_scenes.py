@@ -72,6 +72,22 @@ def test_at_least_two_captions_in_five_state_a_size_or_a_relation(pictures):
     assert len({caption for obj in told for caption in obj.captions}) > 2 * len(told)
 
 
+def test_large_objects_are_described_alone_and_others_by_their_nearest_neighbour(pictures):
+    for scene in pictures:
+        for obj in (obj for obj in scene.objects if obj.describable):
+            assert (obj.relation is None) == (obj.size == "large")
+            if obj.reference:
+                distances = [
+                    np.hypot(*(np.add(*_halves(obj)) - np.add(*_halves(o)))) for o in scene.objects if o is not obj
+                ]
+                there = np.hypot(*(np.add(*_halves(obj)) - np.add(*_halves(obj.reference))))
+                assert there == min(distances)
+
+
+def _halves(obj):
+    return np.array(obj.box[:2]) / 2, np.array(obj.box[2:]) / 2
+
+
 def test_a_relation_tells_on_which_side_the_neighbour_is(pictures):
     for obj in (obj for scene in pictures for obj in scene.objects if obj.relation):
         here, there = ((np.array(o.box[:2]) + o.box[2:]) / 2 for o in (obj, obj.reference))

@@ -1,7 +1,7 @@
 """The words of `scenes`: captions written from an object's attributes, and read back from any text.
 
 Colour, shape and texture are always stated ("plain" when there is no texture), a size when the object is small or
-large, a relation when one neighbour is clear. Only the wording is free.
+large, and where it stands from its nearest neighbour unless it is large. Only the wording is free.
 """
 
 from __future__ import annotations

@@ -40,17 +40,17 @@ SIZE_ODDS = (0.34, 0.36, 0.30)
 SHAPE_SCALE = {"circle": 0.95, "square": 0.85, "triangle": 1.25, "star": 1.2, "ring": 1.0, "cross": 1.05}
 MIN_VISIBLE = 0.6
 MAX_TILT = np.deg2rad(20.0)
-# A neighbour is clear when it is much the nearest and nearly along an axis, unclear when it plainly is not;
-# what lies between is left without captions, so that nobody has to guess whether a relation is stated.
-CLEAR_RATIO, UNCLEAR_RATIO = 0.80, 0.90
-CLEAR_ANGLE, UNCLEAR_ANGLE = np.deg2rad(25.0), np.deg2rad(33.0)
+# Large objects are landmarks and described alone; others also by their nearest neighbour. Where it is not plain which
+# neighbour is the nearest, or on which side it lies, the object is left without captions: nobody has to guess.
+CLEAR_RATIO, CLEAR_ANGLE = 0.88, np.deg2rad(30.0)
 
 
 @dataclass
 class SceneObject:
     """One shape of a scene, with what a caption may say about it.
 
-    `relation` is None where no neighbour is clear. `describable` is False where that is a matter of opinion.
+    `relation` is where the object stands from its nearest neighbour, `reference`; None for a large object, which needs
+    none. `describable` is False where that is a matter of opinion.
     """
 
     colour: str
@@ -63,7 +63,7 @@ class SceneObject:
     box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     point: tuple[float, float] = (0.0, 0.0)
     relation: str | None = None
-    reference: SceneObject | None = field(default=None, repr=False)
+    reference: SceneObject | None = field(default=None, repr=False, compare=False)
     describable: bool = True
     captions: list[str] = field(default_factory=list)
 
@@ -302,19 +302,18 @@ def interior_distance(mask: np.ndarray) -> np.ndarray:
 def _find_relation(obj: SceneObject, objects: list[SceneObject]) -> tuple[str | None, SceneObject | None, bool]:
     """Returns where the object stands from its nearest neighbour, that neighbour, and whether this is decidable."""
     others = [other for other in objects if other is not obj]
-    if not others:
-        return None, None, True
+    if obj.size == "large" or not others:
+        return None, None, obj.size == "large"
     offsets = [_middle(obj) - _middle(other) for other in others]
     distances = [float(np.hypot(*offset)) for offset in offsets]
     order = np.argsort(distances)
-    nearest, offset = others[order[0]], offsets[order[0]]
-    ratio = distances[order[0]] / distances[order[1]] if len(others) > 1 else 0.0
+    offset = offsets[order[0]]
     angle = float(np.arctan2(min(np.abs(offset)), max(np.abs(offset))))
-    if ratio <= CLEAR_RATIO and angle <= CLEAR_ANGLE:
-        horizontal = abs(offset[0]) >= abs(offset[1])
-        before = offset[0 if horizontal else 1] < 0
-        return RELATIONS[(0 if horizontal else 2) + (0 if before else 1)], nearest, True
-    return None, None, bool(ratio >= UNCLEAR_RATIO or angle >= UNCLEAR_ANGLE)
+    if angle > CLEAR_ANGLE or (len(others) > 1 and distances[order[0]] > CLEAR_RATIO * distances[order[1]]):
+        return None, None, False
+    horizontal = abs(offset[0]) >= abs(offset[1])
+    before = offset[0 if horizontal else 1] < 0
+    return RELATIONS[(0 if horizontal else 2) + (0 if before else 1)], others[order[0]], True
 
 
 def _middle(obj: SceneObject) -> np.ndarray:
