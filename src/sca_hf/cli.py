@@ -27,6 +27,9 @@ Where to look, in pixels of the image (x to the right, y down); repeat for more 
   --regions prompts.json            [{"box": [20, 30, 120, 90]}, {"points": [[60, 45], [10, 10]], "labels": [1, 0]},
                                      {"mask": RLE or file name}], or {"image name": [...], ...}
 They hold for every IMAGE. Without any, the whole image is one region.
+
+What comes back: score is the mean log-probability of the caption's tokens (the nearer to 0, the surer), iou what the
+model expects its mask to reach.
 """
 _CAPTION_EXAMPLE = """\
 example:
