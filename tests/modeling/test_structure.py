@@ -20,7 +20,7 @@ class Counter:
         self.rows = {"encoder": [], "mixer": [], "heads": [], "generate": [], "language model": []}
         model.sam.vision_encoder.register_forward_pre_hook(self.count("encoder"))
         model.mixer.register_forward_pre_hook(self.count("mixer"))
-        model.sam.mask_decoder.upscale_conv1.register_forward_pre_hook(self.count("heads"))
+        model.sam.mask_decoder.iou_prediction_head.register_forward_pre_hook(self.count("heads"))
         model.language_model.register_forward_pre_hook(self.count("language model"), with_kwargs=True)
         generate = model.language_model.generate
 

@@ -22,7 +22,7 @@ class DecodedRegions:
     Attributes:
         tokens: (n, t, C); IoU token, mask tokens (SAM-HQ: and its own), prompt tokens.
         image_tokens: (n, hw, C), updated by the region.
-        image_input: (n, hw, C), the image tokens that went in; None where a mask prompt did not change the image's.
+        image_input: (n, hw, C), the image tokens that went in, for SAM-HQ's heads; None where they are the image's own.
         image_index: (n,) image of each region.
     """
 
@@ -86,9 +86,8 @@ class SamSegmenter:
         tokens, image_tokens = run_two_way(
             self.decoder.transformer, self.folded, tokens, image_input, projected, self.attn_implementation
         )
-        return DecodedRegions(
-            tokens, image_tokens, None if group.mask_index is None else image_input, group.image_index
-        )
+        kept_input = image_input if self.is_hq and group.mask_index is not None else None
+        return DecodedRegions(tokens, image_tokens, kept_input, group.image_index)
 
     @cached_property
     def shared_projection(self) -> torch.Tensor:
