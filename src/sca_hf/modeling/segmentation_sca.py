@@ -22,7 +22,7 @@ class DecodedRegions:
     Attributes:
         tokens: (n, t, C); IoU token, mask tokens (SAM-HQ: and its own), prompt tokens.
         image_tokens: (n, hw, C), updated by the region.
-        image_input: (n, hw, C), the image tokens that went in, for SAM-HQ's heads; None where they are the image's own.
+        image_input: (n, hw, C), the image tokens that went in, for SAM-HQ's heads; None: those of the image.
         image_index: (n,) image of each region.
     """
 
