@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import shutil
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Any, TypeVar
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from ..evaluation.scenes_report import markdown_table, score_model, to_json
+from ..hub.bundle import bundle
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..processing.processing_sca import ScaProcessor
 from .captioning import CaptioningSettings, new_captioner, train_captioning
@@ -53,7 +52,7 @@ def run_recipe(recipe: dict[str, dict[str, Any]], output: Path, test_scenes: int
             model, processor = _captioner(model_folder, sam, text)
             train_captioning(model, processor, output / stage, cache, settings[stage])
         model_folder = done
-    model_folder = store_in_half(model_folder, output / "sca-tiny")
+    model_folder = output / "sca-tiny" if (output / "sca-tiny").exists() else bundle(model_folder, output / "sca-tiny")
     write_report(model_folder, output, recipe, test_scenes)
     return model_folder
 
@@ -78,24 +77,6 @@ def _captioner(start: Path, sam: Path, text: Path) -> tuple[ScaForConditionalGen
         model = new_captioner(sam, text)
         return model, ScaProcessor.from_config(model.config, AutoTokenizer.from_pretrained(text))
     return ScaForConditionalGeneration.from_pretrained(start), ScaProcessor.from_pretrained(start)
-
-
-def store_in_half(source: Path, target: Path) -> Path:
-    """Copies a model folder with its weights in half precision; the configuration's dtype, float32, stays.
-
-    The matrix of random positions keeps single precision: it is small, and rounding it would move every prompt.
-    """
-    if target.exists():
-        return target
-    unfinished = target.with_name(target.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source, unfinished)
-    weights = load_file(source / "model.safetensors")
-    halved = {name: w if "positional_embedding" in name else w.half() for name, w in weights.items()}
-    save_file(halved, unfinished / "model.safetensors", metadata={"format": "pt"})
-    shutil.copymode(source / "config.json", unfinished / "model.safetensors")
-    unfinished.rename(target)
-    return target
 
 
 def write_report(model_folder: Path, output: Path, recipe: dict[str, Any], scenes: int) -> None:
