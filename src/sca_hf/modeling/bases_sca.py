@@ -35,7 +35,8 @@ def load_part(
     if PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type") == ScaConfig.model_type:
         whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})
         return getattr(whole, name), {**where, "part": name}
-    config = kwargs.get("config") or AutoConfig.from_pretrained(source, **hub)
+    trust = kwargs.get("trust_remote_code")
+    config = kwargs.get("config") or AutoConfig.from_pretrained(source, trust_remote_code=trust, **hub)
     if name == SAM and config.model_type not in SUPPORTED_SAM_TYPES:
         raise ValueError(
             f"{source} has model_type {config.model_type!r}; SAM may be {' or '.join(map(repr, SUPPORTED_SAM_TYPES))}."
