@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sca_hf.testing import IMAGE_SIZE, tiny_model
 
 
-IMAGES = 3
+IMAGES = 2
 MASK_SIZE = 4 * IMAGE_SIZE // 8
 # Model, attention, fields of the mixer, search.
 SETTINGS = {
@@ -21,7 +21,6 @@ SETTINGS = {
     "sam-eager": ("sam", "eager", dict(), dict()),
     "hq-sdpa": ("sam_hq", "sdpa", dict(), dict()),
     "hq-eager": ("sam_hq", "eager", dict(), dict()),
-    "two-heads": ("sam", "sdpa", dict(num_caption_heads=2), dict()),
     "two-heads-two-beams": (
         "sam",
         "sdpa",
@@ -119,6 +118,7 @@ def setting(request):
     sam_type, attention, mixer, search = SETTINGS[request.param]
     model = tiny_model(sam_type=sam_type, mixer_config=mixer)
     model.set_attn_implementation(attention)
+    model.generation_config.max_new_tokens = 10
     free = model.generate(PIXELS, **together([POOL] * IMAGES), eos_token_id=None, **search).sequences.flatten(0, -2)
     # A token that is in about half of the captions ends these early.
     ends = min(free.unique().tolist(), key=lambda token: abs((free == token).any(dim=1).float().mean() - 0.5))
@@ -215,7 +215,7 @@ def test_masks_alone_are_those_of_the_library(setting):
 @torch.no_grad()
 def test_training_tensors_of_a_region_do_not_depend_on_its_company(setting):
     model, _, _ = setting
-    rows = [[3, None, 9, 7, 12], [8, 0, None, None, 6], [None, 14, 5, 10, 2]]
+    rows = [[3, None, 9, 7, 12], [None, 14, 5, None, 2]]
     ids = torch.randint(3, 300, (IMAGES, 5, 6), generator=torch.Generator().manual_seed(0))
     inputs = together([[None if k is None else POOL[k] for k in row] for row in rows])
     outputs = model(PIXELS, input_ids=ids, labels=ids, region_chunk_size=2, **inputs)
