@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest -q
 FAST = not slow and not gpu and not hub
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-external check flat style bench build clean
+.PHONY: help install demo test test-slow test-external check flat style bench docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | \
@@ -71,6 +71,9 @@ style: $(VENV)/.installed-dev ## format and mend what lint can mend
 
 bench: $(VENV)/.installed-dev ## speed against the library's plain modules
 	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.installed-dev ## the README's picture and outputs, made anew with the bundled model
+	$(BIN)/python docs/refresh.py
 
 build: $(BIN)/python ## a wheel in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
