@@ -11,7 +11,8 @@
 
 Random weights without an end token, float32. Plain encodes the image once, repeats it for each region, runs 8 regions
 at a time and calls `generate` for each 8; caption scores are off, for plain has none. A CPU runs one thread and counts
-the CPU time of the process; rounds are interleaved, medians printed. Results that disagree are an error.
+the CPU time of the process; rounds are interleaved, medians printed. Results that disagree, or memory that
+grows with the number of regions, are an error.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from .plain import CHUNK, PlainMixer, PlainSca
 
 PARTS = ("mixer", "end-to-end", "memory")
 TOLERANCE = 1e-4
+# How much more memory `many` regions may take, as long as the image encoder sets the peak (so not for --quick).
+MEMORY_RATIO = 1.3
 SAM_TOKENS = 7  # IoU, 4 masks, 2 corners of a box
 
 
@@ -187,8 +190,10 @@ def bench_memory(size: Size, quick: bool, device: torch.device) -> bool:
         peaks[name, regions] = int(done.stdout)
         print(f"  {name + f', {regions} regions':32} {peaks[name, regions] / 2**20:8.0f}", flush=True)
     ratio = peaks["ours, no masks", size.many] / peaks["ours, no masks", size.regions]
-    print(f"  {size.many} regions need {ratio:.2f} times the memory of {size.regions}")
-    return True
+    print(
+        f"  {size.many} regions need {ratio:.2f} times the memory of {size.regions}; at most {MEMORY_RATIO} is right"
+    )
+    return quick or ratio <= MEMORY_RATIO
 
 
 def print_peak(name: str, regions: int, size: Size, device: torch.device) -> None:
@@ -242,7 +247,7 @@ def main() -> int:
         else:
             good &= bench_memory(size, arguments.quick, device)
     if not good:
-        print("\nThe results disagree.", file=sys.stderr)
+        print("\nResults disagree or memory grows with the regions: see above.", file=sys.stderr)
     return int(not good)
 
 

@@ -56,7 +56,7 @@ def test_a_thousand_regions_encode_the_image_once_and_fill_the_language_models_b
         pixel_values=make_pixels(), input_boxes=make_boxes(1, 1000), max_new_tokens=2, output_masks=False
     )
     assert output.sequences.shape == (1, 1000, 2)
-    rows = language_model_rows(model.config.text_config, 14 + 2, 2, False, torch.float32, torch.device("cpu"))
+    rows = language_model_rows(model.language_model, 14 + 2, 2, keep_logits=False)
     assert counter.rows["encoder"] == [1]
     assert len(counter.rows["generate"]) == math.ceil(1000 / rows)
     assert (rows < 1000) == (budget is not None)

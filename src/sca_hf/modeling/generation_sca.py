@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-
 from transformers import GenerationConfig, PreTrainedModel
 
 from .memory_sca import language_model_rows
@@ -74,9 +73,7 @@ def continue_prefixes(
     config.return_dict_in_generate, config.output_logits = True, with_scores
     if batch_size is None:
         new_tokens = config.max_new_tokens
-        rows = language_model_rows(
-            language_model.config, length + new_tokens, new_tokens, with_scores, prefixes.dtype, prefixes.device
-        )
+        rows = language_model_rows(language_model, length + new_tokens, new_tokens, with_scores)
         batch_size = max(1, rows // (heads * max(config.num_beams or 1, config.num_return_sequences or 1)))
     sequences, scores = [], []
     for part in prefixes.split(batch_size):
