@@ -12,6 +12,7 @@ Fused and folded forms are made for each call from the live weights, never kept 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,7 @@ class ScaTwoWayLayer(GradientCheckpointingLayer):
         self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_norm4 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, *inputs: torch.Tensor | None, **options: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, *inputs: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return two_way_layer(self, *inputs, **options)
 
 
