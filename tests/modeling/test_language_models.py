@@ -124,6 +124,28 @@ def test_captions_and_their_scores_are_those_of_the_language_model_alone(make_mo
     assert ended
 
 
+def test_sampled_captions_are_scored_by_the_same_definition(make_model):
+    model, ends = make_model("phi2"), [1, 2]
+    options = dict(do_sample=True, temperature=0.7, top_k=5, num_return_sequences=3, eos_token_id=ends, pad_token_id=0)
+    outputs = model.generate(**prompts(), **options)
+    assert outputs.sequences.shape[:3] == (2, 3, 3)
+    prefixes = model(**prompts(), input_ids=torch.zeros(2, 3, 1, dtype=torch.long)).prefix_embeds
+    for image, region in REGIONS:
+        for caption, score in zip(
+            outputs.sequences[image, region], outputs.caption_scores[image, region], strict=True
+        ):
+            caption = caption[: end_of(caption, ends)]
+            logs = logits_alone(alone(model), prefixes[image, region, 0], caption).log_softmax(dim=-1)
+            torch.testing.assert_close(score, logs.gather(1, caption[:, None]).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_generation_config_is_as_good_as_keywords(model):
+    expected = model.generate(**prompts(), num_beams=3)
+    found = model.generate(**prompts(), generation_config=GenerationConfig(num_beams=3))
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(found.caption_scores, expected.caption_scores)
+
+
 RELOAD = """
 import sys, torch
 from sca_hf import ScaForConditionalGeneration

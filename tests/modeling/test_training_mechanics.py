@@ -76,6 +76,11 @@ def test_the_mask_loss_counts_once_however_often_gradients_are_accumulated(make_
     assert alone > captions + 0.01
 
 
+def test_the_loss_is_the_first_output(model):
+    inputs = batch()
+    assert torch.equal(model(**inputs, return_dict=False)[0], model(**inputs).loss)
+
+
 def test_the_mixer_alone_is_trained(model):
     inputs = batch()
     inputs.pop("mask_labels")
