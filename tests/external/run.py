@@ -84,6 +84,7 @@ def tabulate(report: Path) -> str:
             reason = " ".join(case.find(result).get("message", "").split())
             skipped.setdefault((case.get("name", ""), reason), []).append(suite)
     lines = [f"# The tests of transformers {transformers.__version__} against our classes", ""]
+    lines += ["Made by `python tests/external/run.py --report FILE` (`make test-external` runs the same).", ""]
     lines += ["| suite | passed | skipped | failed |", "|---|---|---|---|"]
     for suite, count in counts.items():
         lines.append(f"| {suite} | {count['passed']} | {count['skipped']} | {count['failure'] + count['error']} |")
