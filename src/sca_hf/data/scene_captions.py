@@ -1,7 +1,8 @@
 """The words of `scenes`: captions written from an object's attributes, and read back from any text.
 
 Colour, shape and texture are always stated ("plain" when there is no texture), a size when the object is small or
-large, and where it stands from its nearest neighbour unless it is large. Only the wording is free.
+large, and where it stands from its nearest neighbour unless it is large. Only the wording is free, and whether the
+neighbour is named.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .scenes import SceneObject
 
 CAPTIONS_PER_OBJECT = 3
+NAMED_NEIGHBOURS = 0.4
 SYNONYMS = {
     "small": ("small", "little"),
     "large": ("large", "big"),
@@ -64,11 +66,14 @@ def _sentence(obj: SceneObject, rng: np.random.Generator) -> str:
         head = f"{size} {obj.texture} {obj.colour} {shape}"
     if obj.relation is None or obj.reference is None:
         return head.strip()
+    place = _pick(PLACES[obj.relation], rng)
+    if rng.random() >= NAMED_NEIGHBOURS:
+        return f"{head.strip()} {place} its neighbour"
     article = _pick(("the", "the", "a"), rng)
     other = f"{obj.reference.colour} {_word(obj.reference.shape, rng)}"
     if article == "a" and other[0] in "aeiou":
         article = "an"
-    return f"{head.strip()} {_pick(PLACES[obj.relation], rng)} {article} {other}"
+    return f"{head.strip()} {place} {article} {other}"
 
 
 def _with_article(text: str, rng: np.random.Generator) -> str:

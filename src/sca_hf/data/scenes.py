@@ -140,9 +140,10 @@ def render_scene(seed: int) -> Scene:
     objects = _place_objects(rng, image, labels, mean)
     for index, obj in enumerate(objects):
         obj.box, obj.point = _locate(labels == index + 1)
-    for obj in objects:
+    for index, obj in enumerate(objects):
         obj.relation, obj.reference, obj.describable = _find_relation(obj, objects)
-        obj.captions = describe(obj, rng)
+        # Words have a generator of their own: another wording leaves the pictures as they are.
+        obj.captions = describe(obj, np.random.default_rng((seed, index)))
     return Scene(seed, np.clip(image + 0.5, 0, 255).astype(np.uint8), labels, objects)
 
 

@@ -91,7 +91,7 @@ def caption_scores(results: Sequence[RegionResult]) -> dict[str, float]:
     scores["reference"] = _share(
         (words["reference_colour"], words["reference_shape"]) == (truth.reference.colour, truth.reference.shape)
         for words, truth in placed
-        if truth.reference is not None
+        if truth.reference is not None and words["reference_colour"] is not None
     )
     scores["size_left_out"] = _share(words["size"] is None for words in plain)
     scores["relation_left_out"] = _share(words["relation"] is None for words in alone)

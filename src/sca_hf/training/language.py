@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer
 
-from ..data.scene_captions import describe
+from ..data.scene_captions import describe, read_caption
 from ..data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
 from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
@@ -52,18 +52,22 @@ class KeywordTexts(torch.utils.data.Dataset):
         task = TASKS[int(rng.random() < 0.75)]
         obj = random_object(rng)
         text = describe(obj, rng)[0] if task == "caption" else obj.category
-        prefix = self.prefix(task, obj)
+        named = read_caption(text)["reference_colour"] is not None
+        prefix = self.prefix(task, obj, named)
         ids = [*self.tokenizer(text)["input_ids"][: self.settings.max_tokens - 1], self.tokenizer.eos_token_id]
         padding = self.settings.max_tokens - len(ids)
         input_ids = [*prefix, *ids, *[self.tokenizer.pad_token_id] * padding]
         labels = [*[-100] * len(prefix), *ids, *[-100] * padding]
         return {"input_ids": torch.tensor(input_ids), "labels": torch.tensor(labels)}
 
-    def prefix(self, task: str, obj: SceneObject) -> list[int]:
-        """Returns the ids of the task slots and keyword slots; an empty slot holds the padding token."""
+    def prefix(self, task: str, obj: SceneObject, named: bool = True) -> list[int]:
+        """Returns the ids of the task slots and keyword slots; an empty slot holds the padding token.
+
+        named: the text is to say which neighbour it speaks of.
+        """
         words = [obj.size if obj.size != "medium" else None, obj.texture, obj.colour, obj.shape]
         if obj.reference is not None:
-            words += [obj.relation, obj.reference.colour, obj.reference.shape]
+            words += [obj.relation, *((obj.reference.colour, obj.reference.shape) if named else ())]
         slots = [self._id(word) for word in words]
         slots += [self.tokenizer.pad_token_id] * (self.settings.num_keywords - len(slots))
         return [self._id(task)] * self.settings.num_task_tokens + slots
