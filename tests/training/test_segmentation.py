@@ -46,7 +46,8 @@ def test_a_training_batch_has_gradients_everywhere_but_in_the_positions(arrays, 
     for _ in range(8):
         trainee.train()(**collator([0, 1, 2])).get("loss").backward()
     missing = {name for name, p in trainee.named_parameters() if p.requires_grad and p.grad is None}
-    assert missing <= {"sam.prompt_encoder.mask_embed." + rest for rest in ()} | {n for n in missing if "embed" in n}
+    # Which prompts are drawn is left to chance, so some of their embeddings may not have been needed.
+    assert all(name.startswith("sam.prompt_encoder.") for name in missing)
     assert not trainee.sam.shared_image_embedding.positional_embedding.requires_grad
 
 
