@@ -45,7 +45,7 @@ class RegionCollator:
             )
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        # Seeded from torch's generator, whose state the Trainer keeps: a resumed run draws what it would have drawn.
+        # Seeded from torch's generator, so that the Trainer's seed settles what is drawn.
         rng = np.random.default_rng(int(torch.randint(2**31, ())) if self.training else 0)
         prompts: dict[str, list[Any]] = {"input_boxes": [], "input_points": [], "input_labels": [], "input_masks": []}
         captions, tasks = [], []

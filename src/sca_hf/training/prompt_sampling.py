@@ -32,7 +32,7 @@ class PromptCollator:
     training: bool = True
 
     def __call__(self, indices: list[int]) -> dict[str, Any]:
-        # Seeded from torch's generator, whose state the Trainer keeps: a resumed run draws what it would have drawn.
+        # Seeded from torch's generator, so that the Trainer's seed settles what is drawn.
         rng = np.random.default_rng(int(torch.randint(2**31, ())) if self.training else 0)
         views = [_View.of(self.scenes, index, self.training and rng.random() < 0.5) for index in indices]
         pixels = torch.from_numpy(np.stack([view.pixels for view in views])).permute(0, 3, 1, 2)
