@@ -20,7 +20,7 @@ from sca_hf.prompt_arguments import RegionPrompt
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
-SEED = 20_000_008
+SEED = 20_000_010
 SHOWN = re.compile(r"(```python\n)(.*?)(```\n\n```text\n)(.*?)(```)", re.DOTALL)
 
 

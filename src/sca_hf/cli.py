@@ -45,7 +45,7 @@ example:
 """
 _SCENE_EXAMPLE = """\
 example:
-  sca-hf scene scene.png --seed 20000008 --regions scene.json
+  sca-hf scene scene.png --seed 20000010 --regions scene.json
   sca-hf caption scene.png --regions scene.json --overlay captions.png
 """
 
