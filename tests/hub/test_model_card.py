@@ -10,7 +10,8 @@ from sca_hf.hub.model_card import write_model_card
 
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "sca_tiny.md"
-NAMES = "mask_iou colour shape texture size relation reference cider_d exact_match states_size_or_relation"
+NAMES = "mask_iou colour shape texture size relation names_neighbour reference cider_d exact_match"
+NAMES += " states_size_or_relation regions described_regions"
 SCORES = dict.fromkeys(NAMES.split(), 0.5)
 
 

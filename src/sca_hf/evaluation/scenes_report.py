@@ -80,6 +80,7 @@ def caption_scores(results: Sequence[RegionResult]) -> dict[str, float]:
     told = [result for result in results if result.truth.describable]
     said = [read_caption(result.caption) for result in told]
     scores = {"mask_iou": float(np.mean([result.iou for result in results])), "regions": float(len(results))}
+    scores["described_regions"] = float(len(told))
     for name in ALWAYS:
         scores[name] = _share(words[name] == getattr(r.truth, name) for words, r in zip(said, told, strict=True))
     sized = [(w, r.truth) for w, r in zip(said, told, strict=True) if r.truth.size != "medium"]
@@ -88,6 +89,7 @@ def caption_scores(results: Sequence[RegionResult]) -> dict[str, float]:
     alone = [w for w, r in zip(said, told, strict=True) if r.truth.relation is None]
     scores["size"] = _share(words["size"] == truth.size for words, truth in sized)
     scores["relation"] = _share(words["relation"] == truth.relation for words, truth in placed)
+    scores["names_neighbour"] = _share(words["reference_colour"] is not None for words, _ in placed)
     scores["reference"] = _share(
         (words["reference_colour"], words["reference_shape"]) == (truth.reference.colour, truth.reference.shape)
         for words, truth in placed
@@ -111,7 +113,7 @@ def mask_iou(found: np.ndarray, truth: np.ndarray) -> float:
 
 def markdown_table(report: dict[str, Any]) -> str:
     """Returns the scores as a table, a row per prompt or control."""
-    columns = ("mask_iou", *ALWAYS, "size", "relation", "reference", "cider_d", "exact_match")
+    columns = ("mask_iou", *ALWAYS, "size", "relation", "names_neighbour", "reference", "cider_d", "exact_match")
     lines = ["| prompt | " + " | ".join(column.replace("_", " ") for column in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for name, scores in report["scores"].items():

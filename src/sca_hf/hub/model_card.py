@@ -54,6 +54,7 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
         "scenes": f"{report['scenes']}",
         "split": report["split"],
         "stated": f"{100 * report['scores']['box']['states_size_or_relation']:.0f} %",
+        "described": f"{100 * scores['box']['described_regions'] / scores['box']['regions']:.0f} %",
         "scores": markdown_table(report).strip(),
         "recipe": _recipe(report["recipe"]),
         "losses": _losses(report["history"]),
