@@ -1,0 +1,158 @@
+"""Captions and tasks: text of regions to ids and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .nesting_sca import depth_of, expected, nest
+
+
+IGNORED = -100
+
+
+def region_captions(captions: Any, counts: Sequence[int]) -> list[list[str | None]]:
+    """Bring captions to one string per region of each image; None where a region has none to learn.
+
+    Args:
+        captions: [image][region] of strings; for one image, [region]; for one region, a string.
+        counts: regions of each image.
+    """
+    by_image = [list(regions) if regions is not None else [] for regions in nest(captions, "captions", len(counts))]
+    for image, (regions, count) in enumerate(zip(by_image, counts, strict=True)):
+        if len(regions) != count:
+            raise ValueError(
+                f"captions: image {image} has {len(regions)} caption(s) for {count} region(s); give one per region, "
+                "None where there is none."
+            )
+        for region, caption in enumerate(regions):
+            if caption is not None and (not isinstance(caption, str) or not caption.strip()):
+                raise ValueError(f"captions: image {image}, region {region} is {caption!r}; give a text, or None.")
+    return by_image
+
+
+def encode_captions(
+    captions: list[list[str | None]],
+    tokenizer: Any,
+    shape: tuple[int, int],
+    max_length: int,
+    add_bos: bool,
+    pad_to: int = 0,
+) -> dict[str, np.ndarray]:
+    """Tokenize captions to right-padded ids that end with EOS.
+
+    Args:
+        captions: per image and region.
+        tokenizer: any of the library's.
+        shape: (B, R).
+        max_length: tokens a caption is cut to, EOS (and BOS) included.
+        add_bos: the captions begin with BOS.
+        pad_to: pad to at least this many tokens.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels` (B, R, T) int64. Labels are the ids, `IGNORED` on padding: told by
+        length, so that EOS stays a target where it doubles as the padding token.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if eos is None:
+        raise ValueError("the tokenizer has no EOS token, so captions could not end; set tokenizer.eos_token.")
+    if add_bos and bos is None:
+        raise ValueError("caption_add_bos is set, but the tokenizer has no BOS token; set tokenizer.bos_token.")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    head = [bos] if add_bos else []
+    if max_length < len(head) + 2:
+        raise ValueError(f"captions need at least {len(head) + 2} tokens, the limit is {max_length}.")
+    where = [(i, r) for i, regions in enumerate(captions) for r, caption in enumerate(regions) if caption is not None]
+    texts = [(captions[i][r] or "").strip() for i, r in where]
+    # Cut here and not by the tokenizer: which side it cuts is its own setting, and EOS has to stay.
+    encoded = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"] if texts else []
+    rows = [[*head, *ids[: max_length - 1 - len(head)], eos] for ids in encoded]
+    length = max([len(row) for row in rows] + [pad_to])
+    input_ids = np.full((*shape, length), pad, np.int64)
+    attention_mask = np.zeros((*shape, length), np.int64)
+    labels = np.full((*shape, length), IGNORED, np.int64)
+    for (image, region), row in zip(where, rows, strict=True):
+        input_ids[image, region, : len(row)] = labels[image, region, : len(row)] = row
+        attention_mask[image, region, : len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def region_tasks(task: Any, tasks: Sequence[str], counts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
+    """Return the index of each region's task, (B, R) int64; padding takes the image's first, or 0.
+
+    Args:
+        task: one name for all, [image] of names, or [image][region] of names; for one image also [region].
+        tasks: the names, in the order of their ids.
+        counts: regions of each image.
+        shape: (B, R).
+    """
+    ids = np.zeros(shape, np.int64)
+    depth = 0 if isinstance(task, str) else depth_of(task, "task")
+    if depth == 0:
+        ids[:] = _task_id(task, tasks, "task")
+        return ids
+    if depth == 1 and len(counts) == 1 and len(task) == counts[0]:
+        task = [task]
+        depth = 2
+    if depth > 2 or len(task) != len(counts):
+        raise ValueError(f"task names {len(task)} image(s), the call has {len(counts)}; {expected('task')}.")
+    for image, (names, count) in enumerate(zip(task, counts, strict=True)):
+        if isinstance(names, str):
+            ids[image] = _task_id(names, tasks, f"task: image {image}")
+        elif names is None or len(names) != count:
+            raise ValueError(f"task: image {image} has {count} region(s), got {names!r}; {expected('task')}.")
+        else:
+            ids[image, :count] = [
+                _task_id(name, tasks, f"task: image {image}, region {r}") for r, name in enumerate(names)
+            ]
+    return ids
+
+
+def text_tasks(text: Any, tasks: Sequence[str], num_images: int) -> list[str | None]:
+    """Read the `text` argument: nothing, or the name of a task, for all images or for each; None where it is empty."""
+    texts = [text] * num_images if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(entry, str) for entry in texts):
+        raise TypeError(f"text is a string or one string per image, got {type(text).__name__}; {_text_use(tasks)}.")
+    if len(texts) != num_images:
+        raise ValueError(f"text has {len(texts)} entries for {num_images} image(s); {_text_use(tasks)}.")
+    for image, entry in enumerate(texts):
+        if entry.strip() and entry.strip() not in tasks:
+            raise ValueError(f"text of image {image} is {entry!r}; {_text_use(tasks)}.")
+    return [entry.strip() or None for entry in texts]
+
+
+def decode_rows(
+    rows: Sequence[Sequence[int]], tokenizer: Any, add_bos: bool, skip_special_tokens: bool, **kwargs: Any
+) -> list[str]:
+    """Decode ids to stripped texts; negative ids are ignored and, without special tokens, all that follows EOS."""
+    rows = [[int(token) for token in row if token >= 0] for row in rows]
+    if skip_special_tokens and (eos := tokenizer.eos_token_id) is not None:
+        # Some tokenizers use one token as BOS and EOS: where captions begin with it, it ends nothing there.
+        start = 1 if add_bos and tokenizer.bos_token_id == eos else 0
+        rows = [row[: row.index(eos, start)] if eos in row[start:] else row for row in rows]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs) if rows else []
+    return [text.strip() for text in texts]
+
+
+def as_id_array(sequences: Any) -> Any:
+    """Return ids as an int64 numpy array, or unchanged where they are ragged lists."""
+    if isinstance(sequences, torch.Tensor):
+        return sequences.detach().cpu().numpy()
+    try:
+        return np.asarray(sequences, np.int64)
+    except (TypeError, ValueError):
+        return sequences
+
+
+def _task_id(name: Any, tasks: Sequence[str], where: str) -> int:
+    if name not in tasks:
+        raise ValueError(f"{where}: unknown task {name!r}; known are {', '.join(map(repr, tasks))}.")
+    return list(tasks).index(name)
+
+
+def _text_use(tasks: Sequence[str]) -> str:
+    return (
+        "the model takes no prompt text, only the name of a task "
+        f"({', '.join(map(repr, tasks))}) or an empty text; captions to learn from go into captions="
+    )

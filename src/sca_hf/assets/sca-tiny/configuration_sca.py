@@ -1,0 +1,168 @@
+"""Configuration of Segment and Caption Anything: SAM, the text feature mixer and a causal language model."""
+
+import copy
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
+
+# What the library's language models call their dropout probabilities.
+_DROPOUT_FIELDS = (
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "hidden_dropout",
+    "embd_dropout",
+    "layerdrop",
+)
+
+
+class ScaMixerConfig(PreTrainedConfig):
+    """Configuration of [`ScaTextFeatureMixer`] (arXiv 2312.00869, section 3.2); the defaults are the published ones.
+
+    Args:
+        hidden_size: width C of the tokens; equals the width of SAM's mask decoder.
+        num_hidden_layers: two-way layers.
+        num_attention_heads: heads of every attention.
+        mlp_dim: inner width of each layer's feed-forward part.
+        attention_downsample_rate: token-image attention runs at `hidden_size / attention_downsample_rate`.
+        hidden_act: activation of the feed-forward part, as in SAM `"relu"`.
+        layer_norm_eps: epsilon inside the layers; the final norm keeps torch's default, as SAM's does.
+        num_caption_tokens: caption queries Q per caption head.
+        num_caption_heads: captions A predicted for each region.
+        num_task_tokens: learned vectors in front of the queries that tell the language model the task.
+        tasks: names of the tasks, in the order of their rows.
+        text_hidden_size: width D of the language model's input embeddings.
+        initializer_range: standard deviation of new weights.
+    """
+
+    model_type = "segment_caption_anything_mixer"
+
+    hidden_size: int = 256
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    mlp_dim: int = 2048
+    attention_downsample_rate: int = 2
+    hidden_act: str = "relu"
+    layer_norm_eps: float = 1e-6
+    num_caption_tokens: int = 8
+    num_caption_heads: int = 1
+    num_task_tokens: int = 6
+    tasks: list[str] | tuple[str, ...] = ("recognition", "caption")
+    text_hidden_size: int = 768
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.tasks = list(self.tasks)
+        for name in ("num_hidden_layers", "num_caption_tokens", "num_caption_heads", "num_task_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks must be distinct names and at least one, got {self.tasks}.")
+        inner = self.hidden_size // self.attention_downsample_rate
+        if self.hidden_size % self.num_attention_heads or inner % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size} and "
+                f"hidden_size / attention_downsample_rate={inner}."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def prefix_length(self) -> int:
+        """Vectors in front of the text: task tokens, then caption queries (14 as published)."""
+        return self.num_task_tokens + self.num_caption_tokens
+
+
+class ScaConfig(PreTrainedConfig):
+    """Configuration of [`ScaForConditionalGeneration`].
+
+    Args:
+        sam_config: whole configuration of a SAM or SAM-HQ model (a config object or its dict).
+        mixer_config: [`ScaMixerConfig`] or its dict. A width left out is taken from the two other parts.
+        text_config: configuration of any causal language model of the library.
+        label_smoothing: of the caption loss.
+        mask_loss_weight: weight of the mask loss where `mask_labels` are given; 0 leaves it out.
+        caption_add_bos: the captions that the model was trained on begin with the tokenizer's BOS.
+        max_caption_length: tokens a training caption is cut to, its EOS included.
+        freeze_base_models: SAM and the language model take no gradients.
+        base_model_repos: for a mixer-only repository, where `"sam"` and `"language_model"` come from; written by
+            `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
+    """
+
+    model_type = "segment_caption_anything"
+    sub_configs = {"sam_config": AutoConfig, "mixer_config": ScaMixerConfig, "text_config": AutoConfig}
+
+    sam_config: dict | PreTrainedConfig | None = None
+    mixer_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    label_smoothing: float = 0.1
+    mask_loss_weight: float = 0.0
+    caption_add_bos: bool = False
+    max_caption_length: int = 20
+    freeze_base_models: bool = True
+    base_model_repos: dict | None = None
+    initializer_range: float = 0.02
+    # Each part ties its own weights as its own configuration says.
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
+        self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")
+        if self.sam_config.model_type not in SUPPORTED_SAM_TYPES:
+            raise ValueError(
+                f"sam_config has model_type {self.sam_config.model_type!r}; supported are "
+                f"{' and '.join(map(repr, SUPPORTED_SAM_TYPES))}."
+            )
+        widths = {
+            "hidden_size": self.sam_config.mask_decoder_config.hidden_size,
+            "text_hidden_size": text_embedding_size(self.text_config),
+        }
+        mixer = self.mixer_config or {}
+        if isinstance(mixer, PreTrainedConfig):
+            mixer = mixer.to_dict()
+        self.mixer_config = ScaMixerConfig(**{**widths, **mixer})
+        for name, width in widths.items():
+            if getattr(self.mixer_config, name) != width:
+                raise ValueError(
+                    f"mixer_config.{name}={getattr(self.mixer_config, name)} does not fit the other parts, which need "
+                    f"{width}."
+                )
+        super().__post_init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The language model's configuration."""
+        return self.text_config
+
+
+def text_embedding_size(text_config: PreTrainedConfig) -> int:
+    """Width D of a language model's input embeddings (OPT projects its words to another width than its layers')."""
+    return getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size
+
+
+def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a language model's configuration whose dropout probabilities are 0, for a model that is frozen."""
+    config = copy.deepcopy(config)
+    for field in _DROPOUT_FIELDS:
+        if isinstance(getattr(config, field, None), (int, float)):
+            setattr(config, field, 0.0)
+    return config
+
+
+def _whole_config(config: dict | PreTrainedConfig | None, name: str, default: str) -> PreTrainedConfig:
+    """A configuration object of its own: sharing one with a loaded model would reset that model's attention."""
+    if config is None:
+        return AutoConfig.for_model(default)
+    if isinstance(config, PreTrainedConfig):
+        return copy.deepcopy(config)
+    if "model_type" not in config:
+        raise ValueError(f"{name} needs a 'model_type' to tell which configuration class it belongs to.")
+    arguments = dict(config)
+    return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+
+
+__all__ = ["ScaConfig", "ScaMixerConfig"]

@@ -1,0 +1,146 @@
+"""Images in any form a user has them, brought to upright 8-bit RGB."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_utils import load_image
+
+
+def as_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
+    """Read one image or a list of images.
+
+    Args:
+        images: a PIL image, an array or tensor (2 to 4 axes; 4 are a batch), a path, URL, data URI or base64 string,
+            the bytes of a file or an open file; or a list of those. Transparency is dropped, as the library does.
+            Arrays hold 8-bit values, 16-bit values, or floats in 0..1 or 0..255.
+        input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default told by the axis of 1, 3 or 4
+            channels (of two such axes, the last for numpy and the first for torch).
+
+    Returns:
+        RGB images, turned upright by their EXIF orientation.
+    """
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        images = list(images)
+    elif not isinstance(images, (list, tuple)):
+        images = [images]
+    if len(images) == 0:
+        raise ValueError("images is an empty list; give at least one image.")
+    return [_as_image(image, index, input_data_format) for index, image in enumerate(images)]
+
+
+def check_size(size: tuple[int, int], resized: tuple[int, int], index: int) -> None:
+    """Refuse an image without pixels, or so narrow that nothing is left of its short side after resizing."""
+    if min(size) < 1:
+        raise ValueError(f"image {index} has no pixels: its size is {size[1]} x {size[0]} (width x height).")
+    if min(resized) < 1:
+        raise ValueError(
+            f"image {index} of {size[1]} x {size[0]} pixels (width x height) is too narrow: resized to {max(resized)} "
+            "pixels on its long side, its short side has none. Crop it first."
+        )
+
+
+def _as_image(image: Any, index: int, input_data_format: str | None) -> Image.Image:
+    if isinstance(image, (list, tuple)):
+        # Some pipelines hand over one list per image.
+        if len(image) != 1:
+            raise ValueError(f"image {index} is a list of {len(image)} images; give one image per entry.")
+        image = image[0]
+    if isinstance(image, (np.ndarray, torch.Tensor)):
+        return _from_array(image, index, input_data_format)
+    if not isinstance(image, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview)) and not hasattr(
+        image, "read"
+    ):
+        raise TypeError(
+            f"image {index}: cannot use a {type(image).__name__}; give a PIL image, an array, a path, a URL or bytes."
+        )
+    try:
+        return _open(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"image {index}: there is no file {_name(image)}.") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"image {index} ({_name(image)}) is larger than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels "
+            f"that protects from decompression bombs ({error}). If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
+    # Decoders raise whatever they like on a damaged file.
+    except Exception as error:
+        raise ValueError(f"image {index} ({_name(image)}) cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _open(image: Any) -> Image.Image:
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
+        return load_image(image)
+    if isinstance(image, str) and not os.path.isfile(image) and len(image) > 255:
+        return load_image(image)  # base64: longer than any file's name
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        image = io.BytesIO(image)
+    if not isinstance(image, Image.Image):
+        image = Image.open(image)
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.width == 0 or image.height == 0:
+        raise ValueError(f"it has no pixels, its size is {image.width} x {image.height}")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_to_uint8(np.asarray(image), "it")).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray | torch.Tensor, index: int, input_data_format: str | None) -> Image.Image:
+    first = isinstance(array, torch.Tensor)
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.dtype.is_floating_point else array).numpy()
+    where = f"image {index}"
+    if array.size == 0:
+        raise ValueError(f"{where} has no pixels: its array has shape {array.shape}.")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3:
+        raise ValueError(f"{where}: an image array has 2 or 3 axes, got shape {array.shape}.")
+    if input_data_format is not None:
+        first = str(getattr(input_data_format, "value", input_data_format)) in ("first", "channels_first")
+    else:
+        axes = (array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4))
+        first = axes[0] and (first or not axes[1])
+    array = np.moveaxis(array, 0, -1) if first else array
+    if array.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"{where}: an image has 1, 3 or 4 channels, got an array of shape {array.shape}.")
+    array = _to_uint8(array, where)
+    # Alpha is dropped, not blended.
+    return Image.fromarray(np.ascontiguousarray(array[..., :3] if array.shape[-1] > 1 else array.repeat(3, -1)))
+
+
+def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
+    """Bring pixel values to 8 bits: integers up to 255 or 65535, floats in 0..1 or 0..255."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{where}: pixel values are numbers, got dtype {array.dtype}.")
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= (255 if array.dtype.kind == "f" else 65535)):  # NaN fails as well
+        raise ValueError(
+            f"{where} holds values from {low} to {high}; give 0..255, 16 bits or floats in 0..1, not normalized ones."
+        )
+    if array.dtype.kind == "b" or (array.dtype.kind == "f" and high <= 1):
+        array = array * 255.0
+    elif array.dtype.kind in "iu" and high > 255:
+        array = array >> 8
+    return np.round(array).astype(np.uint8)
+
+
+def _name(image: Any) -> str:
+    if isinstance(image, (str, Path)):
+        text = str(image)
+        return repr(text if len(text) <= 100 else text[:97] + "...")
+    return f"a {type(image).__name__}"

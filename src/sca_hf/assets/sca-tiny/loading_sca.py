@@ -1,0 +1,381 @@
+"""Loading and saving: never a guessed weight, whole repositories and such that hold the mixer only.
+
+A *whole* repository holds every weight. A *mixer-only* repository holds what training changed; its configuration
+names, in `base_model_repos`, where SAM and the language model come from, each pinned to the commit (or, for a folder,
+to the content) that the mixer was trained with.
+"""
+
+import copy
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from .bases_sca import (
+    BASES,
+    HUB_ARGUMENTS,
+    LANGUAGE_MODEL,
+    SAM,
+    as_dtype,
+    check_loading_info,
+    complete_sources,
+    hash_weights,
+    load_part,
+    load_pinned,
+    source_of,
+)
+from .configuration_sca import ScaConfig, ScaMixerConfig, text_embedding_size
+from .generation_sca import caption_generation_config
+
+
+# Which of the library's loading arguments a base of a mixer-only repository is loaded with too. Never `revision`: each
+# base has a pinned one of its own.
+_FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory", "offload_folder")
+
+
+class ScaLoadingMixin:
+    """`from_pretrained`, `save_pretrained` and construction from parts, for [`ScaForConditionalGeneration`]."""
+
+    # What a save without `include_bases` writes; training sets it to False.
+    _include_bases: bool = True
+    # Where each base was loaded from: what `save_pretrained(include_bases=False)` writes into the configuration.
+    base_sources: dict[str, dict[str, str]] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model. The first weight, which the library asks, is SAM's Fourier features in float32."""
+        return self.mixer.dtype
+
+    @property
+    def include_bases(self) -> bool:
+        """Whether a save holds SAM and the language model; False makes mixer-only checkpoints, in the Trainer too."""
+        return self._include_bases
+
+    @include_bases.setter
+    def include_bases(self, value: bool) -> None:
+        if not value:
+            self._check_mixer_only()
+        self._include_bases = value
+        # The Trainer compares this with what a checkpoint lacks before it warns of missing weights.
+        self._keys_to_ignore_on_save = set() if value else {key for key in self.state_dict() if _is_base_key(key)}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        config: PreTrainedConfig | str | os.PathLike[str] | None = None,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        bases: dict[str, str | os.PathLike[str] | PreTrainedModel] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a whole or a mixer-only repository; weights that do not fit raise, with their names.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository id.
+            strict: False lets missing weights be initialised at random and unexpected ones be left out.
+            ignore_mismatched_sizes: True initialises weights of another shape at random.
+            bases: for a mixer-only repository: a model, folder or repository id to take `"sam"` or
+                `"language_model"` from in place of the pinned one.
+            kwargs: as for the library's `from_pretrained`.
+        """
+        path = pretrained_model_name_or_path
+        peeked = _peek(cls.config_class, path, config, kwargs)
+        repos = getattr(peeked, "base_model_repos", None)
+        if bases and not repos:
+            raise ValueError(f"bases= belongs to a mixer-only repository, but {path} names no base models.")
+        of_bases = _take_base_arguments(peeked, kwargs) if repos else {}
+        model, info = super().from_pretrained(
+            path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        check_loading_info(info, path, strict, ignore_mismatched_sizes)
+        if repos:
+            model._load_bases(repos, bases or {}, of_bases)
+        elif path is not None:
+            model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASES}
+        # The library makes new parameters of what it reads, and they take gradients.
+        model._freeze_base_models()
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        include_bases: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a repository: weights, configurations, generation configuration and the code that loads them.
+
+        Args:
+            save_directory: folder to write.
+            state_dict: weights to write in place of the model's own.
+            include_bases: True writes every weight. False writes the mixer only, with the names of the repositories,
+                and the commits or content hashes, that SAM and the language model come from. None does what
+                `self.include_bases` says.
+            kwargs: as for the library's `save_pretrained`.
+        """
+        include_bases = self.include_bases if include_bases is None else include_bases
+        # Names of weights are the library's own here; nothing is written back under names a base once had.
+        kwargs.setdefault("save_original_format", False)
+        for config, part in self._parts():
+            config.dtype = list(part.parameters())[-1].dtype
+        ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, set()
+        repos = self.config.base_model_repos
+        try:
+            self.config.base_model_repos = None
+            if not include_bases:
+                self._check_mixer_only()
+                state_dict = self.state_dict() if state_dict is None else state_dict
+                state_dict = {key: value for key, value in state_dict.items() if not _is_base_key(key)}
+                self.config.base_model_repos = self._pinned_bases(Path(save_directory))
+            self._describe_code()
+            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        finally:
+            self._keys_to_ignore_on_save = ignored
+            self.config.base_model_repos = repos
+
+    @classmethod
+    def from_sam_text_pretrained(
+        cls,
+        sam: str | os.PathLike[str] | PreTrainedModel,
+        text: str | os.PathLike[str] | PreTrainedModel,
+        mixer_config: ScaMixerConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Join a SAM and a causal language model by a new, untrained mixer.
+
+        Args:
+            sam: SAM or SAM-HQ: repository id, folder or loaded model. A whole SCA repository gives its SAM.
+            text: causal language model: repository id, folder or loaded model. A whole SCA repository gives its own.
+            mixer_config: the mixer's sizes; widths follow from the two parts.
+            kwargs: `sam_*` and `text_*` go to the loading of that part (`sam_revision=`, `text_dtype=`, ...),
+                `dtype`, `attn_implementation`, `cache_dir`, `token` and `local_files_only` to both, and any field of
+                [`ScaConfig`] to the configuration.
+        """
+        sam_kwargs, text_kwargs, fields = _sort_arguments(kwargs)
+        freeze = fields.get("freeze_base_models", True)
+        sam_model, sam_source = load_part(cls, SAM, sam, sam_kwargs)
+        language_model, text_source = load_part(cls, LANGUAGE_MODEL, text, text_kwargs, drop_dropout=freeze)
+        config = ScaConfig(
+            sam_config=sam_model.config, mixer_config=mixer_config, text_config=language_model.config, **fields
+        )
+        model = cls(config, build_bases=False)
+        dtype = _explicit(kwargs.get("dtype"))
+        model.to(device=sam_model.device, dtype=as_dtype(dtype))
+        model.generation_config = caption_generation_config(language_model)
+        model._attach(sam_model, language_model)
+        model.base_sources = complete_sources({SAM: sam_source, LANGUAGE_MODEL: text_source})
+        return model.eval()
+
+    def swap_language_model(self, text: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
+        """Replace the language model; the projection into it and the task tokens begin anew.
+
+        Args:
+            text: repository id, folder or loaded model.
+            kwargs: of its loading: `revision`, `dtype`, ...
+
+        Returns:
+            Names of the modules to train before captions mean anything again. The rest of the mixer has learned what
+            regions look like and is a better start than none. The processor needs the new tokenizer.
+        """
+        language_model, source = load_part(
+            type(self), LANGUAGE_MODEL, text, kwargs, drop_dropout=self.config.freeze_base_models
+        )
+        mixer = self.mixer
+        mixer.config.text_hidden_size = text_embedding_size(language_model.config)
+        self.config.mixer_config.text_hidden_size = mixer.config.text_hidden_size
+        fresh = type(mixer)._from_config(mixer.config).to(mixer.device, mixer.dtype)
+        mixer.language_project, mixer.task_tokens = fresh.language_project, fresh.task_tokens
+        self.config.caption_add_bos = False
+        self.generation_config = caption_generation_config(language_model)
+        self._attach(self.sam, language_model)
+        self.base_sources = complete_sources({**(self.base_sources or {}), LANGUAGE_MODEL: source})
+        return ["mixer.language_project", "mixer.task_tokens"]
+
+    def swap_image_encoder(self, sam: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
+        """Replace SAM, encoder and mask decoder, by one of another size or by SAM-HQ; the mixer is kept.
+
+        Args:
+            sam: repository id, folder or loaded model.
+            kwargs: of its loading: `revision`, `dtype`, ...
+
+        Returns:
+            Names of the modules to train before captions mean anything again: the mixer read another SAM's tokens.
+            Masks are right at once. Where the image size differs, the processor must be made anew.
+        """
+        sam_model, source = load_part(type(self), SAM, sam, kwargs)
+        width = sam_model.config.mask_decoder_config.hidden_size
+        if width != self.config.mixer_config.hidden_size:
+            raise ValueError(
+                f"the new SAM's mask decoder is {width} wide, but the mixer {self.config.mixer_config.hidden_size}: "
+                "build a new model with from_sam_text_pretrained."
+            )
+        self._attach(sam_model, self.language_model)
+        self.base_sources = complete_sources({**(self.base_sources or {}), SAM: source})
+        return ["mixer"]
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raise if the tokenizer knows ids for which the language model has no embedding."""
+        rows = self.get_input_embeddings().weight.shape[0]
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        if largest >= rows:
+            raise ValueError(
+                f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has ids up to {largest}, but the language "
+                f"model embeds only {rows} tokens: it is another model's tokenizer, or tokens were added and "
+                f"model.resize_token_embeddings({largest + 1}) was not called."
+            )
+
+    def _load_bases(
+        self, repos: dict[str, dict[str, str]], bases: dict[str, Any], arguments: dict[str, dict[str, Any]]
+    ) -> None:
+        """Fetch and attach the base models that a mixer-only repository names."""
+        unknown = bases.keys() - BASES.keys()
+        if unknown:
+            raise ValueError(f"bases= takes {' and '.join(BASES)}, got {', '.join(sorted(unknown))}.")
+        parts: dict[str, PreTrainedModel] = {}
+        sources: dict[str, dict[str, str] | None] = {}
+        for name, (_, config_name) in BASES.items():
+            config = copy.deepcopy(getattr(self.config, config_name))
+            # The Auto classes have taken these two out of the arguments and put them into the configuration.
+            own = {"attn_implementation": config._attn_implementation, "dtype": self.config.dtype, **arguments[name]}
+            own = {"config": config, **{key: value for key, value in own.items() if value is not None}}
+            if name in bases:
+                parts[name], sources[name] = load_part(type(self), name, bases[name], own)
+            else:
+                parts[name], sources[name] = load_pinned(type(self), name, repos[name], Path(self.name_or_path), own)
+        self._attach(**parts)
+        self.mixer.to(self.sam.device)
+        self.base_sources = complete_sources(sources)
+        # A mixer-only model stays one when it is saved again.
+        if self.base_sources and not self._trainable_base_weights():
+            self.include_bases = False
+        self.eval()
+
+    def _attach(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
+        """Make loaded models parts of this one, in the state in which a whole repository would hold them."""
+        self.attach_base_models(sam, language_model)
+        # `generate` takes what our configuration leaves open from the language model's, which no repository of ours
+        # keeps: a model must not caption otherwise after saving and loading.
+        language_model.generation_config = GenerationConfig.from_model_config(language_model.config)
+
+    def _parts(self) -> list[tuple[PreTrainedConfig, torch.nn.Module]]:
+        parts = ((self.config.sam_config, self.sam), (self.config.mixer_config, self.mixer))
+        return [*parts, (self.config.text_config, self.language_model)]
+
+    def _check_mixer_only(self) -> None:
+        trained = self._trainable_base_weights()
+        if trained:
+            raise ValueError(
+                f"{len(trained)} weights of SAM or the language model are trainable ({', '.join(trained[:3])}); a "
+                "mixer-only repository would lose them: save with include_bases=True or freeze them first."
+            )
+        if not self.base_sources:
+            raise ValueError(
+                "a mixer-only repository could not name this model's SAM and language model: they were built here or "
+                "given as loaded models. Save with include_bases=True, or build from repositories or folders."
+            )
+
+    def _trainable_base_weights(self) -> list[str]:
+        return [name for name, weight in self.named_parameters() if weight.requires_grad and _is_base_key(name)]
+
+    def _pinned_bases(self, save_directory: Path) -> dict[str, dict[str, str]]:
+        pinned: dict[str, dict[str, str]] = {}
+        hashes: dict[str, str] = {}
+        for name, source in (self.base_sources or {}).items():
+            pinned[name] = dict(source)
+            path = source.get("path")
+            if path is None:
+                continue
+            if Path(path) == save_directory.resolve():
+                raise ValueError(
+                    f"{save_directory} holds the {name} that this model needs; a mixer-only save would overwrite it. "
+                    "Save elsewhere or with include_bases=True."
+                )
+            hashes[path] = hashes.get(path) or hash_weights(Path(path))
+            pinned[name]["sha256"] = hashes[path]
+        return pinned
+
+    def _describe_code(self) -> None:
+        """Have the library copy our code, and name in the configuration what it loads from the copies."""
+        # Imported here so that the file is copied with this one, wherever this one lies.
+        from .pipeline_sca import TASK, RegionCaptioningPipeline
+
+        if not self.is_remote_code():
+            type(self).register_for_auto_class("AutoModel")
+            type(self.config).register_for_auto_class("AutoConfig")
+        pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
+        self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
+        reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
+
+
+def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
+    """The configuration that a load is going to use."""
+    if path is None or isinstance(config, PreTrainedConfig):
+        return config if path is not None else None
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    return config_class.from_pretrained(path if config is None else config, **hub)
+
+
+def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Change the loading arguments of a mixer-only repository into those of its mixer; return those of each base."""
+    requested = _explicit(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
+    shared = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
+    device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
+    kwargs.update(build_bases=False, dtype=requested or config.mixer_config.dtype or "auto")
+    arguments = {}
+    for part, (_, config_name) in BASES.items():
+        arguments[part] = {**shared, "device_map": _device_map_of(part, device_map)}
+        arguments[part]["dtype"] = requested or getattr(config, config_name).dtype
+        arguments[part] = {name: value for name, value in arguments[part].items() if value is not None}
+    if quantization is not None:
+        arguments[LANGUAGE_MODEL]["quantization_config"] = quantization
+    return arguments
+
+
+def _sort_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into those for SAM, for the language model and for the configuration."""
+    both = ("dtype", "attn_implementation", "cache_dir", "token", "local_files_only", "device_map")
+    shared = {name: kwargs[name] for name in both if name in kwargs}
+    sam_kwargs, text_kwargs, fields = dict(shared), dict(shared), {}
+    allowed = inspect.signature(ScaConfig.__init__).parameters.keys() - {"sam_config", "text_config", "mixer_config"}
+    for name, value in kwargs.items():
+        if name in shared:
+            continue
+        if name in allowed:
+            fields[name] = value
+        elif name.startswith("sam_"):
+            sam_kwargs[name.removeprefix("sam_")] = value
+        elif name.startswith("text_"):
+            text_kwargs[name.removeprefix("text_")] = value
+        else:
+            raise TypeError(
+                f"from_sam_text_pretrained has no argument {name!r}; sam_{name} or text_{name} would go to one part."
+            )
+    return sam_kwargs, text_kwargs, fields
+
+
+def _device_map_of(name: str, device_map: Any) -> Any:
+    """The part of a device map that concerns one base."""
+    if not isinstance(device_map, dict):
+        return device_map
+    own = {key.removeprefix(name).lstrip("."): value for key, value in device_map.items() if key.split(".")[0] == name}
+    return own or ({"": device_map[""]} if "" in device_map else None)
+
+
+def _explicit(dtype: Any) -> Any:
+    return None if dtype == "auto" else dtype
+
+
+def _is_base_key(key: str) -> bool:
+    return key.startswith((f"{SAM}.", f"{LANGUAGE_MODEL}."))
+
+
+__all__ = ["ScaLoadingMixin"]

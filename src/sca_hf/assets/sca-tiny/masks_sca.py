@@ -1,0 +1,97 @@
+"""Mask prompts: masks of the original image become low-resolution logits in the frame of the model."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .nesting_sca import to_numpy
+from .regions_sca import decode_rle
+
+
+# The logit of a cell that lies wholly in the mask; wholly outside it is the negative of it.
+MASK_LOGIT = 10.0
+
+
+def mask_logits(
+    mask: Any, size: tuple[int, int], resized: tuple[int, int], frame_size: int, mask_size: int, where: str = "mask"
+) -> np.ndarray:
+    """Turn one mask into the low-resolution logits that SAM takes as a prompt.
+
+    Args:
+        mask: of the original image: a bool array, integers {0, 1} or {0, 255}, a single-channel PIL image, or a COCO
+            RLE dict, of the size of the image or of another size of the same shape. Or logits of the padded square
+            frame as they are: floats, exactly (mask_size, mask_size).
+        size: (height, width) of the original image.
+        resized: (height, width) of the model's input, before padding.
+        frame_size: side of the square that images are padded to, pixels of the resized image.
+        mask_size: side of the low-resolution masks.
+        where: what to call the mask in an error.
+
+    Returns:
+        (mask_size, mask_size) float32: `(2 p - 1) * MASK_LOGIT`, p the share of the cell that the mask covers;
+        padding is not covered.
+    """
+    array = _as_array(mask, where)
+    if array.dtype.kind == "f":
+        return _check_logits(array, mask_size, where)
+    array = _as_binary(array, where)
+    height, width = array.shape
+    if abs(height - width * size[0] / size[1]) >= 1 and abs(width - height * size[1] / size[0]) >= 1:
+        raise ValueError(
+            f"{where}: the mask is {width} x {height} pixels (width x height), the image {size[1]} x {size[0]}; give "
+            "a mask of the image's size, or a scaled one of the same shape."
+        )
+    covered = _share(_share(array, resized[0], frame_size, mask_size).T, resized[1], frame_size, mask_size).T
+    return ((2 * covered - 1) * MASK_LOGIT).astype(np.float32)
+
+
+def _as_array(mask: Any, where: str) -> np.ndarray:
+    if isinstance(mask, dict):
+        return decode_rle(mask, where)
+    if hasattr(mask, "getbands"):
+        mask = np.asarray(mask)
+    if not isinstance(mask, (np.ndarray, torch.Tensor)):
+        raise TypeError(f"{where}: expected an array, a PIL image or a COCO RLE dict, got {type(mask).__name__}.")
+    array = to_numpy(mask, where)
+    if array.ndim != 2 or array.size == 0 or array.dtype.kind == "O":
+        raise ValueError(f"{where}: a mask has two axes (height, width), got an array of shape {array.shape}.")
+    return array
+
+
+def _check_logits(logits: np.ndarray, mask_size: int, where: str) -> np.ndarray:
+    if logits.shape != (mask_size, mask_size):
+        raise ValueError(
+            f"{where}: an array of floats is taken as logits of {mask_size} x {mask_size} cells, got shape "
+            f"{logits.shape}; for a mask of the image give bool (mask > 0.5)."
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{where}: the logits hold values that are not finite.")
+    return logits.astype(np.float32)
+
+
+def _as_binary(mask: np.ndarray, where: str) -> np.ndarray:
+    if mask.dtype.kind != "b":
+        top = mask.max()
+        if top not in (0, 1, 255) or not ((mask == 0) | (mask == top)).all():
+            raise ValueError(f"{where}: a mask of integers holds {{0, 1}} or {{0, 255}}, got {mask.min()} to {top}.")
+        mask = mask != 0
+    if not mask.any():
+        raise ValueError(f"{where}: the mask is empty; give a mask with at least one pixel, or None.")
+    return mask
+
+
+def _share(values: np.ndarray, resized: int, frame_size: int, cells: int) -> np.ndarray:
+    """Average along the first axis over equal cells of the padded frame, exactly: (pixels, n) -> (cells, n).
+
+    A cell takes each pixel by the part of it that lies inside the cell, so no size needs to divide another.
+    """
+    pixels = len(values)
+    total = np.zeros((pixels + 1, values.shape[1]), np.float64 if values.dtype.kind == "f" else np.int32)
+    np.cumsum(values, axis=0, out=total[1:])
+    # Borders of the cells in pixels of the mask; the image ends where the padding begins.
+    borders = np.minimum(np.arange(cells + 1) * (frame_size / cells), resized) * (pixels / resized)
+    below = np.minimum(borders.astype(np.int64), pixels - 1)
+    part = (borders - below)[:, None]
+    sums = total[below] * (1 - part) + total[below + 1] * part  # (cells + 1, n)
+    return np.diff(sums, axis=0) * (resized / pixels * cells / frame_size)

@@ -1,0 +1,531 @@
+"""Segment and Caption Anything: SAM sees, the text feature mixer translates, a causal language model speaks.
+
+Letters for shapes, used throughout the package:
+
+    B images                 N regions in all, padding dropped   Q caption queries      H W pixels
+    R regions per image      M mask candidates (3, or 1)         A caption heads        h w the embedding grid
+    K mask prompts           T text tokens                       C mixer width (256)    V vocabulary
+    P points per region      L prefix vectors                    D language model width
+
+Model-side coordinates are float32 pixels of the resized image (longest side = SAM's `image_size`), boxes xyxy.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .checks_sca import as_mask_table, check_prompts, check_regional, refuse_unknown
+from .configuration_sca import ScaConfig
+from .generation_sca import caption_generation_config, continue_prefixes, resolve_generation_config
+from .grouping_sca import RegionPlan, plan_regions
+from .loading_sca import ScaLoadingMixin
+from .losses_sca import caption_loss, mask_loss
+from .memory_sca import region_chunk_size as default_chunk_size
+from .mixer_sca import ScaTextFeatureMixer
+from .segmentation_sca import SamSegmenter
+
+
+# What the processor returns and neither forward nor generate needs.
+_PROCESSOR_KEYS = frozenset({"original_sizes", "reshaped_input_sizes"})
+_TRAINING_KEYS = frozenset({"input_ids", "attention_mask", "labels", "mask_labels", "num_items_in_batch"})
+# Above this many regions per call, caption scores are computed on request only.
+_SCORED_REGIONS = 256
+_GENERATE_ARGUMENTS = frozenset(inspect.signature(GenerationMixin.generate).parameters) - {"self", "inputs", "kwargs"}
+
+
+@dataclass
+class ScaOutput(ModelOutput):
+    """Output of [`ScaForConditionalGeneration.forward`].
+
+    Attributes:
+        loss: scalar, when `labels` or weighted `mask_labels` are given.
+        logits: (B, R, T, V); position t predicts text token t. (B, R, A, T, V) with several caption heads. Zero for
+            padded regions.
+        pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input.
+        iou_scores: (B, R, M) predicted IoU of each mask.
+        query_embeds: (B, R, A, Q, C) caption queries after the mixer.
+        prefix_embeds: (B, R, A, L, D) what stands in front of the text in the language model.
+        image_embeddings: (B, C, h, w).
+        hidden_states: with `output_hidden_states`, what each layer of the language model returned for the N real
+            regions, (N * A, L + T - 1, D).
+        attentions: with `output_attentions`, its attention weights, (N * A, its heads, L + T - 1, L + T - 1).
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    pred_masks: torch.Tensor | None = None
+    iou_scores: torch.Tensor | None = None
+    query_embeds: torch.Tensor | None = None
+    prefix_embeds: torch.Tensor | None = None
+    image_embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class ScaGenerateOutput(ModelOutput):
+    """Output of [`ScaForConditionalGeneration.generate`].
+
+    Attributes:
+        sequences: (B, R, T) ids of new tokens, right-padded; (B, R, n, T) for n > 1 captions per region (caption heads
+            times `num_return_sequences`, heads outermost).
+        caption_scores: (B, R) or (B, R, n) mean log-probability of the caption's tokens, its end token included, under
+            the language model's unprocessed distribution. None if not asked for.
+        pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input. None if not asked for.
+        iou_scores: (B, R, M) predicted IoU of each mask.
+        region_mask: (B, R) True for real regions; values of the others are padding.
+    """
+
+    sequences: torch.LongTensor | None = None
+    caption_scores: torch.FloatTensor | None = None
+    pred_masks: torch.FloatTensor | None = None
+    iou_scores: torch.FloatTensor | None = None
+    region_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class _RegionFeatures:
+    """Results for the N real regions of a call, in ascending order; None where not asked for."""
+
+    plan: RegionPlan
+    image_embeddings: torch.Tensor
+    queries: torch.Tensor | None  # (N, A, Q, C)
+    pred_masks: torch.Tensor | None  # (N, M, 4h, 4w)
+    iou_scores: torch.Tensor | None  # (N, M)
+
+
+class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMixin):
+    """A mask and a caption for every prompted region (arXiv 2312.00869)."""
+
+    config_class = ScaConfig
+    config: ScaConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    # Random Fourier features lose positions in half precision: at 1024 px bfloat16 moves a box by 4 px.
+    _keep_in_fp32_modules_strict = ["shared_image_embedding", "shared_embedding"]
+
+    def __init__(self, config: ScaConfig, build_bases: bool = True) -> None:
+        """
+        Args:
+            build_bases: False leaves `sam` and `language_model` out, for `attach_base_models`.
+        """
+        super().__init__(config)
+        # The Trainer would take this class name for a causal language model's, whose first label predicts nothing.
+        self.loss_type = None
+        self.sam: PreTrainedModel | None = None
+        self.language_model: PreTrainedModel | None = None
+        if build_bases:
+            self.sam = AutoModel.from_config(config.sam_config)
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+            self.generation_config = caption_generation_config(self.language_model)
+        self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
+        self.post_init()
+        self._freeze_base_models()
+
+    def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
+        """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
+        self.sam, self.language_model = sam, language_model
+        self.config.sam_config, self.config.text_config = sam.config, language_model.config
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        for part in (sam, language_model):
+            self._no_split_modules |= set(part._no_split_modules or ())
+        self._freeze_base_models()
+
+    def _freeze_base_models(self) -> None:
+        if self.config.freeze_base_models:
+            for part in (self.sam, self.language_model):
+                if part is not None:
+                    part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "ScaForConditionalGeneration":
+        """Set training mode; frozen parts stay in evaluation mode, without dropout: frozen means frozen."""
+        super().train(mode)
+        for part in (self.sam, self.language_model):
+            if mode and part is not None and not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        if mode and self.language_model is not None and not self.language_model.training:
+            # Gradients pass through the frozen language model, so its layers are worth checkpointing.
+            for layer in self.language_model.modules():
+                if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
+                    _checkpoint_without_dropout(layer)
+        return self
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        self.train(self.training)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return self.language_model.get_decoder()
+
+    def get_image_embeddings(
+        self, pixel_values: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Encode images once, to prompt them many times through `image_embeddings=`.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised pixels of the resized and padded images.
+
+        Returns:
+            (B, C, h, w). For SAM-HQ, whose masks need early features too, a pair of this and its
+            `intermediate_embeddings`.
+        """
+        encoder = self.sam.vision_encoder
+        weight = encoder.patch_embed.projection.weight
+        side = self.config.sam_config.vision_config.image_size
+        if tuple(pixel_values.shape[1:]) != (weight.shape[1], side, side):
+            raise ValueError(
+                f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
+            )
+        output = encoder(pixel_values.to(weight.dtype))
+        if self.config.sam_config.model_type == "sam_hq":
+            return output[0], output[1]
+        return output[0]
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_embeddings: torch.Tensor | None = None,
+        intermediate_embeddings: list[torch.Tensor] | None = None,
+        input_points: torch.Tensor | None = None,
+        input_labels: torch.Tensor | None = None,
+        input_boxes: torch.Tensor | None = None,
+        input_masks: torch.Tensor | None = None,
+        mask_index: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        prompt_layout: torch.Tensor | None = None,
+        task_ids: torch.Tensor | None = None,
+        multimask_output: bool = True,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        mask_labels: torch.Tensor | None = None,
+        output_masks: bool | None = None,
+        region_chunk_size: int | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> ScaOutput:
+        """Masks for prompted regions; with text also the mixer, the language model and the training loss.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised pixels of the resized and padded images.
+            image_embeddings: (B, C, h, w) from `get_image_embeddings`, in place of `pixel_values`.
+            intermediate_embeddings: from `get_image_embeddings`, beside `image_embeddings`; SAM-HQ only.
+            input_points: (B, R, P, 2) x, y in pixels of the resized image.
+            input_labels: (B, R, P): 1 in the region, 0 outside, -1 not a point, -10 padding. None: all 1.
+            input_boxes: (B, R, 4) xyxy in pixels of the resized image.
+            input_masks: (K, 4h, 4w) mask prompts as logits, or (B, 1, 4h, 4w) for one per image.
+            mask_index: (B, R) rows of `input_masks`, -1 for none.
+            region_mask: (B, R) False for padded regions.
+            prompt_layout: (B, R) from the processor: `num_points << 2 | has_mask << 1 | has_box`, 0 for padding. None
+                takes all prompt tensors for all regions, exactly as SAM does.
+            task_ids: (B, R) rows of `config.mixer_config.tasks`. None: all `"caption"`.
+            multimask_output: three candidate masks per region, else one. Does not influence captions.
+            input_ids: (B, R, T) captions.
+            attention_mask: (B, R, T) 1 on the caption, 0 on padding.
+            labels: (B, R, T) the ids again with -100 on padding, not shifted.
+            mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1].
+            output_masks: compute masks and IoU; None does so without text, or with `mask_labels`.
+            region_chunk_size: regions that run at once; None fits the device. Changes no result.
+            num_items_in_batch: what the summed caption loss is divided by; None for the labels of this call.
+            output_hidden_states: with text, also return those of the language model; None asks the configuration.
+            output_attentions: the same for its attention weights.
+        """
+        refuse_unknown(kwargs, _PROCESSOR_KEYS, "forward")
+        if labels is not None and input_ids is None:
+            raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
+        if input_ids is not None and not input_ids.shape[-1]:
+            raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
+        if output_masks is None:
+            output_masks = input_ids is None or mask_labels is not None
+        features = self._region_features(
+            pixel_values=pixel_values,
+            image_embeddings=image_embeddings,
+            intermediate_embeddings=intermediate_embeddings,
+            input_points=input_points,
+            input_labels=input_labels,
+            input_boxes=input_boxes,
+            input_masks=input_masks,
+            mask_index=mask_index,
+            region_mask=region_mask,
+            prompt_layout=prompt_layout,
+            task_ids=task_ids,
+            multimask_output=multimask_output,
+            region_chunk_size=region_chunk_size,
+            want_masks=output_masks,
+            want_queries=input_ids is not None,
+        )
+        plan = features.plan
+        results: dict[str, Any] = {"image_embeddings": features.image_embeddings}
+        if output_masks:
+            results |= {"pred_masks": plan.padded(features.pred_masks), "iou_scores": plan.padded(features.iou_scores)}
+        if input_ids is not None:
+            check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+            prefix = self._prefix(features, task_ids)
+            spoken = self._speak(
+                prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
+            )
+            logits = spoken.logits.unflatten(0, prefix.shape[:2])  # (N, A, T, V)
+            if labels is not None:
+                results["loss"] = self._caption_loss(logits, plan.real(labels), num_items_in_batch)
+            results |= {"logits": plan.padded(logits.squeeze(1)), "prefix_embeds": plan.padded(prefix)}
+            results["query_embeds"] = plan.padded(features.queries)
+            results |= {name: spoken.get(name) for name in ("hidden_states", "attentions")}
+        if mask_labels is not None and self.config.mask_loss_weight > 0:
+            check_regional(plan.shape, pred_masks=results["pred_masks"][:, :, 0], mask_labels=mask_labels)
+            loss = mask_loss(features.pred_masks, features.iou_scores, plan.real(mask_labels))
+            if labels is not None and num_items_in_batch is not None:
+                # A mean over regions, so each call of an accumulated step counts by its share of the step.
+                loss = loss * ((plan.real(labels) != -100).sum() / num_items_in_batch)
+            results["loss"] = results.get("loss", 0) + self.config.mask_loss_weight * loss
+        return ScaOutput(**results)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        image_embeddings: torch.Tensor | None = None,
+        intermediate_embeddings: list[torch.Tensor] | None = None,
+        input_points: torch.Tensor | None = None,
+        input_labels: torch.Tensor | None = None,
+        input_boxes: torch.Tensor | None = None,
+        input_masks: torch.Tensor | None = None,
+        mask_index: torch.Tensor | None = None,
+        region_mask: torch.Tensor | None = None,
+        prompt_layout: torch.Tensor | None = None,
+        task_ids: torch.Tensor | None = None,
+        multimask_output: bool = True,
+        output_masks: bool = True,
+        output_caption_scores: bool | None = None,
+        region_chunk_size: int | None = None,
+        language_model_batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> ScaGenerateOutput | torch.LongTensor:
+        """Caption every prompted region; takes what the processor returns.
+
+        Args:
+            pixel_values: prompts and all tensors as in `forward`; training keys are ignored.
+            generation_config: overrides the model's own; single values can be given as keywords (`num_beams=3`).
+            output_masks: also return `pred_masks` and `iou_scores`.
+            output_caption_scores: also return `caption_scores`. None: for calls of up to 256 regions.
+            region_chunk_size: regions that run through SAM's decoder and the mixer at once; None fits the device.
+            language_model_batch_size: regions that the language model continues at once; None fits the memory.
+            kwargs: of the library's `generate`. `max_new_tokens` is 20 unless set otherwise.
+
+        Returns:
+            [`ScaGenerateOutput`], or the ids alone with `return_dict_in_generate=False`.
+        """
+        config, extra = resolve_generation_config(self.generation_config, generation_config, kwargs)
+        refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | _GENERATE_ARGUMENTS, "generate")
+        extra = {name: value for name, value in extra.items() if name in _GENERATE_ARGUMENTS}
+        return_dict = config.return_dict_in_generate
+        features = self._region_features(
+            pixel_values=pixel_values,
+            image_embeddings=image_embeddings,
+            intermediate_embeddings=intermediate_embeddings,
+            input_points=input_points,
+            input_labels=input_labels,
+            input_boxes=input_boxes,
+            input_masks=input_masks,
+            mask_index=mask_index,
+            region_mask=region_mask,
+            prompt_layout=prompt_layout,
+            task_ids=task_ids,
+            multimask_output=multimask_output,
+            region_chunk_size=region_chunk_size,
+            want_masks=output_masks and return_dict,
+            want_queries=True,
+        )
+        plan = features.plan
+        if output_caption_scores is None:
+            output_caption_scores = len(plan) <= _SCORED_REGIONS
+        prefixes = self._prefix(features, task_ids)  # (N, A, L, D)
+        with_scores = output_caption_scores and return_dict
+        sequences, scores = continue_prefixes(
+            self.language_model, prefixes, config, with_scores, language_model_batch_size, extra
+        )  # (N, n, T), (N, n)
+        sequences = plan.padded(sequences.squeeze(1), fill=config.pad_token_id or 0)
+        if not return_dict:
+            return sequences
+        real = torch.ones(len(plan), dtype=torch.bool, device=sequences.device)
+        results = {"region_mask": plan.padded(real, fill=False)}
+        if with_scores:
+            results["caption_scores"] = plan.padded(scores.squeeze(1))
+        if output_masks:
+            results |= {"pred_masks": plan.padded(features.pred_masks), "iou_scores": plan.padded(features.iou_scores)}
+        return ScaGenerateOutput(sequences=sequences, **results)
+
+    def _region_features(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_embeddings: torch.Tensor | None,
+        intermediate_embeddings: list[torch.Tensor] | None,
+        input_masks: torch.Tensor | None,
+        task_ids: torch.Tensor | None,
+        multimask_output: bool,
+        region_chunk_size: int | None,
+        want_masks: bool,
+        want_queries: bool,
+        **prompts: torch.Tensor | None,
+    ) -> _RegionFeatures:
+        """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk."""
+        images, early = self._encode(pixel_values, image_embeddings, intermediate_embeddings, want_masks)
+        check_prompts(len(images), prompts)
+        input_masks, prompts["mask_index"] = as_mask_table(input_masks, prompts, images)
+        plan = plan_regions(
+            len(images),
+            images.device,
+            **prompts,
+            task_ids=task_ids,
+            num_masks=0 if input_masks is None else len(input_masks),
+            num_tasks=len(self.config.mixer_config.tasks),
+        )
+        if not len(plan):
+            raise ValueError("There is no region: every region of every image is padding.")
+        segmenter = SamSegmenter(self.sam, images, input_masks, early)
+        folded = self.mixer.fold_positions(segmenter.positions) if want_queries else None
+        size = region_chunk_size or default_chunk_size(
+            len(segmenter.positions), images.shape[1], images.dtype, images.device
+        )
+        queries, masks, scores = [], [], []
+        for group in plan.groups:
+            for chunk in group.chunks(size):
+                regions = segmenter.decode(chunk)
+                if want_masks:
+                    chunk_masks, chunk_scores = segmenter.masks(regions, multimask_output)
+                    masks.append(chunk_masks)
+                    scores.append(chunk_scores)
+                if want_queries:
+                    queries.append(self.mixer(regions.tokens, regions.image_tokens, folded))
+        return _RegionFeatures(
+            plan=plan,
+            image_embeddings=images,
+            queries=plan.ordered(queries) if want_queries else None,
+            pred_masks=plan.ordered(masks) if want_masks else None,
+            iou_scores=plan.ordered(scores) if want_masks else None,
+        )
+
+    def _encode(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_embeddings: torch.Tensor | None,
+        intermediate_embeddings: list[torch.Tensor] | None,
+        want_masks: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Image embeddings (B, C, h, w), and SAM-HQ's earliest features (B, h, w, width)."""
+        if (pixel_values is None) == (image_embeddings is None):
+            raise ValueError("Give either pixel_values or image_embeddings, and not both.")
+        is_hq = self.config.sam_config.model_type == "sam_hq"
+        if pixel_values is not None:
+            encoded = self.get_image_embeddings(pixel_values)
+            image_embeddings, intermediate_embeddings = encoded if is_hq else (encoded, None)
+        elif is_hq and want_masks and not intermediate_embeddings:
+            raise ValueError(
+                "SAM-HQ needs the intermediate_embeddings that get_image_embeddings returned for its masks; pass them "
+                "beside image_embeddings, or output_masks=False."
+            )
+        vision = self.config.sam_config.vision_config
+        form = (vision.output_channels, *(vision.image_size // vision.patch_size,) * 2)
+        if tuple(image_embeddings.shape[1:]) != form:
+            raise ValueError(
+                f"image_embeddings must be (B, {', '.join(map(str, form))}), got {tuple(image_embeddings.shape)}."
+            )
+        return image_embeddings, intermediate_embeddings[0] if intermediate_embeddings else None
+
+    def _prefix(self, features: _RegionFeatures, task_ids: torch.Tensor | None) -> torch.Tensor:
+        """Language model prefix of every region, (N, A, L, D)."""
+        if task_ids is not None:
+            return self.mixer.prefix(features.queries, features.plan.real(task_ids))
+        if "caption" not in self.config.mixer_config.tasks:
+            raise ValueError(f"task_ids are needed: no task of {self.config.mixer_config.tasks} is called 'caption'.")
+        row = self.config.mixer_config.tasks.index("caption")
+        ids = torch.full((len(features.queries),), row, device=features.queries.device)
+        return self.mixer.prefix(features.queries, ids)
+
+    def _caption_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Loss of `logits` (N, A, T, V) for `labels` (N, T); every caption head learns the same caption."""
+        heads = logits.shape[1]
+        targets = labels.unsqueeze(1).expand(-1, heads, -1)
+        items = None if num_items is None else num_items * heads
+        return caption_loss(logits, targets, self.config.label_smoothing, items)
+
+    def _speak(
+        self,
+        prefix: torch.Tensor,
+        ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        plan: RegionPlan,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+    ) -> ModelOutput:
+        """The language model's output with logits (N * A, T, V) that predict each of `ids` (N, T).
+
+        The last vector of `prefix` (N, A, L, D) predicts the first.
+        """
+        heads, length = prefix.shape[1], ids.shape[1]
+        embeds = self.get_input_embeddings()(ids[:, :-1]).unsqueeze(1).expand(-1, heads, -1, -1)
+        embeds = torch.cat([prefix, embeds.to(prefix.dtype)], dim=2).flatten(0, 1)  # (N*A, L + T - 1, D)
+        mask = None
+        if attention_mask is not None:
+            mask = plan.real(attention_mask)[:, :-1].repeat_interleave(heads, dim=0)
+            mask = torch.cat([mask.new_ones(len(mask), prefix.shape[2]), mask], dim=1)
+        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
+        # The Trainer's loss argument must not reach a language model that would divide by it as well.
+        return self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            logits_to_keep=length,
+            use_cache=False,
+            return_dict=True,
+            **{name: value for name, value in wanted.items() if value},
+        )
+
+
+def _checkpoint_without_dropout(layer: nn.Module) -> None:
+    # A checkpointed layer looks at its own flag; what is inside it stays in evaluation mode.
+    layer.training = True
+    # OPT's layers apply dropout themselves, under the same flag.
+    if isinstance(getattr(layer, "dropout", None), float):
+        layer.dropout = 0.0
+
+
+__all__ = ["ScaForConditionalGeneration", "ScaGenerateOutput", "ScaOutput"]

@@ -1,0 +1,489 @@
+"""Processor of Segment and Caption Anything: images, prompts of regions and captions in; records of regions out."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import is_torchvision_available
+
+from .captions_sca import as_id_array, decode_rows, encode_captions, region_captions, region_tasks, text_tasks
+from .images_sca import as_images, check_size
+from .prompts_sca import build_prompts, resized_size
+from .records_sca import choose_candidates, mask_records, real_regions, to_list
+from .regions_sca import grid_points
+
+
+class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """Keyword arguments of [`ScaProcessor`]: those of the image processor, and of the tokenizer `max_length` and
+    `padding` (captions)."""
+
+    _defaults = {"common_kwargs": {"return_tensors": "pt"}}
+
+
+class ScaBatch(BatchFeature):
+    """What [`ScaProcessor`] returns: a dict whose `.to(dtype)` casts pixels and embeddings, never coordinates."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "ScaBatch":
+        """Move all tensors to a device, cast `pixel_values` and `image_embeddings` to a floating dtype, in place."""
+        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        for key, value in self.data.items():
+            if isinstance(value, torch.Tensor):
+                cast = key in ("pixel_values", "image_embeddings")
+                self.data[key] = (
+                    value.to(*args, **kwargs) if cast else value.to(device=device, non_blocking=non_blocking)
+                )
+        return self
+
+
+class ScaProcessor(ProcessorMixin):
+    """Prepares images and prompts for [`ScaForConditionalGeneration`] and turns its output into regions with captions.
+
+    Coordinates that go in and come out are pixels of the original image, boxes xyxy; see `prompts_sca.py`.
+
+    Args:
+        image_processor: the library's SAM image processor, of either backend.
+        tokenizer: the language model's.
+        tasks: names of the model's tasks, in the order of their ids.
+        max_caption_length: tokens a caption is cut to, its EOS included.
+        caption_add_bos: captions to learn begin with the tokenizer's BOS.
+        mask_size: side of the model's low-resolution masks, four times its grid of image embeddings; by default what
+            the image processor makes of segmentation maps.
+    """
+
+    valid_processor_kwargs = ScaProcessorKwargs
+    _auto_class: str | None = None
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        tasks: Sequence[str] = ("recognition", "caption"),
+        max_caption_length: int = 20,
+        caption_add_bos: bool = False,
+        mask_size: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        if image_processor is None or tokenizer is None:
+            raise ValueError("ScaProcessor needs an image_processor and a tokenizer.")
+        if isinstance(tasks, str) or not tasks:
+            raise ValueError(f"tasks are a list of at least one name, got {tasks!r}.")
+        self.tasks = list(tasks)
+        self.max_caption_length = max_caption_length
+        self.caption_add_bos = caption_add_bos
+        self.mask_size = mask_size or _side(image_processor.mask_size)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_config(cls, config: Any, tokenizer: Any, image_processor: Any = None) -> "ScaProcessor":
+        """Build the processor that fits a model: sizes, tasks and caption settings of its [`ScaConfig`].
+
+        Args:
+            config: the model's configuration.
+            tokenizer: the language model's.
+            image_processor: the library's, for the model's image size; made here where None.
+        """
+        vision = config.sam_config.vision_config
+        side, mask_size = vision.image_size, 4 * (vision.image_size // vision.patch_size)
+        if image_processor is None:
+            name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
+            image_processor = getattr(transformers, name)(
+                size={"longest_edge": side},
+                pad_size={"height": side, "width": side},
+                mask_size={"longest_edge": mask_size},
+                mask_pad_size={"height": mask_size, "width": mask_size},
+            )
+        if _side(image_processor.size) != side:
+            raise ValueError(f"the image processor makes {image_processor.size}, but the model takes {side} pixels.")
+        return cls(
+            image_processor,
+            tokenizer,
+            tasks=config.mixer_config.tasks,
+            max_caption_length=config.max_caption_length,
+            caption_add_bos=config.caption_add_bos,
+            mask_size=mask_size,
+        )
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        input_points: Any = None,
+        input_labels: Any = None,
+        input_boxes: Any = None,
+        input_masks: Any = None,
+        captions: Any = None,
+        task: Any = None,
+        original_sizes: Any = None,
+        **kwargs: Unpack[ScaProcessorKwargs],
+    ) -> ScaBatch:
+        """Prepare a batch: images, the prompts of their regions, and the captions to learn.
+
+        Kinds of prompts may differ from region to region: each kind has one entry per region, None where the region
+        has none of it. For a single image the outer level may be left out. Pixels are those of the upright image, its
+        EXIF orientation applied; both edges are legal, so that a box may end at x2 = width.
+
+        Args:
+            images: one image or a list, see [`as_images`].
+            text: an empty text or the name of a task, for each image; the library's pipelines pass it.
+            input_points: [image][region][point][x, y], pixels of the original image.
+            input_labels: [image][region][point], 1 inside, 0 outside the region; 1 where None.
+            input_boxes: [image][region][x1, y1, x2, y2], pixels of the original image.
+            input_masks: [image][region] of masks of the original image, see [`mask_logits`].
+                With no prompt of any kind, each image gets one box around the whole of it. An empty list for one of
+                several images is an image without regions.
+            captions: [image][region] of strings to learn; None for a region without.
+            task: a name, one per image, or one per region; `"caption"` (else the last of `tasks`) by default.
+            original_sizes: per image (height, width), in place of `images`: prompts alone, for cached embeddings.
+            kwargs: of the image processor; `return_tensors` (by default `"pt"`); `max_length`, `padding` of captions.
+
+        Returns:
+            `pixel_values` (B, 3, H, W), `original_sizes` and `reshaped_input_sizes` (B, 2), `task_ids` (B, R), the
+            prompts of [`build_prompts`] and, with captions, `input_ids`, `attention_mask` and `labels` (B, R, T).
+        """
+        options = self._options(kwargs)
+        tensors = options["images_kwargs"].pop("return_tensors", "pt")
+        data, sizes, resized, frame_size = self._images(images, original_sizes, options["images_kwargs"])
+        prompts = build_prompts(
+            sizes, resized, frame_size, self.mask_size, input_points, input_labels, input_boxes, input_masks
+        )
+        shape, counts = prompts["region_mask"].shape, prompts["region_mask"].sum(1).tolist()
+        if text is not None:
+            named = text_tasks(text, self.tasks, len(sizes))
+            if any(named) and task is not None:
+                raise ValueError(
+                    f"the task is named twice, by text={text!r} and task={task!r}; leave one of them out."
+                )
+            task = [name or self._default_task() for name in named] if task is None else task
+        task = self._default_task() if task is None else task
+        data |= prompts
+        data["task_ids"] = region_tasks(task, self.tasks, counts, shape)
+        if captions is not None or text is not None:
+            data |= self._captions(captions, counts, shape, options["text_kwargs"])
+        return ScaBatch(data, tensor_type=tensors)
+
+    def _default_task(self) -> str:
+        return "caption" if "caption" in self.tasks else self.tasks[-1]
+
+    def _options(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Sort keyword arguments by where they belong; unknown ones are an error, not the library's warning."""
+        groups = self.valid_processor_kwargs.__annotations__
+        known = {"common_kwargs", *groups, "max_length", "padding", "return_tensors"}
+        known |= set(groups["images_kwargs"].__annotations__)
+        known |= set(getattr(self.image_processor.valid_kwargs, "__annotations__", {}))
+        if unknown := sorted(set(kwargs) - known):
+            raise TypeError(f"ScaProcessor got unknown keyword argument(s): {', '.join(unknown)}.")
+        if odd := sorted(set(kwargs.get("text_kwargs", {})) - {"max_length", "padding", "return_tensors"}):
+            raise TypeError(
+                f"text_kwargs of ScaProcessor are max_length and padding of captions, got {', '.join(odd)}."
+            )
+        return self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs={}, **kwargs)
+
+    def _images(
+        self, images: Any, original_sizes: Any, options: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[tuple[int, int]], list[tuple[int, int]], int]:
+        """Return the tensors of the images, their sizes, their resized sizes, and the side of the padded square."""
+        if (images is None) == (original_sizes is None):
+            raise ValueError("give either images or, for prompts of cached embeddings, original_sizes.")
+        longest_edge = _side(options.get("size") or self.image_processor.size)
+        if images is None:
+            sizes = _check_sizes(original_sizes)
+        else:
+            images = as_images(images, options.pop("input_data_format", None))
+            sizes = [(image.height, image.width) for image in images]
+        resized = [resized_size(size, longest_edge) if min(size) > 0 else size for size in sizes]
+        for index, size in enumerate(sizes):
+            check_size(size, resized[index], index)
+        data = {"original_sizes": np.array(sizes), "reshaped_input_sizes": np.array(resized)}
+        if images is None:
+            return data, sizes, resized, longest_edge
+        features = self.image_processor(images, return_tensors="pt", **options)
+        # Where resizing is switched off or changed for this call, the image processor knows better.
+        resized = [(int(height), int(width)) for height, width in features["reshaped_input_sizes"]]
+        data["reshaped_input_sizes"] = np.array(resized)
+        return {"pixel_values": features["pixel_values"], **data}, sizes, resized, features["pixel_values"].shape[-1]
+
+    def _captions(
+        self, captions: Any, counts: list[int], shape: tuple[int, int], options: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Return ids, mask and labels of captions; without captions, empty ids (a pipeline's `text` asks for them)."""
+        max_length = options.get("max_length") or self.max_caption_length
+        padding = options.get("padding", True)
+        if padding not in (None, True, "longest", "max_length"):
+            raise ValueError(f"padding={padding!r}: captions of a batch are padded to the longest, or to max_length.")
+        pad_to = max_length if padding == "max_length" else 0
+        by_region = region_captions(captions, counts) if captions is not None else [[] for _ in counts]
+        encoded = encode_captions(by_region, self.tokenizer, shape, max_length, self.caption_add_bos, pad_to)
+        return encoded if captions is not None else {k: encoded[k] for k in ("input_ids", "attention_mask")}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call with images and text returns."""
+        return [
+            "pixel_values",
+            "original_sizes",
+            "reshaped_input_sizes",
+            "input_points",
+            "input_labels",
+            "input_boxes",
+            "input_masks",
+            "mask_index",
+            "region_mask",
+            "prompt_layout",
+            "task_ids",
+            "input_ids",
+            "attention_mask",
+        ]
+
+    def batch_decode(
+        self, sequences: Any, region_mask: Any = None, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[Any]:
+        """Decode the ids of regions to texts.
+
+        Args:
+            sequences: ids (B, R, T), (B, R, n, T) or (N, T), -100 allowed; or what `generate` returned.
+            region_mask: (B, R), True for real regions; by default the output's own, else all are real.
+            skip_special_tokens: leave special tokens out, and whatever follows EOS.
+            kwargs: of the tokenizer's `batch_decode`.
+
+        Returns:
+            Per image a list of texts of its real regions, stripped, nested as the ids are.
+        """
+        sequences, region_mask = _sequences(sequences, region_mask)
+        ids = as_id_array(sequences)
+        if isinstance(ids, np.ndarray) and not 2 <= ids.ndim <= 4:
+            raise ValueError(
+                f"expected ids of 2 to 4 axes (B, R, T), got shape {ids.shape}; for one sequence use decode."
+            )
+        decode = self._decode_rows(skip_special_tokens, kwargs)
+        if isinstance(ids, np.ndarray):
+            texts = _nest_like(decode(_rows(ids)), ids.shape[:-1])
+        else:
+            texts = _decode_ragged(ids, decode)
+        if region_mask is None or (isinstance(ids, np.ndarray) and ids.ndim == 2):
+            return texts
+        region_mask = to_list(region_mask)
+        if [len(row) for row in texts] != [len(row) for row in region_mask]:
+            raise ValueError("region_mask and the ids differ in their images or regions; give those of one call.")
+        return [[t for t, real in zip(*row, strict=True) if real] for row in zip(texts, region_mask, strict=True)]
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
+        """Decode one sequence of ids to a text, or several as [`~ScaProcessor.batch_decode`] does."""
+        ids = as_id_array(token_ids)
+        if isinstance(ids, np.ndarray) and ids.ndim <= 1:
+            return self._decode_rows(skip_special_tokens, kwargs)([ids.reshape(-1).tolist()])[0]
+        return self.batch_decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _decode_rows(self, skip_special_tokens: bool, kwargs: dict[str, Any]) -> Any:
+        return lambda rows: decode_rows(rows, self.tokenizer, self.caption_add_bos, skip_special_tokens, **kwargs)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Decode ids of any shape, or the output of `generate`, to a flat list of texts; padded regions give `""`."""
+        ids = as_id_array(_sequences(generated_outputs, None)[0])
+        if not isinstance(ids, np.ndarray):
+            raise ValueError("the ids are ragged lists; give one array, or decode them with batch_decode.")
+        return self._decode_rows(skip_special_tokens, kwargs)(_rows(ids))
+
+    def post_process_masks(
+        self, masks: Any, original_sizes: Any, reshaped_input_sizes: Any, mask_threshold: float = 0.0, **kwargs: Any
+    ) -> list[torch.Tensor]:
+        """Cut the padding off low-resolution masks and scale them to the original image, as `SamProcessor` does.
+
+        Args:
+            masks: `pred_masks` (B, R, M, 4h, 4w), or a list of (R, M, 4h, 4w).
+            original_sizes: (B, 2) height, width of the originals.
+            reshaped_input_sizes: (B, 2) height, width of the model's inputs before padding.
+            mask_threshold: logit above which a pixel is in the mask.
+            kwargs: `binarize`, `pad_size`.
+
+        Returns:
+            Per image (R, M, height, width), bool unless `binarize=False`.
+        """
+        return self.image_processor.post_process_masks(
+            [torch.as_tensor(mask).float() for mask in masks],
+            to_list(original_sizes),
+            to_list(reshaped_input_sizes),
+            mask_threshold,
+            **kwargs,
+        )
+
+    def post_process_regions(
+        self,
+        outputs: Any,
+        original_sizes: Any,
+        reshaped_input_sizes: Any,
+        region_mask: Any = None,
+        all_masks: bool = False,
+        mask_threshold: float = 0.0,
+    ) -> list[list[dict[str, Any]]]:
+        """Turn the model's output into one record per real region.
+
+        Args:
+            outputs: what `generate` returned, or `forward` (then without captions).
+            original_sizes: (B, 2) height, width of the originals, as the processor gave them.
+            reshaped_input_sizes: (B, 2), as the processor gave them.
+            region_mask: (B, R), True for real regions; by default the output's own, else all are real.
+            all_masks: give all candidate masks of a region, not only the one of best estimated IoU.
+            mask_threshold: logit above which a pixel is in the mask.
+
+        Returns:
+            Per image a list of dicts: `caption` (str), `score` (float, mean log-probability), `mask` ((height, width)
+            bool numpy array of the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy
+            along the mask's pixel edges, pixels of the original; None where the mask is empty). What the output
+            lacks is None. Several captions of a region are a list, scores as well; with `all_masks`, `mask` is
+            (M, height, width), `iou` and `box` lists.
+        """
+        outputs = dict(outputs)
+        sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
+        masks, sequences, scores = (outputs.get(name) for name in ("pred_masks", "sequences", "caption_scores"))
+        real = real_regions(outputs, region_mask, sizes, resized)
+        captions = self.batch_decode(sequences) if sequences is not None else None
+        scores = to_list(scores) if scores is not None else None
+        records = []
+        for image, regions in enumerate(real):
+            picked: list[dict[str, Any]] = [{"mask": None, "iou": None, "box": None}] * len(regions)
+            if masks is not None:
+                upscale = partial(
+                    self.post_process_masks,
+                    original_sizes=[sizes[image]],
+                    reshaped_input_sizes=[resized[image]],
+                    mask_threshold=mask_threshold,
+                )
+                found = masks[image][regions], outputs["iou_scores"][image][regions]
+                pixels = max(sizes[image][0] * sizes[image][1], _side(self.image_processor.size) ** 2)
+                picked = mask_records(*found, upscale, pixels, all_masks)
+            records.append(
+                [
+                    {
+                        "caption": None if captions is None else captions[image][region],
+                        "score": None if scores is None else scores[image][region],
+                        **mask,
+                    }
+                    for region, mask in zip(regions, picked, strict=True)
+                ]
+            )
+        return records
+
+    def grid_prompts(self, original_sizes: Any, points_per_side: int = 32, **kwargs: Any) -> ScaBatch:
+        """Prompt everything: a regular grid of points, each a region of its own, for images already encoded.
+
+        Args:
+            original_sizes: (B, 2) height, width of the originals, as the processor gave them.
+            points_per_side: points along each side of the image.
+            kwargs: of a call, such as `task`.
+
+        Returns:
+            Prompts without pixels: points (B, points_per_side ** 2, 1, 2). Put them beside `image_embeddings`, run the
+            model's `forward` for masks, and choose among these with [`~ScaProcessor.select_regions`].
+        """
+        sizes = _check_sizes(original_sizes)
+        points = [grid_points(size, points_per_side)[:, None] for size in sizes]
+        return self(original_sizes=sizes, input_points=points, **kwargs)
+
+    def select_regions(
+        self, outputs: Any, original_sizes: Any, reshaped_input_sizes: Any, region_mask: Any = None, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """Choose the good masks among all candidates: by IoU, stability, area and non-maximum suppression.
+
+        Works on the low-resolution masks, so a box is exact to one of their cells.
+
+        Args:
+            outputs: of `forward` or `generate`, with `pred_masks` and `iou_scores`.
+            original_sizes: (B, 2) height, width of the originals, as the processor gave them.
+            reshaped_input_sizes: (B, 2), as the processor gave them.
+            region_mask: (B, R), True for real regions; by default the output's own, else all are real.
+            kwargs: thresholds, see [`select_masks`].
+
+        Returns:
+            Per image, best first, S being the number chosen: `boxes` (S, 4) xyxy, pixels of the original; `masks`
+            (S, 4h, 4w) low-resolution logits; `iou_scores` (S,); `region_index` and `candidate_index` (S,), where they
+            stood. `boxes` and `masks` go back into a call as `input_boxes` or `input_masks` to caption what is chosen.
+        """
+        outputs = dict(outputs)
+        sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
+        real = real_regions(outputs, region_mask, sizes, resized)
+        return [
+            choose_candidates(masks, ious, regions, size, inner, _side(self.image_processor.size), **kwargs)
+            for masks, ious, regions, size, inner in zip(
+                outputs["pred_masks"], outputs["iou_scores"], real, sizes, resized, strict=True
+            )
+        ]
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Save the processor together with its code files, so that it loads where this package is not installed."""
+        # The library copies code only for registered classes. Registering the class at import would change what its
+        # plain to_dict() says, so this instance is registered, and only while it is saved.
+        registered = "_auto_class" in vars(self)
+        if self._auto_class is None:
+            self._auto_class = "AutoProcessor"
+        try:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            if not registered:
+                self.__dict__.pop("_auto_class", None)
+            for part in (self, self.image_processor):
+                part.__dict__.pop("auto_map", None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the processor's settings and those of its image processor."""
+        settings = super().to_dict()
+        # The library also notes our class in the image processor, which is not ours.
+        settings.get("image_processor", {}).pop("auto_map", None)
+        return settings
+
+
+def _check_sizes(original_sizes: Any) -> list[tuple[int, int]]:
+    try:
+        sizes = np.asarray(to_list(original_sizes))
+    except ValueError as error:
+        raise ValueError("original_sizes: expected (height, width) per image.") from error
+    if sizes.ndim != 2 or sizes.shape[1] != 2 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
+        raise ValueError(f"original_sizes: expected integers (height, width) per image, got {original_sizes!r}.")
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def _sequences(outputs: Any, region_mask: Any) -> tuple[Any, Any]:
+    """Take ids and region mask out of what `generate` returned; ids alone pass through."""
+    if isinstance(outputs, dict) or hasattr(outputs, "sequences"):
+        outputs = dict(outputs)
+        if outputs.get("sequences") is None:
+            raise ValueError("the output has no sequences to decode; it is not one of generate.")
+        return outputs["sequences"], region_mask if region_mask is not None else outputs.get("region_mask")
+    return outputs, region_mask
+
+
+def _rows(ids: np.ndarray) -> list[list[int]]:
+    """Return ids (..., T) as a flat list of rows."""
+    # Without -1: an empty text has ids of length 0, and then -1 could stand for any number of rows.
+    return ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1]).tolist()
+
+
+def _nest_like(texts: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """Fold a flat list to the given shape."""
+    for size in reversed(shape[1:]):
+        texts = [texts[i : i + size] for i in range(0, len(texts), size)] if size else []
+    return texts if all(shape[1:]) else [[] for _ in range(shape[0])]
+
+
+def _decode_ragged(ids: Any, decode: Any) -> list[Any]:
+    """Decode ragged lists of ids, keeping their nesting above the sequences."""
+    if ids and all(
+        isinstance(row, (list, tuple)) and not any(isinstance(t, (list, tuple)) for t in row) for row in ids
+    ):
+        return decode(ids)
+    return [_decode_ragged(row, decode) if len(row) else [] for row in ids]
+
+
+def _side(size: Any) -> int:
+    """Return the longest edge of a size in any of the library's forms."""
+    side = size.get("longest_edge") if isinstance(size, dict) else getattr(size, "longest_edge", size)
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
+    return side

@@ -1,0 +1,292 @@
+"""Prompts of regions: validated in pixels of the original image, laid out in the frame of the model.
+
+Frames. A user gives pixels of the original image (for a file with an EXIF rotation: of the upright image), the origin
+in the top left corner, so that a box around the whole image is `[0, 0, width, height]`. The model takes pixels of the
+resized image, whose longest side is the side of the square that it is padded to. Shapes: B images, R regions per image
+(of the image that has most), P points per region (of the region that has most), K masks in all.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .masks_sca import mask_logits
+from .nesting_sca import count_regions, depth_of, expected, nest
+
+
+POINT_PADDING = -10
+
+# Rounding to float32 moves a coordinate of a 16 000 pixel image by up to 1e-3: as far as that beyond the edge, a
+# coordinate is taken as the edge itself. Anything farther out is an error, never clipped.
+EDGE_TOLERANCE = 1e-3
+
+
+def build_prompts(
+    sizes: Sequence[tuple[int, int]],
+    resized: Sequence[tuple[int, int]],
+    frame_size: int,
+    mask_size: int,
+    input_points: Any = None,
+    input_labels: Any = None,
+    input_boxes: Any = None,
+    input_masks: Any = None,
+) -> dict[str, np.ndarray]:
+    """Validate the prompts of a batch and lay them out as the model takes them.
+
+    Args:
+        sizes: per image (height, width) of the original.
+        resized: per image (height, width) of the model's input, before padding.
+        frame_size: side of the square that images are padded to, pixels of the resized image.
+        mask_size: side of the model's low-resolution masks.
+        input_points: [image][region][point][x, y], pixels of the original.
+        input_labels: [image][region][point], 1 inside, 0 outside; 1 where None.
+        input_boxes: [image][region][x1, y1, x2, y2], pixels of the original.
+        input_masks: [image][region] of masks, see [`mask_logits`].
+            With no prompt of any kind, each image gets one box around the whole of it.
+
+    Returns:
+        `input_points` (B, R, P, 2) and `input_boxes` (B, R, 4) float32, pixels of the resized image; `input_labels`
+        (B, R, P); `input_masks` (K, mask_size, mask_size) logits and `mask_index` (B, R), -1 for none; `region_mask`
+        (B, R); `prompt_layout` (B, R), `num_points << 2 | has_mask << 1 | has_box`. Unused slots are zero, labels
+        `POINT_PADDING`.
+    """
+    images = len(sizes)
+    if all(prompt is None for prompt in (input_points, input_labels, input_boxes, input_masks)):
+        input_boxes = [[[0, 0, width, height]] for height, width in sizes]
+    if input_labels is not None and input_points is None:
+        raise ValueError("input_labels were given without input_points; labels belong to points.")
+    flat_labels = input_labels is not None and images == 1 and depth_of(input_labels, "input_labels") == 1
+    by_kind = {
+        "input_points": nest(input_points, "input_points", images, one_region=flat_labels),
+        "input_labels": nest(input_labels, "input_labels", images),
+        "input_boxes": nest(input_boxes, "input_boxes", images),
+        "input_masks": nest(input_masks, "input_masks", images),
+    }
+    counts = count_regions(by_kind, images)
+    if not any(counts):
+        raise ValueError("no image has a region; give at least one prompt, or no prompt argument for whole images.")
+
+    scale = np.array([(rw / w, rh / h) for (h, w), (rh, rw) in zip(sizes, resized, strict=True)])  # (B, 2) x, y
+    region_mask = np.arange(max(counts)) < np.array(counts)[:, None]  # (B, R)
+    points, labels, num_points = _lay_out_points(
+        by_kind["input_points"], by_kind["input_labels"], sizes, scale, counts
+    )
+    boxes, has_box = _lay_out_boxes(by_kind["input_boxes"], sizes, scale, region_mask.shape)
+    masks, mask_index = _lay_out_masks(
+        by_kind["input_masks"], sizes, resized, frame_size, mask_size, region_mask.shape
+    )
+    layout = (num_points << 2) | ((mask_index >= 0).astype(np.int64) << 1) | has_box
+    for image, region in np.argwhere(region_mask & (layout == 0))[:1]:
+        raise ValueError(
+            f"image {image}, region {region} has no prompt; give it a box, points or a mask, or leave the region out."
+        )
+    return {
+        "input_points": points,
+        "input_labels": labels,
+        "input_boxes": boxes,
+        "input_masks": masks,
+        "mask_index": mask_index,
+        "region_mask": region_mask,
+        "prompt_layout": layout,
+    }
+
+
+def resized_size(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
+    """Return (height, width) after resizing the longest side, rounded as SAM's image processor does."""
+    scale = longest_edge / max(size)
+    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def _lay_out_boxes(
+    by_image: list[Any], sizes: Sequence[tuple[int, int]], scale: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes (B, R, 4) in the resized frame and whether there is one (B, R) int64."""
+    boxes, has_box = np.zeros((*shape, 4), np.float32), np.zeros(shape, np.int64)
+    for image, regions in enumerate(by_image):
+        if regions is None or len(regions) == 0:
+            continue
+        index = np.array([i for i, region in enumerate(regions) if region is not None], np.int64)
+        rows = [regions[i] for i in index]
+        values = _table(rows, index, 4, f"input_boxes: image {image}", "a box [x1, y1, x2, y2]")
+        values = check_boxes(values, sizes[image], [f"input_boxes: image {image}, region {i}" for i in index])
+        boxes[image, index] = values * np.tile(scale[image], 2)
+        has_box[image, index] = 1
+    return boxes, has_box
+
+
+def _lay_out_points(
+    points_by_image: list[Any],
+    labels_by_image: list[Any],
+    sizes: Sequence[tuple[int, int]],
+    scale: np.ndarray,
+    counts: list[int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return points (B, R, P, 2) in the resized frame, labels (B, R, P) and the number of points (B, R)."""
+    shape = (len(counts), max(counts))
+    num_points = np.zeros(shape, np.int64)
+    flat: list[tuple[np.ndarray, np.ndarray]] = []
+    for image, regions in enumerate(points_by_image):
+        labels = labels_by_image[image]
+        if regions is None or len(regions) == 0:
+            if labels is not None and len(labels):
+                raise ValueError(f"input_labels: image {image} has labels but no points.")
+            flat.append((np.zeros((0, 2)), np.zeros(0, np.int64)))
+            continue
+        values = [_region_points(region, image, i) for i, region in enumerate(regions)]
+        num_points[image, : len(values)] = [len(value) for value in values]
+        joined = np.concatenate(values)
+        where = (image, np.repeat(np.arange(len(values)), num_points[image, : len(values)]))
+        flat.append(
+            (
+                check_points(joined, sizes[image], *where),
+                _region_labels(labels, num_points[image, : len(values)], image),
+            )
+        )
+    points = np.zeros((*shape, num_points.max(), 2), np.float32)
+    labels_out = np.full(points.shape[:3], POINT_PADDING, np.int64)
+    used = np.arange(points.shape[2]) < num_points[..., None]  # (B, R, P)
+    # Row-major over images, regions and points: the order in which `flat` was joined.
+    points[used] = np.concatenate([values * scale[image] for image, (values, _) in enumerate(flat)])
+    labels_out[used] = np.concatenate([values for _, values in flat])
+    return points, labels_out, num_points
+
+
+def _lay_out_masks(
+    by_image: list[Any],
+    sizes: Sequence[tuple[int, int]],
+    resized: Sequence[tuple[int, int]],
+    frame_size: int,
+    mask_size: int,
+    shape: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits (K, mask_size, mask_size) of all mask prompts and their place (B, R), -1 for none."""
+    masks: list[np.ndarray] = []
+    mask_index = np.full(shape, -1, np.int64)
+    for image, regions in enumerate(by_image):
+        for region, mask in enumerate(regions if regions is not None else []):
+            if mask is not None:
+                mask_index[image, region] = len(masks)
+                where = f"input_masks: image {image}, region {region}"
+                masks.append(mask_logits(mask, sizes[image], resized[image], frame_size, mask_size, where))
+    return np.stack(masks) if masks else np.zeros((0, mask_size, mask_size), np.float32), mask_index
+
+
+def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) -> np.ndarray:
+    """Refuse boxes that are not finite, inverted, outside the image or without area.
+
+    Args:
+        boxes: (N, 4) xyxy float64, pixels of the original image.
+        size: (height, width) of that image.
+        where: N names of the boxes, for the error.
+
+    Returns:
+        The boxes, coordinates within `EDGE_TOLERANCE` beyond an edge set to the edge.
+    """
+    limit = np.array([size[1], size[0], size[1], size[0]], np.float64)
+    picture = f"the image of {size[1]} x {size[0]} pixels (width x height)"
+    _refuse(~np.isfinite(boxes).all(1), boxes, where, "box", "is not finite; give four finite numbers")
+    inverted = (boxes[:, :2] > boxes[:, 2:]).any(1)
+    _refuse(
+        inverted, boxes, where, "box", "is inverted; give [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not x, y, w, h)"
+    )
+    outside = ((boxes < -EDGE_TOLERANCE) | (boxes > limit + EDGE_TOLERANCE)).any(1)
+    _refuse(
+        outside, boxes, where, "box", f"reaches outside {picture}; give pixels of the original image, or clip it first"
+    )
+    boxes = np.clip(boxes, 0, limit)
+    # float32 is what the model sees.
+    flat = (boxes[:, :2].astype(np.float32) >= boxes[:, 2:].astype(np.float32)).any(1)
+    _refuse(flat, boxes, where, "box", "has no area; give a box with x1 < x2 and y1 < y2")
+    return boxes
+
+
+def check_points(points: np.ndarray, size: tuple[int, int], image: int, region: np.ndarray) -> np.ndarray:
+    """Refuse points that are not finite or outside the image.
+
+    Args:
+        points: (N, 2) x, y float64, pixels of the original image; both edges of the image are legal.
+        size: (height, width) of that image.
+        image: its index, for the error.
+        region: (N,) index of each point's region, for the error.
+
+    Returns:
+        The points, coordinates within `EDGE_TOLERANCE` beyond an edge set to the edge.
+    """
+    limit = np.array([size[1], size[0]], np.float64)
+    finite = np.isfinite(points).all(1)
+    outside = finite & ((points < -EDGE_TOLERANCE) | (points > limit + EDGE_TOLERANCE)).any(1)
+    for bad, mend in (
+        (~finite, "is not finite; give two finite numbers"),
+        (
+            outside,
+            f"lies outside the image of {size[1]} x {size[0]} pixels (width x height); give pixels of the original",
+        ),
+    ):
+        for i in np.flatnonzero(bad)[:1]:
+            raise ValueError(f"input_points: image {image}, region {region[i]}: point {_show(points[i])} {mend}.")
+    return np.clip(points, 0, limit)
+
+
+def _region_points(region: Any, image: int, index: int) -> np.ndarray:
+    """Return the points (P, 2) of one region; P is 0 where it has none."""
+    if region is None or len(region) == 0:
+        return np.zeros((0, 2))
+    where = f"input_points: image {image}, region {index}"
+    return _table(region, range(len(region)), 2, where, "a point [x, y]", "point")
+
+
+def _region_labels(labels: Any, num_points: np.ndarray, image: int) -> np.ndarray:
+    """Return the labels (N,) of all points of an image, 1 where none were given."""
+    if labels is None or len(labels) == 0:
+        return np.ones(num_points.sum(), np.int64)
+    return np.concatenate(
+        [
+            np.ones(count, np.int64) if region is None else _check_labels(region, count, image, i)
+            for i, (region, count) in enumerate(zip(labels, num_points, strict=True))
+        ]
+    )
+
+
+def _check_labels(region: Any, count: int, image: int, index: int) -> np.ndarray:
+    where = f"input_labels: image {image}, region {index}"
+    try:
+        labels = np.asarray(region, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: cannot read {_show(region)} as labels; {expected('input_labels')}.") from error
+    if labels.shape != (count,):
+        raise ValueError(f"{where}: {labels.size} label(s) for {count} point(s); give one label per point.")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"{where}: labels {_show(region)}; a label is 1 (inside) or 0 (outside).")
+    return labels.astype(np.int64)
+
+
+def _table(rows: Any, index: Any, width: int, where: str, what: str, level: str = "region") -> np.ndarray:
+    """Return rows of `width` numbers as one float64 array, or say which row is something else."""
+    try:
+        table = np.asarray(rows, np.float64)
+        if table.shape == (len(rows), width):
+            return table
+    except (TypeError, ValueError, OverflowError):
+        pass
+    for i, row in zip(index, rows, strict=True):
+        try:
+            good = np.asarray(row, np.float64).shape == (width,)
+        except (TypeError, ValueError, OverflowError):
+            good = False
+        if not good:
+            raise ValueError(f"{where}, {level} {i}: {_show(row)} is not {what}: {width} finite numbers.")
+    return np.asarray([np.asarray(row, np.float64) for row in rows]).reshape(-1, width)
+
+
+def _refuse(bad: Any, values: np.ndarray, where: Sequence[str], what: str, mend: str) -> None:
+    for i in np.flatnonzero(bad)[:1]:
+        raise ValueError(f"{where[i]}: {what} {_show(values[i])} {mend}.")
+
+
+def _show(value: Any) -> str:
+    """Write a value for an error message: short, numbers without noise."""
+    if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(np.asarray(value, object)) == 1 and len(value) <= 8:
+        return "[" + ", ".join(f"{v:g}" if isinstance(v, (float, np.floating)) else repr(v) for v in value) + "]"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

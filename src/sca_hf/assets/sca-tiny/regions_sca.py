@@ -1,0 +1,276 @@
+"""Regions as data: COCO RLE, boxes and scores of masks, non-maximum suppression, grids of points.
+
+Pure functions on numpy (RLE) and torch (the rest). Boxes are xyxy and run along pixel edges, so that a mask of the one
+pixel (x, y) has the box `[x, y, x + 1, y + 1]` and the whole image `[0, 0, width, height]`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+# Elements of one intermediate of the pairwise functions: bounds their memory, not their result.
+_CHUNK = 1 << 24
+# A few characters of RLE may claim any size; no image is larger than this.
+_MAX_PIXELS = 1 << 30
+
+
+def encode_rle(mask: Any) -> dict[str, Any]:
+    """Encode a mask as compressed COCO RLE, byte for byte as pycocotools does.
+
+    Args:
+        mask: (height, width) bool, or numbers of which all but 0 are in the mask.
+
+    Returns:
+        `{"size": [height, width], "counts": str}`, ready for JSON.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"mask: expected two axes (height, width), got an array of shape {mask.shape}.")
+    return {"size": list(mask.shape), "counts": _compress(_run_lengths(mask != 0))}
+
+
+def decode_rle(rle: dict[str, Any], where: str = "mask") -> np.ndarray:
+    """Decode a COCO RLE, compressed (a string or bytes) or not (a list of counts).
+
+    Args:
+        rle: `{"size": [height, width], "counts": ...}`.
+        where: what to call it in an error.
+
+    Returns:
+        (height, width) bool.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        whole = list(rle["size"]) == [height, width]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole or not 0 < height * width <= _MAX_PIXELS or height < 0:
+        raise ValueError(
+            f"{where}: an RLE is a dict with size [height, width], of at most {_MAX_PIXELS} pixels, and counts, got "
+            f"{_short(rle)}."
+        )
+    if isinstance(counts, (str, bytes)):
+        runs = _decompress(counts, where)
+    else:
+        try:
+            runs = np.asarray(counts, np.int64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{where}: RLE counts are a string or a list of integers, got {_short(counts)}."
+            ) from error
+    # Each run by itself first: a sum may overflow.
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
+        raise ValueError(
+            f"{where}: the RLE counts cover {runs.sum()} pixels, its size [{height}, {width}] has {height * width}."
+        )
+    values = np.arange(len(runs)) % 2 == 1  # runs alternate, outside first
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _run_lengths(mask: np.ndarray) -> np.ndarray:
+    """Return the lengths of the runs of a bool mask in column order, the first run outside (it may be 0)."""
+    flat = mask.T.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]]))
+    return np.concatenate([[0], runs]) if flat.size and flat[0] else runs
+
+
+def _compress(runs: np.ndarray) -> str:
+    """Write run lengths as COCO does: from the third on the difference to the one before the last, 5 bits a char."""
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    chars = []
+    for value in values.tolist():
+        more = True
+        while more:
+            bits = value & 0x1F
+            value >>= 5
+            more = value != -1 if bits & 0x10 else value != 0
+            chars.append(bits + 48 + (0x20 if more else 0))
+    return bytes(chars).decode("ascii")
+
+
+def _decompress(counts: str | bytes, where: str) -> np.ndarray:
+    runs: list[int] = []
+    value = shift = 0
+    for char in counts.encode("latin-1", "replace") if isinstance(counts, str) else counts:
+        bits = char - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(f"{where}: the RLE counts string is not COCO's compressed form, got {_short(counts)}.")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            if bits & 0x10:
+                value -= 1 << shift
+            # The first three counts stand as they are.
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift or any(abs(run) >= 1 << 62 for run in runs):
+        raise ValueError(f"{where}: the RLE counts string is cut short, got {_short(counts)}.")
+    return np.array(runs, np.int64)
+
+
+def mask_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """Return the tight box of each mask.
+
+    Args:
+        masks: (N, height, width) bool.
+
+    Returns:
+        (N, 4) float32 xyxy along pixel edges; all zero for an empty mask.
+    """
+    height, width = masks.shape[-2:]
+    columns, rows = masks.any(-2), masks.any(-1)  # (N, width), (N, height)
+    x = torch.arange(width, device=masks.device)
+    y = torch.arange(height, device=masks.device)
+    box = torch.stack(
+        [
+            torch.where(columns, x, width).amin(-1),
+            torch.where(rows, y, height).amin(-1),
+            torch.where(columns, x + 1, 0).amax(-1),
+            torch.where(rows, y + 1, 0).amax(-1),
+        ],
+        dim=-1,
+    )
+    return (box * columns.any(-1, keepdim=True)).float()
+
+
+def stability_scores(logits: torch.Tensor, threshold: float = 0.0, offset: float = 1.0) -> torch.Tensor:
+    """Return how little each mask changes when its threshold moves: IoU of the masks at threshold +- offset.
+
+    Args:
+        logits: (..., height, width).
+        threshold: the threshold that makes the mask.
+        offset: how far it moves to either side.
+
+    Returns:
+        (...) float32; 0 where both masks are empty.
+    """
+    inner = (logits > threshold + offset).flatten(-2).sum(-1)
+    outer = (logits > threshold - offset).flatten(-2).sum(-1)
+    return inner / outer.clamp(min=1)
+
+
+def box_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return the IoU of each box (N, 4) with each of the others (M, 4), all xyxy, as (N, M); 0 without any area."""
+    top_left = torch.maximum(boxes[:, None, :2], others[:, :2])
+    bottom_right = torch.minimum(boxes[:, None, 2:], others[:, 2:])
+    inter = (bottom_right - top_left).clamp(min=0).prod(-1)  # (N, M)
+    union = _areas(boxes)[:, None] + _areas(others) - inter
+    return torch.where(union > 0, inter / union, 0.0)
+
+
+def mask_iou(masks: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return the IoU of each mask (N, height, width) with each of the others (M, height, width), bool, as (N, M)."""
+    # float32 counts pixels exactly up to 2^24, a mask of 4096 x 4096.
+    flat, flat_others = masks.flatten(1).float(), others.flatten(1).float()
+    inter = flat @ flat_others.T
+    union = flat.sum(1)[:, None] + flat_others.sum(1) - inter
+    return torch.where(union > 0, inter / union, 0.0)
+
+
+def box_nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Keep the best boxes: each kept box removes those behind it that overlap it by more than the threshold.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        scores: (N,); of equal scores, the earlier box is the better one.
+        iou_threshold: overlaps above it are removed.
+
+    Returns:
+        (kept,) int64 indices, best first.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    ordered = boxes[order].float()
+    return order[_greedy(lambda start, stop: box_iou(ordered[start:stop], ordered), len(order), iou_threshold)]
+
+
+def mask_nms(masks: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Keep the best masks (N, height, width), bool, as [`box_nms`] keeps boxes."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    ordered = masks[order]
+    return order[_greedy(lambda start, stop: mask_iou(ordered[start:stop], ordered), len(order), iou_threshold)]
+
+
+def _greedy(iou_rows: Any, count: int, iou_threshold: float) -> torch.Tensor:
+    """Return the kept positions of a list sorted best first; `iou_rows(start, stop)` gives rows of its IoU matrix."""
+    removed = np.zeros(count, bool)
+    kept = []
+    rows = max(1, _CHUNK // max(count, 1))
+    for start in range(0, count, rows):
+        overlaps = (iou_rows(start, min(start + rows, count)) > iou_threshold).cpu().numpy()
+        for i, overlap in enumerate(overlaps, start):
+            if not removed[i]:
+                kept.append(i)
+                removed |= overlap
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def grid_points(size: tuple[int, int], points_per_side: int = 32) -> np.ndarray:
+    """Return points on a regular grid, the centres of points_per_side x points_per_side equal cells of an image.
+
+    Args:
+        size: (height, width), pixels.
+        points_per_side: points along each side.
+
+    Returns:
+        (points_per_side ** 2, 2) float64 x, y, row by row.
+    """
+    if points_per_side < 1:
+        raise ValueError(f"points_per_side must be at least 1, got {points_per_side}.")
+    steps = (np.arange(points_per_side) + 0.5) / points_per_side
+    y, x = np.meshgrid(steps * size[0], steps * size[1], indexing="ij")
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def select_masks(
+    logits: torch.Tensor,
+    iou_scores: torch.Tensor,
+    *,
+    iou_threshold: float = 0.88,
+    stability_threshold: float = 0.95,
+    stability_offset: float = 1.0,
+    mask_threshold: float = 0.0,
+    nms_threshold: float = 0.7,
+    min_area: float = 0.0,
+    max_area: float = 1.0,
+) -> torch.Tensor:
+    """Choose the good masks among many that overlap, as SAM's automatic mask generation does.
+
+    Args:
+        logits: (N, height, width) mask logits, all of one image, padding cut off.
+        iou_scores: (N,) the model's own estimate of each mask's IoU.
+        iou_threshold: masks are kept if their estimated IoU is above.
+        stability_threshold: and if their stability is at least this, see [`stability_scores`].
+        stability_offset: offset of the stability.
+        mask_threshold: logit above which a pixel is in the mask.
+        nms_threshold: box IoU above which only the better of two masks is kept; 1 keeps all.
+        min_area: smallest share of the image that a mask may cover; empty masks are never kept.
+        max_area: largest share.
+
+    Returns:
+        (kept,) int64 indices into N, best estimated IoU first.
+    """
+    logits, iou_scores = logits.detach(), iou_scores.detach().float()
+    good = iou_scores > iou_threshold
+    # Each later step looks only at what is left: the masks are the expensive part.
+    index = torch.nonzero(good).flatten()
+    index = index[stability_scores(logits[index], mask_threshold, stability_offset) >= stability_threshold]
+    masks = logits[index] > mask_threshold
+    area = masks.flatten(1).sum(1) / (masks.shape[-1] * masks.shape[-2])
+    fits = (area > 0) & (area >= min_area) & (area <= max_area)
+    index, masks = index[fits], masks[fits]
+    kept = box_nms(mask_boxes(masks), iou_scores[index], nms_threshold)
+    return index[kept.to(index.device)]
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,200 @@
+"""SAM's mask decoder, taken apart: the tokens and image it leaves behind for each region, then its mask heads.
+
+The weights and modules are the library's own (`SamModel`, `SamHQModel`); only the order of the calls is ours, so that
+the mixer can read the decoder's tokens and that the heads run only when masks are asked for.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .grouping_sca import PromptGroup
+from .two_way_sca import ImageProjection, fold_positions, run_two_way
+
+
+@dataclass
+class DecodedRegions:
+    """What SAM's two-way transformer leaves behind for n regions.
+
+    Attributes:
+        tokens: (n, t, C); IoU token, mask tokens (SAM-HQ: and its own), prompt tokens.
+        image_tokens: (n, hw, C), updated by the region.
+        image_input: (n, hw, C), the image tokens that went in, for SAM-HQ's heads; None: those of the image.
+        image_index: (n,) image of each region.
+    """
+
+    tokens: torch.Tensor
+    image_tokens: torch.Tensor
+    image_input: torch.Tensor | None
+    image_index: torch.Tensor
+
+
+class SamSegmenter:
+    """SAM's decoder for the regions of one call; what the images share is computed once, here."""
+
+    def __init__(
+        self,
+        sam: nn.Module,
+        image_embeddings: torch.Tensor,
+        input_masks: torch.Tensor | None = None,
+        intermediate_embeddings: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            sam: `SamModel` or `SamHQModel`.
+            image_embeddings: (B, C, h, w).
+            input_masks: (K, 4h, 4w) mask prompts as logits, or None.
+            intermediate_embeddings: (B, h, w, vision width), SAM-HQ's early features; None leaves them out of masks.
+        """
+        self.decoder, self.prompt_encoder = sam.mask_decoder, sam.prompt_encoder
+        self.is_hq = sam.config.model_type == "sam_hq"
+        self.attn_implementation = sam.config._attn_implementation
+        self.dtype = self.decoder.iou_token.weight.dtype
+        self.grid = tuple(image_embeddings.shape[-2:])
+        self.images = image_embeddings.to(self.dtype)
+        positions = sam.get_image_wide_positional_embeddings()  # (1, C, h, w)
+        self.positions = positions[0].flatten(1).t()  # (hw, C)
+        self.folded: list[ImageProjection] = fold_positions(self.decoder.transformer, self.positions)
+
+        no_mask = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        # Regions without a mask prompt share their image: its tokens are laid out once.
+        self.shared_tokens = _as_tokens(self.images + no_mask)  # (B, hw, C)
+        self.mask_embeds = None
+        if input_masks is not None:
+            self.mask_embeds = self.prompt_encoder.mask_embed(input_masks.unsqueeze(1).to(self.dtype))  # (K, C, h, w)
+        output_tokens = [self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]
+        if self.is_hq:
+            output_tokens.append(self.decoder.hq_token.weight)
+            self.hq_features = _hq_features(self.decoder, self.images, intermediate_embeddings)
+        self.output_tokens = torch.cat(output_tokens)  # (outputs, C)
+
+    def decode(self, group: PromptGroup) -> DecodedRegions:
+        """Run the two-way transformer for the regions of `group`."""
+        tokens = self.output_tokens.expand(len(group), -1, -1)
+        prompts = self._prompt_tokens(group)
+        if prompts is not None:
+            tokens = torch.cat([tokens, prompts.to(self.dtype)], dim=1)  # (n, t, C)
+        if group.mask_index is None or self.mask_embeds is None:
+            image_input = _per_region(self.shared_tokens, group.image_index)
+            projected = _per_region(self.shared_projection, group.image_index)
+        else:
+            image_input = _as_tokens(self.images[group.image_index] + self.mask_embeds[group.mask_index])
+            projected = None
+        tokens, image_tokens = run_two_way(
+            self.decoder.transformer, self.folded, tokens, image_input, projected, self.attn_implementation
+        )
+        kept_input = image_input if self.is_hq and group.mask_index is not None else None
+        return DecodedRegions(tokens, image_tokens, kept_input, group.image_index)
+
+    @cached_property
+    def shared_projection(self) -> torch.Tensor:
+        """The first layer's projection of `shared_tokens`, (B, hw, 3 * inner)."""
+        return self.folded[0](self.shared_tokens)
+
+    def _prompt_tokens(self, group: PromptGroup) -> torch.Tensor | None:
+        """Points and boxes as SAM's prompt encoder embeds them, (n, tokens, C); None for a mask alone."""
+        if group.points is None and group.boxes is None:
+            return None
+        points = labels = boxes = None
+        if group.points is not None:
+            points = group.points.unsqueeze(0)
+            labels = torch.ones_like(points[..., 0], dtype=torch.int) if group.labels is None else group.labels[None]
+        if group.boxes is not None:
+            boxes = group.boxes.unsqueeze(0)
+        tokens, _ = self.prompt_encoder(
+            input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
+        )  # (1, n, tokens, C)
+        return tokens[0]
+
+    def masks(self, regions: DecodedRegions, multimask_output: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask logits (n, M, 4h, 4w) and IoU scores (n, M); M is 3 with `multimask_output`, else 1."""
+        decoder = self.decoder
+        count = decoder.num_multimask_outputs + 1
+        wanted = range(1, count) if multimask_output else range(1)
+        scores = decoder.iou_prediction_head(regions.tokens[:, 0])[:, wanted.start : wanted.stop]
+        hyper = torch.stack([decoder.output_hypernetworks_mlps[i](regions.tokens[:, 1 + i]) for i in wanted], dim=1)
+        if self.is_hq:
+            return self._hq_masks(regions, hyper, scores)
+        pixels = self._upscale(regions.image_tokens)
+        return self._as_image(hyper @ pixels.transpose(1, 2)), scores
+
+    def _upscale(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens (n, hw, C) to pixels (n, 16 hw, C / 8), those of a cell side by side."""
+        decoder = self.decoder
+        norm = decoder.upscale_layer_norm
+        pixels = _split_cells(image_tokens, decoder.upscale_conv1)
+        # The library's own norm expects channels first; here they are last.
+        pixels = F.layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return decoder.activation(_split_cells(decoder.activation(pixels), decoder.upscale_conv2))
+
+    def _as_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, channels, 16 hw), pixels of a cell side by side, to (n, channels, 4h, 4w)."""
+        height, width = self.grid
+        # Row and column of the cell, of the quarter in it, of the pixel in that.
+        pixels = pixels.unflatten(2, (height, width, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return pixels.reshape(*pixels.shape[:2], 4 * height, 4 * width)
+
+    def _hq_masks(
+        self, regions: DecodedRegions, hyper: torch.Tensor, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the high-quality mask of SAM-HQ to masks sorted by score, as `SamHQModel` does by default."""
+        decoder = self.decoder
+        if regions.image_input is None:
+            pixels, refined = (_per_region(x, regions.image_index) for x in self.shared_hq_pixels)
+        else:
+            pixels, refined = self._hq_pixels(regions.image_input, self.hq_features[regions.image_index])
+        scores, order = scores.sort(dim=1, descending=True)
+        hyper = hyper.gather(1, order[..., None].expand_as(hyper))
+        hyper_hq = decoder.hq_mask_mlp(regions.tokens[:, decoder.num_multimask_outputs + 2]).unsqueeze(1)
+        masks = self._as_image(hyper @ pixels.transpose(1, 2))
+        return masks + (hyper_hq @ refined).unflatten(2, masks.shape[2:]), scores
+
+    @cached_property
+    def shared_hq_pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """SAM-HQ's masks are made from the image that goes in, which regions without a mask prompt share."""
+        return self._hq_pixels(self.shared_tokens, self.hq_features)
+
+    def _hq_pixels(self, image_input: torch.Tensor, hq_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (n, 16 hw, C / 8) for SAM's masks, and refined ones (n, C / 8, 4h * 4w) for the high-quality mask."""
+        decoder = self.decoder
+        # The library's SAM-HQ reads the image with its two spatial axes swapped.
+        swapped = image_input.unflatten(1, self.grid).transpose(1, 2).flatten(1, 2)
+        pixels = self._upscale(swapped)
+        refined = decoder.mask_conv1(self._as_image(pixels.transpose(1, 2)))
+        refined = decoder.mask_conv2(decoder.activation(decoder.mask_norm(refined)))
+        return pixels, (refined + hq_features).flatten(2)
+
+
+def _hq_features(decoder: nn.Module, images: torch.Tensor, early: torch.Tensor | None) -> torch.Tensor:
+    features = decoder.encoder_conv2(decoder.activation(decoder.encoder_norm(decoder.encoder_conv1(images))))
+    if early is None:
+        return features
+    early = decoder.compress_vit_conv1(early.permute(0, 3, 1, 2).to(images.dtype))
+    return features + decoder.compress_vit_conv2(decoder.activation(decoder.compress_vit_norm(early)))
+
+
+def _as_tokens(images: torch.Tensor) -> torch.Tensor:
+    """(n, C, h, w) to (n, hw, C), contiguous."""
+    return images.flatten(2).transpose(1, 2).contiguous()
+
+
+def _per_region(per_image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    """Rows of `per_image` for each region; a single image is not copied."""
+    if per_image.shape[0] == 1:
+        return per_image.expand(len(image_index), -1, -1)
+    return per_image[image_index]
+
+
+def _split_cells(cells: torch.Tensor, conv: nn.ConvTranspose2d) -> torch.Tensor:
+    """Split each of (n, cells, C) into four by a transposed convolution of kernel and stride 2: (n, 4 * cells, C').
+
+    Its kernels do not overlap, so it is one matrix product; the library's masks take twice the time on a CPU.
+    """
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * C', C)
+    return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
+
+
+__all__ = ["DecodedRegions", "SamSegmenter"]
