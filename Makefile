@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest -q
 FAST = not slow and not gpu and not hub
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-external check flat style bench docs build clean
+.PHONY: help install demo test test-slow test-external check flat style bench docs assets build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | \
@@ -74,6 +74,9 @@ bench: $(VENV)/.installed-dev ## speed against the library's plain modules
 
 docs: $(VENV)/.installed-dev ## the README's picture and outputs, made anew with the bundled model
 	$(BIN)/python docs/refresh.py
+
+assets: ## the code of modeling/ and processing/ copied beside the bundled weights, after a change of either
+	cd src/sca_hf && for file in assets/sca-tiny/*.py; do cp */$$(basename $$file) $$file; done
 
 build: $(BIN)/python ## a wheel in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .

@@ -43,7 +43,6 @@ def stage_arguments(folder: Path, settings: StageSettings, **more: Any) -> Train
         "save_total_limit": 2,
         "logging_steps": 100,
         "report_to": "none",
-        "disable_tqdm": True,
         "dataloader_drop_last": True,
         "dataloader_pin_memory": False,
         "seed": settings.seed,
