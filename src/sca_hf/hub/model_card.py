@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from ..evaluation.scenes_report import markdown_table
-from ..repository_info import RepositoryInfo, describe_repository
+from .repository_info import RepositoryInfo, describe_repository
 
 
 # What of a report goes into the head of the card, where the Hub reads it.

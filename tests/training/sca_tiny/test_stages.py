@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sca_hf.data.scenes import render_scene
-from sca_hf.training.language import KeywordTexts, LanguageSettings, train_language_model, train_tokenizer
-from sca_hf.training.segmentation import SegmentationSettings, train_segmentation
-from sca_hf.training.stages import last_whole_checkpoint, save_whole
+from sca_hf.training.sca_tiny.language import KeywordTexts, LanguageSettings, train_language_model, train_tokenizer
+from sca_hf.training.sca_tiny.segmentation import SegmentationSettings, train_segmentation
+from sca_hf.training.sca_tiny.stages import last_whole_checkpoint, save_whole
 
 
 SHORT = LanguageSettings(steps=4, batch_size=4, save_steps=2)

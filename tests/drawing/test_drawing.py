@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sca_hf import drawing
-from sca_hf.drawing import DrawnRegion, colour_of, draw_regions
-from sca_hf.label_layout import Rect, cover_grid, place_labels
+from sca_hf.drawing import DrawnRegion, colour_of, draw_regions, overlay
+from sca_hf.drawing.label_layout import Rect, cover_grid, place_labels
 
 
 def grey(width: int = 120, height: int = 90) -> Image.Image:
@@ -25,9 +24,9 @@ def block(left: int, top: int, right: int, bottom: int, width: int = 120, height
 def chips(monkeypatch):
     """The rectangles of all captions that a picture shows."""
     seen: list[Rect] = []
-    draw_chip = drawing._draw_chip
+    draw_chip = overlay._draw_chip
     monkeypatch.setattr(
-        drawing, "_draw_chip", lambda canvas, place, *rest: (seen.append(place), draw_chip(canvas, place, *rest))
+        overlay, "_draw_chip", lambda canvas, place, *rest: (seen.append(place), draw_chip(canvas, place, *rest))
     )
     return seen
 
@@ -117,7 +116,7 @@ def test_prompts_are_drawn_where_they_were_given():
 @pytest.mark.parametrize("installed", [True, False])
 def test_any_caption_can_be_drawn(caption, installed, monkeypatch):
     if not installed:
-        monkeypatch.setattr(drawing, "_font", drawing.ImageFont.load_default)
+        monkeypatch.setattr(overlay, "_font", overlay.ImageFont.load_default)
     draw_regions(grey(), [DrawnRegion(caption, block(30, 30, 90, 60))])
 
 

@@ -5,10 +5,16 @@ import pytest
 import torch
 from transformers import SamModel
 
-from sca_hf.training.prompt_sampling import PromptCollator
-from sca_hf.training.sca_tiny import read_recipe
-from sca_hf.training.scene_cache import ATTRIBUTES, load_scene_arrays
-from sca_hf.training.segmentation import SegmentationTrainee, decode_regions, mask_loss, score_names, tiny_sam_config
+from sca_hf.training.sca_tiny.prompt_sampling import PromptCollator
+from sca_hf.training.sca_tiny.recipe import read_recipe
+from sca_hf.training.sca_tiny.scene_cache import ATTRIBUTES, load_scene_arrays
+from sca_hf.training.sca_tiny.segmentation import (
+    SegmentationTrainee,
+    decode_regions,
+    mask_loss,
+    score_names,
+    tiny_sam_config,
+)
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,10 @@ import transformers
 import yaml
 from transformers import AutoTokenizer
 
-from ..evaluation.scenes_report import markdown_table, score_model, to_json
-from ..hub.bundle import bundle
-from ..modeling.modeling_sca import ScaForConditionalGeneration
-from ..processing.processing_sca import ScaProcessor
+from ...evaluation.scenes_report import markdown_table, score_model, to_json
+from ...hub.bundle import bundle
+from ...modeling.modeling_sca import ScaForConditionalGeneration
+from ...processing.processing_sca import ScaProcessor
 from .captioning import CaptioningSettings, new_captioner, train_captioning
 from .language import LanguageSettings, train_language_model
 from .segmentation import SegmentationSettings, train_segmentation
@@ -110,7 +110,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-scenes", type=int, default=1_000, help="unseen scenes for the report")
     options = parser.parse_args(arguments)
     run_recipe(yaml.safe_load(options.recipe.read_text()) or {}, options.output, options.test_scenes)
-
-
-if __name__ == "__main__":
-    main()

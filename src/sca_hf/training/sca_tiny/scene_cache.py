@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.scenes import COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES, TEXTURES, render_scene, scene_seed
+from ...data.scenes import COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES, TEXTURES, render_scene, scene_seed
 
 
 MAX_OBJECTS = 5

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import SamModel
 
-from ..data.scenes import scene_seed
+from ...data.scenes import scene_seed
 from .prompt_sampling import IMAGE_MEAN, IMAGE_STD, random_pixel
 from .scene_cache import SceneArrays
 

@@ -8,9 +8,9 @@ import torch
 from huggingface_hub import get_safetensors_metadata
 from safetensors import safe_open
 
-from .captioning import check_repository
-from .modeling.configuration_sca import ScaConfig
-from .modeling.modeling_sca import ScaForConditionalGeneration
+from ..captioning import check_repository
+from ..modeling.configuration_sca import ScaConfig
+from ..modeling.modeling_sca import ScaForConditionalGeneration
 
 
 @dataclass

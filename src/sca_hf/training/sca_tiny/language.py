@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer
 
-from ..data.scene_captions import describe, read_caption
-from ..data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
+from ...data.scene_captions import describe, read_caption
+from ...data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
 from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 

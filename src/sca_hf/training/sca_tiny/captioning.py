@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import SamModel, Trainer
 
-from ..data.scenes import scenes
-from ..evaluation.scenes_report import caption_scores, run_scenes
-from ..modeling.modeling_sca import ScaForConditionalGeneration
-from ..processing.processing_sca import ScaProcessor
-from .collator import RegionCollator
+from ...data.scenes import scenes
+from ...evaluation.scenes_report import caption_scores, run_scenes
+from ...modeling.modeling_sca import ScaForConditionalGeneration
+from ...processing.processing_sca import ScaProcessor
+from ..collator import RegionCollator
 from .scene_cache import load_scene_arrays
 from .scene_records import SceneRecords, cache_embeddings
 from .stages import save_whole, stage_arguments, train_from_last_checkpoint

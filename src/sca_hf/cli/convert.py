@@ -1,0 +1,33 @@
+"""`sca-hf convert`: checkpoints of the original authors."""
+
+import argparse
+from typing import Any
+
+from .parsing import command
+
+
+_CONVERT_EXAMPLE = """\
+example:
+  sca-hf convert ./authors-checkpoint ./sca-gpt2-large --tokenizer gpt2-large --sam facebook/sam-vit-huge
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    text = "convert a checkpoint of the original authors into a model that loads in three lines"
+    declared = command(commands, "convert", run, text, _CONVERT_EXAMPLE)
+    declared.add_argument("source", metavar="SRC", help="folder or repository id in the authors' format")
+    declared.add_argument("destination", metavar="DST", help="folder to write")
+    declared.add_argument(
+        "--tokenizer", metavar="PATH_OR_ID", help="of the language model (default: as SRC says, or in SRC itself)"
+    )
+    declared.add_argument(
+        "--sam", metavar="PATH_OR_ID", help="where to take the image processor from (default: SAM's)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    from ..hub.convert import convert
+
+    print(convert(options.source, options.destination, tokenizer=options.tokenizer, sam=options.sam))

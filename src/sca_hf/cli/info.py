@@ -1,0 +1,30 @@
+"""`sca-hf info`: what a saved model consists of."""
+
+import argparse
+from typing import Any
+
+from .parsing import command, quiet
+
+
+_INFO_EXAMPLE = """\
+example:
+  sca-hf info ./my-model
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    text = "show what a saved model consists of: parts, parameters, precision, kind of repository"
+    declared = command(commands, "info", run, text, _INFO_EXAMPLE)
+    declared.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder or repository id (default: the bundled sca-tiny)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    quiet()
+    from ..captioning import bundled_model
+    from ..hub.repository_info import describe_repository
+
+    print(describe_repository(options.model or str(bundled_model())))

@@ -1,0 +1,57 @@
+"""What the commands share: how one is declared, what its options may be, how its output is written."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> Any:
+    """Declares a command; the first line of `text` is its summary."""
+    added = commands.add_parser(
+        name,
+        help=text.split("\n", 1)[0],
+        description=text,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    added.set_defaults(run=run)
+    return added
+
+
+def positive(text: str) -> int:
+    """Reads a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def check_picture_name(path: Path) -> None:
+    """Raises unless a picture can be saved under this name."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{path}: name a picture as .png, .jpg or .webp.")
+
+
+def prepare(path: Path) -> None:
+    """Makes the folder of an output now, so that a wrong name is not found out after the work."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a file to write.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(records: list[dict[str, Any]], file: TextIO) -> None:
+    """A JSON list with one record on each line."""
+    file.write("[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n")
+
+
+def quiet() -> None:
+    """Leaves the terminal to the result: no progress bars of loading, no retries announced."""
+    import huggingface_hub
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
