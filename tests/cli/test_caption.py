@@ -122,7 +122,7 @@ def test_scene_is_rendered_with_prompts_that_caption_takes(model, tmp_path, caps
 
 
 def test_convert_makes_a_model_that_info_takes(tmp_path, capsys):
-    fixture = Path(__file__).parent / "fixtures" / "original_sca_gpt2"
+    fixture = Path(__file__).parents[1] / "fixtures" / "original_sca_gpt2"
     theirs, ours, words = tmp_path / "theirs", tmp_path / "ours", tmp_path / "words"
     theirs.mkdir()
     shutil.copy(fixture / "state_dict.safetensors", theirs / "model.safetensors")
