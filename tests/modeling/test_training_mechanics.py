@@ -67,13 +67,24 @@ def test_the_caption_loss_does_not_depend_on_how_a_batch_is_split(make_model, ov
     assert_same(gradients(model), expected)
 
 
-def test_the_mask_loss_counts_once_however_often_gradients_are_accumulated(make_model):
-    model, part = make_model(mask_loss_weight=0.7), batch(images=1)
-    alone = model(**part).loss
-    twice = sum(model(**part, num_items_in_batch=2 * (part["labels"] != -100).sum()).loss for _ in range(2))
-    torch.testing.assert_close(twice, alone)
-    captions = model(**{name: x for name, x in part.items() if name != "mask_labels"}).loss
-    assert alone > captions + 0.01
+@pytest.mark.parametrize("splits", [[(0, 1), (1, 2), (2, 3), (3, 4)], [(0, 1), (1, 4)]], ids=["singly", "unevenly"])
+def test_the_mask_loss_does_not_depend_on_how_a_batch_is_split(make_model, splits):
+    model, whole = make_model(mask_loss_weight=0.7, freeze_base_models=False), batch()  # unfrozen parts have dropout
+    whole["mask_labels"][0, 1] = whole["mask_labels"][2] = float("nan")  # two images' masks are not all known
+    loss = model(**whole).loss
+    loss.backward()
+    expected = gradients(model)
+    assert any(name.startswith("sam.mask_decoder.output_hypernetworks") for name in expected)
+    model.zero_grad()
+    items, parts = (whole["labels"] != -100).sum(), 0.0
+    for start, end in splits:
+        part = model(**{name: x[start:end] for name, x in whole.items()}, num_items_in_batch=items).loss
+        part.backward()
+        parts += part.detach()
+    torch.testing.assert_close(parts, loss.detach())
+    assert_same(gradients(model), expected)
+    captions = model(**{name: x for name, x in whole.items() if name != "mask_labels"}).loss
+    assert loss > captions + 0.01
 
 
 def test_the_loss_is_the_first_output(model):

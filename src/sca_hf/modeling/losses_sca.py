@@ -37,21 +37,32 @@ def caption_loss(
     return total / num_items
 
 
-def mask_loss(pred_masks: torch.Tensor, iou_scores: torch.Tensor, mask_labels: torch.Tensor) -> torch.Tensor:
-    """SAM's training loss, averaged over regions (arXiv 2304.02643, appendix A).
+def mask_loss(
+    pred_masks: torch.Tensor,
+    iou_scores: torch.Tensor,
+    mask_labels: torch.Tensor,
+    shares: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """SAM's training loss, a weighted mean over regions (arXiv 2304.02643, appendix A).
 
     Of several candidate masks only the one with the lowest focal + dice loss is trained; IoU scores are all trained.
 
     Args:
         pred_masks: (N, M, H, W) logits.
         iou_scores: (N, M).
-        mask_labels: (N, H, W) true masks in the same frame, in [0, 1].
+        mask_labels: (N, H, W) true masks in the same frame, in [0, 1]; NaN throughout for a region whose mask is not
+            known, which adds nothing.
+        shares: (N,) weight of each region in the mean; None weighs those with a known mask alike.
     """
-    target = mask_labels.float().unsqueeze(1).expand_as(pred_masks)
+    known = ~mask_labels[:, 0, 0].isnan()
+    if shares is None:
+        shares = known / known.sum().clamp(min=1)
+    target = mask_labels.float().masked_fill(~known[:, None, None], 0.0).unsqueeze(1).expand_as(pred_masks)
     logits = pred_masks.float()
     per_mask = FOCAL_WEIGHT * _focal(logits, target) + DICE_WEIGHT * _dice(logits, target)  # (N, M)
     iou_error = (iou_scores.float() - _iou(logits.detach(), target)).square().mean(dim=1)
-    return (per_mask.min(dim=1).values + IOU_WEIGHT * iou_error).mean()
+    per_region = per_mask.min(dim=1).values + IOU_WEIGHT * iou_error
+    return (per_region * shares * known).sum()
 
 
 def _focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -35,15 +35,25 @@ def mask_logits(
     array = _as_array(mask, where)
     if array.dtype.kind == "f":
         return _check_logits(array, mask_size, where)
-    array = _as_binary(array, where)
+    covered = mask_coverage(array, size, resized, frame_size, mask_size, where)
+    return ((2 * covered - 1) * MASK_LOGIT).astype(np.float32)
+
+
+def mask_coverage(
+    mask: Any, size: tuple[int, int], resized: tuple[int, int], frame_size: int, mask_size: int, where: str = "mask"
+) -> np.ndarray:
+    """Return the share of each low-resolution cell that one mask covers: (mask_size, mask_size) float64 in [0, 1].
+
+    It takes what [`mask_logits`] takes, logits excepted.
+    """
+    array = _as_binary(_as_array(mask, where), where)
     height, width = array.shape
     if abs(height - width * size[0] / size[1]) >= 1 and abs(width - height * size[1] / size[0]) >= 1:
         raise ValueError(
             f"{where}: the mask is {width} x {height} pixels (width x height), the image {size[1]} x {size[0]}; give "
             "a mask of the image's size, or a scaled one of the same shape."
         )
-    covered = _share(_share(array, resized[0], frame_size, mask_size).T, resized[1], frame_size, mask_size).T
-    return ((2 * covered - 1) * MASK_LOGIT).astype(np.float32)
+    return _share(_share(array, resized[0], frame_size, mask_size).T, resized[1], frame_size, mask_size).T
 
 
 def _as_array(mask: Any, where: str) -> np.ndarray:

@@ -259,10 +259,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             input_ids: (B, R, T) captions.
             attention_mask: (B, R, T) 1 on the caption, 0 on padding.
             labels: (B, R, T) the ids again with -100 on padding, not shifted.
-            mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1].
+            mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1]; NaN throughout for regions
+                whose mask is not known.
             output_masks: compute masks and IoU; None does so without text, or with `mask_labels`.
             region_chunk_size: regions that run at once; None fits the device. Changes no result.
-            num_items_in_batch: what the summed caption loss is divided by; None for the labels of this call.
+            num_items_in_batch: what the summed caption loss is divided by, and with it each region's mask loss times
+                its number of labels; None for the labels of this call.
             output_hidden_states: with text, also return those of the language model; None asks the configuration.
             output_attentions: the same for its attention weights.
         """
@@ -308,10 +310,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             results |= {name: spoken.get(name) for name in ("hidden_states", "attentions")}
         if mask_labels is not None and self.config.mask_loss_weight > 0:
             check_regional(plan.shape, pred_masks=results["pred_masks"][:, :, 0], mask_labels=mask_labels)
-            loss = mask_loss(features.pred_masks, features.iou_scores, plan.real(mask_labels))
-            if labels is not None and num_items_in_batch is not None:
-                # A mean over regions, so each call of an accumulated step counts by its share of the step.
-                loss = loss * ((plan.real(labels) != -100).sum() / num_items_in_batch)
+            shares = None
+            if labels is not None:
+                # Tokens weigh regions as they weigh captions: only their number is known over all parts of a step.
+                tokens = (plan.real(labels) != -100).sum(dim=1)
+                shares = tokens / (tokens.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+            loss = mask_loss(features.pred_masks, features.iou_scores, plan.real(mask_labels), shares)
             results["loss"] = results.get("loss", 0) + self.config.mask_loss_weight * loss
         return ScaOutput(**results)
 
