@@ -5,7 +5,7 @@ import copy
 import pytest
 from PIL import Image
 
-from sca_hf.data.region import RegionRecord, RegionRecordError, region_features
+from sca_hf.data.region import CheckCounts, RegionRecord, RegionRecordError, check_records, region_features
 
 
 GOOD = {
@@ -64,6 +64,47 @@ def test_a_good_record_survives_the_way_to_values_and_back():
     record = RegionRecord.from_dict(GOOD)
     assert RegionRecord.from_dict(record.to_dict()) == record
     assert record.regions[0].texts("caption") == ["a cat"] and record.regions[0].texts("recognition") == []
+
+
+def test_bad_records_are_skipped_and_counted_on_request():
+    counts = CheckCounts()
+    bad = changed({"captions": []})
+    kept = list(check_records([GOOD, bad, changed(task="vqa"), GOOD], "cats.json", "skip", counts))
+    assert len(kept) == counts.records == 2
+    assert (counts.skipped_records, counts.skipped_regions) == (2, 1)
+    assert "region r0" in counts.messages[0] and "task is 'vqa'" in counts.messages[1]
+    with pytest.raises(RegionRecordError):
+        list(check_records([bad], "cats.json"))
+
+
+def test_a_bad_region_does_not_cost_its_image():
+    record = changed()
+    record["regions"] += [
+        {**record["regions"][0], "region_id": "r1", "box": [3, 3, 3, 9]},
+        RegionRecordError("cats.xml, image cat-1, region r2: there is no bndbox"),
+        {**record["regions"][0], "region_id": "r3", "clipped": True},
+    ]
+    counts = CheckCounts()
+    (kept,) = check_records([{**record, "source": "cats.xml"}], "cats", "skip", counts)
+    assert [region.region_id for region in kept.regions] == ["r0", "r3"]
+    assert (counts.records, counts.regions, counts.skipped_records, counts.skipped_regions) == (1, 2, 0, 2)
+    assert counts.clipped_regions == 1
+    assert counts.messages[0].startswith("cats.xml, image cat-1, region r1: box") and "bndbox" in counts.messages[1]
+    with pytest.raises(RegionRecordError, match=r"^cats, image cat-1, region r1"):
+        list(check_records([record], "cats"))
+
+
+def test_an_image_without_regions_is_a_record():
+    assert next(check_records([{**GOOD, "regions": []}], "cats.json")).regions == []
+
+
+def test_a_reader_may_say_why_there_is_no_record():
+    counts = CheckCounts(kept_messages=1)
+    errors = [RegionRecordError("a.xml: no"), RegionRecordError("b.xml: no")]
+    assert next(check_records([*errors, GOOD], "cats", "skip", counts)).image_id == "cat-1"
+    assert counts.skipped_records == 2 and counts.messages == ["a.xml: no"]
+    with pytest.raises(RegionRecordError, match=r"^a.xml: no"):
+        list(check_records(errors, "cats"))
 
 
 def test_the_picture_is_loaded_upright(tmp_path):

@@ -7,11 +7,11 @@ of the original image, x to the right, y down.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
@@ -69,14 +69,29 @@ class RegionRecord:
         """Builds and validates a record; `source` names the file in errors."""
         where = f"{source}, image {values.get('image_id', '?')}"
         try:
-            regions = [Region(**region) for region in values["regions"]]
-            record = cls(**{**values, "regions": regions})
+            rows = values["regions"]
+            record = cls(**{**values, "regions": []})
         except KeyError as error:
             raise RegionRecordError(f"{where}: the field {error} is missing") from None
         except TypeError as error:
             raise RegionRecordError(f"{where}: {str(error).replace('__init__()', 'the record')}") from None
+        if not isinstance(rows, Sequence) or isinstance(rows, str):
+            raise RegionRecordError(f"{where}: regions is a {type(rows).__name__}, expected a list")
         record.validate(source)
+        record.regions = [record.checked_region(row, source) for row in rows]
         return record
+
+    def checked_region(self, values: Mapping[str, Any] | RegionRecordError, source: str = "record") -> Region:
+        """Builds one region of this record and validates it; does not add it."""
+        if isinstance(values, RegionRecordError):
+            raise values
+        where = f"{source}, image {self.image_id}"
+        try:
+            region = Region(**{key: value for key, value in values.items() if key != "clipped"})
+        except (AttributeError, TypeError) as error:
+            raise RegionRecordError(f"{where}: {str(error).replace('__init__()', 'the region')}") from None
+        self._validate_region(region, where)
+        return region
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values, the image as it is."""
@@ -105,18 +120,106 @@ class RegionRecord:
         if problem:
             raise RegionRecordError(f"{where}: {problem}")
         for region in self.regions:
-            problem = self.region_problem(region)
-            if problem:
-                raise RegionRecordError(f"{where}, region {region.region_id}: {problem}")
+            self._validate_region(region, where)
 
-    def region_problem(self, region: Region) -> str | None:
-        """Says what is wrong with a region in this image; None where nothing is."""
-        return (
+    def _validate_region(self, region: Region, where: str) -> None:
+        problem = (
             _box_problem(region.box, self.width, self.height)
             or _mask_problem(region.mask, self.width, self.height)
             or _point_problem(region.points, region.labels, self.width, self.height)
             or _text_problem(region, self.task)
         )
+        if problem:
+            raise RegionRecordError(f"{where}, region {region.region_id}: {problem}")
+
+
+@dataclass
+class CheckCounts:
+    """What `check_records` met.
+
+    Attributes:
+        records, regions: what was handed on.
+        skipped_records, skipped_regions: what was left out; the regions of an image that is bad itself do not count.
+        clipped_regions: boxes that a reader cut at the edge of their image.
+        messages: why, the first `kept_messages` of them.
+    """
+
+    records: int = 0
+    regions: int = 0
+    skipped_records: int = 0
+    skipped_regions: int = 0
+    clipped_regions: int = 0
+    messages: list[str] = field(default_factory=list)
+    kept_messages: int = 1000
+
+    def note(self, message: str) -> None:
+        """Keeps a message, unless there are enough."""
+        if len(self.messages) < self.kept_messages:
+            self.messages.append(message)
+
+
+def check_records(
+    records: Iterable[Mapping[str, Any] | RegionRecordError],
+    source: str,
+    on_error: Literal["raise", "skip"] = "raise",
+    counts: CheckCounts | None = None,
+) -> Iterator[RegionRecord]:
+    """Yields validated records.
+
+    Args:
+        records: what a reader yields: mappings with the fields of `RegionRecord`. In place of a record, or of one of
+            its regions, a reader may hand over the `RegionRecordError` that says why there is none. A record may
+            name its own `source`, and a region may say that its box was `clipped`.
+        source: the file to name in errors where a record names none.
+        on_error: "raise" stops at the first bad region. "skip" leaves bad regions out, and a record whose picture is
+            bad or of which no region is left. A record that came without regions stays.
+        counts: is brought up to date before each record is handed on.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error is {on_error!r}, expected "raise" or "skip"')
+    counts = CheckCounts() if counts is None else counts
+    for values in records:
+        try:
+            record = _checked(values, source, on_error == "skip", counts)
+        except RegionRecordError as error:
+            if on_error == "raise":
+                raise
+            counts.note(str(error))
+            counts.skipped_records += 1
+            continue
+        if record is not None:
+            counts.records += 1
+            counts.regions += len(record.regions)
+            yield record
+
+
+def _checked(
+    values: Mapping[str, Any] | RegionRecordError, source: str, skip: bool, counts: CheckCounts
+) -> RegionRecord | None:
+    """Builds and validates one record; None when all of its regions are bad."""
+    if isinstance(values, RegionRecordError):
+        raise values
+    fields = dict(values)
+    source = fields.pop("source", None) or source
+    rows = fields.get("regions")
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        return RegionRecord.from_dict(fields, source)  # says what is wrong
+    record = RegionRecord.from_dict({**fields, "regions": []}, source)
+    clipped = 0
+    for row in rows:
+        try:
+            record.regions.append(record.checked_region(row, source))
+            clipped += bool(isinstance(row, Mapping) and row.get("clipped"))
+        except RegionRecordError as error:
+            if not skip:
+                raise
+            counts.note(str(error))
+            counts.skipped_regions += 1
+    counts.clipped_regions += clipped
+    if rows and not record.regions:
+        counts.skipped_records += 1
+        return None
+    return record
 
 
 def region_features() -> Features:
