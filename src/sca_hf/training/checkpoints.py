@@ -1,0 +1,315 @@
+"""Checkpoints that are whole or not there at all, and runs that go on from them exactly.
+
+The Trainer writes `checkpoint-N` in place: a run killed meanwhile leaves a torn folder, which it later takes for its
+newest checkpoint. Here a checkpoint is written below `_tmp-checkpoint-N`, flushed to the disk, sealed by a list of its
+files and only then renamed; older ones go after that. The seal also says what run the checkpoint belongs to, so that
+going on with other data, another seed or another batch size is an error and not another run under the same name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from .run_identity import describe_run, kept_randomness, run_differences
+from .staging import (
+    REPLACED,
+    UNFINISHED,
+    DiskFullError,
+    drop,
+    file_sizes,
+    flush,
+    flush_entry,
+    put_in_place,
+    removed_on_error,
+)
+
+
+logger = logging.getLogger(__name__)
+
+SEAL = "checkpoint_seal.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, is torn, or belongs to another run."""
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """Returns the newest whole checkpoint of a folder, ours or the stock Trainer's; None where there is none."""
+    for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
+        reason = torn(path)
+        if reason is None:
+            return path
+        logger.warning("%s is torn and left out: %s.", path, reason)
+    return None
+
+
+def torn(checkpoint: Path) -> str | None:
+    """Says why a checkpoint is not whole, or returns None.
+
+    One of ours holds every file its seal names, at its length. Of the stock Trainer's, which is not sealed, every file
+    must end where its own format says, and the Trainer's state, written last, must be that of the folder's step.
+    """
+    sizes = file_sizes(checkpoint)
+    if SEAL in sizes:
+        seal = _read_json(checkpoint / SEAL)
+        files = seal.get("files") if isinstance(seal, dict) else None
+        if not isinstance(files, dict):
+            return f"{SEAL} cannot be read"
+        return next((f"{name} is missing or cut" for name, size in files.items() if sizes.get(name) != size), None)
+    state = _read_json(checkpoint / TRAINER_STATE_NAME)
+    if not isinstance(state, dict) or state.get("global_step") != _step(checkpoint):
+        return f"{TRAINER_STATE_NAME} is missing or cut"
+    return next((f"{name} is cut" for name in sizes if not _is_complete(checkpoint / name, set(sizes))), None)
+
+
+def clear_leftovers(folder: str | Path) -> None:
+    """Removes what killed saves left; a checkpoint that lacked only its last renaming gets it."""
+    folder = Path(folder)
+    for staging in sorted(folder.glob(f"{UNFINISHED}{PREFIX_CHECKPOINT_DIR}-*")):
+        name = staging.name.removeprefix(UNFINISHED)
+        part, target = staging / name, folder / name
+        if (part / SEAL).exists() and torn(part) is None and (not target.exists() or torn(target)):
+            put_in_place(part, target)
+        shutil.rmtree(staging, ignore_errors=True)
+    for replaced in folder.glob(f"{REPLACED}{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells sampler and data set the epoch, however deep they are wrapped, and remembers where it began.
+
+    The data loader itself reaches neither the sampler of a resumed epoch on several processes nor, beside a sampler,
+    the data set.
+
+    current: the epoch and the update step at which it began. upcoming: the same of the epoch a run starts with.
+    """
+
+    def __init__(self) -> None:
+        self.current = (0, 0)
+        self.upcoming: tuple[int, int] | None = None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets the epoch before anything is read."""
+        self.current = self.upcoming or (self.current[0] + 1, state.global_step)
+        self.upcoming = None
+        for part in _parts_of_loader(kwargs["train_dataloader"]):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self.current[0])
+
+
+class WholeCheckpoints(Trainer):
+    """A Trainer whose checkpoints are never torn, and which goes on exactly where a run stopped or refuses to.
+
+    `train(resume_from_checkpoint=True)` takes the newest whole checkpoint. Where an argument, the data or the frozen
+    weights are not those of the checkpoint's run, an error names them; the training argument `allow_changed_resume`
+    turns that into a warning.
+    """
+
+    _staging: Path | None = None
+    _resumed: Path | None = None
+    _run: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._epochs = EpochCallback()
+        self.add_callback(self._epochs)
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as the Trainer does, from a whole checkpoint of the same run if one is asked for."""
+        if self.args.should_save:
+            clear_leftovers(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        self._run = describe_run(self)
+        self._resumed = self._agree_on_checkpoint(resume_from_checkpoint)
+        return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
+
+    def _agree_on_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
+        """Returns what every process goes on from; the first one looks, so that none sees another newest folder."""
+        if not wanted:
+            return None
+        found: list[str | None] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found[0] = str(self._checked_checkpoint(wanted))
+            except CheckpointError as error:
+                found[1] = str(error)
+        broadcast_object_list(found)
+        if found[0] is None:
+            raise CheckpointError(found[1])
+        return Path(found[0])
+
+    def _checked_checkpoint(self, wanted: str | Path | bool) -> Path:
+        path = last_checkpoint(self.args.output_dir) if wanted is True else Path(str(wanted))
+        if path is None or not path.is_dir():
+            raise CheckpointError(f"There is no whole checkpoint {path or 'in ' + self.args.output_dir}.")
+        if reason := torn(path):
+            other = last_checkpoint(path.parent)
+            mend = f"resume from {other}" if other else "start anew"
+            raise CheckpointError(f"The checkpoint {path} is torn: {reason}; {mend}.")
+        if not _has_optimizer(path):
+            raise CheckpointError(f"{path} has no optimizer state (save_only_model): start anew from its weights.")
+        seal = _read_json(path / SEAL)
+        if not isinstance(seal, dict):
+            logger.warning("%s does not say what run it belongs to: taken on trust.", path)
+        elif different := run_differences(seal.get("run", {}), self._run):
+            message = f"The checkpoint {path} belongs to another run: {'; '.join(different)}."
+            if not getattr(self.args, "allow_changed_resume", False):
+                raise CheckpointError(
+                    f"{message} Give the former values, start anew in another output_dir, or set "
+                    "allow_changed_resume=True to go on as another run."
+                )
+            logger.warning("%s Going on all the same.", message)
+        return path
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Of a data set without a length the Trainer cannot tell how many passes a checkpoint has behind it."""
+        epochs, batches = super()._init_training_state(*args, **kwargs)
+        accumulated = self.args.gradient_accumulation_steps
+        seal = _read_json(self._resumed / SEAL) if self._resumed else None
+        if isinstance(seal, dict) and not hasattr(self.train_dataset, "__len__"):
+            epochs = int(seal["epoch"])
+            batches = (self.state.global_step - int(seal["epoch_first_step"])) * accumulated
+        self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
+        return epochs, batches
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        run_dir = Path(super()._get_output_dir(trial))
+        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._staging = run_dir / f"{UNFINISHED}{target.name}"
+        try:
+            with removed_on_error(self._staging, target, self._least_bytes):
+                super()._save_checkpoint(model, trial)
+                self._finish(self._staging / target.name, target)
+        except DiskFullError as error:
+            last = last_checkpoint(run_dir)
+            raise CheckpointError(f"{error} " + (f"The last whole checkpoint is {last}." if last else "")) from error
+        finally:
+            self._staging = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
+    def _finish(self, part: Path, target: Path) -> None:
+        """Seals and renames a checkpoint once every process has written its share of it."""
+        if self.state.best_model_checkpoint == str(part):
+            # The Trainer takes the staging folder for the place where this checkpoint will stay.
+            self.state.best_model_checkpoint = str(target)
+            if self.args.should_save:
+                self.state.save_to_json(str(part / TRAINER_STATE_NAME))
+        # Each process writes a state of random numbers, and maybe a shard of the optimizer.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            epoch, first = self._epochs.current
+            seal = {"files": file_sizes(part), "run": self._run, "epoch": epoch, "epoch_first_step": first}
+            flush(part)
+            (part / SEAL).write_text(json.dumps(seal, indent=1), encoding="utf-8")
+            flush_entry(part / SEAL)
+            flush_entry(part)
+            put_in_place(part, target)
+            _rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _least_bytes(self) -> int:
+        """Returns what a checkpoint takes: as much as the last one, or trained parameters and optimizer state."""
+        if last := last_checkpoint(super()._get_output_dir(None)):
+            return sum(file_sizes(last).values())
+        tensors = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        states = getattr(self.optimizer, "state", {}).values()
+        tensors += [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Uploads run in the background: not from a folder that is about to be renamed.
+        if not self._staging:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # A resumed run does not repeat an evaluation that came after its checkpoint.
+        with kept_randomness():
+            return super()._evaluate(*args, **kwargs)
+
+
+def _parts_of_loader(loader: Any) -> Iterator[Any]:
+    """Yields data set and samplers, the inner ones too."""
+    yield loader.dataset
+    sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+    while sampler is not None:
+        yield sampler
+        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+
+
+def _rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Deletes the oldest checkpoints beyond `limit`, never the newest nor the best."""
+    if not limit or limit < 0:
+        return
+    protected = {newest} | ({Path(best)} if best and Path(best).is_dir() else set())
+    others = [path for path in _checkpoints(newest.parent) if path not in protected]
+    others.sort(key=lambda path: (path.stat().st_mtime_ns, _step(path)))
+    for path in others[: max(0, len(others) + len(protected) - max(limit, len(protected)))]:
+        drop(path)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    paths = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return [path for path in paths if re.fullmatch(r"\d+", path.name.rpartition("-")[2]) and path.is_dir()]
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _has_optimizer(checkpoint: Path) -> bool:
+    """Deepspeed keeps optimizer and scheduler in a folder of its own, named by the file `latest`."""
+    return any((checkpoint / name).is_file() for name in ("scheduler.pt", "latest"))
+
+
+def _is_complete(path: Path, names: set[str]) -> bool:
+    """Whether a file of the stock Trainer ends where its format says: the end is what a killed save lacks."""
+    if path.name.endswith(".index.json"):
+        index = _read_json(path)
+        return isinstance(index, dict) and set(index.get("weight_map", {}).values()) <= names
+    if path.suffix == ".json":
+        return _read_json(path) is not None
+    if path.suffix == ".safetensors":
+        return _safetensors_length(path) == path.stat().st_size
+    # torch.save writes a zip archive, whose table of contents comes last.
+    return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+
+
+def _safetensors_length(path: Path) -> int | None:
+    """Returns the length that the header of a safetensors file promises."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return None
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+    return 8 + length + max(ends, default=0)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

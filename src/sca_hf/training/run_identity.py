@@ -1,0 +1,125 @@
+"""What makes a training run the run it is: its arguments, its data and its weights, as plain values to compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainingArguments
+
+
+# The library's arguments that settle the weights a run ends with; all others say where, how fast and how loud.
+_SETTLING = (
+    ["seed", "data_seed", "full_determinism", "train_sampling_strategy", "group_by_length", "dataloader_drop_last"]
+    + ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay"]
+    + ["optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
+    + ["label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16", "average_tokens_across_devices"]
+    + ["ignore_data_skip"]
+)
+# Of the arguments that a subclass adds, those that do not.
+_HARMLESS = {"save_form", "sample_sheet", "eval_generate", "max_eval_samples", "allow_changed_resume"}
+# Schedules that do not look at the end of a run, which may therefore be moved.
+_ENDLESS = {"constant", "constant_with_warmup", "inverse_sqrt"}
+_SAMPLED_RECORDS = 32
+_SAMPLED_NUMBERS = 256
+
+
+def describe_run(trainer: Trainer) -> dict[str, Any]:
+    """Returns arguments, data, collator and weights of a run; equal runs have equal descriptions."""
+    collator = trainer.data_collator
+    description = {
+        "arguments": _arguments(trainer.args),
+        "data": _data(trainer.train_dataset),
+        "collator": _plain_fields(collator) if dataclasses.is_dataclass(collator) else {},
+        "model": _model(trainer.model),
+    }
+    return json.loads(json.dumps(description, default=str))
+
+
+def run_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns a line for everything that both name and that is not the same: releases differ in what they name."""
+    lines = []
+    for section in [name for name in before if name in now]:
+        old, new = before[section], now[section]
+        where = "" if section == "arguments" else f"{section}: "
+        changed = sorted(name for name in old if name in new and old[name] != new[name])
+        lines += [f"{where}{name} was {old[name]!r} and is {new[name]!r}" for name in changed]
+    return lines
+
+
+@contextmanager
+def kept_randomness() -> Iterator[None]:
+    """Leaves every generator of random numbers as it was."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
+
+
+def _arguments(args: TrainingArguments) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(args, name) for name in _SETTLING if hasattr(args, name)}
+    added = {field.name for field in dataclasses.fields(args)}
+    added -= {field.name for field in dataclasses.fields(TrainingArguments)} | _HARMLESS
+    values |= {name: getattr(args, name) for name in added}
+    if "embedding_cache" in values:
+        # Where the cache lies does not matter, but its half precision does.
+        values["embedding_cache"] = bool(values["embedding_cache"])
+    values["images_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) not in _ENDLESS:
+        name = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+        values[name] = getattr(args, name)
+    return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def _data(dataset: Any) -> dict[str, Any]:
+    """Describes a data set by its length and by the regions of some records, without opening an image."""
+    # Our own wrappers keep the order; below them lies what they read.
+    while type(dataset).__module__.startswith("sca_hf.") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return {}
+    length = len(dataset)
+    columns = getattr(dataset, "column_names", None)
+    if columns:
+        dataset = dataset.select_columns([name for name in columns if name != "image"])
+    digest = hashlib.sha256()
+    with kept_randomness():
+        for index in np.linspace(0, length - 1, min(length, _SAMPLED_RECORDS)).astype(int).tolist():
+            digest.update(json.dumps(_region_texts(dataset[index]), default=str).encode())
+    return {"length": length, "records": digest.hexdigest()[:16]}
+
+
+def _region_texts(record: Any) -> list[Any]:
+    if not isinstance(record, Mapping) or "regions" not in record:
+        return []
+    keys = ("region_id", "box", "captions", "category")
+    return [record.get("image_id"), [[region.get(key) for key in keys] for region in record["regions"]]]
+
+
+def _plain_fields(collator: Any) -> dict[str, Any]:
+    plain = (str, int, float, bool, dict, list, tuple, type(None))
+    values = {field.name: getattr(collator, field.name) for field in dataclasses.fields(collator)}
+    return {name: value for name, value in values.items() if isinstance(value, plain)}
+
+
+def _model(model: torch.nn.Module) -> dict[str, str]:
+    """Names the trained parameters, and samples the numbers of the frozen ones: no checkpoint need hold those."""
+    trained, frozen = hashlib.sha256(), hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest = trained if parameter.requires_grad else frozen
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if not parameter.requires_grad and parameter.numel() and not parameter.is_meta:
+            numbers = parameter.detach().reshape(-1)
+            numbers = numbers[:: max(1, len(numbers) // _SAMPLED_NUMBERS)]
+            digest.update(numbers.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return {"trained parameters": trained.hexdigest()[:16], "frozen weights": frozen.hexdigest()[:16]}
