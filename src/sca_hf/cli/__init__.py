@@ -4,15 +4,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import caption, convert, info, scene
+from . import caption, convert, estimate, info, scene, train
 
 
-COMMANDS = (caption, info, convert, scene)
+COMMANDS = (caption, train, estimate, info, convert, scene)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after an error."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    # Of a recipe every key is an option; its command checks them.
+    if unknown and "overrides" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        options.overrides = unknown
     for stream in (sys.stdout, sys.stderr):
         # A caption may hold letters that the terminal's encoding has not.
         if hasattr(stream, "reconfigure"):

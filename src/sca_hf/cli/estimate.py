@@ -1,0 +1,54 @@
+"""`sca-hf estimate`: the memory that a recipe takes, before anything is loaded."""
+
+import argparse
+from typing import Any
+
+from .parsing import command, positive, quiet
+
+
+_ESTIMATE_HELP = """\
+estimate the GPU memory that training by a recipe takes
+
+One training step is run on tensors without contents, so that neither weights nor a GPU nor the data are needed:
+parameters, gradients and optimizer states are counted exactly, activations as one step with the longest captions
+keeps them. Keys of the recipe can be set as for sca-hf train.
+"""
+_ESTIMATE_EXAMPLE = """\
+examples:
+  sca-hf estimate recipes/visual_genome_phi_2.yaml --gpu-memory 24GB
+  sca-hf estimate recipes/finetune_voc.yaml --training.regions_per_image=48 --images 5000
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    declared = command(commands, "estimate", run, _ESTIMATE_HELP, _ESTIMATE_EXAMPLE)
+    declared.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe to estimate")
+    declared.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="does it fit this? for instance 24GB")
+    declared.add_argument("--images", type=positive, metavar="N", help="images for the size of the embedding cache")
+    declared.set_defaults(overrides=[])
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    quiet()
+    from ..training.estimate import estimate_recipe
+    from ..training.recipe_schema import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    estimate = estimate_recipe(recipe, folder=options.recipe)
+    print(estimate.report(options.gpu_memory, options.images))
+
+
+def _size(text: str) -> int:
+    """Reads a size such as 24GB as bytes; of memory, makers write GB for what is 2**30 bytes."""
+    units = {"gib": 2**30, "gb": 2**30, "mib": 2**20, "mb": 2**20}
+    lower = text.lower().replace(" ", "")
+    unit = next((name for name in units if lower.endswith(name)), None)
+    try:
+        size = float(lower.removesuffix(unit)) * units[unit] if unit else 0.0
+    except ValueError:
+        size = 0.0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a size such as 24GB, got {text!r}")
+    return int(size)
