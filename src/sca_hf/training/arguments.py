@@ -1,0 +1,111 @@
+"""What can be said about a training run, beside what the library's Trainer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+from .collator import PROMPT_KINDS
+from .presets import PRESETS
+
+
+FROZEN_DTYPES = (None, "bfloat16", "float16")
+QUANTIZATIONS = (None, "bitsandbytes-4bit", "bitsandbytes-8bit", "torchao-int8")
+SAVE_FORMS = (None, "mixer", "whole")
+
+
+@dataclass
+class ScaTrainingArguments(TrainingArguments):
+    """The library's arguments, with the published defaults where those differ, and what [`ScaTrainer`] adds.
+
+    Published: AdamW, learning rate 1e-4 for 8 images of 16 regions (scaled with the number of images), weight decay
+    1e-4, cosine schedule, 200 warm-up steps. Label smoothing is the model's own, in its configuration.
+
+    Args:
+        logging_nan_inf_filter: False shows a loss that is not a number, and waits for no device.
+        preset: what to train, of `sca_hf.training.presets.PRESETS`.
+        module_learning_rates: by dotted module name, `{"language_model": 1e-6}`; over those of the preset.
+        mask_loss_weight: where the mask decoder is trained. None takes that of the model's configuration.
+        frozen_dtype: precision in which the frozen image encoder and language model are held.
+        lora_rank: of the adapters of `mixer+lora`.
+        lora_alpha: their scale is `lora_alpha / lora_rank`.
+        lora_target_modules: layers of the language model to adapt. None: those usual for its family.
+        quantize_language_model: how a frozen language model is held in 4 or 8 bits, of `QUANTIZATIONS`.
+        prompt_shares: how often a region is prompted by its box, a point, its mask ... None: as [`RegionCollator`].
+        regions_per_image: drawn per image and step. None takes all.
+        box_jitter: standard deviation of each box edge, as a share of the box's side.
+        task: "recognition" or "caption" for all records. None: each record's own.
+        augmentation: of images and regions, such as "lsj-0.1-2.0".
+        embedding_cache: folder where embeddings of images are kept, so that the encoder runs once per image.
+        eval_generate: evaluation also generates captions and scores them.
+        eval_prompt: kind of prompt in evaluation.
+        max_eval_samples: evaluate on the first so many images only.
+        sample_sheet: regions on the picture that each evaluation draws; 0 draws none.
+        save_form: "mixer" or "whole" checkpoints. None: the mixer alone where nothing else is trained and the model's
+            SAM and language model come from folders or repositories that can be named.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "module_learning_rates",
+        "prompt_shares",
+        "augmentation",
+    ]
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-4
+    lr_scheduler_type: str = "cosine"
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False
+
+    preset: str = "mixer"
+    module_learning_rates: dict[str, float] | str | None = None
+    mask_loss_weight: float | None = None
+    frozen_dtype: str | None = None
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    lora_target_modules: list[str] | None = None
+    quantize_language_model: str | None = None
+
+    prompt_shares: dict[str, float] | str | None = None
+    regions_per_image: int | None = 16
+    box_jitter: float = 0.0
+    task: str | None = None
+    augmentation: dict[str, Any] | str | None = None
+    embedding_cache: str | None = None
+
+    eval_generate: bool = True
+    eval_prompt: str = "box"
+    max_eval_samples: int | None = None
+    sample_sheet: int = 8
+    save_form: str | None = None
+
+    def __post_init__(self) -> None:
+        # Without a name the Trainer takes the labels of points for labels to predict, and reports no loss.
+        if self.label_names is None:
+            self.label_names = ["labels"]
+        super().__post_init__()
+        _check_choice("preset", self.preset, PRESETS)
+        _check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
+        _check_choice("quantize_language_model", self.quantize_language_model, QUANTIZATIONS)
+        _check_choice("save_form", self.save_form, SAVE_FORMS)
+        _check_choice("eval_prompt", self.eval_prompt, PROMPT_KINDS)
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: it would remove the images and regions of records.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}, but the model smooths its caption loss "
+                "itself: set model.config.label_smoothing instead."
+            )
+        for name in ("module_learning_rates", "prompt_shares"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f"{name} is {value!r}, expected a mapping of names to numbers.")
+
+
+def _check_choice(name: str, value: str | None, allowed: Collection[str | None]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, allowed))}.")

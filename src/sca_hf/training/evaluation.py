@@ -1,0 +1,183 @@
+"""Evaluation by generation: what the model says of every region of the evaluation set, against what it should say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import Dataset
+
+from ..evaluation.caption_metrics import cider_d, exact_match
+from ..modeling.losses_sca import caption_loss, mask_loss
+
+
+@dataclass
+class Prediction:
+    """What a model said of one region.
+
+    Attributes:
+        record, region: positions of the image in the evaluation set and of the region in its record.
+        task: "recognition" or "caption".
+        caption: what the model said.
+        score: its mean log-probability per token.
+        references: what it should have said; any of them.
+        category: the region's name, where it has one.
+    """
+
+    record: int
+    region: int
+    task: str
+    caption: str
+    score: float
+    references: list[str]
+    category: str | None = None
+
+
+class IndexedRecords(Dataset):
+    """Records with their positions, so that what a batch says can be led back to them whatever the process.
+
+    Args:
+        records: by index, with their truth.
+        inputs: the same records as the collator gets them, from a cache of embeddings; None: `records`.
+    """
+
+    def __init__(self, records: Any, inputs: Any = None) -> None:
+        self.records, self.inputs = records, records if inputs is None else inputs
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.inputs[index]
+
+
+@dataclass
+class IndexedCollator:
+    """Collates records of [`IndexedRecords`]; the batch has `record_index` (B,) beside what `collator` makes."""
+
+    collator: Callable[[Sequence[Any]], Mapping[str, Any]]
+
+    def __call__(self, records: Sequence[tuple[int, Any]]) -> dict[str, Any]:
+        batch = self.collator([record for _, record in records])
+        return {**batch, "record_index": torch.tensor([index for index, _ in records])}
+
+
+def first_records(dataset: Any, count: int | None) -> Any:
+    """The first records of a data set, by index; a streamed one is read into a list."""
+    if not hasattr(dataset, "__len__"):
+        if count is None:
+            raise ValueError("a streamed eval_dataset has no end that is known: set max_eval_samples.")
+        return list(islice(dataset, count))
+    if count is None or count >= len(dataset):
+        return dataset
+    return dataset.select(range(count)) if hasattr(dataset, "select") else [dataset[k] for k in range(count)]
+
+
+class Tally:
+    """What one process has seen of an evaluation: losses and captions of records, each once in the end.
+
+    Several processes get some records twice, to make their batches equally many; those count once.
+    """
+
+    def __init__(self, records: Any, task: str | None, label_smoothing: float) -> None:
+        self.records, self.task, self.label_smoothing = records, task, label_smoothing
+        self.outputs: Any = None
+        self._losses: dict[int, tuple[float, int]] = {}
+        self._mask_losses: dict[int, tuple[float, int]] = {}
+        self._predictions: dict[int, list[Prediction]] = {}
+
+    def add_losses(self, indices: Sequence[int], labels: torch.Tensor, mask_labels: torch.Tensor | None) -> None:
+        """Takes the losses of a batch from the model's `outputs`.
+
+        Args:
+            indices: B positions in the records.
+            labels: (B, R, T).
+            mask_labels: (B, R, 4h, 4w), or None.
+        """
+        outputs = self.outputs
+        for row, index in enumerate(indices):
+            target, logits = labels[row], outputs.logits[row]
+            if logits.ndim > target.ndim + 1:  # several caption heads
+                target = target.unsqueeze(1).expand(logits.shape[:-1])
+            total = caption_loss(logits, target, self.label_smoothing, num_items=1)
+            self._losses[index] = float(total), int((target != -100).sum())
+            if mask_labels is not None and outputs.pred_masks is not None:
+                real = (labels[row] != -100).any(dim=-1)
+                loss = mask_loss(outputs.pred_masks[row][real], outputs.iou_scores[row][real], mask_labels[row][real])
+                self._mask_losses[index] = float(loss) * int(real.sum()), int(real.sum())
+
+    def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[str]], scores: torch.Tensor) -> None:
+        """Pairs the captions of a batch with the truth.
+
+        Args:
+            captions: of B images, each with a caption per region, padded regions included.
+            scores: (B, R).
+        """
+        for row, index in enumerate(indices):
+            record = self.records[index]
+            task = self.task or record["task"]
+            self._predictions[index] = [
+                Prediction(
+                    record=index,
+                    region=k,
+                    task=task,
+                    caption=captions[row][k],
+                    score=float(scores[row, k]),
+                    references=list(region["captions"]) if task == "caption" else [region["category"]],
+                    category=region.get("category"),
+                )
+                for k, region in enumerate(record["regions"])
+            ]
+
+    def gather(self) -> tuple[list[Prediction], dict[str, float]]:
+        """Joins what all processes have seen: predictions in the order of the records, and exact mean losses."""
+        parts = gather_object([(self._losses, self._mask_losses, self._predictions)])
+        losses, mask_losses, predictions = (
+            {k: v for part in kind for k, v in part.items()} for kind in zip(*parts, strict=True)
+        )
+        means = {"caption_loss": _mean(losses), "mask_loss": _mean(mask_losses)}
+        ordered = [p for _, said in sorted(predictions.items()) for p in said]
+        return ordered, {name: value for name, value in means.items() if value is not None}
+
+
+def _mean(sums: Mapping[int, tuple[float, int]]) -> float | None:
+    """The mean over tokens or regions, in the order of the records, so that no layout changes its rounding."""
+    if not sums:
+        return None
+    totals, counts = zip(*(sums[index] for index in sorted(sums)), strict=True)
+    return sum(totals) / sum(counts)
+
+
+def score_predictions(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """CIDEr-D (0 to 10), exact match, and where regions have names, accuracy and macro recall of naming.
+
+    Words are compared in lower case without punctuation. Naming is scored where a region's category is what the model
+    should say of it; macro recall is the mean over categories.
+    """
+    if not predictions:
+        return {}
+    candidates = [words(p.caption) for p in predictions]
+    references = [[words(text) for text in p.references] for p in predictions]
+    metrics = {
+        "cider_d": cider_d(candidates, references)["corpus"],
+        "exact_match": exact_match(candidates, references)["corpus"],
+    }
+    hits: dict[tuple[str, ...], list[bool]] = {}
+    for said, prediction in zip(candidates, predictions, strict=True):
+        name = words(prediction.category or "")
+        if name and name in [words(text) for text in prediction.references]:
+            hits.setdefault(tuple(name), []).append(said == name)
+    if hits:
+        metrics["naming_accuracy"] = sum(map(sum, hits.values())) / sum(map(len, hits.values()))
+        metrics["naming_macro_recall"] = sum(sum(h) / len(h) for h in hits.values()) / len(hits)
+    return metrics
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case."""
+    return re.findall(r"\w+(?:['-]\w+)*", text.lower())

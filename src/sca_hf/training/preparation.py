@@ -1,0 +1,59 @@
+"""Makes a model ready for a run: quantised or in half precision where frozen, with adapters, frozen by its preset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from ..modeling.bases_sca import as_dtype
+from .arguments import ScaTrainingArguments
+from .presets import PRESETS, Preset, apply_preset
+
+
+logger = logging.get_logger(__name__)
+
+
+def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
+    """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
+    if PRESETS[args.preset].with_adapters:
+        from .lora import add_lora, has_lora
+
+        if not has_lora(model):
+            add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
+    preset = apply_preset(model, args.preset, args.mask_loss_weight)
+    hold_frozen(model, args.frozen_dtype)
+    choose_save_form(model, preset, args.save_form)
+    if args.ddp_find_unused_parameters is None:
+        # A batch seldom holds every kind of prompt, and each has weights of its own; elsewhere all weights are used.
+        args.ddp_find_unused_parameters = args.preset == "all"
+    return preset
+
+
+def hold_frozen(model: Any, dtype: str | None) -> None:
+    """Casts the image encoder and the language model, as far as they are frozen; adapters stay as they are."""
+    if dtype is None:
+        return
+    frozen = [part for part in (model.sam.vision_encoder, model.language_model) if not _trains_own_weights(part)]
+    if not frozen:
+        raise ValueError(f"frozen_dtype is {dtype}, but neither the image encoder nor the language model is frozen.")
+    for part in frozen:
+        for parameter in part.parameters():
+            if not parameter.requires_grad and parameter.is_floating_point():
+                parameter.data = parameter.data.to(as_dtype(dtype))
+
+
+def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
+    """Decides whether saves hold the mixer alone; one that would lose weights or name no bases is an error."""
+    if form is None:
+        form = "whole" if preset.trains_bases or not model.base_sources else "mixer"
+        if form == "whole" and not preset.trains_bases:
+            logger.warning(
+                "Checkpoints hold every weight: the model's SAM and language model come from no repository."
+            )
+    model.include_bases = form == "whole"
+
+
+def _trains_own_weights(part: torch.nn.Module) -> bool:
+    return any(p.requires_grad and ".lora_" not in name for name, p in part.named_parameters())

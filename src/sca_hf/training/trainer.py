@@ -1,0 +1,261 @@
+"""The library's Trainer for regions: what to train, at which rates, and what the model says while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from .arguments import ScaTrainingArguments
+from .checkpoints import WholeCheckpoints
+from .collator import RegionCollator
+from .draws import DrawnRecords
+from .evaluation import (
+    IndexedCollator,
+    IndexedRecords,
+    Prediction,
+    Tally,
+    first_records,
+    score_predictions,
+)
+from .preparation import prepare_model
+from .presets import default_learning_rates, parameter_groups
+from .progress import RegionProgress, Throughput
+from .run_identity import kept_randomness
+from .sample_sheet import save_sample_sheet
+
+
+class ScaTrainer(WholeCheckpoints):
+    """Trains a `ScaForConditionalGeneration` on region records.
+
+    Beside what the library's Trainer does: presets of what to train, learning rates by module, captions generated and
+    scored in evaluation with a picture of some of them, mixer-only checkpoints, regions per second in the logs.
+
+    Args:
+        model: changed in place: which weights take gradients, adapters, precision of frozen parts.
+        args: [`ScaTrainingArguments`].
+        train_dataset: region records (`sca_hf.data.region`), by index or streamed.
+        eval_dataset: the same, or a dict of such.
+        processing_class: the model's `ScaProcessor`; it also makes the collators and is saved with the model.
+        data_collator: in place of the [`RegionCollator`] that `args` describe, in training.
+        eval_collator: the same in evaluation: every region of an image, in order, with its first text.
+        kwargs: of the library's Trainer.
+
+    Attributes:
+        predictions: what the model said in the last evaluation, on every process.
+    """
+
+    args: ScaTrainingArguments
+
+    def __init__(
+        self,
+        model: Any,
+        args: ScaTrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        data_collator: Callable[..., Mapping[str, Any]] | None = None,
+        eval_collator: Callable[..., Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.preset = prepare_model(model, args)
+        if processing_class is None and (data_collator is None or eval_collator is None or args.eval_generate):
+            raise ValueError("ScaTrainer needs the model's processor as processing_class: it makes the batches.")
+        self.eval_collator = eval_collator or _collator(processing_class, args, training=False)
+        self.predictions: list[Prediction] = []
+        self.throughput = Throughput()
+        self._tally: Tally | None = None
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator or _collator(processing_class, args, training=True),
+            train_dataset=_drawn(train_dataset, args),
+            eval_dataset=_indexed(eval_dataset, args),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(RegionProgress)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Groups parameters by module, then lets the library make its optimizer of them."""
+        given = self.optimizer_cls_and_kwargs
+        trained = self.model if model is None else model
+        if self.optimizer is None:
+            unwrapped = self.accelerator.unwrap_model(trained)
+            rates = default_learning_rates(unwrapped, self.args.preset, self.args.learning_rate)
+            rates.update(cast(dict[str, float], self.args.module_learning_rates or {}))
+            groups = parameter_groups(
+                trained,
+                self.args.learning_rate,
+                self.args.weight_decay,
+                self.get_decay_parameter_names(trained),
+                rates,
+            )
+            kind, options = given or self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer_cls_and_kwargs = (kind, {"params": groups, **options})
+        try:
+            return super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = given
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Counts what is trained on."""
+        self.throughput.count(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the speed of training since the last log, over all processes."""
+        if "loss" in logs:
+            counts = self.accelerator.reduce(self.throughput.take().to(self.args.device), reduction="sum")
+            images, regions, seconds = counts.tolist()
+            if seconds > 0:
+                rates = {"images_per_second": images / seconds, "regions_per_second": regions / seconds}
+                logs |= {name: round(value * self.args.world_size, 2) for name, value in rates.items()}
+        super().log(logs, *args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Loads records with all their regions, and their positions."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = _indexed(eval_dataset, self.args)
+        with self._collating(IndexedCollator(self.eval_collator)):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As in evaluation."""
+        with self._collating(IndexedCollator(self.eval_collator)):
+            return super().get_test_dataloader(_indexed(test_dataset, self.args))
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the library does; training goes on as if there had been no evaluation."""
+        self.throughput.pause()
+        with kept_randomness():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Adds losses that do not depend on batches or processes, scores of generated captions, and a picture."""
+        records = dataloader.dataset.records
+        self._tally = Tally(records, self.args.task, self.model.config.label_smoothing)
+        try:
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            self.predictions, metrics = self._tally.gather()
+        finally:
+            self._tally = None
+        if metrics:
+            metrics["loss"] = sum(self._loss_weights[name] * value for name, value in metrics.items())
+        metrics |= score_predictions(self.predictions)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        if self.predictions and self.args.sample_sheet and self.is_world_process_zero():
+            name = f"step-{self.state.global_step}.png"
+            if metric_key_prefix != "eval":
+                name = f"{metric_key_prefix.removeprefix('eval_')}-{name}"
+            sheet = Path(self.args.output_dir) / "samples" / name
+            save_sample_sheet(sheet, records, self.predictions, self.args.sample_sheet)
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Encodes images once, for the loss and for the captions."""
+        inputs = self._prepare_inputs(inputs)
+        indices = inputs.pop("record_index").tolist()
+        with torch.no_grad():
+            inputs = self._encoded(inputs)
+            result = super().prediction_step(model, inputs, *args, **kwargs)
+            if self._tally is not None:
+                self._tally.add_losses(indices, inputs["labels"], inputs.get("mask_labels"))
+                if self.args.eval_generate:
+                    self._tally.add_captions(indices, *self._captions(inputs))
+        return result
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Keeps the model's output for evaluation."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if self._tally is not None and isinstance(result, tuple):
+            self._tally.outputs = result[1]
+        return result
+
+    def _captions(self, inputs: dict[str, Any]) -> tuple[list[list[str]], torch.Tensor]:
+        """Captions of a batch, and their scores (B, R)."""
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            output = model.generate(
+                **inputs, output_masks=False, output_caption_scores=True, return_dict_in_generate=True
+            )
+        return self.processing_class.batch_decode(output), output.caption_scores
+
+    def _encoded(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if "pixel_values" not in inputs or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return inputs
+        model = self.accelerator.unwrap_model(self.model)
+        with self.accelerator.autocast():
+            encoded = model.get_image_embeddings(inputs["pixel_values"])
+        rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        if isinstance(encoded, tuple):
+            return {**rest, "image_embeddings": encoded[0], "intermediate_embeddings": encoded[1]}
+        return {**rest, "image_embeddings": encoded}
+
+    @property
+    def _loss_weights(self) -> dict[str, float]:
+        return {"caption_loss": 1.0, "mask_loss": self.model.config.mask_loss_weight}
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.throughput.pause()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuses a checkpoint that does not fit, where the library would warn."""
+        model = self.accelerator.unwrap_model(self.model)
+        expected = set(model._keys_to_ignore_on_save or ()) | set(model.all_tied_weights_keys or ())
+        missing, unexpected = set(load_result.missing_keys) - expected, list(load_result.unexpected_keys)
+        if missing or unexpected:
+            raise ValueError(
+                f"the checkpoint is of another model or preset: it lacks {sorted(missing)[:3]} and has the unknown "
+                f"{unexpected[:3]}."
+            )
+        model.tie_weights()
+
+    @contextmanager
+    def _collating(self, collator: Callable[..., Any]) -> Iterator[None]:
+        """Has the library's loaders collate by `collator` in place of that of training."""
+        training_collator, self.data_collator = self.data_collator, collator
+        try:
+            yield
+        finally:
+            self.data_collator = training_collator
+
+
+def _collator(processor: Any, args: ScaTrainingArguments, training: bool) -> RegionCollator:
+    options: dict[str, Any] = {"task": args.task, "training": training}
+    if training:
+        options |= {"max_regions": args.regions_per_image, "box_jitter": args.box_jitter}
+    shares = args.prompt_shares if training else {args.eval_prompt: 1.0}
+    if shares is not None:
+        options["prompt_shares"] = shares
+    if args.mask_loss_weight:
+        options["mask_labels"] = True
+    return RegionCollator(processor, **options)
+
+
+def _drawn(dataset: Any, args: ScaTrainingArguments) -> Any:
+    if dataset is None or isinstance(dataset, DrawnRecords) or not hasattr(dataset, "__len__"):
+        return dataset
+    return DrawnRecords(dataset, args.data_seed if args.data_seed is not None else args.seed)
+
+
+def _indexed(dataset: Any, args: ScaTrainingArguments) -> Any:
+    if dataset is None or isinstance(dataset, IndexedRecords):
+        return dataset
+    if isinstance(dataset, dict):
+        return {name: _indexed(part, args) for name, part in dataset.items()}
+    return IndexedRecords(first_records(dataset, args.max_eval_samples))
