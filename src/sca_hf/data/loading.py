@@ -1,0 +1,305 @@
+"""Opens data sets of regions in any format that we know as `datasets` objects, mapped from disk or streamed."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from struct import pack, unpack
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from .names import load_names
+from .region import TASKS, RegionRecordError, check_records, region_features
+from .report import ReadReport
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+OnError = Literal["raise", "skip"]
+Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
+
+# format -> "module of readers/:function", imported when first used, or a reader of your own
+READERS: dict[str, str | Reader] = {
+    "coco": "coco:read_coco",
+    "lvis": "lvis:read_lvis",
+    "objects365": "objects365:read_objects365",
+    "v3det": "v3det:read_v3det",
+    "coco_captions": "whole_images:read_coco_captions",
+    "sbu": "whole_images:read_sbu",
+    "sa1b": "sa1b:read_sa1b",
+    "voc": "voc:read_voc",
+    "yolo": "yolo:read_yolo",
+    "visual_genome": "visual_genome:read_visual_genome",
+    "grit": "visual_genome:read_grit",
+    "refcoco": "refer:read_refcoco",
+    "jsonl": "tables:read_jsonl",
+    "parquet": "tables:read_parquet",
+    "hub": "hub:read_hub",
+    "scenes": "scenes:read_scenes",
+}
+
+
+def find_reader(format: str) -> Reader:
+    """Returns the reader of a format, importing it on first use."""
+    if format not in READERS:
+        raise ValueError(f"format is {format!r}, expected one of {', '.join(READERS)}")
+    reader = READERS[format]
+    if isinstance(reader, str):
+        module, function = reader.split(":")
+        reader = cast(Reader, getattr(import_module(f".readers.{module}", __package__), function))
+        READERS[format] = reader
+    return reader
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """A data set before it is opened: a format, its options, and what to do with what is wrong.
+
+    Calling it yields the checked records; it is all that `datasets` needs to stream them, in any process.
+    """
+
+    format: str
+    options: Mapping[str, Any]
+    on_error: OnError = "raise"
+    task: str | None = None
+    max_samples: int | None = None
+    keep_empty: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error is {self.on_error!r}, expected "raise" or "skip"')
+        if self.task is not None and self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        if self.max_samples is not None and (not isinstance(self.max_samples, int) or self.max_samples < 1):
+            raise ValueError(f"max_samples is {self.max_samples!r}, expected a positive number or None")
+        try:
+            inspect.signature(find_reader(self.format)).bind(**self._reader_options())
+        except TypeError as error:
+            names = ", ".join(self._parameters())
+            raise ValueError(f"{self.format}: {error}; its options are {names}") from None
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        report = ReadReport(source=self.name)
+        yield from self.records(report)
+        report.log()
+
+    @property
+    def name(self) -> str:
+        """The format and the first path, for messages."""
+        first = next((str(value) for value in self.options.values() if isinstance(value, str | os.PathLike)), None)
+        return f"{self.format} {first}" if first else self.format
+
+    def records(self, report: ReadReport) -> Iterator[dict[str, Any]]:
+        """Yields the checked records and counts them, and what is wrong, in `report`."""
+        found = find_reader(self.format)(**self._reader_options())
+        checked = check_records(self._sift(found, report), self.name, self.on_error, report)
+        for record in islice(checked, self.max_samples):
+            yield {**vars(record), "regions": [_as_stored(vars(region)) for region in record.regions]}
+
+    def _sift(self, found: Iterable[Any], report: ReadReport) -> Iterator[Any]:
+        """Counts what the reader left out, drops images without regions, and makes the paths of pictures absolute."""
+        for values in found:
+            if isinstance(values, RegionRecordError):
+                yield values
+                continue
+            values = dict(values)
+            report.left_out.update(values.pop("left_out", None) or {})
+            if not values.get("regions") and not self.keep_empty:
+                report.left_out["images without regions"] += 1
+                continue
+            # A stored data set is read again from other folders.
+            if isinstance(values.get("image"), str | os.PathLike):
+                values["image"] = os.path.abspath(values["image"])
+            yield values
+
+    def _parameters(self) -> list[str]:
+        return list(inspect.signature(find_reader(self.format)).parameters)
+
+    def _reader_options(self) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        if self.task is not None:
+            given["task"] = self.task
+        if "names" in self.options:
+            given["names"] = load_names(self.options["names"])
+        return {**self.options, **given}
+
+    def cache_key(self) -> str:
+        """Returns a key that changes with the options, the files they name (names, sizes, times) and our own code."""
+        reader = find_reader(self.format)
+        more = getattr(reader, "cache_key", None)
+        parts = {
+            "source": {**asdict(self), "options": dict(self.options)},
+            "folder": os.getcwd(),
+            "files": [_stamp(path) for path in _named_paths(self.options)],
+            "code": _code_stamp(reader),
+            "more": more(**self.options) if more else None,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def load_regions(
+    format: str,
+    *,
+    streaming: bool = False,
+    on_error: OnError = "raise",
+    task: str | None = None,
+    max_samples: int | None = None,
+    keep_empty: bool = False,
+    **options: Any,
+) -> Dataset | IterableDataset:
+    """Opens a data set of regions, rows as `data.region.region_features` has them; pictures are opened when asked for.
+
+    Args:
+        format: one of `READERS`.
+        streaming: read the files on each pass rather than once into the cache of `datasets`.
+        on_error: "skip" leaves out bad regions, and images that are bad themselves, and logs how many and which first.
+        task: what to train on, "caption" or "recognition"; None: as the reader has it.
+        max_samples: the first so many images.
+        keep_empty: keep images without regions too.
+        options: of the reader: paths, names, ... (docs/data.md).
+    """
+    from datasets import IterableDataset
+
+    source = RecordSource(format, options, on_error, task, max_samples, keep_empty)
+    if streaming:
+        return IterableDataset.from_generator(source, features=region_features())
+    return _load_stored(source)
+
+
+def _load_stored(source: RecordSource) -> Dataset:
+    from datasets import Dataset
+    from datasets import config as datasets_config
+    from datasets.exceptions import DatasetGenerationError
+
+    key = source.cache_key()
+    note = Path(datasets_config.HF_DATASETS_CACHE) / "sca_hf" / f"{key}.json"
+    report = ReadReport(source=source.name)
+
+    def generate() -> Iterator[dict[str, Any]]:
+        yield from source.records(report)
+        # Before the data set is complete, so that a stored one always has its report.
+        report.write(note)
+
+    try:
+        dataset = Dataset.from_generator(generate, features=region_features(), fingerprint=key)
+    except DatasetGenerationError as error:
+        # The library's own error says only that there was one.
+        raise (error.__cause__ or error) from None
+    ReadReport.read(note).log()
+    return dataset
+
+
+def load_spec(spec: Mapping[str, Any]) -> Dataset | IterableDataset:
+    """Opens what a mapping describes: `{"format": "voc", "root": ..., "task": "caption"}`."""
+    options = {str(key): value for key, value in spec.items()}
+    if "format" not in options:
+        raise ValueError(f"a data spec needs a format, one of {', '.join(READERS)}; got {sorted(options)}")
+    return load_regions(**options)
+
+
+def parse_spec(text: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a data spec from the command line: `voc:root=signs,task=caption`, or the path of a YAML file with one.
+
+    Numbers, true, false and null are read as such; a value with a comma or of another kind needs a YAML file.
+    """
+    text = os.fspath(text)
+    if text.endswith((".yaml", ".yml")):
+        return _load_yaml(Path(text))
+    format, _, rest = text.partition(":")
+    spec: dict[str, Any] = {"format": format}
+    for item in rest.split(",") if rest else ():
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ValueError(f"data spec {text!r}: {item!r} is not option=value")
+        if key in spec:
+            raise ValueError(f"data spec {text!r}: {key} is given twice")
+        spec[key] = _scalar(value)
+    find_reader(format)
+    return spec
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"data spec {path} cannot be read ({error})") from error
+    if not isinstance(spec, dict):
+        raise ValueError(f"data spec {path} holds a {type(spec).__name__}, expected a mapping with a format")
+    return spec
+
+
+def _scalar(text: str) -> Any:
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _as_stored(region: dict[str, Any]) -> dict[str, Any]:
+    """Returns a region with its coordinates as the schema's float32 has them: the same whether stored or streamed."""
+    points = region["points"]
+    return {
+        **region,
+        "box": list(unpack("4f", pack("4f", *region["box"]))),
+        "points": None if points is None else [list(unpack("2f", pack("2f", *point))) for point in points],
+    }
+
+
+def _named_paths(value: Any) -> Iterator[str]:
+    """Yields the options that name something on this disk, absolute."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif isinstance(value, str | os.PathLike):
+        if os.path.exists(value):
+            yield os.path.abspath(value)
+        return
+    if isinstance(value, Iterable):
+        for part in value:
+            yield from _named_paths(part)
+
+
+def _stamp(path: str) -> list[Any]:
+    """Returns what tells one state of a file, or of all files of a folder, from another."""
+    if not os.path.isdir(path):
+        status = os.stat(path)
+        return [path, status.st_size, status.st_mtime_ns]
+    digest = hashlib.sha256()
+    folders, seen = [path], set()
+    while folders:
+        folder = folders.pop()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir():
+                    folders.append(entry.path)
+                elif entry.is_file():
+                    status = entry.stat()
+                    digest.update(f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
+    return [path, digest.hexdigest()]
+
+
+def _code_stamp(reader: Reader) -> str:
+    """Returns a hash of the code that makes records, ours and the reader's own."""
+    here = Path(__file__).parent
+    files = sorted({*here.glob("*.py"), *here.glob("readers/*.py"), Path(inspect.getfile(reader))})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
