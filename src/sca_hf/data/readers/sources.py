@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 
 from PIL import ExifTags, Image
 
+from ..names import category_text
 from ..region import RegionRecordError
 
 
@@ -22,6 +23,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".g
 _ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _SPACE = re.compile(r"\s*")
 _BLOCK = 1 << 20
+Record = dict[str, Any] | RegionRecordError
 
 
 def read_json(path: str | Path) -> Any:
@@ -111,6 +113,12 @@ def inside(folder: Path, name: str) -> Path | None:
     return folder.joinpath(*parts)
 
 
+def spellings(name: str) -> list[str]:
+    """Returns the names under which a picture may lie: as it is given, then with the suffixes that pictures have."""
+    stem = name.rsplit(".", 1)[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+    return [name, *(stem + suffix for suffix in IMAGE_SUFFIXES), *(stem + suffix.upper() for suffix in IMAGE_SUFFIXES)]
+
+
 def find_file(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
     """Returns the first of the names that is a file, in the first of the folders that has it."""
     names = list(names)
@@ -129,17 +137,9 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             told = image.format == "JPEG" or any(key in image.info for key in _ORIENTATION_KEYS)
             turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    # Decoders raise whatever they like on a damaged file.
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001, decoders raise whatever they like on a damaged file
         raise RegionRecordError(f"{path}: the picture cannot be read: {error}") from None
     return (height, width) if turned else (width, height)
-
-
-def category_text(name: str, names: Mapping[str, str] | None) -> str:
-    """Returns a class name in words: as `names` has it, else with its underscores and hyphens as spaces."""
-    if names is not None and name in names:
-        return names[name]
-    return " ".join(re.sub(r"[_-]+", " ", name).split())
 
 
 def category_fields(name: str, task: str, names: Mapping[str, str] | None) -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""Reads Pascal VOC: one XML file per image, as LabelImg, CVAT, Roboflow and many others write it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from ..region import RegionRecordError
+from .sources import (
+    Clip,
+    Record,
+    category_fields,
+    choice,
+    find_file,
+    image_size,
+    inside,
+    region_fields,
+    spellings,
+)
+
+
+SizeRule = Literal["check", "picture", "scale"]
+NameRule = Literal["filename", "stem"]
+
+
+def read_voc(
+    root: str | Path,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    split: str | None = None,
+    task: str = "caption",
+    names: Mapping[str, str] | None = None,
+    one_based: bool = True,
+    difficult: bool = True,
+    size: SizeRule = "check",
+    picture: NameRule | None = None,
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per XML file, in the order of their paths, or of the split's list.
+
+    Args:
+        root: the folder that holds the others.
+        annotations: the XML files, in subfolders too (default: root/Annotations, else root).
+        images: the pictures (default: root/JPEGImages, root/images, root/<the file's `folder`>, beside the XML, root).
+        split: take the images that root/ImageSets/Main/<split>.txt lists (default: all).
+        task: "caption" makes the class name the caption of its regions, "recognition" their category alone.
+        names: words for class names, `{"do_not_turn_r": "do not turn right"}`.
+        one_based: pixels count from 1 and the far edge is inside, as VOC has it: 1,1,10,10 is the box 0,0,10,10. False
+            for tools that write coordinates from 0: 1,1,10,10 stays. Files do not tell which; nothing is guessed.
+        difficult: keep objects that are marked as difficult.
+        size: what to do where the XML and the picture disagree on its size. "check": the image is an error. "picture":
+            the boxes are in the picture's own pixels. "scale": the picture was resized, the boxes are scaled to it.
+        picture: which picture to take where the XML's `filename` and the XML file's own name lead to two (default: the
+            image is an error).
+        clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
+    """
+    choice(size, "size", ("check", "picture", "scale"))
+    choice(clip, "clip", ("rounding", "image"))
+    if picture is not None:
+        choice(picture, "picture", ("filename", "stem"))
+    root = Path(root)
+    folder = Path(annotations) if annotations else root / "Annotations"
+    if not annotations and not folder.is_dir():
+        folder = root
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, expected the one with the XML files.")
+    source = _VocFolder(root, folder, Path(images) if images else None, picture)
+    for path in source.files(split):
+        try:
+            annotation = _parse(path)
+            record = source.record(path, annotation, size)
+            scale = record.pop("scale")
+            record["left_out"] = {}
+            for index, item in enumerate(annotation.findall("object")):
+                if not difficult and (item.findtext("difficult") or "0").strip() not in ("0", ""):
+                    record["left_out"]["difficult objects"] = record["left_out"].get("difficult objects", 0) + 1
+                    continue
+                # Counted among all objects, so that options do not rename regions.
+                region_id = f"{record['image_id']}/{index}"
+                try:
+                    box = _box(item, one_based, scale)
+                except ValueError as error:
+                    where = f"{path}, image {record['image_id']}, region {region_id}"
+                    record["regions"].append(RegionRecordError(f"{where}: {error}"))
+                    continue
+                texts = category_fields((item.findtext("name") or "").strip(), task, names)
+                extent = (record["width"], record["height"])
+                record["regions"].append(region_fields(region_id, box, extent, clip, **texts))
+            yield {**record, "task": task}
+        except RegionRecordError as error:
+            yield error
+
+
+@dataclass
+class _VocFolder:
+    """Where XML files and pictures lie."""
+
+    root: Path
+    annotations: Path
+    images: Path | None
+    picture: NameRule | None
+
+    def files(self, split: str | None) -> list[Path]:
+        """The XML files, in order."""
+        if split is None:
+            found = [path for path in self.annotations.rglob("*") if path.suffix.lower() == ".xml"]
+            if not found:
+                raise ValueError(f"{self.annotations} holds no XML file; say annotations=FOLDER.")
+            # Names that begin with a dot are what file systems leave behind.
+            return sorted(path for path in found if not path.name.startswith("."))
+        listed = inside(self.root / "ImageSets" / "Main", f"{split}.txt")
+        if listed is None or not listed.is_file():
+            raise ValueError(f"split: there is no file {self.root / 'ImageSets' / 'Main' / f'{split}.txt'}.")
+        rows = [line.split() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
+        # In the lists of one class a -1 behind the name says that the image has none of it.
+        stems = [row[0] for row in rows if row and row[1:] != ["-1"]]
+        paths = [inside(self.annotations, f"{stem}.xml") for stem in stems]
+        for stem, path in zip(stems, paths, strict=True):
+            if path is None:
+                raise ValueError(f"{listed} names {stem!r}, which leads out of {self.annotations}.")
+        return [path for path in paths if path is not None]
+
+    def record(self, path: Path, annotation: ElementTree.Element, rule: SizeRule) -> dict[str, Any]:
+        """Builds a record without regions; `scale` is the factor from the XML's pixels to the picture's, x and y."""
+        image_id = path.relative_to(self.annotations).with_suffix("").as_posix()
+        where = f"{path}, image {image_id}"
+        image = self._find_picture(path, annotation, where)
+        actual, told = image_size(image), _told_size(annotation)
+        scale = (1.0, 1.0)
+        if told != actual and rule != "picture":
+            known = told is not None and min(told) > 0
+            stated = f"the XML says {told[0]} x {told[1]}" if told is not None else "the XML states no size"
+            if rule == "check" or not known or told is None:
+                mend = 'size="picture" if its boxes are in the pixels of the picture'
+                mend += ', size="scale" if the picture was resized' if known else ""
+                raise RegionRecordError(f"{where}: {stated}, the picture is {actual[0]} x {actual[1]}; say {mend}")
+            scale = (actual[0] / told[0], actual[1] / told[1])
+        return {
+            "image": str(image),
+            "image_id": image_id,
+            "width": actual[0],
+            "height": actual[1],
+            "regions": [],
+            "source": str(path),
+            "scale": scale,
+        }
+
+    def _find_picture(self, path: Path, annotation: ElementTree.Element, where: str) -> Path:
+        # Of a path, as some tools write, only the name counts; a subfolder counts that the XML lies in as well.
+        named = PureWindowsPath((annotation.findtext("filename") or "").strip()).name
+        inner = PureWindowsPath((annotation.findtext("folder") or "").strip()).name
+        below = path.parent.relative_to(self.annotations)
+        folders = [self.images] if self.images else [self.root / "JPEGImages", self.root / "images"]
+        folders = [folder / below for folder in folders] + folders if below.parts else folders
+        more = inside(self.images or self.root, inner) if inner else None
+        folders += [more] if more else []
+        folders += [] if self.images else [path.parent, self.root]
+        by_name = find_file(folders, spellings(named)) if named else None
+        by_stem = find_file(folders, spellings(path.stem + (Path(named).suffix or ".jpg")))
+        if by_name and by_stem and not by_name.samefile(by_stem) and self.picture is None:
+            raise RegionRecordError(
+                f"{where}: the XML's filename leads to {by_name}, its own name to {by_stem}; "
+                'say which holds with picture="filename" or picture="stem"'
+            )
+        found = (by_stem or by_name) if self.picture == "stem" else (by_name or by_stem)
+        if found is None:
+            looked = ", ".join(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
+            raise RegionRecordError(
+                f"{where}: there is no picture {named or path.stem!r} or {path.stem}.* in {looked}"
+            )
+        return found
+
+
+class _PlainTree(ElementTree.TreeBuilder):
+    """Builds elements, and refuses a document type: it alone can declare entities, which may grow without bound."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise RegionRecordError("it declares a document type, which no VOC file needs")
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    parser = ElementTree.XMLParser(target=_PlainTree())
+    try:
+        annotation = ElementTree.parse(path, parser).getroot()
+    except RegionRecordError as error:
+        raise RegionRecordError(f"{path}: {error}") from None
+    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
+        raise RegionRecordError(f"{path} cannot be read as XML: {error}") from None
+    if annotation is None or annotation.tag != "annotation":
+        raise RegionRecordError(f"{path}: the outermost element is {annotation.tag!r}, expected 'annotation'")
+    return annotation
+
+
+def _told_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
+    try:
+        return int(annotation.findtext("size/width", "")), int(annotation.findtext("size/height", ""))
+    except ValueError:
+        return None
+
+
+def _box(item: ElementTree.Element, one_based: bool, scale: tuple[float, float]) -> list[float]:
+    """Returns xyxy in pixels of the picture, far edges exclusive."""
+    edges = []
+    for name in ("xmin", "ymin", "xmax", "ymax"):
+        text = item.findtext(f"bndbox/{name}")
+        if text is None:
+            raise ValueError(f"there is no bndbox/{name}")
+        try:
+            edges.append(float(text))
+        except ValueError:
+            raise ValueError(f"bndbox/{name} is {text!r}, expected a number") from None
+    x0, y0, x1, y1 = edges
+    # Counted from 1 this would be a single pixel; what it is, is a click without a drag.
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"bndbox {x0:g}, {y0:g}, {x1:g}, {y1:g} is empty, expected xmin < xmax and ymin < ymax")
+    shift = 1 if one_based else 0
+    return [(x0 - shift) * scale[0], (y0 - shift) * scale[1], x1 * scale[0], y1 * scale[1]]
