@@ -157,12 +157,14 @@ def region_fields(
         region_id: unique in the data set.
         box: xyxy.
         size: width and height of the image.
-        clip: "rounding" cuts what reaches out by at most one pixel, "image" whatever reaches out.
+        clip: "rounding" cuts what reaches out by at most one pixel, "image" whatever reaches out. A box of which
+            nothing would be left stays, for the error to show it.
         fields: any other field of `Region`.
     """
     width, height = size
     cut = [min(max(box[0], 0.0), width), min(max(box[1], 0.0), height)]
     cut += [min(max(box[2], 0.0), width), min(max(box[3], 0.0), height)]
     allowed = clip == "image" or max(abs(a - b) for a, b in zip(box, cut, strict=True)) <= 1
+    allowed = allowed and cut[0] < cut[2] and cut[1] < cut[3]
     row = {"region_id": region_id, "box": cut if allowed else box, "mask": None, "points": None, "labels": None}
     return {**row, **fields, **({"clipped": True} if allowed and cut != box else {})}

@@ -1,0 +1,152 @@
+"""Reads RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as the refer toolkit has them: refs(<split_by>).p, instances.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ...processing.regions_sca import decode_rle, encode_rle
+from ..names import category_text, check_names
+from ..region import RegionRecordError
+from .coco import segmentation_mask, xywh_box
+from .plain_pickle import load_plain_pickle
+from .sources import Clip, Record, choice, find_file, read_json, region_fields
+
+
+# Where the toolkit's own instructions put the pictures, seen from the folder of a data set.
+_PICTURES = (
+    "../images/mscoco/images/train2014",
+    "../images/train2014",
+    "../train2014",
+    "../images/saiapr_tc-12",
+    "../saiapr_tc-12",
+    "images",
+)
+
+
+def read_refcoco(
+    root: str | Path,
+    split_by: str,
+    split: str,
+    images: str | Path | None = None,
+    task: str = "caption",
+    names: Mapping[str, str] | None = None,
+    text: Literal["sent", "raw"] = "sent",
+    masks: bool = True,
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per image, in the order of their ids; a region is one referred object with all its sentences.
+
+    The pickle is read by an unpickler that admits plain values only.
+
+    Args:
+        root: the folder of one data set, as refer/data/refcoco+.
+        split_by: whose split: unc or google for RefCOCO and RefCOCO+, umd or google for RefCOCOg, unc or berkeley for
+            RefCLEF.
+        split: train, val, test, testA, testB or testC, as the file has them. An image of RefCLEF's testAB is in testA
+            and in testB; test is all of them.
+        images: COCO's train2014, or saiapr_tc-12 for RefCLEF (default: where the toolkit has them, beside root).
+        task: "caption" or "recognition"; regions have their sentences and their category in both.
+        names: words for class names.
+        text: "sent" is the sentence as the toolkit cleaned it, "raw" as it was typed.
+        masks: read the segmentations, all parts of each; an empty one leaves the region its box alone.
+        clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
+    """
+    choice(text, "text", ("sent", "raw"))
+    choice(clip, "clip", ("rounding", "image"))
+    root = Path(root)
+    source = root / f"refs({split_by}).p"
+    refs = _refs(source, split)
+    content = read_json(root / "instances.json")
+    try:
+        pictures = {row["id"]: row for row in content["images"]}
+        annotations = {row["id"]: row for row in content["annotations"]}
+        categories = {row["id"]: str(row["name"]) for row in content["categories"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{root / 'instances.json'} is not as refer's: {error} is missing.") from None
+    del content
+    check_names(names, categories.values(), str(root))
+    folders = [Path(images)] if images is not None else [root / folder for folder in _PICTURES]
+    for image_id in sorted(refs):
+        where = f"{source}, image {image_id}"
+        try:
+            record = _image_record(pictures.get(image_id), folders, where)
+        except RegionRecordError as error:
+            yield error
+            continue
+        regions: list[Any] = []
+        for ref in sorted(refs[image_id], key=lambda ref: ref["ref_id"]):
+            region = where + f", region {ref['ref_id']}"
+            try:
+                row = annotations[ref["ann_id"]]
+                size = (record["width"], record["height"])
+                fields = {
+                    "mask": refer_mask(row.get("segmentation"), size) if masks else None,
+                    "captions": [sentence[text] for sentence in ref["sentences"]],
+                    "category": category_text(categories[row["category_id"]], names),
+                }
+                regions.append(region_fields(str(ref["ref_id"]), xywh_box(row["bbox"]), size, clip, **fields))
+            except KeyError as error:
+                regions.append(RegionRecordError(f"{region}: {error} is missing in the ref, or in instances.json"))
+            except (TypeError, ValueError) as error:
+                regions.append(RegionRecordError(f"{region}: {error}"))
+        yield {**record, "task": task, "regions": regions, "source": str(source)}
+
+
+def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:
+    """Returns the refs of a split by image."""
+    if not path.is_file():
+        there = sorted(p.name[5:-3] for p in path.parent.glob("refs(*).p"))
+        raise ValueError(f"split_by: there is no file {path}; {path.parent} has {', '.join(there) or 'no refs(*).p'}.")
+    refs = load_plain_pickle(path)
+    try:
+        splits = {str(ref["split"]) for ref in refs}
+        chosen: dict[Any, list[dict[str, Any]]] = {}
+        for ref in refs:
+            if _is_in(str(ref["split"]), split):
+                chosen.setdefault(ref["image_id"], []).append(ref)
+                ref["ref_id"]  # the order of the regions
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not as refer's: expected a list of refs with split and ids ({error}).") from None
+    if not chosen:
+        raise ValueError(f"split is {split!r}, {path} has {', '.join(sorted(splits)) or 'no refs'}.")
+    return chosen
+
+
+def _is_in(theirs: str, wanted: str) -> bool:
+    """True where a ref of split `theirs` belongs to `wanted`: the letters of a test split say which it is part of."""
+    if theirs.startswith("test") and wanted.startswith("test"):
+        return set(wanted[4:]) <= set(theirs[4:])
+    return theirs == wanted
+
+
+def _image_record(row: Mapping[str, Any] | None, folders: list[Path], where: str) -> dict[str, Any]:
+    if row is None:
+        raise RegionRecordError(f"{where}: instances.json does not list this image")
+    try:
+        name, width, height = str(row["file_name"]), int(row["width"]), int(row["height"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegionRecordError(f"{where}: in instances.json {error} is missing or no number") from None
+    path = find_file(folders, [name])
+    if path is None:
+        looked = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "any known folder"
+        raise RegionRecordError(f"{where}: there is no picture {name!r} in {looked}; say images=FOLDER")
+    return {"image": str(path), "image_id": str(row["id"]), "width": width, "height": height}
+
+
+def refer_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
+    """Returns the union of all parts as one RLE: polygons, one RLE, or, as in RefCLEF, a list of RLEs.
+
+    size: width and height of the image.
+    """
+    if not isinstance(segmentation, list) or not any(isinstance(part, Mapping) for part in segmentation):
+        return segmentation_mask(segmentation, size)
+    width, height = size
+    union = None
+    for part in segmentation:
+        mask = decode_rle(part, "segmentation")
+        if mask.shape != (height, width):
+            raise ValueError(f"segmentation is of size {list(mask.shape)}, expected [{height}, {width}]")
+        union = mask if union is None else union | mask
+    return encode_rle(union) if union is not None and union.any() else None

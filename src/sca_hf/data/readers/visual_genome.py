@@ -1,0 +1,191 @@
+"""Reads Visual Genome: its own region descriptions, with densecap's splits, and GRiT's files made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..region import RegionRecordError
+from .coco import xywh_box
+from .sources import Clip, Record, choice, find_file, inside, read_json, read_json_list, region_fields
+
+
+# The two archives of pictures; whoever unpacks them into one folder is understood too.
+_FOLDERS = ("", "VG_100K", "VG_100K_2")
+
+
+def read_visual_genome(
+    root: str | Path | None = None,
+    images: str | Path | None = None,
+    region_descriptions: str | Path | None = None,
+    image_data: str | Path | None = None,
+    splits: str | Path | None = None,
+    split: str | None = None,
+    task: str = "caption",
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per image of region_descriptions.json, in its order; a region has one phrase, as written.
+
+    The file is read image by image: Visual Genome's 700 MB take little memory.
+
+    Args:
+        root: the folder that holds what the next arguments do not name.
+        images: the folder with VG_100K and VG_100K_2, or with the pictures themselves (default: root, root/images).
+        region_descriptions, image_data: the JSON files (default: of these names, in root). Images that image_data does
+            not list are errors: their size is unknown.
+        splits: densecap_splits.json (default: in root). Needed for `split` alone.
+        split: train, val or test of densecap (default: all images).
+        task: "caption"; phrases are no categories.
+        clip: Visual Genome's boxes often reach out of their image. "rounding" cuts what does so by at most a pixel,
+            the rest are bad regions; "image" cuts all. Cut ones are counted.
+    """
+    choice(clip, "clip", ("rounding", "image"))
+    choice(task, "task", ("caption",))
+    regions_file = _file(root, region_descriptions, "region_descriptions")
+    pictures = _image_table(_file(root, image_data, "image_data"))
+    chosen = _split_ids(_file(root, splits, "densecap_splits"), split) if split is not None else None
+    folders = _image_folders(root, images)
+    for entry in read_json_list(regions_file):
+        try:
+            image_id = entry["id"] if "id" in entry else entry["image_id"]
+            rows = entry["regions"]
+        except (KeyError, TypeError):
+            yield RegionRecordError(f"{regions_file}: an entry has no id, or no regions: {str(entry)[:60]}")
+            continue
+        if chosen is not None and image_id not in chosen:
+            continue
+        where = f"{regions_file}, image {image_id}"
+        picture = pictures.get(image_id)
+        if picture is None:
+            yield RegionRecordError(f"{where}: image_data.json does not list this image")
+            continue
+        try:
+            record = _record(picture, str(image_id), _names_in_url(picture), folders, where)
+        except RegionRecordError as error:
+            yield error
+            continue
+        size = (record["width"], record["height"])
+        regions = [_region(row, size, clip, where) for row in rows]
+        yield {**record, "task": task, "regions": regions, "source": str(regions_file)}
+
+
+def read_grit(
+    annotations: str | Path,
+    images: str | Path,
+    image_data: str | Path | None = None,
+    task: str = "caption",
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per image of GRiT's train.json or test.json, in its order; a region has one phrase.
+
+    Args:
+        annotations: the file, COCO's form with a `caption` in each annotation.
+        images: the folder with the pictures, or with VG_100K and VG_100K_2.
+        image_data: Visual Genome's image_data.json, if the two archives are not to be searched by name.
+        task: "caption"; phrases are no categories.
+        clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
+    """
+    choice(clip, "clip", ("rounding", "image"))
+    choice(task, "task", ("caption",))
+    source = Path(annotations)
+    content = read_json(source)
+    pictures = _image_table(Path(image_data)) if image_data is not None else {}
+    folders = _image_folders(None, images)
+    try:
+        entries = content["images"]
+        rows: dict[Any, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in entries}
+        strays: list[Mapping[str, Any]] = []
+        for row in content["annotations"]:
+            rows.get(row["image_id"], strays).append(row)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source} is not as GRiT's: {error} is missing.") from None
+    del content
+    for row in strays:
+        yield RegionRecordError(f"{source}, region {row.get('id')}: there is no image {row['image_id']}")
+    for entry in entries:
+        where = f"{source}, image {entry['id']}"
+        try:
+            names = _names_in_url(pictures[entry["id"]]) if entry["id"] in pictures else []
+            record = _record(entry, str(entry["id"]), [*names, str(entry.get("file_name", ""))], folders, where)
+        except RegionRecordError as error:
+            yield error
+            continue
+        size = (record["width"], record["height"])
+        # Taken out, so that memory is given back on the way.
+        regions = [_region(row, size, clip, where) for row in rows.pop(entry["id"], [])]
+        yield {**record, "task": task, "regions": regions, "source": str(source)}
+
+
+def _file(root: str | Path | None, path: str | Path | None, name: str) -> Path:
+    if path is None and root is None:
+        raise ValueError(f"{name}: say where {name}.json lies, or root=FOLDER.")
+    found = Path(path) if path is not None else Path(root or "") / f"{name}.json"
+    if not found.is_file():
+        raise ValueError(f"{name}: there is no file {found}.")
+    return found
+
+
+def _image_folders(root: str | Path | None, images: str | Path | None) -> list[Path]:
+    if images is None and root is None:
+        raise ValueError("images: say where the pictures lie.")
+    folders = [Path(images)] if images is not None else [Path(root or ""), Path(root or "") / "images"]
+    if not any(folder.is_dir() for folder in folders):
+        raise ValueError(f"images: there is no folder {folders[0]}.")
+    return folders
+
+
+def _image_table(path: Path) -> dict[Any, Mapping[str, Any]]:
+    try:
+        return {row["image_id"] if "image_id" in row else row["id"]: row for row in read_json(path)}
+    except (KeyError, TypeError):
+        raise ValueError(f"{path}: expected Visual Genome's list of images, each with its image_id.") from None
+
+
+def _split_ids(path: Path, split: str) -> set[Any]:
+    splits = read_json(path)
+    if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
+        there = ", ".join(splits) if isinstance(splits, dict) else "no splits"
+        raise ValueError(f"split is {split!r}, {path} has {there}.")
+    return set(splits[split])
+
+
+def _names_in_url(picture: Mapping[str, Any]) -> list[str]:
+    """Returns where a picture may lie by its address: .../rak248/VG_100K_2/1.jpg is VG_100K_2/1.jpg, or 1.jpg."""
+    path = PurePosixPath(urlsplit(str(picture.get("url", ""))).path)
+    return ["/".join(path.parts[-2:]), path.name] if path.name else []
+
+
+def _record(
+    row: Mapping[str, Any], image_id: str, names: list[str], folders: list[Path], where: str
+) -> dict[str, Any]:
+    try:
+        width, height = int(row["width"]), int(row["height"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegionRecordError(f"{where}: width or height is missing or no number ({error})") from None
+    names = [name for name in names if name] or [f"{image_id}.jpg"]
+    path = find_file(folders, names)
+    if path is None:
+        path = find_file([folder / part for folder in folders for part in _FOLDERS[1:]], [Path(names[-1]).name])
+    if path is None:
+        refused = all(inside(folders[0], name) is None for name in names)
+        problem = "leads out of the folder" if refused else "is not"
+        raise RegionRecordError(f"{where}: the picture {names[0]!r} {problem} in {folders[0]}")
+    return {"image": str(path), "image_id": image_id, "width": width, "height": height}
+
+
+def _region(row: Any, size: tuple[int, int], clip: Clip, where: str) -> dict[str, Any] | RegionRecordError:
+    """Reads a region of either form: x, y, width, height, phrase; or bbox, caption."""
+    region_id: Any = "?"
+    try:
+        region_id = row["region_id"] if "region_id" in row else row["id"]
+        grit = "bbox" in row
+        box = xywh_box(row["bbox"] if grit else [row[key] for key in ("x", "y", "width", "height")])
+        phrase = row["caption"] if grit else row["phrase"]
+        if not isinstance(phrase, str):
+            raise ValueError(f"the phrase is {phrase!r}, expected text")
+    except (KeyError, TypeError, ValueError) as error:
+        text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        return RegionRecordError(f"{where}, region {region_id}: {text}")
+    return region_fields(str(region_id), box, size, clip, captions=[phrase])
