@@ -1,6 +1,6 @@
 """Time the model against *plain*: the same weights in the library's own modules (`benchmarks/plain.py`).
 
-    python -m benchmarks                      # mixer, end to end, memory: as published, on CUDA where present
+    python -m benchmarks                      # all parts: as published, on CUDA where present
     python -m benchmarks --part mixer --repeats 5
     python -m benchmarks --quick              # small shapes: does it run, do the results agree?
 
@@ -8,11 +8,12 @@
 - end-to-end: ViT-B at 1024 px and a GPT-2 of 124 M parameters, 64 boxes in one image, masks, 20 new tokens, greedy.
 - memory: the peak above the weights of an end-to-end call, and without masks at 64 and 1000 regions; each in a process
   of its own.
+- training: one step of the mixer, 16 boxes in one ViT-B image, captions of 8 to 20 tokens, GPT-2 of 124 M parameters.
 
 Random weights without an end token, float32. Plain encodes the image once, repeats it for each region, runs 8 regions
 at a time and calls `generate` for each 8; caption scores are off, for plain has none. A CPU runs one thread and counts
-the CPU time of the process; rounds are interleaved, medians printed. Results that disagree, or memory that
-grows with the number of regions, are an error.
+the CPU time of the process; rounds are interleaved, medians printed. Results that disagree, memory that
+grows with the number of regions, or a training step that gains less than it should, are an error.
 """
 
 import argparse
@@ -20,74 +21,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GPT2Config, SamConfig
 
-from sca_hf.modeling.configuration_sca import ScaConfig
 from sca_hf.modeling.memory_sca import region_chunk_size
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 
 from .measure import interleaved, peak_bytes
 from .plain import CHUNK, PlainMixer, PlainSca
+from .shapes import QUICK, Size, agree, build_model, random_boxes, random_pixels, report
+from .training import bench_training
 
 
-PARTS = ("mixer", "end-to-end", "memory")
-TOLERANCE = 1e-4
+PARTS = ("mixer", "end-to-end", "memory", "training")
 # How much more memory `many` regions may take, as long as the image encoder sets the peak (so not for --quick).
 MEMORY_RATIO = 1.3
 SAM_TOKENS = 7  # IoU, 4 masks, 2 corners of a box
-
-
-@dataclass
-class Size:
-    """What is run: `regions` for the times, `many` for the memory."""
-
-    image_size: int = 1024
-    regions: int = 64
-    many: int = 1000
-    layers: int = 12
-    new_tokens: int = 20
-
-
-QUICK = Size(image_size=256, regions=16, many=128, layers=4, new_tokens=6)
-
-
-def build_model(size: Size, device: torch.device) -> ScaForConditionalGeneration:
-    """A random model in the shape of SAM ViT-B and GPT-2, whose regions get different captions."""
-    torch.manual_seed(0)
-    grid = size.image_size // 16
-    sam = SamConfig(
-        # The default of 1e-10 would leave all images alike.
-        vision_config={"image_size": size.image_size, "initializer_range": 0.02, "num_pos_feats": 128},
-        prompt_encoder_config={"image_size": size.image_size, "image_embedding_size": grid},
-    )
-    text = GPT2Config(eos_token_id=None, bos_token_id=None, pad_token_id=0)
-    if size is QUICK:
-        sam.vision_config.num_hidden_layers, sam.vision_config.global_attn_indexes = 3, [2]
-        text.n_layer = 3
-    mixer = {"num_hidden_layers": size.layers}
-    model = ScaForConditionalGeneration(ScaConfig(sam_config=sam, text_config=text, mixer_config=mixer)).eval()
-    with torch.no_grad():
-        # With fresh weights masks are all but zero, and captions hardly depend on the region.
-        for part in (model.sam.mask_decoder, model.mixer):
-            for name, parameter in part.named_parameters():
-                if parameter.ndim > 1 and name != "task_tokens.weight":
-                    parameter.normal_(0.0, 0.06)
-    return model.to(device)
-
-
-def random_boxes(count: int, image_size: int, device: torch.device) -> torch.Tensor:
-    """Boxes (1, count, 4), xyxy in pixels of the resized image."""
-    corners = torch.rand(1, count, 2, 2, generator=torch.Generator().manual_seed(1)) * image_size
-    return torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=-1).to(device)
-
-
-def random_pixels(size: Size, device: torch.device) -> torch.Tensor:
-    """One normalised image (1, 3, H, W)."""
-    return torch.randn(1, 3, size.image_size, size.image_size, generator=torch.Generator().manual_seed(2)).to(device)
 
 
 def generate(
@@ -206,20 +156,6 @@ def print_peak(name: str, regions: int, size: Size, device: torch.device) -> Non
         print(peak_bytes(lambda: generate(model, size, regions, device, masks="no masks" not in name), device))
 
 
-def report(title: str, seconds: dict[str, float]) -> None:
-    """Print the times and how many times faster ours is."""
-    print(f"\n{title}")
-    for name, value in seconds.items():
-        print(f"  {name:12} {value:9.3f} s   {value / seconds['ours']:.2f} x ours", flush=True)
-
-
-def agree(what: str, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Print the largest difference; is it within the tolerance?"""
-    difference = (ours.flatten() - theirs.flatten()).abs().max().item()
-    print(f"  {what}: within {difference:.1e} (values up to {theirs.abs().max().item():.2g})")
-    return difference <= TOLERANCE * max(1.0, theirs.abs().max().item())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Speed and memory against plain modules."
@@ -243,10 +179,12 @@ def main() -> int:
             good &= bench_mixer(size, arguments.repeats, device)
         elif part == "end-to-end":
             good &= bench_end_to_end(size, arguments.repeats, device)
+        elif part == "training":
+            good &= bench_training(size, arguments.repeats, device, bounded=not arguments.quick)
         else:
             good &= bench_memory(size, arguments.quick, device)
     if not good:
-        print("\nResults disagree or memory grows with the regions: see above.", file=sys.stderr)
+        print("\nResults disagree or a bound is missed: see above.", file=sys.stderr)
     return int(not good)
 
 

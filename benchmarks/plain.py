@@ -9,6 +9,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayTransformer
@@ -76,6 +77,25 @@ class PlainSca:
             **{name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in vars(parts[0])}
         )
 
+    def caption_loss(
+        self, images: dict[str, torch.Tensor], boxes: torch.Tensor, labels: torch.Tensor, label_smoothing: float
+    ) -> torch.Tensor:
+        """Mean cross-entropy of the captions `labels` (1, R, T; -100 on padding) for `boxes` (1, R, 4), all at once.
+
+        `images` holds `pixel_values` or `image_embeddings`.
+        """
+        _, tokens, image_tokens = self.decode(**images, input_boxes=boxes)
+        prefix = self.prefix(tokens, image_tokens).flatten(0, 2)  # (R, L, D)
+        labels = labels.flatten(0, 1)  # (R, T)
+        words = self.language_model.get_input_embeddings()(labels.clamp(min=0))
+        real = torch.cat([labels.new_ones(prefix.shape[:2]), (labels >= 0).long()], dim=1)
+        logits = self.language_model(
+            inputs_embeds=torch.cat([prefix, words], dim=1), attention_mask=real, use_cache=False
+        ).logits
+        # Each position predicts the next; the prefix, but for its last vector, predicts nothing.
+        targets = torch.cat([labels.new_full(prefix.shape[:2], -100), labels], dim=1)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), label_smoothing=label_smoothing)
+
 
 class PlainMixer(nn.Module):
     """The mixer as the paper draws it: the library's two-way transformer over `[caption queries ; SAM tokens]`."""
@@ -134,5 +154,9 @@ def rebuild(model: PreTrainedModel, attn_implementation: str) -> PreTrainedModel
 def share(module: nn.Module, source: nn.Module) -> nn.Module:
     """`module` with the parameters of `source` in place of its own."""
     module.to(next(source.parameters()).device)
+    # `assign` hands the old parameter's flag on to the new one, which here is the source's own.
+    trained = {name for name, parameter in source.named_parameters() if parameter.requires_grad}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trained)
     module.load_state_dict(source.state_dict(keep_vars=True), assign=True)
     return module.train(source.training)

@@ -1,0 +1,39 @@
+"""What the benchmark of a training step says, at a shape small enough for a test."""
+
+import pytest
+import torch
+
+from benchmarks.shapes import Size
+from benchmarks.training import SAVED_RATIO, same_step, saved_bytes, training_calls
+
+
+# The published grid, without the encoder's layers: the mixer, not the language model's head, sets what is saved.
+SMALL = Size(trained=1, layers=4, vision_layers=0, text_layers=1)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    return {name: call() for name, call in training_calls(SMALL, torch.device("cpu")).items()}
+
+
+def test_a_training_step_keeps_less_for_its_backward_than_the_plain_modules_do(steps):
+    assert steps["ours"].saved <= SAVED_RATIO * steps["plain-eager"].saved
+    assert steps["ours"].saved == steps["ours, cached"].saved
+
+
+def test_a_training_step_has_the_loss_and_gradients_of_the_plain_modules(steps):
+    for name in ("plain-eager", "plain-sdpa", "ours, cached"):
+        assert same_step(name, steps["ours"], steps[name])
+        assert steps[name].gradients.keys() == steps["ours"].gradients.keys()
+    steps["ours"].gradients["task_tokens.weight"].mul_(1.01)
+    assert not same_step("plain-eager", steps["ours"], steps["plain-eager"]), "a wrong gradient would be noticed"
+
+
+def test_saved_bytes_count_each_storage_once_and_no_weight():
+    layer = torch.nn.Linear(8, 8)
+    x = torch.ones(4, 8)
+    with saved_bytes(layer) as saved:
+        hidden = layer(x).exp()
+        (hidden * hidden).sum()
+    # The input, and what exp and the product both keep: its result.
+    assert saved == [2 * 4 * 8 * 4]
