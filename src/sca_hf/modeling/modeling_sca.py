@@ -506,7 +506,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         """
         heads, length = prefix.shape[1], ids.shape[1]
         embeds = self.get_input_embeddings()(ids[:, :-1]).unsqueeze(1).expand(-1, heads, -1, -1)
-        embeds = torch.cat([prefix, embeds.to(prefix.dtype)], dim=2).flatten(0, 1)  # (N*A, L + T - 1, D)
+        # A frozen language model may be held in half precision beside a float32 mixer.
+        embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=2).flatten(0, 1)  # (N*A, L + T - 1, D)
         mask = None
         if attention_mask is not None:
             mask = plan.real(attention_mask)[:, :-1].repeat_interleave(heads, dim=0)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..modeling.adapters_sca import has_adapter, is_adapter_key
 from ..modeling.bases_sca import as_dtype
 from .arguments import ScaTrainingArguments
+from .lora import add_lora
 from .presets import PRESETS, Preset, apply_preset
 
 
@@ -17,11 +19,8 @@ logger = logging.get_logger(__name__)
 
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
-    if PRESETS[args.preset].with_adapters:
-        from .lora import add_lora, has_lora
-
-        if not has_lora(model):
-            add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
+    if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
+        add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
     preset = apply_preset(model, args.preset, args.mask_loss_weight)
     hold_frozen(model, args.frozen_dtype)
     choose_save_form(model, preset, args.save_form)
@@ -56,4 +55,4 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
 
 
 def _trains_own_weights(part: torch.nn.Module) -> bool:
-    return any(p.requires_grad and ".lora_" not in name for name, p in part.named_parameters())
+    return any(p.requires_grad and not is_adapter_key(name) for name, p in part.named_parameters())

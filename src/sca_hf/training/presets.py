@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from ..modeling.adapters_sca import is_adapter_key
+
 
 logger = logging.get_logger(__name__)
 
@@ -93,7 +95,7 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
     if preset.trains_masks:
         idle = (_SINGLE_MASK,) if weight > 0 else _MASK_HEADS
     for parameter_name, parameter in model.named_parameters():
-        adapter = is_adapter_weight(parameter_name)
+        adapter = is_adapter_key(parameter_name)
         trained = preset.with_adapters if adapter else _within(parameter_name, preset.trained)
         parameter.requires_grad_(trained and parameter.is_floating_point() and not _within(parameter_name, idle))
     model.config.freeze_base_models = not preset.trains_bases
@@ -164,11 +166,6 @@ def _check_modules(parameters: Mapping[str, nn.Parameter], rates: Mapping[str, f
             raise ValueError(f"module_learning_rates names {module!r}, which is frozen: choose another preset.")
         if not rate > 0:
             raise ValueError(f"module_learning_rates has {rate} for {module!r}, expected a positive number.")
-
-
-def is_adapter_weight(name: str) -> bool:
-    """Whether a parameter belongs to a LoRA layer."""
-    return ".lora_" in name
 
 
 def plain_name(name: str) -> str:

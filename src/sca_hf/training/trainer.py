@@ -25,6 +25,7 @@ from .evaluation import (
     first_records,
     score_predictions,
 )
+from .lora import restore_adapter
 from .preparation import prepare_model
 from .presets import default_learning_rates, parameter_groups
 from .progress import RegionProgress, Throughput
@@ -212,6 +213,20 @@ class ScaTrainer(WholeCheckpoints):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.throughput.pause()
         super()._save_checkpoint(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.preset.with_adapters:
+            restore_adapter(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.preset.with_adapters:
+            restore_adapter(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None are counted: the library would take every pixel for a token of every part."""
+        return 0
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuses a checkpoint that does not fit, where the library would warn."""

@@ -92,9 +92,20 @@ class ScaConfig(PreTrainedConfig):
         freeze_base_models: SAM and the language model take no gradients.
         base_model_repos: for a mixer-only repository, where `"sam"` and `"language_model"` come from; written by
             `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
+        language_model_adapter: for a mixer-only repository, that it also holds adapters of the language model.
     """
 
     model_type = "segment_caption_anything"
+    # What an evaluation need not gather over processes: only `logits` stay.
+    keys_to_ignore_at_inference = [
+        "pred_masks",
+        "iou_scores",
+        "query_embeds",
+        "prefix_embeds",
+        "image_embeddings",
+        "hidden_states",
+        "attentions",
+    ]
     sub_configs = {"sam_config": AutoConfig, "mixer_config": ScaMixerConfig, "text_config": AutoConfig}
 
     sam_config: dict | PreTrainedConfig | None = None
@@ -106,6 +117,7 @@ class ScaConfig(PreTrainedConfig):
     max_caption_length: int = 20
     freeze_base_models: bool = True
     base_model_repos: dict | None = None
+    language_model_adapter: bool = False
     initializer_range: float = 0.02
     # Each part ties its own weights as its own configuration says.
     tie_word_embeddings: bool = True

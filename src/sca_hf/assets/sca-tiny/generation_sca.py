@@ -76,6 +76,8 @@ def continue_prefixes(
         rows = language_model_rows(language_model, length + new_tokens, new_tokens, with_scores)
         batch_size = max(1, rows // (heads * max(config.num_beams or 1, config.num_return_sequences or 1)))
     sequences, scores = [], []
+    # A frozen language model may be held in half precision beside a float32 mixer.
+    prefixes = prefixes.to(language_model.get_input_embeddings().weight.dtype)
     for part in prefixes.split(batch_size):
         rows = part.flatten(0, 1)  # (part * A, L, D)
         output = language_model.generate(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from .adapters_sca import ADAPTER_FOLDER, has_adapter, is_adapter_key, load_adapter, save_adapter
 from .bases_sca import (
     BASES,
     HUB_ARGUMENTS,
@@ -95,7 +96,8 @@ class ScaLoadingMixin:
         )
         check_loading_info(info, path, strict, ignore_mismatched_sizes)
         if repos:
-            model._load_bases(repos, bases or {}, of_bases)
+            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            model._load_bases(repos, bases or {}, of_bases, where)
         elif path is not None:
             model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASES}
         # The library makes new parameters of what it reads, and they take gradients.
@@ -116,11 +118,12 @@ class ScaLoadingMixin:
             save_directory: folder to write.
             state_dict: weights to write in place of the model's own.
             include_bases: True writes every weight. False writes the mixer only, with the names of the repositories,
-                and the commits or content hashes, that SAM and the language model come from. None does what
-                `self.include_bases` says.
+                and the commits or content hashes, that SAM and the language model come from, and beside it adapters of
+                the language model. None does what `self.include_bases` says.
             kwargs: as for the library's `save_pretrained`.
         """
         include_bases = self.include_bases if include_bases is None else include_bases
+        self._check_adapter(include_bases, kwargs.get("push_to_hub", False))
         # Names of weights are the library's own here; nothing is written back under names a base once had.
         kwargs.setdefault("save_original_format", False)
         for config, part in self._parts():
@@ -132,6 +135,9 @@ class ScaLoadingMixin:
             if not include_bases:
                 self._check_mixer_only()
                 state_dict = self.state_dict() if state_dict is None else state_dict
+                if self.config.language_model_adapter and kwargs.get("is_main_process", True):
+                    own = _without_prefix(state_dict, f"{LANGUAGE_MODEL}.")
+                    save_adapter(self.language_model, Path(save_directory) / ADAPTER_FOLDER, own)
                 state_dict = {key: value for key, value in state_dict.items() if not _is_base_key(key)}
                 self.config.base_model_repos = self._pinned_bases(Path(save_directory))
             self._describe_code()
@@ -232,9 +238,13 @@ class ScaLoadingMixin:
             )
 
     def _load_bases(
-        self, repos: dict[str, dict[str, str]], bases: dict[str, Any], arguments: dict[str, dict[str, Any]]
+        self,
+        repos: dict[str, dict[str, str]],
+        bases: dict[str, Any],
+        arguments: dict[str, dict[str, Any]],
+        where: dict[str, Any],
     ) -> None:
-        """Fetch and attach the base models that a mixer-only repository names."""
+        """Fetch and attach the base models that a mixer-only repository names, and its adapters; `where` it is."""
         unknown = bases.keys() - BASES.keys()
         if unknown:
             raise ValueError(f"bases= takes {' and '.join(BASES)}, got {', '.join(sorted(unknown))}.")
@@ -250,6 +260,8 @@ class ScaLoadingMixin:
             else:
                 parts[name], sources[name] = load_pinned(type(self), name, repos[name], Path(self.name_or_path), own)
         self._attach(**parts)
+        if self.config.language_model_adapter:
+            load_adapter(self.language_model, self.name_or_path, where)
         self.mixer.to(self.sam.device)
         self.base_sources = complete_sources(sources)
         # A mixer-only model stays one when it is saved again.
@@ -268,6 +280,17 @@ class ScaLoadingMixin:
         parts = ((self.config.sam_config, self.sam), (self.config.mixer_config, self.mixer))
         return [*parts, (self.config.text_config, self.language_model)]
 
+    def _check_adapter(self, include_bases: bool, push_to_hub: bool) -> None:
+        """Note whether the language model has adapters; refuse to save them in a way that would not load."""
+        self.config.language_model_adapter = has_adapter(self.language_model)
+        if self.config.language_model_adapter and include_bases:
+            raise ValueError(
+                "the language model has adapters, which only a mixer-only repository can hold: merge them "
+                "(sca_hf.training.lora.merge_lora) or save with include_bases=False."
+            )
+        if self.config.language_model_adapter and push_to_hub:
+            raise ValueError("push_to_hub=True would leave the adapters behind: save, then upload the folder.")
+
     def _check_mixer_only(self) -> None:
         trained = self._trainable_base_weights()
         if trained:
@@ -282,7 +305,11 @@ class ScaLoadingMixin:
             )
 
     def _trainable_base_weights(self) -> list[str]:
-        return [name for name, weight in self.named_parameters() if weight.requires_grad and _is_base_key(name)]
+        return [
+            name
+            for name, weight in self.named_parameters()
+            if weight.requires_grad and _is_base_key(name) and not is_adapter_key(name)
+        ]
 
     def _pinned_bases(self, save_directory: Path) -> dict[str, dict[str, str]]:
         pinned: dict[str, dict[str, str]] = {}
@@ -372,6 +399,10 @@ def _device_map_of(name: str, device_map: Any) -> Any:
 
 def _explicit(dtype: Any) -> Any:
     return None if dtype == "auto" else dtype
+
+
+def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _is_base_key(key: str) -> bool:

@@ -1,0 +1,66 @@
+"""Adapters on the language model (LoRA, by the library's PEFT integration): kept beside the mixer, loaded with it.
+
+PEFT is not imported here: a repository without adapters loads without it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+
+# Folder within a mixer-only repository; at its top the library would take the repository for an adapter of something.
+ADAPTER_FOLDER = "language_model_adapter"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def has_adapter(language_model: PreTrainedModel | None) -> bool:
+    """Whether a language model has adapters that are not merged into it."""
+    return bool(getattr(language_model, "_hf_peft_config_loaded", False))
+
+
+def is_adapter_key(key: str) -> bool:
+    """Whether a weight belongs to an adapter."""
+    return ".lora_" in key
+
+
+def save_adapter(language_model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write the adapter in PEFT's own form.
+
+    Args:
+        weights: of the language model, by its own names; others than the adapter's are left out.
+    """
+    name = language_model.active_adapters()[0]
+    own = language_model.get_adapter_state_dict(name, state_dict=weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in own.items()}
+    save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    language_model.peft_config[name].save_pretrained(folder)
+
+
+def load_adapter(
+    language_model: PreTrainedModel, repository: str | os.PathLike[str], arguments: dict[str, Any]
+) -> None:
+    """Give a language model the adapter that a mixer-only repository holds for it.
+
+    Args:
+        repository: folder or repository id.
+        arguments: where its files are: `revision`, `token`, `cache_dir`, ...
+    """
+    files = [
+        cached_file(repository, f"{ADAPTER_FOLDER}/{name}", **arguments) for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+    ]
+    try:
+        language_model.load_adapter(str(Path(files[1]).parent))
+    except ImportError as error:
+        raise ImportError(
+            f"{repository} has a language model with LoRA adapters: pip install peft, or have its author merge them "
+            "(sca_hf.training.lora.merge_lora) and save with include_bases=True."
+        ) from error
+
+
+__all__ = ["ADAPTER_FOLDER", "has_adapter", "is_adapter_key", "load_adapter", "save_adapter"]
