@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 
+from ..data.images import record_image
+from ..data.region import RegionRecordError
+from ..processing.masks_sca import mask_coverage
+from .draws import draw_generator
+from .prompts import PROMPT_KINDS, PromptSource, draw_prompt
 
-PROMPT_KINDS = ("box", "point", "mask")
+
+# The original trained on boxes alone, and its points are worse for it.
+TRAINING_SHARES = {"box": 0.4, "jittered_box": 0.1, "point": 0.3, "points": 0.1, "mask": 0.1}
 
 
 @dataclass
@@ -19,77 +27,119 @@ class RegionCollator:
 
     Args:
         processor: makes the tensors that the model takes.
-        prompt_shares: how often a region is prompted by its box, by one point or by its mask. A point is one of the
-            record's own inside points; a region without points, or without a mask, is prompted by its box.
-        max_regions: regions drawn per image, all of them when None.
-        box_jitter: standard deviation of each box edge, as a share of the box's side.
+        prompt_shares: how often a region is prompted in each of the ways of `PROMPT_KINDS`, see
+            `sca_hf.training.prompts`; shares need not add up to 1. None: `TRAINING_SHARES`, in evaluation the box.
+            A region without a mask whose turn is `mask` gets its box, unless no other kind has a share: then it is
+            an error.
+        max_regions: regions drawn per image in training, all of them when None.
+        box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
+        outside_points: the most points outside the region among `points`.
         task: says what to predict, in place of each record's own task.
-        training: without it every region comes in order, unmoved, with its first text.
+        training: without it every region comes, in order, with its first text, its box unmoved; points are still
+            drawn where `prompt_shares` asks for them, by the `image_id`, the same at every evaluation.
+        mask_labels: also return `mask_labels` (B, R, 4h, 4w) float32: the share of each cell of the padded
+            low-resolution frame that the region's mask covers; NaN throughout where it has none.
 
     A record is the mapping of `sca_hf.data.region`; one that has `image_embedding` (C, h, w) in place of `image` makes
-    a batch of `image_embeddings`, so that the image encoder need not run.
+    a batch of `image_embeddings`, so that the image encoder need not run. What is drawn depends on the record's
+    `draw`, see `DrawnRecords`; without it on torch's generator, and so on the seed and on what was drawn before.
     """
 
     processor: Any
-    prompt_shares: Mapping[str, float] = field(default_factory=lambda: {"box": 0.5, "point": 0.4, "mask": 0.1})
-    max_regions: int | None = None
-    box_jitter: float = 0.0
+    prompt_shares: Mapping[str, float] | None = None
+    max_regions: int | None = 16
+    box_jitter: float = 0.1
+    outside_points: int = 0
     task: str | None = None
     training: bool = True
+    mask_labels: bool = False
 
     def __post_init__(self) -> None:
-        unknown = set(self.prompt_shares) - set(PROMPT_KINDS)
-        if unknown or not self.prompt_shares or min(self.prompt_shares.values()) < 0:
-            raise ValueError(
-                f"prompt_shares is {dict(self.prompt_shares)}, expected positive shares of {', '.join(PROMPT_KINDS)}"
-            )
+        shares = self.prompt_shares
+        if shares is None:
+            shares = TRAINING_SHARES if self.training else {"box": 1.0}
+        values = np.array(list(shares.values()), np.float64)
+        if not set(shares) <= set(PROMPT_KINDS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
+            raise ValueError(f"prompt_shares is {dict(shares)}, expected positive shares of {', '.join(PROMPT_KINDS)}")
+        if self.max_regions is not None and self.max_regions < 1:
+            raise ValueError(f"max_regions is {self.max_regions}, expected at least 1, or None for all")
+        self._kinds = [kind for kind, share in shares.items() if share > 0]
+        self._shares = values[values > 0] / values.sum()
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        # Seeded from torch's generator, so that the Trainer's seed settles what is drawn.
-        rng = np.random.default_rng(int(torch.randint(2**31, ())) if self.training else 0)
         prompts: dict[str, list[Any]] = {"input_boxes": [], "input_points": [], "input_labels": [], "input_masks": []}
-        captions, tasks = [], []
+        sources, captions, tasks = [], [], []
         for record in records:
-            task = self.task or record["task"]
-            regions = self._choose(record["regions"], rng)
-            size = (record["width"], record["height"])
-            drawn = [self._prompt(region, size, rng) for region in regions]
+            rng = self._generator(record)
+            tasks.append(self.task or record["task"])
+            sources.append(self._choose(record, rng))
+            drawn = [self._prompt(source, rng) for source in sources[-1]]
             for name, values in prompts.items():
                 values.append([prompt.get(name) for prompt in drawn])
-            captions.append([self._text(region, task, rng) for region in regions])
-            tasks.append(task)
+            captions.append([self._text(source, tasks[-1], rng) for source in sources[-1]])
         given = {name: value for name, value in prompts.items() if any(p is not None for v in value for p in v)}
-        batch = self.processor(**self._images(records), **given, captions=captions, task=tasks, return_tensors="pt")
-        if "image_embedding" in records[0]:
-            batch["image_embeddings"] = torch.stack([record["image_embedding"] for record in records]).float()
-        return dict(batch)
+        pictures, embeddings = _pictures(records)
+        batch = dict(self.processor(**pictures, **given, captions=captions, task=tasks, return_tensors="pt"))
+        if self.mask_labels:
+            batch["mask_labels"] = self._mask_labels(sources, batch)
+        return batch | embeddings
 
-    def _images(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        if "image_embedding" in records[0]:
-            return {"original_sizes": [(record["height"], record["width"]) for record in records]}
-        return {"images": [record["image"] for record in records]}
-
-    def _choose(self, regions: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[Mapping[str, Any]]:
+    def _generator(self, record: Mapping[str, Any]) -> np.random.Generator:
         if not self.training:
-            return list(regions[: self.max_regions])
-        return [regions[k] for k in rng.permutation(len(regions))[: self.max_regions]]
+            return np.random.default_rng(crc32(str(record.get("image_id")).encode()))
+        if record.get("draw") is not None:
+            return draw_generator(record["draw"])
+        return np.random.default_rng(int(torch.randint(2**31, ())))
 
-    def _prompt(self, region: Mapping[str, Any], size: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
-        kinds, shares = list(self.prompt_shares), np.array(list(self.prompt_shares.values()))
-        kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
-        inside = [p for p, label in zip(region.get("points") or (), region.get("labels") or (), strict=True) if label]
-        if kind == "point" and inside:
-            return {"input_points": [inside[int(rng.integers(len(inside)))]], "input_labels": [1]}
-        if kind == "mask" and region.get("mask") is not None:
-            return {"input_masks": region["mask"]}
-        box = np.asarray(region["box"], np.float64)
-        if self.training and self.box_jitter:
-            sides = np.tile(box[2:] - box[:2], 2)
-            box = (box + rng.normal(0, self.box_jitter, 4) * sides).clip(0, np.tile(size, 2))
-        return {"input_boxes": box.tolist()}
+    def _choose(self, record: Mapping[str, Any], rng: np.random.Generator) -> list[PromptSource]:
+        where, regions = f"image {record.get('image_id', '?')}", record["regions"]
+        if not regions:
+            raise RegionRecordError(f"{where} has no region; leave such records out of the data set.")
+        if self.training:
+            regions = [regions[k] for k in rng.permutation(len(regions))[: self.max_regions]]
+        size = (record["width"], record["height"])
+        return [PromptSource(region, size, f"{where}, region {region.get('region_id', '?')}") for region in regions]
 
-    def _text(self, region: Mapping[str, Any], task: str, rng: np.random.Generator) -> str:
-        texts = region["captions"] if task == "caption" else [region["category"]]
-        if not texts or texts[0] is None:
-            raise ValueError(f"region {region['region_id']} has no text for the task {task!r}")
+    def _prompt(self, source: PromptSource, rng: np.random.Generator) -> dict[str, Any]:
+        kind = self._kinds[int(rng.choice(len(self._kinds), p=self._shares))]
+        if self._kinds == ["mask"] and source.mask is None:
+            raise RegionRecordError(
+                f"{source.where} has no mask, and prompt_shares asks for masks alone; add a share of boxes."
+            )
+        if kind == "jittered_box" and not self.training:
+            kind = "box"
+        return draw_prompt(kind, source, rng, self.box_jitter, self.outside_points)
+
+    def _text(self, source: PromptSource, task: str, rng: np.random.Generator) -> str:
+        texts: list[str] = source.region.get("captions") or []
+        if task != "caption":
+            texts = [source.region["category"]] if source.region.get("category") else []
+        if not texts:
+            raise RegionRecordError(f"{source.where} has no text for the task {task!r}.")
         return texts[int(rng.integers(len(texts))) if self.training else 0]
+
+    def _mask_labels(self, sources: Sequence[Sequence[PromptSource]], batch: Mapping[str, Any]) -> torch.Tensor:
+        side = self.processor.mask_size
+        labels = torch.full((*batch["region_mask"].shape, side, side), float("nan"))
+        frame = batch["pixel_values"].shape[-1] if "pixel_values" in batch else batch["reshaped_input_sizes"].max()
+        resized = batch["reshaped_input_sizes"].tolist()
+        for row, regions in enumerate(sources):
+            for column, source in enumerate(regions):
+                if source.mask is not None:
+                    size = source.mask.shape
+                    covered = mask_coverage(source.mask, size, resized[row], int(frame), side, source.where)
+                    labels[row, column] = torch.from_numpy(covered)
+        return labels
+
+
+def _pictures(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Returns what tells the processor of the images, and the image embeddings where records have them."""
+    cached = [record.get("image_embedding") is not None for record in records]
+    if not any(cached):
+        return {"images": [record_image(record) for record in records]}, {}
+    if not all(cached):
+        missing = records[cached.index(False)].get("image_id", "?")
+        raise RegionRecordError(f"image {missing} has no image_embedding, as others of its batch have.")
+    embeddings = torch.stack([torch.as_tensor(record["image_embedding"]) for record in records]).float()
+    sizes = [(record["height"], record["width"]) for record in records]
+    return {"original_sizes": sizes}, {"image_embeddings": embeddings}

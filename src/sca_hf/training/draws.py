@@ -23,7 +23,6 @@ class Stream(IntEnum):
 
     PROMPTS = 0
     AUGMENTATION = 1
-    TASK = 2
 
 
 def draw_generator(draw: Sequence[int], stream: Stream = Stream.PROMPTS) -> np.random.Generator:

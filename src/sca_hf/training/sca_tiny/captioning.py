@@ -15,8 +15,9 @@ from ...evaluation.scenes_report import caption_scores, run_scenes
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..collator import RegionCollator
+from ..draws import DrawnRecords
 from .scene_cache import load_scene_arrays
-from .scene_records import SceneRecords, cache_embeddings
+from .scene_records import RecognitionShare, SceneRecords, cache_embeddings
 from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
@@ -38,7 +39,9 @@ class CaptioningSettings:
     eval_steps: int = 1_000
     save_steps: int = 500
     seed: int = 0
-    prompt_shares: dict[str, float] = field(default_factory=lambda: {"box": 0.45, "point": 0.45, "mask": 0.1})
+    prompt_shares: dict[str, float] = field(
+        default_factory=lambda: {"jittered_box": 0.45, "point": 0.3, "center_point": 0.15, "mask": 0.1}
+    )
 
 
 def new_captioner(sam: Path, text: Path) -> ScaForConditionalGeneration:
@@ -70,7 +73,9 @@ def train_captioning(
         model=model,
         args=arguments,
         data_collator=RegionCollator(processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04),
-        train_dataset=SceneRecords(arrays, embeddings, "train", settings.recognition_share),
+        train_dataset=DrawnRecords(
+            SceneRecords(arrays, embeddings, "train"), settings.seed, RecognitionShare(settings.recognition_share)
+        ),
         eval_dataset=list(range(settings.eval_scenes)),
         processing_class=processor,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,8 @@ import torch
 from transformers import SamModel
 
 from ...data.scenes import scene_seed
-from .prompt_sampling import IMAGE_MEAN, IMAGE_STD, random_pixel
+from .prompt_sampling import IMAGE_MEAN, IMAGE_STD
 from .scene_cache import SceneArrays
-
-
-RANDOM_POINTS = 2
 
 
 def cache_embeddings(sam: SamModel, scenes: SceneArrays, path: Path, batch_size: int = 16) -> np.ndarray:
@@ -40,16 +39,12 @@ def cache_embeddings(sam: SamModel, scenes: SceneArrays, path: Path, batch_size:
 class SceneRecords(torch.utils.data.Dataset):
     """Region records (see `data.region`) of scenes, with an `image_embedding` in place of `image`.
 
-    Scenes without a describable object are left out. Masks are (H, W) bool rather than RLE, which the processor takes
-    as well; each region offers its deepest point and a few random ones. `recognition_share` is how often a scene is to
-    be answered with category names, else with captions.
+    Scenes without a describable object are left out. Masks are (H, W) bool rather than RLE, which the collator takes
+    as well.
     """
 
-    def __init__(
-        self, scenes: SceneArrays, embeddings: np.ndarray, split: str, recognition_share: float = 0.0
-    ) -> None:
+    def __init__(self, scenes: SceneArrays, embeddings: np.ndarray, split: str) -> None:
         self.scenes, self.embeddings, self.split = scenes, embeddings, split
-        self.recognition_share = recognition_share
         self.usable = [index for index, text in enumerate(scenes.texts) if '"describable": true' in text]
 
     def __len__(self) -> int:
@@ -65,20 +60,26 @@ class SceneRecords(torch.utils.data.Dataset):
             "image_id": f"scene-{seed}",
             "width": width,
             "height": height,
-            "task": "recognition" if float(torch.rand(())) < self.recognition_share else "caption",
-            "regions": [self._region(index, k, obj, seed) for k, obj in enumerate(objects) if obj["describable"]],
+            "task": "caption",
+            "regions": [
+                {
+                    "region_id": f"{seed}-{k}",
+                    "box": self.scenes.boxes[index, k].tolist(),
+                    "mask": self.scenes.labels[index] == k + 1,
+                    "captions": obj["captions"],
+                    "category": obj["category"],
+                }
+                for k, obj in enumerate(objects)
+                if obj["describable"]
+            ],
         }
 
-    def _region(self, index: int, k: int, obj: dict[str, Any], seed: int) -> dict[str, Any]:
-        mask = self.scenes.labels[index] == k + 1
-        rng = np.random.default_rng((seed, k))
-        points = [self.scenes.points[index, k], *(random_pixel(mask, rng) for _ in range(RANDOM_POINTS))]
-        return {
-            "region_id": f"{seed}-{k}",
-            "box": self.scenes.boxes[index, k].tolist(),
-            "mask": mask,
-            "points": [point.tolist() for point in points],
-            "labels": [1] * len(points),
-            "captions": obj["captions"],
-            "category": obj["category"],
-        }
+
+@dataclass(frozen=True)
+class RecognitionShare:
+    """Has a share of the records answered with category names, for `DrawnRecords`."""
+
+    share: float
+
+    def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**record, "task": "recognition" if rng.random() < self.share else "caption"}

@@ -1,0 +1,178 @@
+"""Draws the prompt of a region: a box, points or a mask, from what is known of the region.
+
+All coordinates are pixels of the original image, x to the right, y down, the first pixel's centre at (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..data.region import RegionRecordError
+from ..processing.regions_sca import decode_rle
+
+
+PROMPT_KINDS = ("box", "jittered_box", "point", "center_point", "points", "mask")
+# How many points inside the kind "points" draws.
+_FEWEST_POINTS, _MOST_POINTS = 2, 5
+# Points outside lie near: at most this share of the box's sides away from it.
+_NEAR = 0.25
+
+
+@dataclass
+class PromptSource:
+    """What is known of one region of an image, its mask decoded when it is first looked at.
+
+    Args:
+        region: of a record, see `sca_hf.data.region`.
+        size: (width, height) of the image.
+        where: names the region in errors.
+    """
+
+    region: Mapping[str, Any]
+    size: tuple[int, int]
+    where: str
+
+    @cached_property
+    def box(self) -> np.ndarray:
+        """(4,) float64 xyxy, without the pixel by which annotations may reach outside the image."""
+        return np.asarray(self.region["box"], np.float64).clip(0, np.tile(self.size, 2))
+
+    @cached_property
+    def mask(self) -> np.ndarray | None:
+        """(height, width) bool, or None."""
+        mask = self.region.get("mask")
+        if mask is None or (isinstance(mask, Mapping) and mask.get("counts") is None):
+            return None
+        mask = decode_rle(dict(mask), f"{self.where}: mask") if isinstance(mask, Mapping) else np.asarray(mask) != 0
+        if mask.shape != self.size[::-1]:
+            raise RegionRecordError(
+                f"{self.where}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {self.size[0]} x "
+                f"{self.size[1]}."
+            )
+        if not mask.any():
+            raise RegionRecordError(f"{self.where}: the mask is empty; give None where there is none.")
+        return mask
+
+    @cached_property
+    def own_points(self) -> np.ndarray:
+        """(n, 2) the region's own points inside."""
+        pairs = zip(self.region.get("points") or (), self.region.get("labels") or (), strict=True)
+        return np.array([point for point, label in pairs if label == 1], np.float64).reshape(-1, 2)
+
+    @cached_property
+    def bounds(self) -> tuple[slice, slice]:
+        """The rows and columns that hold the mask."""
+        assert self.mask is not None
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def draw_prompt(
+    kind: str, source: PromptSource, rng: np.random.Generator, box_jitter: float = 0.1, outside_points: int = 0
+) -> dict[str, Any]:
+    """Draws the prompt of one region as arguments of the processor.
+
+    Args:
+        kind: one of `PROMPT_KINDS`. `box`: the region's. `jittered_box`: each edge moved by a normal number.
+            `point`: a pixel inside the mask, off its border where it has an inside; else one of the region's own
+            points; else a place in the middle half of its box. `center_point`: the middle of the largest square that
+            fits into the mask, else of the box. `points`: 2 to 5 as for `point`, and points outside. `mask`: the
+            mask; the box of a region that has none.
+        source: the region.
+        rng: draws.
+        box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
+        outside_points: the most points outside that `points` draws; they lie in or near the box, but not in the mask,
+            or, without a mask, near the box.
+    """
+    if kind == "mask" and source.mask is not None:
+        return {"input_masks": source.mask}
+    if kind == "jittered_box":
+        return {"input_boxes": _jittered(source, rng, box_jitter).tolist()}
+    if kind in ("box", "mask"):
+        return {"input_boxes": source.box.tolist()}
+    if kind == "center_point":
+        points = center_point(source)[None]
+    else:
+        wanted = 1 if kind == "point" else int(rng.integers(_FEWEST_POINTS, _MOST_POINTS + 1))
+        points = _inside(source, wanted, rng)
+    outside = np.zeros((0, 2))
+    if kind == "points" and outside_points:
+        outside = _outside(source, int(rng.integers(outside_points + 1)), rng)
+    labels = [1] * len(points) + [0] * len(outside)
+    return {"input_points": np.concatenate([points, outside]).tolist(), "input_labels": labels}
+
+
+def center_point(source: PromptSource) -> np.ndarray:
+    """Returns x, y of the middle of the largest square that fits into the mask; of the box where there is no mask."""
+    if source.mask is None:
+        return (source.box[:2] + source.box[2:]) / 2
+    mask = source.mask[source.bounds]
+    total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
+    total[1:, 1:] = mask.cumsum(0, dtype=np.int32).cumsum(1)
+
+    def squares(side: int) -> np.ndarray:
+        """The top left corners (n, 2), y and x, of the squares that fit."""
+        counts = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+        return np.argwhere(counts == side * side)
+
+    # A square that fits holds smaller ones that fit: halve the interval.
+    fits, too_large = 1, min(mask.shape) + 1
+    while too_large - fits > 1:
+        side = (fits + too_large) // 2
+        fits, too_large = (side, too_large) if len(squares(side)) else (fits, side)
+    corners = squares(fits)
+    y, x = corners[np.square(corners - corners.mean(0)).sum(1).argmin()] + fits / 2
+    return np.array([source.bounds[1].start + x, source.bounds[0].start + y])
+
+
+def _jittered(source: PromptSource, rng: np.random.Generator, box_jitter: float) -> np.ndarray:
+    box = source.box
+    moved = box + rng.normal(0, box_jitter, 4) * np.tile(box[2:] - box[:2], 2)
+    moved = moved.clip(0, np.tile(source.size, 2))
+    return moved if (moved[2:] - moved[:2] >= 1).all() else box
+
+
+def _inside(source: PromptSource, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns (n, 2) points inside, as many as wanted; fewer where a mask or the region's own points are fewer."""
+    if source.mask is not None:
+        mask = source.mask[source.bounds]
+        offset = source.bounds[1].start, source.bounds[0].start
+        inner = _eroded(mask)
+        return _random_pixels(inner if inner.any() else mask, wanted, rng) + offset
+    if len(source.own_points):
+        return rng.permutation(source.own_points)[:wanted]
+    low, high = source.box[:2], source.box[2:]
+    return low + (high - low) * rng.uniform(0.25, 0.75, (wanted, 2))
+
+
+def _outside(source: PromptSource, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    margin = _NEAR * np.tile(source.box[2:] - source.box[:2], 2) * [-1, -1, 1, 1]
+    left, top, right, bottom = (source.box + margin).clip(0, np.tile(source.size, 2))
+    x0, y0, x1, y1 = int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
+    free = np.ones((y1 - y0, x1 - x0), bool)
+    if source.mask is not None:
+        free = ~source.mask[y0:y1, x0:x1]
+    else:
+        inner = source.box - [x0, y0, x0, y0]
+        free[int(inner[1]) : int(np.ceil(inner[3])), int(inner[0]) : int(np.ceil(inner[2]))] = False
+    return _random_pixels(free, wanted, rng) + (x0, y0)
+
+
+def _random_pixels(mask: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the centres (n, 2), x and y, of different pixels of a mask; n is less than wanted where it has less."""
+    pixels = np.flatnonzero(mask)
+    chosen = rng.choice(pixels, min(wanted, len(pixels)), replace=False)
+    y, x = np.divmod(chosen, mask.shape[1])
+    return np.stack([x, y], axis=1) + 0.5
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """Returns the pixels whose four neighbours are in the mask too; outside the array nothing is."""
+    inner = np.zeros_like(mask)
+    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return inner
