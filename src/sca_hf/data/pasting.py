@@ -1,0 +1,172 @@
+"""Copy-paste augmentation: regions of other pictures, turned and resized, laid into a picture.
+
+A small data set has few regions per picture and few pictures per class. Pasted regions give each picture several, of
+rare classes as often as of common ones, at every size, angle and place (after arXiv 2012.07177, which pastes whole
+masks; here a region without a mask is pasted as its box).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..processing.regions_sca import decode_rle, encode_rle
+from .images import record_image
+
+
+# Crops are kept no larger than this, and no more than so many bytes of them.
+_CROP_SIDE = 256
+_CACHE_BYTES = 256 * 2**20
+# A pasted region may hide no more than this share of another, or of itself.
+_OVERLAP = 0.1
+_ATTEMPTS = 2
+
+
+class RegionPaster:
+    """Pastes regions of a data set into its records.
+
+    Args:
+        dataset: region records by index; only their texts are read here, pictures when they are pasted.
+        number: up to so many regions are pasted into a picture, as many drawn as not.
+        size: least and greatest longer side of a pasted region, as a share of the picture's longer side.
+        rotate: turns regions by up to so many degrees either way.
+        colour: changes brightness and contrast of pasted regions by up to this share.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        number: int = 6,
+        size: tuple[float, float] = (0.15, 0.45),
+        rotate: float = 0.0,
+        colour: float = 0.3,
+    ) -> None:
+        if number < 1 or not 0 < size[0] <= size[1] <= 1 or rotate < 0 or not 0 <= colour < 1:
+            raise ValueError(
+                f"paste has number {number}, size {size}, rotate {rotate}, colour {colour}; expected a number of at "
+                "least 1, sizes in (0, 1] in ascending order, degrees of at least 0, and a share in [0, 1)."
+            )
+        self.dataset, self.number, self.size, self.rotate, self.colour = dataset, number, tuple(size), rotate, colour
+        self.sources = _regions_by_text(dataset)
+        self._crops: OrderedDict[tuple[int, int], tuple[Image.Image, Image.Image, bool]] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Returns the record with more regions; those that were there stay as they are."""
+        picture = record_image(record).copy()
+        regions = [dict(region) for region in record["regions"]]
+        boxes = [np.asarray(region["box"], np.float64) for region in regions]
+        wanted = int(rng.integers(self.number + 1))
+        for attempt in range(_ATTEMPTS * wanted):
+            if len(regions) - len(record["regions"]) == wanted:
+                break
+            texts = self.sources[int(rng.integers(len(self.sources)))]
+            row, index = texts[int(rng.integers(len(texts)))]
+            pasted = self._paste(picture, boxes, row, index, rng)
+            if pasted is None:
+                continue
+            source = self.dataset[row]["regions"][index]
+            texts_of = {name: source[name] for name in ("captions", "category")}
+            regions.append({**_EMPTY, **pasted, **texts_of, "region_id": f"pasted-{attempt}-{source['region_id']}"})
+            boxes.append(np.asarray(pasted["box"]))
+        return {**record, "image": picture, "regions": regions}
+
+    def _paste(
+        self, picture: Image.Image, boxes: list[np.ndarray], row: int, index: int, rng: np.random.Generator
+    ) -> dict[str, Any] | None:
+        """Lays one region into `picture` and returns its box and mask; None where it would hide others."""
+        crop, alpha, has_mask = self._crop(row, index)
+        low, high = np.log(self.size)
+        side = max(picture.size) * math.exp(rng.uniform(low, high))
+        scale = side / max(crop.size)
+        angle = math.radians(rng.uniform(-self.rotate, self.rotate))
+        matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        half = np.array(crop.size) / 2
+        # Bounds of the ellipse within the turned box: those of its corners would be far too wide for most things.
+        extent = np.sqrt(matrix**2 @ half**2)
+        room = np.array(picture.size) - extent
+        if (room <= extent).any():
+            return None
+        centre = rng.uniform(extent, room)
+        box = np.concatenate([centre - extent, centre + extent])
+        if any(_hides(box, other) for other in boxes):
+            return None
+        reach = np.abs(matrix) @ half
+        left, top = np.floor(centre - reach).clip(0).astype(int)
+        right, bottom = np.minimum(np.ceil(centre + reach), picture.size).astype(int)
+        inverse = np.linalg.inv(matrix)
+        shift = half - inverse @ (centre - (left, top))
+        layer = (inverse[0, 0], inverse[0, 1], shift[0], inverse[1, 0], inverse[1, 1], shift[1])
+        shape = (int(right - left), int(bottom - top))
+        pasted = self._recoloured(crop, rng).transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
+        stencil = alpha.transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
+        picture.paste(pasted, (int(left), int(top)), stencil)
+        if not has_mask:
+            return {"box": box.tolist()}
+        mask = np.zeros(picture.size[::-1], bool)
+        mask[top:bottom, left:right] = np.asarray(stencil) > 127
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            return None
+        bounds = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        return {"box": [float(value) for value in bounds], "mask": encode_rle(mask)}
+
+    def _recoloured(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
+        brightness, contrast = 1 + rng.uniform(-self.colour, self.colour, 2)
+        middle = 128 * brightness
+        values = (np.arange(256) * brightness - middle) * contrast + middle
+        return crop.point(np.tile(values.clip(0, 255).round().astype(int), 3).tolist())
+
+    def _crop(self, row: int, index: int) -> tuple[Image.Image, Image.Image, bool]:
+        """The picture within a region's box, what of it is the region (L), and whether a mask says so."""
+        key = (row, index)
+        if key in self._crops:
+            self._crops.move_to_end(key)
+            return self._crops[key]
+        record = self.dataset[row]
+        region = record["regions"][index]
+        x0, y0, x1, y1 = (round(value) for value in region["box"])
+        frame = (max(x0, 0), max(y0, 0), max(x1, x0 + 1), max(y1, y0 + 1))
+        crop = record_image(record).crop(frame)
+        if region["mask"] is None:
+            alpha = Image.new("L", crop.size, 255)
+        else:
+            alpha = Image.fromarray(decode_rle(region["mask"]).astype(np.uint8) * 255).crop(frame)
+        crop.thumbnail((_CROP_SIDE, _CROP_SIDE), Image.Resampling.BOX)
+        alpha = alpha.resize(crop.size, Image.Resampling.BOX)
+        self._crops[key] = (crop, alpha, region["mask"] is not None)
+        self._bytes += 4 * crop.width * crop.height
+        while self._bytes > _CACHE_BYTES:
+            old = self._crops.popitem(last=False)[1][0]
+            self._bytes -= 4 * old.width * old.height
+        return self._crops[key]
+
+
+_EMPTY: dict[str, Any] = {"mask": None, "points": None, "labels": None}
+
+
+def _regions_by_text(dataset: Any) -> list[list[tuple[int, int]]]:
+    """Rows and positions of all regions of a data set, those that are called alike together."""
+    # The texts alone: a data set that decodes its pictures would do so for every row.
+    texts = dataset.select_columns(["regions"]) if hasattr(dataset, "select_columns") else dataset
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for row in range(len(texts)):
+        for index, region in enumerate(texts[row]["regions"]):
+            found[region["category"] or region["captions"][0]].append((row, index))
+    if not found:
+        raise ValueError("there is no region to paste: the data set holds none.")
+    return [found[text] for text in sorted(found)]
+
+
+def _hides(box: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two boxes overlap by more than a tenth of the smaller one."""
+    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    if (sides <= 0).any():
+        return False
+    least = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
+    return bool(np.prod(sides) > _OVERLAP * least)

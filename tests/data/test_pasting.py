@@ -1,0 +1,106 @@
+"""Pasted regions: what is pasted is where its box says, keeps its texts, and hides no other region."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sca_hf.data.pasting import RegionPaster
+from sca_hf.processing.regions_sca import decode_rle, encode_rle
+
+
+COLOURS = {"red thing": (230, 20, 20), "green thing": (20, 230, 20)}
+BACKGROUND = (40, 40, 40)
+
+
+def record(name: str, with_mask: bool = False, size: tuple[int, int] = (120, 90)) -> dict:
+    picture = Image.new("RGB", size, BACKGROUND)
+    picture.paste(COLOURS[name], (10, 20, 40, 40))
+    mask = np.zeros(size[::-1], bool)
+    mask[20:40, 10:40] = True
+    region = {
+        "region_id": "0",
+        "box": [10.0, 20.0, 40.0, 40.0],
+        "mask": encode_rle(mask) if with_mask else None,
+        "points": None,
+        "labels": None,
+        "captions": [name],
+        "category": name,
+    }
+    return {
+        "image": picture,
+        "image_id": name,
+        "width": size[0],
+        "height": size[1],
+        "task": "caption",
+        "regions": [region],
+    }
+
+
+def colour_at(picture: Image.Image, box: list[float]) -> np.ndarray:
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return np.asarray(picture)[int(y), int(x)].astype(int)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_pasted_regions_are_where_their_boxes_say(with_mask):
+    records = [record(name, with_mask) for name in COLOURS]
+    paster = RegionPaster(records, number=5, size=(0.15, 0.3), rotate=180, colour=0.0)
+    rng, pasted = np.random.default_rng(0), 0
+    for _ in range(20):
+        result = paster(records[0], rng)
+        assert result["regions"][0] == records[0]["regions"][0]
+        for region in result["regions"][1:]:
+            pasted += 1
+            assert np.abs(colour_at(result["image"], region["box"]) - COLOURS[region["category"]]).max() < 5
+            assert region["captions"] == [region["category"]]
+            x0, y0, x1, y1 = region["box"]
+            assert 0 <= x0 < x1 <= 120 and 0 <= y0 < y1 <= 90
+            if with_mask:
+                mask = decode_rle(region["mask"])
+                picture = np.asarray(result["image"]).astype(int)
+                assert np.abs(picture[mask] - COLOURS[region["category"]]).max(1).mean() < 60
+                rows, columns = np.nonzero(mask)
+                assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == region["box"]
+    assert pasted > 20
+
+
+def test_the_record_and_its_picture_stay_as_they_were():
+    records = [record(name) for name in COLOURS]
+    before = records[0]["image"].copy()
+    paster = RegionPaster(records, number=5)
+    results = [paster(records[0], np.random.default_rng(seed)) for seed in range(10)]
+    assert any(len(result["regions"]) > 1 for result in results)
+    assert records[0]["image"].tobytes() == before.tobytes() and len(records[0]["regions"]) == 1
+
+
+def test_rare_texts_are_pasted_as_often_as_common_ones():
+    records = [record("red thing") for _ in range(19)] + [record("green thing")]
+    paster = RegionPaster(records, number=3, size=(0.1, 0.2))
+    rng = np.random.default_rng(1)
+    names = [region["category"] for k in range(80) for region in paster(records[k % 20], rng)["regions"][1:]]
+    assert 0.35 < np.mean([name == "green thing" for name in names]) < 0.65
+
+
+def test_the_same_generator_pastes_the_same():
+    records = [record(name) for name in COLOURS]
+    first, second = (RegionPaster(records, number=4)(records[0], np.random.default_rng(7)) for _ in range(2))
+    assert first["image"].tobytes() == second["image"].tobytes() and first["regions"] == second["regions"]
+
+
+def test_pasted_regions_hide_no_other():
+    records = [record(name) for name in COLOURS]
+    paster = RegionPaster(records, number=8, size=(0.2, 0.4))
+    for seed in range(20):
+        regions = paster(records[0], np.random.default_rng(seed))["regions"]
+        boxes = np.array([region["box"] for region in regions])
+        for k, box in enumerate(boxes):
+            for other in boxes[k + 1 :]:
+                sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+                least = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
+                assert np.prod(sides.clip(0)) <= 0.1 * least + 1e-9
+
+
+@pytest.mark.parametrize("wrong", [{"number": 0}, {"size": (0.5, 0.2)}, {"rotate": -1}, {"colour": 1.5}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="paste has number"):
+        RegionPaster([record("red thing")], **wrong)
