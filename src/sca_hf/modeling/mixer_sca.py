@@ -23,7 +23,7 @@ class ScaTextFeatureMixer(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["ScaTwoWayLayer"]
+    # No `_no_split_modules`: FSDP shards those on their own, and all layers' weights are read at once, to be folded.
 
     def __init__(self, config: ScaMixerConfig) -> None:
         super().__init__(config)
