@@ -1,0 +1,326 @@
+"""Image embeddings kept on disk, so that a frozen image encoder runs once per image and not once per epoch.
+
+An entry is one safetensors file, named by what it was made of: below a folder named by the encoder's weights and the
+geometry it saw, the hash of the image. So nothing is ever served to another encoder, size or normalisation, equal
+images share an entry, and processes may fill one cache at once: each writes a file of its own and renames it. What is
+cut or damaged does not match its checksum, counts as missing and is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from transformers.utils import logging
+
+from ..data.images import record_image
+from ..data.region import RegionRecordError
+
+
+# What the library adds to a saved configuration and no result depends on.
+_VOLATILE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map"}
+
+
+class EmbeddingCacheError(RuntimeError):
+    """Embeddings that would not be those of the images or of the encoder; the message says what to change."""
+
+
+class EmbeddingCache:
+    """Embeddings (C, h, w) float16 of one frozen image encoder behind one image processor.
+
+    Args:
+        folder: shared by any encoders and data sets; 2 MB per image for a SAM of 1024 pixels.
+        model: a `ScaForConditionalGeneration` whose image encoder is not trained.
+        processor: its `ScaProcessor`; images are resized and normalised as it does.
+        mask_loss_weight: above 0 the masks of a SAM-HQ are trained too, which takes features that are not kept.
+    """
+
+    def __init__(self, folder: str | Path, model: Any, processor: Any, mask_loss_weight: float = 0.0) -> None:
+        if mask_loss_weight and model.config.sam_config.model_type == "sam_hq":
+            raise EmbeddingCacheError(
+                "SAM-HQ makes its masks of early features as well, which the embedding cache does not keep: train "
+                "without the mask loss, or without the cache."
+            )
+        self._model, self._processor = model, processor
+        self._seen: list[tuple[int, int]] = []
+        vision = model.config.sam_config.vision_config
+        grid = vision.image_size // vision.patch_size
+        self.shape = (vision.output_channels, grid, grid)
+        self._fingerprint = self._checked_fingerprint()
+        about = {"encoder": self._fingerprint, "vision_config": _lasting(vision), "images": _geometry(processor)}
+        text = json.dumps(about, indent=1, sort_keys=True, default=str)
+        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._entry_size = len(self._entry("", np.zeros(self.shape, np.float16)))
+        if not (self.folder / "about.json").exists():
+            self._write_file(self.folder / "about.json", text.encode())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Processes that only read need no model."""
+        return {**self.__dict__, "_model": None, "_seen": []}
+
+    def key(self, record: Mapping[str, Any]) -> str:
+        """Names the image of a record by its file's bytes and size, or by its pixels where there is no file."""
+        image = record["image"]
+        if isinstance(image, Mapping):
+            image = image["path"] if image.get("bytes") is None else image["bytes"]
+        digest = hashlib.sha256(f"{record['width']} x {record['height']} ".encode())
+        if isinstance(image, (bytes, str, Path)):
+            try:
+                digest.update(image if isinstance(image, bytes) else Path(image).read_bytes())
+            except OSError as error:
+                raise RegionRecordError(f"image {record.get('image_id', '?')}: {error}") from error
+        else:
+            digest.update(b"pixels " + record_image(record).tobytes())
+        return digest.hexdigest()
+
+    def read(self, key: str) -> torch.Tensor | None:
+        """Returns an embedding (C, h, w) float16, or None where there is none that is whole."""
+        try:
+            entry = load(self._path(key).read_bytes())
+            embedding, checksum = entry["embedding"], int(entry["checksum"][0])
+        except (FileNotFoundError, SafetensorError, KeyError, IndexError, ValueError):
+            return None
+        whole = embedding.shape == self.shape and embedding.dtype == np.float16
+        # The array lies in the bytes of the file, which cannot be written to.
+        return torch.from_numpy(embedding.copy()) if whole and checksum == self._checksum(key, embedding) else None
+
+    def __contains__(self, key: str) -> bool:
+        """Whether an entry is there at its full length, unread."""
+        try:
+            return self._path(key).stat().st_size == self._entry_size
+        except FileNotFoundError:
+            return False
+
+    def write(self, key: str, embedding: torch.Tensor) -> None:
+        """Stores an embedding (C, h, w), which all processes see whole or not at all."""
+        values = embedding.detach().to("cpu", torch.float16).contiguous().numpy()
+        if values.shape != self.shape or not np.isfinite(values).all():
+            raise EmbeddingCacheError(
+                f"the embedding of an image has shape {values.shape} and reaches {np.abs(values).max()}, expected "
+                f"finite float16 of {self.shape}: this encoder cannot be cached in half precision."
+            )
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        self._write_file(path, self._entry(key, values))
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Runs the encoder as it is in evaluation; (B, 3, H, W) to (B, C, h, w) float16 on the CPU."""
+        if self._model is None:
+            raise EmbeddingCacheError(
+                f"an embedding in {self.folder} is missing or damaged, and this process only reads: fill the cache "
+                "before training (CachedRecords.fill)."
+            )
+        self.check_encoder()
+        encoder = self._model.sam.vision_encoder
+        training = encoder.training
+        device = next(encoder.parameters()).device
+        try:
+            encoder.eval()
+            with torch.no_grad():
+                encoded = self._model.get_image_embeddings(pixel_values.to(device))
+        finally:
+            encoder.train(training)
+        return (encoded[0] if isinstance(encoded, tuple) else encoded).to("cpu", torch.float16)
+
+    def pixels(self, record: Mapping[str, Any]) -> torch.Tensor:
+        """Returns what the encoder takes of a record's image, (3, H, W)."""
+        return self._processor.image_processor(record_image(record), return_tensors="pt")["pixel_values"][0]
+
+    def check_encoder(self) -> None:
+        """Refuses an encoder that is trained, or no longer the one that the cache was opened for."""
+        if self._model is not None and self._checked_fingerprint() != self._fingerprint:
+            raise EmbeddingCacheError(
+                "the image encoder has changed since its embedding cache was opened: open another EmbeddingCache, "
+                "after the model is loaded and cast."
+            )
+
+    def _checked_fingerprint(self) -> str:
+        parameters = list(self._model.sam.vision_encoder.parameters())
+        if any(parameter.requires_grad for parameter in parameters):
+            raise EmbeddingCacheError(
+                "the image encoder is trained, so that its embeddings change with every step: freeze it, or train "
+                "without the embedding cache."
+            )
+        # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
+        seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if seen != self._seen:
+            self._seen, self._last = seen, encoder_fingerprint(self._model.sam.vision_encoder)
+        return self._last
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _entry(self, key: str, values: np.ndarray) -> bytes:
+        return save({"embedding": values, "checksum": np.array([self._checksum(key, values)], np.int64)})
+
+    def _checksum(self, key: str, values: np.ndarray) -> int:
+        # Begun with the entry's name, so that a file that was moved is not taken for another.
+        return zlib.crc32(values.data, zlib.crc32(f"{self.folder.name}/{key}".encode()))
+
+    @staticmethod
+    def _write_file(path: Path, data: bytes) -> None:
+        part = path.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            part.write_bytes(data)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class CachedRecords(torch.utils.data.Dataset):
+    """Region records by index, with `image_embedding` (C, h, w) float16 from a cache in place of their `image`.
+
+    Embeddings that are not there yet are made when asked for; `fill` makes them ahead, in batches. Augmentation that
+    changes the image is refused: it would need another embedding each time.
+    """
+
+    def __init__(self, dataset: Any, cache: EmbeddingCache) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise EmbeddingCacheError(
+                f"the embedding cache needs a data set with a length and an index, got a {type(dataset).__name__}: a "
+                "streamed one is trained without it."
+            )
+        for wrapper in _wrappers(dataset):
+            refuse_augmentation(getattr(wrapper, "augmentation", None))
+        self.dataset, self.cache = dataset, cache
+        self._rows, self._images = _without_images(dataset), _undecoded(dataset)
+        self._keys: list[str | None] = [None] * len(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        key = self._keys[index]
+        if key is None:
+            key = self._keys[index] = self.cache.key(self._images[index])
+        self.cache.check_encoder()
+        embedding = self.cache.read(key)
+        if embedding is None:
+            embedding = self.cache.encode(self.cache.pixels(self._images[index])[None])[0]
+            self.cache.write(key, embedding)
+        record = {name: value for name, value in self._rows[index].items() if name != "image"}
+        return {**record, "image_embedding": embedding}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passes the epoch on to what lies below."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def fill(self, batch_size: int = 8, num_workers: int = 0, progress: bool = True) -> int:
+        """Makes the embeddings that are missing and returns how many; what is there is skipped, so it can be resumed.
+
+        Several processes of one run divide the images among them.
+
+        Args:
+            batch_size: images that the encoder takes at once.
+            num_workers: processes that open and resize images meanwhile.
+            progress: show a bar.
+        """
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+        share = range(rank, len(self), world)
+        pending = _Pending(self._images, self.cache, share)
+        loader = torch.utils.data.DataLoader(pending, batch_size, num_workers=num_workers, collate_fn=list)
+        made = 0
+        with logging.tqdm(total=len(share), desc="image embeddings", disable=not progress) as bar:
+            for batch in loader:
+                for index, key, _ in batch:
+                    self._keys[index] = key
+                made += self._make({key: pixels for _, key, pixels in batch if pixels is not None}, batch_size)
+                bar.update(len(batch))
+        if several:
+            torch.distributed.barrier()
+        return made
+
+    def _make(self, missing: Mapping[str, torch.Tensor], batch_size: int) -> int:
+        if missing:
+            pixels = torch.stack([*missing.values()])
+            # Rounding depends on the size of a batch: always the same, so that a resumed filling ends with the same.
+            filler = pixels[:1].expand(batch_size - len(pixels), -1, -1, -1)
+            for key, embedding in zip(missing, self.cache.encode(torch.cat([pixels, filler])), strict=False):
+                self.cache.write(key, embedding)
+        return len(missing)
+
+
+class _Pending(torch.utils.data.Dataset):
+    """The images of a data set by their keys, with pixels where an embedding is missing."""
+
+    def __init__(self, images: Any, cache: EmbeddingCache, share: range) -> None:
+        self.images, self.cache, self.share = images, cache, share
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __getitem__(self, item: int) -> tuple[int, str, torch.Tensor | None]:
+        index = self.share[item]
+        record = self.images[index]
+        key = self.cache.key(record)
+        return index, key, None if key in self.cache else self.cache.pixels(record)
+
+
+def refuse_augmentation(augmentation: Any) -> None:
+    """Raises where an augmentation may change an image; one that does not says so by `keeps_image = True`."""
+    if augmentation is not None and not getattr(augmentation, "keeps_image", False):
+        raise EmbeddingCacheError(
+            f"the augmentation {augmentation!r} changes images, and embeddings are kept of unchanged ones: train "
+            "without the augmentation, or without the embedding cache."
+        )
+
+
+def encoder_fingerprint(encoder: torch.nn.Module) -> str:
+    """Returns the SHA-256 of an encoder's parameters and buffers: names, shapes, types and every number."""
+
+    def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        head = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return hashlib.sha256(head.encode() + hashlib.sha256(numbers).digest()).digest()
+
+    with ThreadPoolExecutor() as pool:
+        parts = pool.map(digest, sorted(encoder.state_dict().items()))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _lasting(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in _VOLATILE}
+
+
+def _geometry(processor: Any) -> dict[str, Any]:
+    """What is done to an image before the encoder sees it; backends differ in how they resize."""
+    images = processor.image_processor
+    kept = {name: value for name, value in images.to_dict().items() if name.split("_")[0] not in ("processor", "auto")}
+    return {**kept, "class": type(images).__name__}
+
+
+def _wrappers(dataset: Any) -> Iterator[Any]:
+    while dataset is not None:
+        yield dataset
+        dataset = getattr(dataset, "dataset", None)
+
+
+def _without_images(dataset: Any) -> Any:
+    """The rows of a data set; those of `datasets` would open each image."""
+    columns = getattr(dataset, "column_names", None)
+    return dataset.remove_columns(["image"]) if columns and "image" in columns else dataset
+
+
+def _undecoded(dataset: Any) -> Any:
+    """The same rows with the images as files, where `datasets` would open them."""
+    features = getattr(dataset, "features", None)
+    if not features or "image" not in features or type(features["image"]).__name__ != "Image":
+        return dataset
+    kept = dataset.select_columns([name for name in ("image", "image_id", "width", "height") if name in features])
+    return kept.cast_column("image", type(features["image"])(decode=False))

@@ -1,0 +1,151 @@
+"""Real training runs in processes of their own, to be killed: what the tests of resuming and of full disks start.
+
+Processes are forked from a server that has imported everything, so that a run starts at once.
+"""
+
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.training.killed_runs", "sca_hf.testing", "sca_hf.training.checkpoints"])
+
+
+def records(count=11):
+    """Images of two regions each, the second with two captions to choose from."""
+    from sca_hf.testing import CAPTIONS, tiny_image
+
+    boxes = [[5, 5, 40, 30], [30, 20, 70, 55]]
+    return [
+        {
+            "image": tiny_image(seed),
+            "image_id": str(seed),
+            "width": 80,
+            "height": 60,
+            "task": "caption",
+            "regions": [
+                {
+                    "region_id": str(k),
+                    "box": boxes[k],
+                    "points": [[boxes[k][0] + 3.0, boxes[k][1] + 3.0]],
+                    "labels": [1],
+                    "captions": [CAPTIONS[(seed + k) % 5], CAPTIONS[(seed + 2 * k) % 5]][: k + 1],
+                }
+                for k in range(2)
+            ],
+        }
+        for seed in range(count)
+    ]
+
+
+def make_trainer(folder, cache=None, **arguments):
+    """A Trainer of the tiny model with dropout in it, so that every generator of random numbers matters."""
+    import torch
+    from torch import nn
+    from transformers import TrainingArguments
+
+    from sca_hf.processing.processing_sca import ScaProcessor
+    from sca_hf.testing import tiny_config, tiny_model, tiny_tokenizer
+    from sca_hf.training.checkpoints import WholeCheckpoints
+    from sca_hf.training.collator import RegionCollator
+    from sca_hf.training.draws import DrawnRecords
+
+    torch.set_num_threads(1)
+    model = tiny_model()
+    # Dropout in the trained part; no parameter's name changes.
+    model.mixer.register_forward_hook(lambda module, args, output: nn.functional.dropout(output, 0.1, module.training))
+    processor = ScaProcessor.from_config(tiny_config(), tiny_tokenizer())
+    dataset = records()
+    if cache is not None:
+        from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache
+
+        dataset = CachedRecords(dataset, EmbeddingCache(cache, model, processor))
+    settings = dict(
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=3e-3,
+        save_steps=2,
+        max_steps=24,
+        save_total_limit=2,
+        logging_steps=5,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    arguments = TrainingArguments(str(folder / "checkpoints"), **(settings | arguments))
+    collator = RegionCollator(processor, {"box": 0.5, "point": 0.5}, max_regions=1, box_jitter=0.1)
+    return WholeCheckpoints(model, arguments, collator, train_dataset=DrawnRecords(dataset, arguments.seed))
+
+
+def train(folder, options=None):
+    """Goes on from the last checkpoint of a folder, if any, to the end: weights in `final`."""
+    from sca_hf.training.checkpoints import last_checkpoint
+    from sca_hf.training.staging import save_whole
+
+    trainer = make_trainer(folder, **(options or {}))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    save_whole(folder / "final", trainer.model)
+
+
+def start(folder, **options):
+    """Starts a training run in a process of its own."""
+    process = CONTEXT.Process(target=train, args=(folder, options))
+    process.start()
+    return process
+
+
+def finish(process):
+    """Waits for a run that must end well."""
+    process.join(600)
+    assert process.exitcode == 0, f"the run ended with {process.exitcode}"
+
+
+def kill_after(process, seconds):
+    """Kills a run after a time; False when it was done before."""
+    process.join(seconds)
+    return _kill(process)
+
+
+def kill_while_saving(folder, process, delay, saves=1):
+    """Kills a run some time after it began to write its n-th checkpoint from now on; False when it was done before."""
+    seen = set()
+    while process.is_alive() and len(seen) < saves:
+        seen |= {path.name for path in Path(folder / "checkpoints").glob("_tmp-checkpoint-*")}
+        time.sleep(0.0002)
+    time.sleep(delay)
+    return _kill(process)
+
+
+def _kill(process):
+    if not process.is_alive():
+        return False
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def weights(folder):
+    """The final weights of a run, as bytes by name."""
+    from safetensors.torch import load_file
+
+    return {k: v.numpy().tobytes() for k, v in load_file(folder / "final" / "model.safetensors").items()}
+
+
+def fill_cache(folder, count, made=None):
+    """Fills an embedding cache with as many images."""
+    import torch
+
+    from sca_hf.processing.processing_sca import ScaProcessor
+    from sca_hf.testing import tiny_config, tiny_model, tiny_tokenizer
+    from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache
+
+    torch.set_num_threads(1)
+    model = tiny_model()
+    processor = ScaProcessor.from_config(tiny_config(), tiny_tokenizer())
+    number = CachedRecords(records(count), EmbeddingCache(folder, model, processor)).fill(4, progress=False)
+    if made is not None:
+        made.put(number)
