@@ -30,7 +30,7 @@ READERS: dict[str, str | Reader] = {
     "coco": "coco:read_coco",
     "lvis": "lvis:read_lvis",
     "objects365": "objects365:read_objects365",
-    "v3det": "v3det:read_v3det",
+    "v3det": "objects365:read_v3det",
     "coco_captions": "whole_images:read_coco_captions",
     "sbu": "whole_images:read_sbu",
     "sa1b": "sa1b:read_sa1b",

@@ -51,6 +51,7 @@ class CocoFile:
     """A file of images, annotations and categories, and how to read it.
 
     locate: finds an image's file; None where its name leads out of the folder.
+    plain: what to make of a class name that `names` has not, before it is written as words.
     """
 
     path: Path
@@ -60,13 +61,14 @@ class CocoFile:
     crowd: Crowd = "skip"
     masks: bool = True
     clip: Clip = "rounding"
+    plain: Callable[[str], str] = str
 
     def records(self) -> Iterator[Record]:
         choice(self.crowd, "crowd", ("skip", "keep"))
         choice(self.clip, "clip", ("rounding", "image"))
         content = read_json(self.path)
-        categories = self._categories(_rows(content, "categories", self.path))
-        images = _rows(content, "images", self.path)
+        categories = self._categories(rows_of(content, "categories", self.path))
+        images = rows_of(content, "images", self.path)
         rows: dict[Any, list[dict[str, Any]]] = {image.get("id"): [] for image in images}
         if len(rows) < len(images):
             twice = [key for key, count in Counter(image.get("id") for image in images).items() if count > 1]
@@ -74,7 +76,7 @@ class CocoFile:
                 f"{self.path}: two images have the id {twice[0]}, so that nobody knows whose boxes are whose."
             )
         strays: list[dict[str, Any]] = []
-        for row in _rows(content, "annotations", self.path):
+        for row in rows_of(content, "annotations", self.path):
             rows.get(row.get("image_id"), strays).append(row)
         for row in strays:
             where = f"{self.path}, image {row.get('image_id')}"
@@ -88,7 +90,8 @@ class CocoFile:
         if len(names) < len(rows):
             raise ValueError(f"{self.path}: two categories have the same id.")
         check_names(self.names, names.values(), str(self.path))
-        return {key: category_text(name, self.names) for key, name in names.items()}
+        table = self.names or {}
+        return {key: table.get(name) or category_text(self.plain(name)) for key, name in names.items()}
 
     def _record(
         self, image: Mapping[str, Any], rows: list[dict[str, Any]], categories: Mapping[Any, str], seen: set[Any]
@@ -143,7 +146,7 @@ def xywh_box(box: Any) -> list[float]:
 
 
 def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
-    """Returns a COCO segmentation as one compressed RLE; None when it covers no pixel.
+    """Returns a COCO segmentation, polygons or RLE, as one compressed RLE; None when it covers no pixel.
 
     All polygons of a list count, less those of fewer than three points. size: width and height of the image.
     """
@@ -179,7 +182,7 @@ def _polygon(values: Any) -> list[float]:
     return polygon
 
 
-def _rows(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
+def rows_of(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
     rows = content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} has no list of {key}, as a COCO instances file has.")

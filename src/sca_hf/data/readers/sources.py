@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TextIO
 
@@ -130,15 +131,16 @@ def find_file(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
     return None
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(picture: Path | BytesIO) -> tuple[int, int]:
     """Returns width and height of a picture turned upright; reads no more than the file's head."""
     try:
-        with Image.open(path) as image:
+        with Image.open(picture) as image:
             width, height = image.size
             told = image.format == "JPEG" or any(key in image.info for key in _ORIENTATION_KEYS)
             turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     except Exception as error:  # noqa: BLE001, decoders raise whatever they like on a damaged file
-        raise RegionRecordError(f"{path}: the picture cannot be read: {error}") from None
+        where = f"{picture}: " if isinstance(picture, Path) else ""
+        raise RegionRecordError(f"{where}the picture cannot be read: {error}") from None
     return (height, width) if turned else (width, height)
 
 

@@ -1,0 +1,213 @@
+"""Reads data sets of the Hub, or of local files that `datasets` opens, with pictures, boxes and texts in columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from ..names import category_text
+from ..region import RegionRecordError
+from .coco import Record, segmentation_mask
+from .sources import Clip, choice, image_size, region_fields
+
+
+BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
+COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height")
+
+
+def read_hub(
+    path: str,
+    columns: Mapping[str, str],
+    split: str = "train",
+    box_format: str = "xyxy",
+    normalized: bool = False,
+    task: str = "caption",
+    names: Mapping[str, str] | None = None,
+    clip: Clip = "rounding",
+    revision: str | None = None,
+    name: str | None = None,
+    data_files: Any = None,
+    download: bool = True,
+) -> Iterator[Record]:
+    """Yields one record per row.
+
+    Args:
+        path, name, data_files, split, revision: as for `datasets.load_dataset`. A revision pins what is read.
+        columns: which column holds what: `image`, `boxes`, `captions` or `categories` or both, and if there are any
+            `masks` (COCO RLE or polygons), `image_id`, `region_ids`, `width`, `height`. A dot goes into a column:
+            `{"boxes": "objects.bbox", "categories": "objects.category"}`. Without `boxes` the whole picture is the
+            region.
+        box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), centre and size
+            (cxcywh).
+        normalized: they are shares of the picture's sides rather than pixels.
+        task: "caption" makes the name of a category the caption where there is no column of captions.
+        names: words for categories.
+        clip: as for COCO.
+        download: whether to fetch the data set to this disk or to read it over the network on each pass.
+    """
+    choice(box_format, "box_format", BOX_FORMATS)
+    choice(clip, "clip", ("rounding", "image"))
+    _check_columns(columns)
+    rows = _load(path, name, data_files, split, revision, download, columns["image"])
+    label = _label_names(rows.features, columns.get("categories"))
+    for number, row in enumerate(rows):
+        where = f"{path} ({split}), row {number}"
+        try:
+            image, size = _picture(row, columns)
+            values = {key: _pick(row, column) for key, column in columns.items()}
+            count = len(_listed(values.get("boxes"))) if "boxes" in columns else 1
+            cells = {
+                key: _per_region(values.get(key), count, key)
+                for key in ("captions", "categories", "masks", "region_ids")
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            yield RegionRecordError(f"{where}: {error}")
+            continue
+        regions: list[Record] = []
+        for index in range(count):
+            try:
+                box = (
+                    _box(_listed(values["boxes"])[index], box_format, normalized, size) if "boxes" in columns else None
+                )
+                region = _texts(cells["captions"][index], cells["categories"][index], label, names, task)
+                if cells["masks"][index] is not None:
+                    region["mask"] = segmentation_mask(cells["masks"][index], size)
+                key = cells["region_ids"][index]
+                key = str(index if key is None else key)
+                regions.append(region_fields(key, box or [0.0, 0.0, *map(float, size)], size, clip, **region))
+            except (TypeError, ValueError) as error:
+                regions.append(RegionRecordError(f"{where}, region {index}: {error}"))
+        yield {
+            "image": image,
+            "image_id": str(number if values.get("image_id") is None else values["image_id"]),
+            "width": size[0],
+            "height": size[1],
+            "task": task,
+            "regions": regions,
+            "source": where,
+        }
+
+
+def _cache_key(
+    path: str, name: str | None = None, data_files: Any = None, revision: str | None = None, **others: Any
+) -> str:
+    """Tells one state of the data set from another: `datasets` names its cache by the commit, or the files' times."""
+    from datasets import load_dataset_builder
+
+    return str(load_dataset_builder(path, name, data_files=data_files, revision=revision).cache_dir)
+
+
+read_hub.cache_key = _cache_key  # type: ignore[attr-defined]
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
+    if not isinstance(columns, Mapping) or "image" not in columns or not {"captions", "categories"} & set(columns):
+        raise ValueError(f"columns is {columns!r}, expected a mapping with image and with captions or categories.")
+    unknown = sorted(set(columns) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"columns: there is no {', '.join(unknown)}, expected some of {', '.join(COLUMNS)}.")
+
+
+def _load(
+    path: str, name: str | None, data_files: Any, split: str, revision: str | None, download: bool, image: str
+) -> Any:
+    import datasets
+
+    options = {"data_files": data_files, "split": split, "revision": revision, "streaming": not download}
+    rows = datasets.load_dataset(path, name, **options)
+    if image not in rows.features:
+        raise ValueError(f"columns: {path} has no column {image!r}, but {', '.join(rows.features)}.")
+    if not isinstance(rows.features[image], datasets.Image):
+        raise ValueError(f"columns: {path} holds no pictures in {image!r}, but {rows.features[image]}.")
+    return rows.cast_column(image, datasets.Image(decode=False))
+
+
+def _label_names(features: Mapping[str, Any], column: str | None) -> Callable[[Any], str]:
+    """Returns what turns a category into a name; a number stands for the name of a label."""
+    if column is None:
+        return str
+    feature: Any = features
+    for part in column.split("."):
+        feature = getattr(feature, "feature", feature)
+        feature = feature.get(part) if isinstance(feature, Mapping) else None
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    to_name = getattr(feature, "int2str", None)
+    return (lambda value: str(to_name(value))) if to_name else str
+
+
+def _pick(row: Mapping[str, Any], column: str) -> Any:
+    """Returns a cell; "objects.bbox" is found in a column of objects and in a column of lists of them."""
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, list):
+            value = [item[part] for item in value]
+        elif isinstance(value, Mapping) and part in value:
+            value = value[part]
+        else:
+            raise ValueError(f"there is no column {column}")
+    return value
+
+
+def _listed(boxes: Any) -> list[Any]:
+    """Returns a list of boxes, of one if the column holds one box a row."""
+    if boxes is None:
+        return []
+    boxes = list(boxes)
+    return [boxes] if boxes and not isinstance(boxes[0], Sequence) else boxes
+
+
+def _per_region(values: Any, count: int, column: str) -> list[Any]:
+    """Returns one cell for each region, None where there is no such column."""
+    if values is None:
+        return [None] * count
+    if count == 1 and (not isinstance(values, list) or (column == "captions" and len(values) != 1)):
+        return [values]
+    if not isinstance(values, list) or len(values) != count:
+        found = f"{len(values)}" if isinstance(values, list) else f"one {type(values).__name__}"
+        raise ValueError(f"there are {count} boxes, but {found} of {column}")
+    return values
+
+
+def _picture(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any] | str, tuple[int, int]]:
+    """Returns the picture, as path or bytes, and its width and height."""
+    cell = row[columns["image"]]
+    if cell is None:
+        raise ValueError("there is no image")
+    path, content = cell.get("path"), cell.get("bytes")
+    if content is None and not os.path.isfile(path):
+        import fsspec  # type: ignore[import-untyped]
+
+        with fsspec.open(path, "rb") as file:  # in an archive, or on the network
+            content = file.read()
+    image: dict[str, Any] | str = path if content is None else {"path": None, "bytes": content}
+    if "width" in columns and "height" in columns:
+        return image, (int(_pick(row, columns["width"])), int(_pick(row, columns["height"])))
+    return image, image_size(Path(path) if content is None else BytesIO(content))
+
+
+def _box(values: Any, box_format: str, normalized: bool, size: tuple[int, int]) -> list[float]:
+    try:
+        a, b, c, d = (float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f"box is {values!r}, expected four numbers") from None
+    if normalized:
+        a, b, c, d = a * size[0], b * size[1], c * size[0], d * size[1]
+    if box_format == "xywh":
+        return [a, b, a + c, b + d]
+    if box_format == "cxcywh":
+        return [a - c / 2, b - d / 2, a + c / 2, b + d / 2]
+    return [a, b, c, d]
+
+
+def _texts(
+    captions: Any, category: Any, label: Callable[[Any], str], names: Mapping[str, str] | None, task: str
+) -> dict[str, Any]:
+    name = None if category is None else category_text(label(category), names)
+    texts = [captions] if isinstance(captions, str) else list(captions or ())
+    if not texts and name and task == "caption":
+        texts = [name]
+    return {"captions": texts, "category": name}

@@ -1,0 +1,147 @@
+"""Reads region records of our own schema from JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from ..names import category_text
+from ..region import RegionRecordError
+from .coco import Record, segmentation_mask
+from .sources import image_size, inside
+
+
+_ROWS_PER_BATCH = 64
+
+
+def read_jsonl(
+    path: str | Path, images: str | Path | None = None, task: str | None = None, names: Mapping[str, str] | None = None
+) -> Iterator[Record]:
+    """Yields the records of a file of JSON lines, one region record a line.
+
+    Args:
+        path: the file, or a folder of `*.jsonl`.
+        images: the folder in which pictures are looked for, the file's own by default; none is read from outside it. A
+            picture may stand in the line itself, as `{"bytes": its file in base64}`.
+        task: replaces the task of every record.
+        names: words for the categories; without it they are taken as they are.
+
+    `width`, `height`, `image_id`, `region_id` and `task` may be left out. Masks may be RLE or polygons, `captions` one
+    text.
+    """
+    for file in _files(path, ".jsonl"):
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{file}, line {number}"
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    yield RegionRecordError(f"{where}: is not JSON: {error}")
+                    continue
+                yield _record(row, Path(images or file.parent), where, f"{file.stem}-{number}", task, names)
+
+
+def read_parquet(
+    path: str | Path, images: str | Path | None = None, task: str | None = None, names: Mapping[str, str] | None = None
+) -> Iterator[Record]:
+    """Yields the records of a Parquet file, as `Dataset.to_parquet` writes a data set of regions.
+
+    Args:
+        path: the file, or a folder of `*.parquet`.
+        images, task, names: as for JSON lines; pictures may stand in the file as bytes.
+    """
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    for file in _files(path, ".parquet"):
+        number = 0
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(_ROWS_PER_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    where = f"{file}, row {number}"
+                    yield _record(row, Path(images or file.parent), where, f"{file.stem}-{number}", task, names)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error
+
+
+def _files(path: str | Path, suffix: str) -> list[Path]:
+    path = Path(path)
+    found = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        raise ValueError(f"path: there is no file {path}, and no folder with *{suffix}.")
+    return found
+
+
+def _record(row: Any, images: Path, where: str, key: str, task: str | None, names: Mapping[str, str] | None) -> Record:
+    if not isinstance(row, Mapping) or not isinstance(row.get("regions") or [], list):
+        return RegionRecordError(f"{where}: expected an object with image and a list of regions")
+    try:
+        image = _image(row.get("image"), images)
+        known = row.get("width") is not None and row.get("height") is not None
+        size = (int(row["width"]), int(row["height"])) if known else image_size(_opened(image))
+    except (RegionRecordError, TypeError, ValueError) as error:
+        return RegionRecordError(f"{where}: {error}")
+    regions: list[Record] = []
+    for index, region in enumerate(row.get("regions") or []):
+        try:
+            regions.append(_region(region, index, size, names))
+        except (TypeError, ValueError) as error:
+            regions.append(RegionRecordError(f"{where}, region {index}: {error}"))
+    return {
+        **row,
+        "image": image,
+        "image_id": str(key if row.get("image_id") is None else row["image_id"]),
+        "width": size[0],
+        "height": size[1],
+        "task": task or row.get("task") or "caption",
+        "regions": regions,
+        "source": where,
+    }
+
+
+def _image(image: Any, images: Path) -> Any:
+    """Returns a path inside the folder of images, or the bytes of a picture."""
+    content = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
+    if content is not None:
+        if isinstance(content, str):
+            try:
+                content = base64.b64decode(content, validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"the bytes of its image are not base64 ({error})") from None
+        return {"path": None, "bytes": content}
+    name = image.get("path") if isinstance(image, Mapping) else image
+    if not isinstance(name, str):
+        raise ValueError(f"image is {name!r}, expected a file name or an object with bytes")
+    given = Path(name)
+    found = given if given.is_absolute() and given.is_relative_to(images.absolute()) else inside(images, name)
+    if found is None or ".." in given.parts:
+        raise ValueError(f"its image {name!r} does not lie in {images}")
+    return str(found)
+
+
+def _opened(image: Any) -> Any:
+    return Path(image) if isinstance(image, str) else BytesIO(image["bytes"])
+
+
+def _region(values: Any, index: int, size: tuple[int, int], names: Mapping[str, str] | None) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"is a {type(values).__name__}, expected an object")
+    region = dict(values)
+    region["region_id"] = str(index if region.get("region_id") is None else region["region_id"])
+    captions = region.get("captions") or []
+    region["captions"] = [captions] if isinstance(captions, str) else captions
+    if region.get("mask") is not None:
+        region["mask"] = segmentation_mask(region["mask"], size)
+    if region.get("points") is not None and region.get("labels") is None:
+        region["labels"] = [1] * len(region["points"])
+    if names is not None and region.get("category") is not None:
+        region["category"] = category_text(region["category"], names)
+    return region

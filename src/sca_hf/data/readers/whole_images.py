@@ -1,0 +1,94 @@
+"""Reads captioned pictures, COCO captions and SBU: the region is the whole picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..region import RegionRecordError
+from .coco import Record, rows_of
+from .sources import image_size, inside, read_json, read_json_list
+
+
+def read_coco_captions(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:
+    """Yields one record per image of `captions_train2017.json`: one region, with all of the image's captions.
+
+    Args:
+        annotations: the file.
+        images: the folder in which the `file_name`s lie.
+        task: only "caption".
+    """
+    source, folder = Path(annotations), Path(images)
+    _only_captions(task)
+    content = read_json(source)
+    captions: dict[Any, list[str]] = {row.get("id"): [] for row in rows_of(content, "images", source)}
+    for row in rows_of(content, "annotations", source):
+        if row.get("image_id") not in captions:
+            yield RegionRecordError(
+                f"{source}, image {row.get('image_id')}: there is no such image, but the caption {row.get('id')} of it"
+            )
+            continue
+        captions[row["image_id"]].append(str(row.get("caption") or "").strip())
+    if len(captions) < len(content["images"]):
+        raise ValueError(f"{source}: two images have the same id.")
+    for image in content["images"]:
+        where = f"{source}, image {image.get('id')}"
+        try:
+            path, size = inside(folder, str(image["file_name"])), (int(image["width"]), int(image["height"]))
+        except (KeyError, TypeError, ValueError) as error:
+            yield RegionRecordError(f"{where}: file_name, width or height is missing or no number ({error})")
+            continue
+        if path is None:
+            yield RegionRecordError(f"{where}: its file name leads out of the folder of images")
+            continue
+        yield _record(path, str(image["id"]), size, captions[image["id"]], source)
+
+
+def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:
+    """Yields one record per picture of SBU captions as LAVIS prepares them.
+
+    Many of the photographs can no longer be fetched: read it with `on_error="skip"`.
+
+    Args:
+        annotations: `sbu.json`, a list of `{"image": file name, "caption": text}`.
+        images: the folder of the pictures, which are opened for their sizes.
+        task: only "caption".
+    """
+    source, folder = Path(annotations), Path(images)
+    _only_captions(task)
+    for number, row in enumerate(read_json_list(source)):
+        where = f"{source}, item {number}"
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            yield RegionRecordError(f"{where}: expected an object with image and caption")
+            continue
+        path = inside(folder, row["image"])
+        if path is None:
+            yield RegionRecordError(f"{where}: its file name leads out of the folder of images")
+            continue
+        try:
+            size = image_size(path)
+        except RegionRecordError as error:
+            yield RegionRecordError(f"{where}: {error}")
+            continue
+        # One picture may stand in the list twice, so that its name does not tell.
+        yield _record(path, str(number), size, [str(row.get("caption") or "").strip()], source)
+
+
+def _only_captions(task: str) -> None:
+    if task != "caption":
+        raise ValueError(f'task is {task!r}, but these captions name no category: expected "caption".')
+
+
+def _record(path: Path, key: str, size: tuple[int, int], captions: Sequence[str], source: Path) -> dict[str, Any]:
+    box = [0.0, 0.0, float(size[0]), float(size[1])]
+    regions = [{"region_id": key, "box": box, "captions": list(captions)}] if captions else []
+    return {
+        "image": str(path),
+        "image_id": key,
+        "width": size[0],
+        "height": size[1],
+        "task": "caption",
+        "regions": regions,
+        "source": str(source),
+    }
