@@ -1,0 +1,18 @@
+"""Data sets of regions: the record, readers of the community's formats, mixing."""
+
+from .loading import READERS, load_regions, load_spec, parse_spec
+from .mixing import mix_regions
+from .region import Region, RegionRecord, RegionRecordError, region_features
+
+
+__all__ = [
+    "READERS",
+    "load_regions",
+    "load_spec",
+    "parse_spec",
+    "mix_regions",
+    "Region",
+    "RegionRecord",
+    "RegionRecordError",
+    "region_features",
+]
