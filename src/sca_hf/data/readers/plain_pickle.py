@@ -24,11 +24,11 @@ class _PlainUnpickler(pickle.Unpickler):
             return _PLAIN_CLASSES[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"asks for {module_name}.{global_name}, which plain values do not need"
+                f"it asks for {module_name}.{global_name}, which plain values do not need"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("refers to objects outside of the file")
+        raise pickle.UnpicklingError("it refers to objects outside of the file")
 
 
 def load_plain_pickle(path: str | Path) -> Any:
@@ -45,7 +45,7 @@ def load_plain_pickle(path: str | Path) -> Any:
                 file.seek(0)
                 return _load(file, "latin-1")
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no pickle of plain values: it {error}.") from None
+        raise ValueError(f"{path} is no pickle of plain values: {error}.") from None
     # What a damaged file does to the unpickler.
     except (
         EOFError,

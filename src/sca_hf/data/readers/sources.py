@@ -108,8 +108,9 @@ def inside(folder: Path, name: str) -> Path | None:
         folder: where the name is looked for.
         name: a relative path, with / or \\ between its parts.
     """
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\0" in name:
+    path = PurePosixPath(name.replace("\\", "/"))
+    parts = path.parts
+    if not parts or path.is_absolute() or ".." in parts or ":" in parts[0] or "\0" in name:
         return None
     return folder.joinpath(*parts)
 
