@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from .collator import PROMPT_KINDS
 from .presets import PRESETS
+from .prompts import PROMPT_KINDS
 
 
 FROZEN_DTYPES = (None, "bfloat16", "float16")
@@ -36,7 +36,7 @@ class ScaTrainingArguments(TrainingArguments):
         quantize_language_model: how a frozen language model is held in 4 or 8 bits, of `QUANTIZATIONS`.
         prompt_shares: how often a region is prompted by its box, a point, its mask ... None: as [`RegionCollator`].
         regions_per_image: drawn per image and step. None takes all.
-        box_jitter: standard deviation of each box edge, as a share of the box's side.
+        box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
         task: "recognition" or "caption" for all records. None: each record's own.
         augmentation: of images and regions, such as "lsj-0.1-2.0".
         embedding_cache: folder where embeddings of images are kept, so that the encoder runs once per image.
@@ -72,7 +72,7 @@ class ScaTrainingArguments(TrainingArguments):
 
     prompt_shares: dict[str, float] | str | None = None
     regions_per_image: int | None = 16
-    box_jitter: float = 0.0
+    box_jitter: float = 0.1
     task: str | None = None
     augmentation: dict[str, Any] | str | None = None
     embedding_cache: str | None = None

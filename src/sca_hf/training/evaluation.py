@@ -107,9 +107,10 @@ class Tally:
             total = caption_loss(logits, target, self.label_smoothing, num_items=1)
             self._losses[index] = float(total), int((target != -100).sum())
             if mask_labels is not None and outputs.pred_masks is not None:
-                real = (labels[row] != -100).any(dim=-1)
-                loss = mask_loss(outputs.pred_masks[row][real], outputs.iou_scores[row][real], mask_labels[row][real])
-                self._mask_losses[index] = float(loss) * int(real.sum()), int(real.sum())
+                known = ~mask_labels[row][:, 0, 0].isnan() & (labels[row] != -100).any(dim=-1)
+                pred, scores = outputs.pred_masks[row][known], outputs.iou_scores[row][known]
+                total = mask_loss(pred, scores, mask_labels[row][known], shares=torch.ones_like(scores[:, 0]))
+                self._mask_losses[index] = float(total), int(known.sum())
 
     def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[str]], scores: torch.Tensor) -> None:
         """Pairs the captions of a batch with the truth.
@@ -147,10 +148,9 @@ class Tally:
 
 def _mean(sums: Mapping[int, tuple[float, int]]) -> float | None:
     """The mean over tokens or regions, in the order of the records, so that no layout changes its rounding."""
-    if not sums:
-        return None
-    totals, counts = zip(*(sums[index] for index in sorted(sums)), strict=True)
-    return sum(totals) / sum(counts)
+    totals = [sums[index][0] for index in sorted(sums)]
+    count = sum(count for _, count in sums.values())
+    return sum(totals) / count if count else None
 
 
 def score_predictions(predictions: Sequence[Prediction]) -> dict[str, float]:

@@ -45,6 +45,10 @@ def hold_frozen(model: Any, dtype: str | None) -> None:
 
 def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
     """Decides whether saves hold the mixer alone; one that would lose weights or name no bases is an error."""
+    if form == "whole" and preset.with_adapters:
+        raise ValueError("save_form whole cannot hold adapters: merge_lora(model) after training, then save it whole.")
+    if form is None and preset.with_adapters:
+        form = "mixer"
     if form is None:
         form = "whole" if preset.trains_bases or not model.base_sources else "mixer"
         if form == "whole" and not preset.trains_bases:

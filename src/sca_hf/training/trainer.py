@@ -15,16 +15,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import ScaTrainingArguments
 from .checkpoints import WholeCheckpoints
-from .collator import RegionCollator
-from .draws import DrawnRecords
 from .evaluation import (
     IndexedCollator,
-    IndexedRecords,
     Prediction,
     Tally,
-    first_records,
     score_predictions,
 )
+from .inputs import RunInputs
 from .lora import restore_adapter
 from .preparation import prepare_model
 from .presets import default_learning_rates, parameter_groups
@@ -69,16 +66,17 @@ class ScaTrainer(WholeCheckpoints):
         self.preset = prepare_model(model, args)
         if processing_class is None and (data_collator is None or eval_collator is None or args.eval_generate):
             raise ValueError("ScaTrainer needs the model's processor as processing_class: it makes the batches.")
-        self.eval_collator = eval_collator or _collator(processing_class, args, training=False)
+        self.inputs = RunInputs(model, args, processing_class)
+        self.eval_collator = eval_collator or self.inputs.collator(training=False)
         self.predictions: list[Prediction] = []
         self.throughput = Throughput()
         self._tally: Tally | None = None
         super().__init__(
             model,
             args,
-            data_collator=data_collator or _collator(processing_class, args, training=True),
-            train_dataset=_drawn(train_dataset, args),
-            eval_dataset=_indexed(eval_dataset, args),
+            data_collator=data_collator or self.inputs.collator(training=True),
+            train_dataset=self.inputs.for_training(train_dataset),
+            eval_dataset=self.inputs.for_evaluation(eval_dataset),
             processing_class=processing_class,
             **kwargs,
         )
@@ -123,17 +121,26 @@ class ScaTrainer(WholeCheckpoints):
                 logs |= {name: round(value * self.args.world_size, 2) for name, value in rates.items()}
         super().log(logs, *args, **kwargs)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Encodes images ahead where embeddings are cached."""
+        self.inputs.fill_cache(self.train_dataset)
+        return super().get_train_dataloader()
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Loads records with all their regions, and their positions."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = _indexed(eval_dataset, self.args)
-        with self._collating(IndexedCollator(self.eval_collator)):
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self.inputs.for_evaluation(eval_dataset)
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        self.inputs.fill_cache(self.eval_dataset[chosen] if isinstance(chosen, str) else chosen)
+        with self._reading_all():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As in evaluation."""
-        with self._collating(IndexedCollator(self.eval_collator)):
-            return super().get_test_dataloader(_indexed(test_dataset, self.args))
+        records = self.inputs.for_evaluation(test_dataset)
+        self.inputs.fill_cache(records)
+        with self._reading_all():
+            return super().get_test_dataloader(records)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the library does; training goes on as if there had been no evaluation."""
@@ -189,10 +196,12 @@ class ScaTrainer(WholeCheckpoints):
     def _captions(self, inputs: dict[str, Any]) -> tuple[list[list[str]], torch.Tensor]:
         """Captions of a batch, and their scores (B, R)."""
         model = self.accelerator.unwrap_model(self.model)
+        options: dict[str, Any] = {"output_masks": False, "output_caption_scores": True}
+        if self.is_fsdp_enabled:
+            # Each call gathers shards of all processes: all make one, however many regions they have.
+            options["language_model_batch_size"] = inputs["labels"].shape[:2].numel()
         with self.accelerator.autocast():
-            output = model.generate(
-                **inputs, output_masks=False, output_caption_scores=True, return_dict_in_generate=True
-            )
+            output = model.generate(**inputs, **options, return_dict_in_generate=True)
         return self.processing_class.batch_decode(output), output.caption_scores
 
     def _encoded(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -241,36 +250,11 @@ class ScaTrainer(WholeCheckpoints):
         model.tie_weights()
 
     @contextmanager
-    def _collating(self, collator: Callable[..., Any]) -> Iterator[None]:
-        """Has the library's loaders collate by `collator` in place of that of training."""
-        training_collator, self.data_collator = self.data_collator, collator
+    def _reading_all(self) -> Iterator[None]:
+        """Has the library make a loader for evaluation: with another collator, and never without the last records."""
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = IndexedCollator(self.eval_collator), False
         try:
             yield
         finally:
-            self.data_collator = training_collator
-
-
-def _collator(processor: Any, args: ScaTrainingArguments, training: bool) -> RegionCollator:
-    options: dict[str, Any] = {"task": args.task, "training": training}
-    if training:
-        options |= {"max_regions": args.regions_per_image, "box_jitter": args.box_jitter}
-    shares = args.prompt_shares if training else {args.eval_prompt: 1.0}
-    if shares is not None:
-        options["prompt_shares"] = shares
-    if args.mask_loss_weight:
-        options["mask_labels"] = True
-    return RegionCollator(processor, **options)
-
-
-def _drawn(dataset: Any, args: ScaTrainingArguments) -> Any:
-    if dataset is None or isinstance(dataset, DrawnRecords) or not hasattr(dataset, "__len__"):
-        return dataset
-    return DrawnRecords(dataset, args.data_seed if args.data_seed is not None else args.seed)
-
-
-def _indexed(dataset: Any, args: ScaTrainingArguments) -> Any:
-    if dataset is None or isinstance(dataset, IndexedRecords):
-        return dataset
-    if isinstance(dataset, dict):
-        return {name: _indexed(part, args) for name, part in dataset.items()}
-    return IndexedRecords(first_records(dataset, args.max_eval_samples))
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last

@@ -1,0 +1,73 @@
+"""What a run reads: collators, records that know what they are drawn by, embeddings kept on disk."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from .arguments import ScaTrainingArguments
+from .collator import RegionCollator
+from .draws import DrawnRecords
+from .embedding_cache import CachedRecords, EmbeddingCache
+from .evaluation import IndexedRecords, first_records
+from .run_identity import kept_randomness
+
+
+class RunInputs:
+    """Turns the records that a run is given into what its loaders read.
+
+    Args:
+        model: its image encoder makes the embeddings, where they are kept.
+        args: of the run.
+        processor: the model's `ScaProcessor`.
+    """
+
+    def __init__(self, model: Any, args: ScaTrainingArguments, processor: Any) -> None:
+        self.args, self.processor = args, processor
+        self.cache = None
+        if args.embedding_cache is not None:
+            self.cache = EmbeddingCache(args.embedding_cache, model, processor, args.mask_loss_weight or 0.0)
+        self._filled: set[int] = set()
+
+    def collator(self, training: bool) -> RegionCollator:
+        """Makes batches as the arguments describe; in evaluation every region comes, prompted in one way."""
+        args = self.args
+        return RegionCollator(
+            self.processor,
+            prompt_shares=cast(Any, args.prompt_shares) if training else {args.eval_prompt: 1.0},
+            max_regions=args.regions_per_image,
+            box_jitter=args.box_jitter,
+            task=args.task,
+            training=training,
+            mask_labels=bool(args.mask_loss_weight),
+        )
+
+    def for_training(self, dataset: Any) -> Any:
+        """Records that know what they are drawn by; a streamed data set stays as it is."""
+        if dataset is None or isinstance(dataset, DrawnRecords):
+            return dataset
+        if self.cache is not None:
+            dataset = CachedRecords(dataset, self.cache)
+        if not hasattr(dataset, "__len__"):
+            return dataset
+        return DrawnRecords(dataset, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    def for_evaluation(self, dataset: Any) -> Any:
+        """Records that know their positions; a dict of data sets becomes one of such."""
+        if dataset is None or isinstance(dataset, IndexedRecords):
+            return dataset
+        if isinstance(dataset, dict):
+            return {name: self.for_evaluation(part) for name, part in dataset.items()}
+        records = first_records(dataset, self.args.max_eval_samples)
+        return IndexedRecords(records, None if self.cache is None else CachedRecords(records, self.cache))
+
+    def fill_cache(self, dataset: Any) -> None:
+        """Makes missing embeddings ahead, once per data set: workers that load records have no encoder."""
+        records = dataset.inputs if isinstance(dataset, IndexedRecords) else getattr(dataset, "dataset", None)
+        if isinstance(records, CachedRecords) and id(records) not in self._filled:
+            with kept_randomness():
+                records.fill(
+                    self.args.per_device_eval_batch_size,
+                    self.args.dataloader_num_workers,
+                    progress=not self.args.disable_tqdm and self.args.process_index == 0,
+                )
+            self._filled.add(id(records))
