@@ -153,7 +153,7 @@ def test_a_trained_or_changed_encoder_is_refused(cache, model, processor, tmp_pa
     cached[0]
     with torch.no_grad():
         next(model.sam.vision_encoder.parameters()).add_(0.01)
-    for ask in (lambda: cached[0], lambda: cached.fill(progress=False)):
+    for ask in (lambda: cached[1], lambda: cached.fill(progress=False)):
         with pytest.raises(EmbeddingCacheError, match="has changed since its embedding cache was opened"):
             ask()
     model.sam.vision_encoder.requires_grad_(True)

@@ -43,11 +43,12 @@ class EmbeddingCache:
         folder: shared by any encoders and data sets; 2 MB per image for a SAM of 1024 pixels.
         model: a `ScaForConditionalGeneration` whose image encoder is not trained.
         processor: its `ScaProcessor`; images are resized and normalised as it does.
-        mask_loss_weight: above 0 the masks of a SAM-HQ are trained too, which takes features that are not kept.
+        mask_loss_weight: above 0, here or in the model's configuration, masks are trained too; those of a SAM-HQ take
+            features that are not kept.
     """
 
     def __init__(self, folder: str | Path, model: Any, processor: Any, mask_loss_weight: float = 0.0) -> None:
-        if mask_loss_weight and model.config.sam_config.model_type == "sam_hq":
+        if (mask_loss_weight or model.config.mask_loss_weight) and model.config.sam_config.model_type == "sam_hq":
             raise EmbeddingCacheError(
                 "SAM-HQ makes its masks of early features as well, which the embedding cache does not keep: train "
                 "without the mask loss, or without the cache."
@@ -122,7 +123,11 @@ class EmbeddingCache:
                 f"an embedding in {self.folder} is missing or damaged, and this process only reads: fill the cache "
                 "before training (CachedRecords.fill)."
             )
-        self.check_encoder()
+        if self._checked_fingerprint() != self._fingerprint:
+            raise EmbeddingCacheError(
+                "the image encoder has changed since its embedding cache was opened: open another EmbeddingCache, "
+                "after the model is loaded and cast."
+            )
         encoder = self._model.sam.vision_encoder
         training = encoder.training
         device = next(encoder.parameters()).device
@@ -138,21 +143,20 @@ class EmbeddingCache:
         """Returns what the encoder takes of a record's image, (3, H, W)."""
         return self._processor.image_processor(record_image(record), return_tensors="pt")["pixel_values"][0]
 
-    def check_encoder(self) -> None:
-        """Refuses an encoder that is trained, or no longer the one that the cache was opened for."""
-        if self._model is not None and self._checked_fingerprint() != self._fingerprint:
-            raise EmbeddingCacheError(
-                "the image encoder has changed since its embedding cache was opened: open another EmbeddingCache, "
-                "after the model is loaded and cast."
-            )
-
-    def _checked_fingerprint(self) -> str:
-        parameters = list(self._model.sam.vision_encoder.parameters())
-        if any(parameter.requires_grad for parameter in parameters):
+    def check_frozen(self) -> None:
+        """Refuses an encoder that is trained."""
+        encoder = self._model.sam.vision_encoder if self._model is not None else None
+        if encoder is not None and any(parameter.requires_grad for parameter in encoder.parameters()):
             raise EmbeddingCacheError(
                 "the image encoder is trained, so that its embeddings change with every step: freeze it, or train "
                 "without the embedding cache."
             )
+
+    def _checked_fingerprint(self) -> str:
+        self.check_frozen()
+        parameters = list(self._model.sam.vision_encoder.parameters())
+        if any(hasattr(parameter, "to_local") for parameter in parameters):
+            raise EmbeddingCacheError("the image encoder lies in shards: fill its embedding cache before training.")
         # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if seen != self._seen:
@@ -206,7 +210,7 @@ class CachedRecords(torch.utils.data.Dataset):
         key = self._keys[index]
         if key is None:
             key = self._keys[index] = self.cache.key(self._images[index])
-        self.cache.check_encoder()
+        self.cache.check_frozen()
         embedding = self.cache.read(key)
         if embedding is None:
             embedding = self.cache.encode(self.cache.pixels(self._images[index])[None])[0]
