@@ -88,6 +88,7 @@ class RecordSource:
     def __call__(self) -> Iterator[dict[str, Any]]:
         report = ReadReport(source=self.name)
         yield from self.records(report)
+        report.require_records()
         report.log()
 
     @property
@@ -184,6 +185,7 @@ def _load_stored(source: RecordSource) -> Dataset:
 
     def generate() -> Iterator[dict[str, Any]]:
         yield from source.records(report)
+        report.require_records()
         # Before the data set is complete, so that a stored one always has its report.
         report.write(note)
 
@@ -207,7 +209,8 @@ def load_spec(spec: Mapping[str, Any]) -> Dataset | IterableDataset:
 def parse_spec(text: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a data spec from the command line: `voc:root=signs,task=caption`, or the path of a YAML file with one.
 
-    Numbers, true, false and null are read as such; a value with a comma or of another kind needs a YAML file.
+    Numbers, true, false and null are read as such, and a dot goes into a mapping: `columns.boxes=objects.bbox`. What
+    holds a comma, or is of another kind, needs a YAML file.
     """
     text = os.fspath(text)
     if text.endswith((".yaml", ".yml")):
@@ -218,9 +221,15 @@ def parse_spec(text: str | os.PathLike[str]) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise ValueError(f"data spec {text!r}: {item!r} is not option=value")
-        if key in spec:
+        *outer, last = key.split(".")
+        place: Any = spec
+        for part in outer:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"data spec {text!r}: {part} is a value and a mapping")
+        if last in place:
             raise ValueError(f"data spec {text!r}: {key} is given twice")
-        spec[key] = _scalar(value)
+        place[last] = _scalar(value)
     find_reader(format)
     return spec
 

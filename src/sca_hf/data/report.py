@@ -43,6 +43,13 @@ class ReadReport(CheckCounts):
             what = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
             logger.info("%s: left out %s", self.source, what)
 
+    def require_records(self) -> None:
+        """Raises if nothing was kept: a slip in a path or an option, most likely."""
+        if not self.records:
+            left_out = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
+            why = "; ".join([*self.messages[:1], *([f"left out {left_out}"] if left_out else [])])
+            raise ValueError(f"{self.source}: there is no image to use ({why or 'no image at all'}).")
+
     def write(self, path: Path) -> None:
         """Writes the report to a file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)

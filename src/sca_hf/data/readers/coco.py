@@ -11,11 +11,10 @@ from typing import Any, Literal
 from ...processing.regions_sca import decode_rle, encode_rle
 from ..names import category_text, check_names
 from ..region import RegionRecordError
-from .sources import Clip, choice, inside, read_json, region_fields
+from .sources import Clip, Record, choice, inside, read_json, region_fields
 
 
 Crowd = Literal["skip", "keep"]
-Record = dict[str, Any] | RegionRecordError
 
 
 def read_coco(

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..names import category_text
 from ..region import RegionRecordError
-from .coco import Record, segmentation_mask
-from .sources import Clip, choice, image_size, region_fields
+from .coco import segmentation_mask
+from .sources import Clip, Record, choice, image_size, region_fields
 
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -28,14 +28,14 @@ def read_hub(
     names: Mapping[str, str] | None = None,
     clip: Clip = "rounding",
     revision: str | None = None,
-    name: str | None = None,
+    config: str | None = None,
     data_files: Any = None,
     download: bool = True,
 ) -> Iterator[Record]:
     """Yields one record per row.
 
     Args:
-        path, name, data_files, split, revision: as for `datasets.load_dataset`. A revision pins what is read.
+        path, config, data_files, split, revision: as for `datasets.load_dataset`. A revision pins what is read.
         columns: which column holds what: `image`, `boxes`, `captions` or `categories` or both, and if there are any
             `masks` (COCO RLE or polygons), `image_id`, `region_ids`, `width`, `height`. A dot goes into a column:
             `{"boxes": "objects.bbox", "categories": "objects.category"}`. Without `boxes` the whole picture is the
@@ -51,7 +51,7 @@ def read_hub(
     choice(box_format, "box_format", BOX_FORMATS)
     choice(clip, "clip", ("rounding", "image"))
     _check_columns(columns)
-    rows = _load(path, name, data_files, split, revision, download, columns["image"])
+    rows = _load(path, config, data_files, split, revision, download, columns["image"])
     label = _label_names(rows.features, columns.get("categories"))
     for number, row in enumerate(rows):
         where = f"{path} ({split}), row {number}"
@@ -92,12 +92,12 @@ def read_hub(
 
 
 def _cache_key(
-    path: str, name: str | None = None, data_files: Any = None, revision: str | None = None, **others: Any
+    path: str, config: str | None = None, data_files: Any = None, revision: str | None = None, **others: Any
 ) -> str:
     """Tells one state of the data set from another: `datasets` names its cache by the commit, or the files' times."""
     from datasets import load_dataset_builder
 
-    return str(load_dataset_builder(path, name, data_files=data_files, revision=revision).cache_dir)
+    return str(load_dataset_builder(path, config, data_files=data_files, revision=revision).cache_dir)
 
 
 read_hub.cache_key = _cache_key  # type: ignore[attr-defined]
@@ -112,12 +112,12 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 
 
 def _load(
-    path: str, name: str | None, data_files: Any, split: str, revision: str | None, download: bool, image: str
+    path: str, config: str | None, data_files: Any, split: str, revision: str | None, download: bool, image: str
 ) -> Any:
     import datasets
 
     options = {"data_files": data_files, "split": split, "revision": revision, "streaming": not download}
-    rows = datasets.load_dataset(path, name, **options)
+    rows = datasets.load_dataset(path, config, **options)
     if image not in rows.features:
         raise ValueError(f"columns: {path} has no column {image!r}, but {', '.join(rows.features)}.")
     if not isinstance(rows.features[image], datasets.Image):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .coco import CocoFile, Record
-from .sources import Clip, find_file, inside
+from .coco import CocoFile
+from .sources import Clip, Record, find_file, inside
 
 
 def read_lvis(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .coco import CocoFile, Crowd, Record
-from .sources import Clip, find_file, inside
+from .coco import CocoFile, Crowd
+from .sources import Clip, Record, find_file, inside
 
 
 def read_objects365(

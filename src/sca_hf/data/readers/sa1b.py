@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..region import RegionRecordError
-from .coco import Record, segmentation_mask, xywh_box
-from .sources import Clip, choice, region_fields
+from .coco import segmentation_mask, xywh_box
+from .sources import Clip, Record, choice, region_fields
 
 
 _MEMBER = re.compile(r"sa_(\d+)\.(jpg|json)")

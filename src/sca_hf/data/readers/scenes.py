@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..scenes import SPLIT_STARTS, scenes
-from .coco import Record
-from .sources import choice
+from .sources import Record, choice
 
 
 def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: str = "caption") -> Iterator[Record]:

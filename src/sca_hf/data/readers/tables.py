@@ -12,8 +12,8 @@ from typing import Any
 
 from ..names import category_text
 from ..region import RegionRecordError
-from .coco import Record, segmentation_mask
-from .sources import image_size, inside
+from .coco import segmentation_mask
+from .sources import Record, image_size, inside
 
 
 _ROWS_PER_BATCH = 64
