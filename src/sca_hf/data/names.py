@@ -10,7 +10,7 @@ from typing import Any
 
 
 _SEPARATORS = re.compile(r"[_\-\s]+")
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 
 
 def category_text(name: str, names: Mapping[str, str] | None = None) -> str:

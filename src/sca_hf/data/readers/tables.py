@@ -81,7 +81,7 @@ def _files(path: str | Path, suffix: str) -> list[Path]:
 
 
 def _record(row: Any, images: Path, where: str, key: str, task: str | None, names: Mapping[str, str] | None) -> Record:
-    if not isinstance(row, Mapping) or not isinstance(row.get("regions") or [], list):
+    if not isinstance(row, Mapping) or not isinstance(row.get("regions", []), list):
         return RegionRecordError(f"{where}: expected an object with image and a list of regions")
     try:
         image = _image(row.get("image"), images)
@@ -90,7 +90,7 @@ def _record(row: Any, images: Path, where: str, key: str, task: str | None, name
     except (RegionRecordError, TypeError, ValueError) as error:
         return RegionRecordError(f"{where}: {error}")
     regions: list[Record] = []
-    for index, region in enumerate(row.get("regions") or []):
+    for index, region in enumerate(row.get("regions", [])):
         try:
             regions.append(_region(region, index, size, names))
         except (TypeError, ValueError) as error:
