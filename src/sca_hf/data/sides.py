@@ -138,11 +138,9 @@ def _is_side(index: int, words: list[str]) -> bool:
     after = words[index + 1] if index + 1 < len(words) else ""
     if after in _NO_SIDE:
         return False
-    if index > 1 and before in ("and", "or") and words[index - 2] == _OPPOSITE[words[index]]:
+    if before in ("and", "or") and first == _OPPOSITE[words[index]]:
         return True
-    if before in _PREPOSITIONS or (
-        index > 1 and before in _ARTICLES and words[index - 2] in _PREPOSITIONS | _ARTICLES
-    ):
+    if before in _PREPOSITIONS or (before in _ARTICLES and first in _PREPOSITIONS | _ARTICLES):
         return True
     if before in _NOT_BEFORE or after in _NOT_AFTER:
         return False

@@ -28,7 +28,7 @@ def encode_rle(mask: Any) -> dict[str, Any]:
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"mask: expected two axes (height, width), got an array of shape {mask.shape}.")
-    return {"size": list(mask.shape), "counts": _compress(_run_lengths(mask != 0))}
+    return {"size": list(mask.shape), "counts": _compress(_run_lengths(mask.astype(bool, copy=False)))}
 
 
 def decode_rle(rle: dict[str, Any], where: str = "mask") -> np.ndarray:
