@@ -61,5 +61,5 @@ def test_a_table_that_is_none_is_refused(tmp_path, text, message):
 
 def test_a_table_may_not_name_what_is_not_there():
     check_names({"a": "apple"}, ["a", "b"], "x.json")
-    with pytest.raises(ValueError, match="x.json has no class 'c'; it has a, b"):
+    with pytest.raises(ValueError, match=r"x\.json has no class 'c'; it has a, b"):
         check_names({"c": "cherry"}, ["b", "a"], "x.json")

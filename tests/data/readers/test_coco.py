@@ -45,10 +45,9 @@ def coco(tmp_path):
     """`coco(annotations, images, categories)` writes a file and returns what opens it."""
     picture(tmp_path / "train2017" / "000000000009.jpg")
 
-    def make(annotations, images=(image(),), categories=CATEGORIES):
-        text = (
-            f'{{"images": [{",".join(images)}],"annotations": [{",".join(annotations)}],"categories": {categories}}}'
-        )
+    def make(annotations, images=None, categories=CATEGORIES):
+        images, annotations = ",".join(images or [image()]), ",".join(annotations)
+        text = f'{{"images": [{images}],"annotations": [{annotations}],"categories": {categories}}}'
         path = write(tmp_path / "annotations" / "instances_train2017.json", text)
         return {"annotations": path, "images": tmp_path / "train2017"}
 

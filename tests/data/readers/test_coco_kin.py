@@ -15,9 +15,9 @@ LVIS_IMAGE = (
     '"http://images.cocodataset.org/val2017/000000391895.jpg", "not_exhaustive_category_ids": [3]}'
 )
 LVIS = (
-    '{"info": {"description": "LVIS v1"}, "annotations": [{"area": 50.0, "id": 7, "segmentation": [[2.5, 3.0, 12.5, 3.0, '
-    '12.5, 13.0]], "image_id": 391895, "bbox": [2.5, 3.0, 10.0, 10.0], "category_id": 3}], "images": [%s], "licenses": '
-    '[], "categories": [{"image_count": 9, "synonyms": ["bow"], "def": "a weapon", "id": 3, "synset": "bow.n.04", '
+    '{"info": {"description": "LVIS v1"}, "annotations": [{"area": 50.0, "id": 7, "segmentation": [[2.5, 3.0, 12.5, '
+    '3.0, 12.5, 13.0]], "image_id": 391895, "bbox": [2.5, 3.0, 10.0, 10.0], "category_id": 3}], "images": [%s], '
+    '"licenses": [], "categories": [{"image_count": 9, "synonyms": ["bow"], "def": "a weapon", "id": 3, "synset": "bow.n.04", '
     '"name": "bow_(weapon)", "instance_count": 12, "frequency": "r"}]}'
 )
 
@@ -97,7 +97,7 @@ def test_v3det_finds_a_picture_with_and_without_the_folder_of_images(tmp_path, p
 CAPTIONS = (
     '{"images": [{"license": 5,"file_name": "COCO_train2014_000000057870.jpg","height": 30,"width": 40,"id": 57870},'
     '{"license": 5,"file_name": "b.jpg","height": 30,"width": 40,"id": 9}],'
-    '"annotations": [{"image_id": 57870,"id": 787980,"caption": "A restaurant has modern wooden tables and chairs.\\n"},'
+    '"annotations": [{"image_id": 57870,"id": 787980,"caption": "A restaurant has wooden tables and chairs.\\n"},'
     '{"image_id": 57870,"id": 789366,"caption": "Ein langer Tisch mit Stühlen — très long, 長いテーブル"}]}'
 )
 
@@ -109,7 +109,7 @@ def test_coco_captions_are_those_of_the_whole_image(tmp_path):
     first, second = read("coco_captions", annotations=file, images=tmp_path)
     (region,) = first["regions"]
     assert region["box"] == [0, 0, 40, 30] and region["category"] is None
-    assert region["captions"][0] == "A restaurant has modern wooden tables and chairs."
+    assert region["captions"][0] == "A restaurant has wooden tables and chairs."
     assert region["captions"][1].endswith("très long, 長いテーブル")
     assert second["regions"] == []
     with pytest.raises(ValueError, match="these captions name no category"):

@@ -105,7 +105,7 @@ def test_a_folder_of_files_is_read_in_the_order_of_their_names(tmp_path):
     for name in ("b", "a"):
         lines(tmp_path / f"{name}.jsonl", {"image": "a.jpg", "regions": [REGION]})
     assert [record["image_id"] for record in read("jsonl", path=tmp_path)] == ["a-1", "b-1"]
-    with pytest.raises(ValueError, match="there is no file .*nowhere"):
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere"):
         read("jsonl", path=tmp_path / "nowhere")
 
 
