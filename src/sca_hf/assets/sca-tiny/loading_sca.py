@@ -8,6 +8,8 @@ to the content) that the mixer was trained with.
 import copy
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +142,9 @@ class ScaLoadingMixin:
                     save_adapter(self.language_model, Path(save_directory) / ADAPTER_FOLDER, own)
                 state_dict = {key: value for key, value in state_dict.items() if not _is_base_key(key)}
                 self.config.base_model_repos = self._pinned_bases(Path(save_directory))
-            self._describe_code()
-            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+            with _own_class(self):
+                self._describe_code()
+                super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         finally:
             self._keys_to_ignore_on_save = ignored
             self.config.base_model_repos = repos
@@ -341,6 +344,17 @@ class ScaLoadingMixin:
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
         names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
+
+
+@contextmanager
+def _own_class(model: Any) -> Iterator[None]:
+    """Undo, for a while, that FSDP gave the model a class made on the spot: the library would save torch's code."""
+    given = type(model)
+    model.__class__ = next(kind for kind in given.__mro__ if not kind.__module__.startswith("torch."))
+    try:
+        yield
+    finally:
+        model.__class__ = given
 
 
 def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
