@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 
 from sca_hf.drawing import DrawnRegion, colour_of, draw_regions, overlay
 from sca_hf.drawing.label_layout import Rect, cover_grid, place_labels
@@ -116,7 +116,7 @@ def test_prompts_are_drawn_where_they_were_given():
 @pytest.mark.parametrize("installed", [True, False])
 def test_any_caption_can_be_drawn(caption, installed, monkeypatch):
     if not installed:
-        monkeypatch.setattr(overlay, "_font", overlay.ImageFont.load_default)
+        monkeypatch.setattr(overlay, "text_font", ImageFont.load_default)
     draw_regions(grey(), [DrawnRegion(caption, block(30, 30, 90, 60))])
 
 

@@ -1,6 +1,7 @@
-"""Pictures of what the model said."""
+"""Pictures of what the model said, and of what it learns from."""
 
 from .overlay import DrawnRegion, colour_of, draw_regions
+from .sheet import SheetTile, cut_region, draw_sheet
 
 
-__all__ = ["DrawnRegion", "colour_of", "draw_regions"]
+__all__ = ["DrawnRegion", "SheetTile", "colour_of", "cut_region", "draw_regions", "draw_sheet"]

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
 from .label_layout import Rect, cover_grid, place_labels
+from .text import Font, font_size, line_height, text_font, text_width, wrap_text
 
 
 # Far apart in hue, light enough for dark text on them.
@@ -34,7 +34,6 @@ _CROWDED = 0.3
 # Brightness of what belongs to no region.
 _DIMMED = 0.82
 Colour = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass
@@ -264,7 +263,7 @@ def _draw_labels(
     named = [index for index, region in enumerate(regions) if region.caption]
     if not named:
         return canvas
-    font = _font(round(max(17.0, max(canvas.size) / 46)))
+    font = text_font(round(max(17.0, max(canvas.size) / 46)))
     choices = [
         [_measure(index, str(regions[index].caption), font, share * canvas.width) for share in (0.42, 0.3)]
         for index in named
@@ -339,7 +338,7 @@ def _draw_legend(
 ) -> Image.Image:
     """Numbers on the regions, the captions in as many columns beside the picture as its height asks for."""
     pad = _pad(font)
-    column = round(max(0.45 * canvas.width, 18 * _size(font)))
+    column = round(max(0.45 * canvas.width, 18 * font_size(font)))
     labels = [_measure(label.index, str(regions[label.index].caption), font, column) for label in labels]
     columns: list[list[_Label]] = [[]]
     filled = 0
@@ -364,7 +363,7 @@ def _draw_legend(
 def _draw_numbers(
     canvas: Image.Image, labels: list[_Label], spots: list[tuple[float, float]], clear: list[Rect], font: Font
 ) -> None:
-    width, height = _badge_width(font), _line_height(font) + _pad(font)
+    width, height = _badge_width(font), line_height(font) + _pad(font)
     anchors = [Rect(x - width / 2, y - height / 2, x + width / 2, y + height / 2) for x, y in spots]
     nothing = np.zeros((-(-canvas.height // 4), -(-canvas.width // 4)), np.float32)
     placed = place_labels(
@@ -388,61 +387,23 @@ def _rounded(width: int, height: int, radius: int) -> Image.Image:
 
 
 def _measure(index: int, caption: str, font: Font, widest: float) -> _Label:
-    room = max(widest - _badge_width(font) - 2 * _pad(font), 6 * _size(font))
-    lines = _wrap(" ".join(caption.split()) or " ", font, room)
-    width = _badge_width(font) + 2 * _pad(font) + max(round(_text_width(line, font)) for line in lines)
-    return _Label(index, lines, (width, len(lines) * _line_height(font) + 2 * _pad(font)))
-
-
-def _wrap(text: str, font: Font, room: float) -> list[str]:
-    """Breaks a text at its spaces, or inside a word that is wider than a line."""
-    lines: list[str] = [""]
-    for word in text.split(" "):
-        joined = f"{lines[-1]} {word}".strip()
-        if _text_width(joined, font) <= room:
-            lines[-1] = joined
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if lines[-1] and _text_width(lines[-1] + letter, font) > room:
-                lines.append("")
-            lines[-1] += letter
-    return lines
+    room = max(widest - _badge_width(font) - 2 * _pad(font), 6 * font_size(font))
+    lines = wrap_text(caption, font, room)
+    width = _badge_width(font) + 2 * _pad(font) + max(round(text_width(line, font)) for line in lines)
+    return _Label(index, lines, (width, len(lines) * line_height(font) + 2 * _pad(font)))
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], lines: list[str], font: Font) -> None:
     for number, line in enumerate(lines):
-        draw.text((place[0], place[1] + number * _line_height(font)), line, fill=_PAPER, font=font)
-
-
-@lru_cache(maxsize=8)
-def _font(size: int) -> Font:
-    """DejaVu where it is installed, since it knows most scripts; else the font that comes with Pillow."""
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", size)
-    except OSError:
-        return ImageFont.load_default(size)
-
-
-def _size(font: Font) -> int:
-    return round(getattr(font, "size", 11))
+        draw.text((place[0], place[1] + number * line_height(font)), line, fill=_PAPER, font=font)
 
 
 def _pad(font: Font) -> int:
-    return max(4, round(0.4 * _size(font)))
-
-
-def _line_height(font: Font) -> int:
-    return round(1.25 * _size(font))
+    return max(4, round(0.4 * font_size(font)))
 
 
 def _badge_width(font: Font) -> int:
-    return round(1.7 * _size(font))
-
-
-def _text_width(text: str, font: Font) -> float:
-    return font.getlength(text)
+    return round(1.7 * font_size(font))
 
 
 __all__ = ["DrawnRegion", "colour_of", "draw_regions"]

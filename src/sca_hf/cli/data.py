@@ -1,0 +1,80 @@
+"""`sca-hf data`: looks at data sets of regions."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from .parsing import check_picture_name, command, positive, prepare, quiet
+
+
+_CHECK_HELP = """\
+read a data set as training would, and say what is in it and what is wrong
+
+SPEC is a format with its options, as voc:root=signs,task=caption, or a YAML file with a mapping of them, as
+  format: coco
+  annotations: instances.json
+  images: photos
+
+It ends with 1 where images or regions are bad; training would stop there, or leave them out with on_error: skip.
+"""
+_CHECK_EXAMPLE = """\
+examples:
+  sca-hf data check voc:root=signs --sheet signs.png
+  sca-hf data check visual_genome.yaml --max-samples 1000 --images --tokenizer gpt2 --json report.json
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    text = "look at data sets of regions"
+    data = commands.add_parser("data", help=text, description=text)
+    inner = data.add_subparsers(title="commands", dest="data_command", required=True, metavar="COMMAND")
+    check = command(inner, "check", run, _CHECK_HELP, _CHECK_EXAMPLE)
+    check.add_argument("spec", metavar="SPEC", help="format:option=value,... or a YAML file")
+    check.add_argument("--sheet", metavar="OUT.png", help="draw some regions with their captions")
+    check.add_argument("--tiles", type=positive, default=24, metavar="N", help="regions of the sheet (%(default)s)")
+    check.add_argument("--seed", type=int, default=0, help="draws other regions (default: %(default)s)")
+    check.add_argument("--json", metavar="OUT", help="write the report")
+    check.add_argument("--max-samples", type=positive, metavar="N", help="the first N images (default: all)")
+    check.add_argument("--images", action="store_true", help="open every picture too, which takes longer")
+    check.add_argument("--tokenizer", metavar="MODEL", help="count tokens of captions as this model does")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command; exits with 1 where the data are bad."""
+    if options.sheet:
+        check_picture_name(Path(options.sheet))
+    for output in filter(None, (options.sheet, options.json)):
+        prepare(Path(output))
+    quiet()
+    from ..data.contact_sheet import RegionSample, draw_contact_sheet
+    from ..data.inspection import check_data, format_report
+
+    sample = RegionSample(options.tiles if options.sheet else 0, options.seed)
+    report = check_data(
+        options.spec,
+        tokenizer=_tokenizer(options.tokenizer),
+        images=options.images,
+        max_samples=options.max_samples,
+        watch=sample.add if options.sheet else None,
+    )
+    print(format_report(report))
+    if options.json:
+        text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2)
+        Path(options.json).write_text(text + "\n", encoding="utf-8")
+        print(f"report: {options.json}")
+    if options.sheet:
+        title = f"{report.read.source}: {report.read.records} images, {report.read.regions} regions"
+        draw_contact_sheet(sample, title).save(options.sheet)
+        print(f"sheet: {options.sheet}")
+    if report.bad:
+        raise SystemExit(1)
+
+
+def _tokenizer(name: str | None) -> Any:
+    if name is None:
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)

@@ -1,0 +1,286 @@
+"""Looks a data set of regions over before anyone trains on it: what is there, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from .images import record_image
+from .loading import RecordSource, parse_spec
+from .region import RegionRecordError, check_records
+from .report import ReadReport
+
+
+# What a caption is cut to in training, its end token included.
+CAPTION_TOKENS = 20
+# As COCO divides objects, by the sides of a square of their area.
+_SMALL, _LARGE = 32, 96
+_BATCH = 2000
+Record = Mapping[str, Any]
+Watch = Callable[[Record], None]
+
+
+@dataclass
+class Spread:
+    """How a whole number is spread; `counts` has how often each value came."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def add(self, value: int) -> None:
+        """Counts a value."""
+        self.counts[value] += 1
+
+    def quantile(self, share: float) -> int:
+        """The least value that this share of all does not exceed; 0 where there is none."""
+        left = share * self.counts.total()
+        for value in sorted(self.counts):
+            left -= self.counts[value]
+            if left <= 0:
+                return value
+        return 0
+
+    @property
+    def mean(self) -> float:
+        total = self.counts.total()
+        return sum(value * count for value, count in self.counts.items()) / total if total else 0.0
+
+    def over(self, limit: int) -> int:
+        """How many values exceed a limit."""
+        return sum(count for value, count in self.counts.items() if value > limit)
+
+    def summary(self) -> dict[str, float]:
+        """Least, median, mean and greatest value."""
+        return {
+            "min": self.quantile(0),
+            "median": self.quantile(0.5),
+            "mean": round(self.mean, 2),
+            "max": self.quantile(1),
+        }
+
+
+@dataclass
+class DataReport:
+    """What `check_data` found.
+
+    Attributes:
+        read: images and regions kept, skipped, left out; and why.
+        tasks: images by task.
+        regions_per_image, captions_per_region: spreads.
+        caption_words, caption_tokens: lengths of the captions; tokens, with the end token, if a tokenizer was given.
+        different_captions: how many there are, white space and case aside.
+        categories: regions by category.
+        widths, heights: sides of the boxes in whole pixels.
+        sizes: regions that are small, medium, large by COCO's measure (32 x 32, 96 x 96 pixels).
+        masks, points: regions that have them.
+        duplicate_images, duplicate_regions: ids that came before, of images in the set and of regions in their image.
+        unreadable: what is wrong with pictures that cannot be decoded, or are not of their record's size; None where
+            they were not opened.
+    """
+
+    read: ReadReport = field(default_factory=ReadReport)
+    tasks: Counter[str] = field(default_factory=Counter)
+    regions_per_image: Spread = field(default_factory=Spread)
+    captions_per_region: Spread = field(default_factory=Spread)
+    caption_words: Spread = field(default_factory=Spread)
+    caption_tokens: Spread | None = None
+    different_captions: int = 0
+    categories: Counter[str] = field(default_factory=Counter)
+    widths: Spread = field(default_factory=Spread)
+    heights: Spread = field(default_factory=Spread)
+    sizes: Counter[str] = field(default_factory=Counter)
+    masks: int = 0
+    points: int = 0
+    duplicate_images: list[str] = field(default_factory=list)
+    duplicate_regions: list[str] = field(default_factory=list)
+    unreadable: list[str] | None = None
+
+    @property
+    def bad(self) -> int:
+        """Images and regions that cannot be trained on."""
+        return self.read.skipped_records + self.read.skipped_regions + len(self.unreadable or ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as plain values, ready for JSON."""
+        values = {
+            key: value.summary() if isinstance(value, Spread) else value
+            for key, value in vars(self).items()
+            if key != "read"
+        }
+        values["read"] = {**vars(self.read), "left_out": dict(self.read.left_out)}
+        values["categories"] = dict(self.categories.most_common())
+        values["captions_over_limit"] = self.caption_tokens.over(CAPTION_TOKENS) if self.caption_tokens else None
+        return {**values, "bad": self.bad}
+
+
+def check_data(
+    data: str | os.PathLike[str] | Mapping[str, Any] | Iterable[Record],
+    tokenizer: Any | None = None,
+    images: bool = False,
+    max_samples: int | None = None,
+    watch: Watch | None = None,
+) -> DataReport:
+    """Reads a whole data set and reports on it; what is bad is counted, and the rest read on.
+
+    Args:
+        data: a spec as for `load_spec`, or as `parse_spec` reads it; or a data set of region records, or any iterable
+            of them.
+        tokenizer: one of the library's, to count the tokens of captions with.
+        images: open and decode every picture as well.
+        max_samples: the first so many good images.
+        watch: is called with every good record.
+    """
+    report = DataReport(caption_tokens=Spread() if tokenizer is not None else None, unreadable=[] if images else None)
+    counter = _Counter(report, tokenizer)
+    for record in islice(_records(data, report.read), max_samples):
+        if report.unreadable is not None:
+            problem = _picture_problem(record)
+            if problem is not None:
+                report.unreadable.append(problem)
+                continue
+        counter.count(record)
+        if watch is not None:
+            watch(record)
+    counter.finish()
+    return report
+
+
+def _records(data: Any, read: ReadReport) -> Iterator[Record]:
+    """Yields the good records, and counts the others."""
+    if isinstance(data, str | os.PathLike):
+        data = parse_spec(data)
+    if isinstance(data, Mapping):
+        options = {str(key): value for key, value in data.items() if key not in ("streaming", "on_error")}
+        ours = {key: options.pop(key) for key in ("task", "max_samples", "keep_empty") if key in options}
+        if "format" not in options:
+            raise ValueError(f"a data spec needs a format; got {sorted(options)}.")
+        source = RecordSource(options.pop("format"), options, "skip", **ours)
+        read.source = source.name
+        yield from source.records(read)
+        return
+    if hasattr(data, "cast_column"):
+        from datasets import Image
+
+        # Pictures are not needed, or opened by us, who say which one was bad.
+        data = data.cast_column("image", Image(decode=False))
+    for record in check_records(data, "records", "skip", read):
+        yield {**vars(record), "regions": [vars(region) for region in record.regions]}
+
+
+def _picture_problem(record: Record) -> str | None:
+    try:
+        record_image(record)
+    except RegionRecordError as error:
+        return str(error)
+    return None
+
+
+class _Counter:
+    """Fills a report."""
+
+    def __init__(self, report: DataReport, tokenizer: Any | None) -> None:
+        self.report, self.tokenizer = report, tokenizer
+        self.images: set[str] = set()
+        self.captions: set[str] = set()
+        self.waiting: list[str] = []
+
+    def count(self, record: Record) -> None:
+        report = self.report
+        if record["image_id"] in self.images:
+            report.duplicate_images.append(record["image_id"])
+        self.images.add(record["image_id"])
+        report.tasks[record["task"]] += 1
+        report.regions_per_image.add(len(record["regions"]))
+        ids = Counter(region["region_id"] for region in record["regions"])
+        report.duplicate_regions += [f"{record['image_id']}: {key}" for key, count in ids.items() if count > 1]
+        for region in record["regions"]:
+            self._count_region(region)
+        if len(self.waiting) >= _BATCH:
+            self.finish()
+
+    def _count_region(self, region: Mapping[str, Any]) -> None:
+        report = self.report
+        x0, y0, x1, y1 = region["box"]
+        report.widths.add(round(x1 - x0))
+        report.heights.add(round(y1 - y0))
+        side = ((x1 - x0) * (y1 - y0)) ** 0.5
+        report.sizes["small" if side < _SMALL else "medium" if side < _LARGE else "large"] += 1
+        report.masks += region["mask"] is not None
+        report.points += region["points"] is not None
+        if region["category"] is not None:
+            report.categories[region["category"]] += 1
+        report.captions_per_region.add(len(region["captions"]))
+        for caption in region["captions"]:
+            report.caption_words.add(len(caption.split()))
+            self.captions.add(" ".join(caption.lower().split()))
+        self.waiting += region["captions"]
+
+    def finish(self) -> None:
+        """Counts the tokens of what waits; many at a time, since tokenizers are fast only so."""
+        self.report.different_captions = len(self.captions)
+        if self.report.caption_tokens is not None and self.tokenizer is not None and self.waiting:
+            texts = [text.strip() for text in self.waiting]
+            for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
+                self.report.caption_tokens.add(len(ids) + 1)
+        self.waiting = []
+
+
+def format_report(report: DataReport, most: int = 20) -> str:
+    """Writes a report as a table; `most` categories, messages and ids of each kind at most."""
+    read = report.read
+    regions = report.widths.counts.total()
+    captions = report.caption_words.counts.total()
+    tasks = ", ".join(f"{count} for the task {task}" for task, count in report.tasks.most_common())
+    rows = [
+        ("images", tasks or "0"),
+        ("regions", f"{regions}   {_range(report.regions_per_image)} in an image"),
+        (
+            "captions",
+            f"{captions}   {_range(report.captions_per_region)} of a region, {report.different_captions} different",
+        ),
+        ("words", f"{_range(report.caption_words)} in a caption"),
+    ]
+    if report.caption_tokens is not None:
+        over = report.caption_tokens.over(CAPTION_TOKENS)
+        text = f"{_range(report.caption_tokens)} in a caption, its end included; {over} captions are longer than"
+        rows.append(("tokens", f"{text} {CAPTION_TOKENS} and will be cut"))
+    sizes = ", ".join(f"{name} {_share(report.sizes[name], regions)}" for name in ("small", "medium", "large"))
+    rows += [
+        ("boxes", f"width {_range(report.widths)}, height {_range(report.heights)} pixels; {sizes}"),
+        ("masks", f"{report.masks}"),
+        ("points", f"{report.points}"),
+        ("categories", f"{len(report.categories)}"),
+    ]
+    lines = [read.source, *(f"  {name:<12}{text}" for name, text in rows)]
+    lines += [
+        f"    {count:>8} {_share(count, regions):>5}  {name}" for name, count in report.categories.most_common(most)
+    ]
+    lines += _more(len(report.categories), most)
+    if read.clipped_regions:
+        lines.append(f"  cut         {read.clipped_regions} boxes at the edge of their image")
+    lines += [f"  left out    {count} {what}" for what, count in sorted(read.left_out.items())]
+    for name, ids in (("images", report.duplicate_images), ("regions of one image", report.duplicate_regions)):
+        if ids:
+            lines.append(f"  twice       {len(ids)} {name} have an id that came before: {', '.join(ids[:5])}")
+            lines[-1] += ", ..." if len(ids) > 5 else ""
+    opened = "pictures not opened" if report.unreadable is None else f"{len(report.unreadable)} unreadable pictures"
+    lines.append(f"  bad         {read.skipped_records} images, {read.skipped_regions} regions, {opened}")
+    messages = [*(report.unreadable or ()), *read.messages]
+    lines += [f"    {message}" for message in messages[:most]]
+    return "\n".join(lines + _more(report.bad, min(most, len(messages))))
+
+
+def _range(spread: Spread) -> str:
+    least, median, greatest = (spread.quantile(share) for share in (0, 0.5, 1))
+    return f"{least}" if least == greatest else f"{least} to {greatest} (median {median})"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count / total:.0%}" if total else "0%"
+
+
+def _more(count: int, shown: int) -> list[str]:
+    return [f"    ... and {count - shown} more"] if count > shown else []
