@@ -1,6 +1,7 @@
 """`sca-hf estimate`: the memory that a recipe takes, before anything is loaded."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .parsing import command, positive, quiet
@@ -32,12 +33,11 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     quiet()
-    from ..training.estimate import estimate_recipe
+    from ..training.estimate_report import report_recipe
     from ..training.recipe_schema import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    estimate = estimate_recipe(recipe, folder=options.recipe)
-    print(estimate.report(options.gpu_memory, options.images))
+    print(report_recipe(recipe, Path(options.recipe).parent, options.gpu_memory, options.images))
 
 
 def _size(text: str) -> int:

@@ -44,8 +44,11 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         print(recipe.to_yaml(), end="")
         return
+    from transformers.utils import logging
+
     from ..training.recipe import run_recipe
 
+    logging.disable_progress_bar()  # of loading and saving; that of training stays
     result = run_recipe(recipe)
     if result.is_main_process:
         print(result)

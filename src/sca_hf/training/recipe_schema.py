@@ -9,7 +9,8 @@
     training: {max_steps: 1000, preset: mixer}     # fields of ScaTrainingArguments
     output: runs/signs
 
-Relative paths start where the command does, as on any command line, so that stages chain by `runs/stage1/model`.
+`extends: other.yaml` takes what a recipe does not say itself from another in the same folder. All other relative
+paths start where the command does, as on any command line, so that stages chain by `runs/stage1/model`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from .recipe_yaml import check_keys, override, read_yaml, refuse_variables, writ
 
 
 SECTIONS = ("model", "data", "training", "output")
+_EXTENDS = "extends"
+_NEW_MODEL = ("sam", "sam_revision", "language_model", "language_model_revision", "mixer")
 # What a recipe says about a data set beside the reader's own options.
-_SPEC_KEYS = ("name", "probability", "weight")
+_SPEC_KEYS = ("as", "probability", "weight")
 # Set by `output`, or by nothing: a recipe trains, evaluates and saves in one go.
 _NOT_FOR_RECIPES = {"output_dir", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "push_to_hub"}
 
@@ -96,7 +99,7 @@ class DataSection:
     """Training and evaluation sets, as data specs: `{format: voc, root: ...}`.
 
     train: each may also have a `probability` (all, summing to 1) or a `weight` (all, in any unit).
-    eval: several are scored one by one, under their `name` or else their format.
+    eval: several are scored one by one, each under the name in its `as`, else its format.
     holdout: this share of the training images is kept out of training and evaluated on, in place of `eval`.
     holdout_seed: chooses which.
     """
@@ -117,9 +120,12 @@ class DataSection:
         if self.holdout is not None and any(spec.get("streaming") for spec in self.train):
             raise ValueError("data.holdout needs to know all images: leave out streaming, or give data.eval.")
         self.probabilities()
-        names = [self.name_of(spec) for spec in self.eval]
+        where, scored = ("train", self.train) if self.holdout is not None else ("eval", self.eval)
+        names = [self.name_of(spec) for spec in scored]
         if len(set(names)) < len(names):
-            raise ValueError(f"data.eval has the names {', '.join(names)}; give each a name of its own (name: ...).")
+            raise ValueError(
+                f"data.{where} has the names {', '.join(names)}; give each its own (name: ...) for scores."
+            )
 
     def probabilities(self) -> list[float] | None:
         """The share of each training set, or None where the recipe leaves it to `mixing`."""
@@ -140,7 +146,7 @@ class DataSection:
     @staticmethod
     def name_of(spec: Mapping[str, Any]) -> str:
         """What a set is called in metrics."""
-        return str(spec.get("name") or spec["format"])
+        return str(spec.get("as") or spec["format"])
 
     @staticmethod
     def reader_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,20 +208,43 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Reads a recipe file.
+    """Reads a recipe file, and those that it extends.
 
     Args:
         path: YAML file.
         overrides: `--section.key=value` as on the command line, values typed as in YAML.
     """
-    values = read_yaml(Path(path))
+    return Recipe.from_mapping(override(_read(Path(path), ()), overrides), str(path))
+
+
+def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    values = read_yaml(path)
+    check_keys(values, [*SECTIONS, _EXTENDS], str(path))
     data = values.get("data")
     if isinstance(data, dict):
         for name in ("train", "eval"):
             # One spec is a list of one, so that `--data.train.root` and `--data.train.0.root` both find it.
             if isinstance(data.get(name), dict):
                 data[name] = [data[name]]
-    return Recipe.from_mapping(override(values, overrides), str(path))
+    below = values.pop(_EXTENDS, None)
+    if below is None:
+        return values
+    if not isinstance(below, str) or Path(below).name != below:
+        raise ValueError(f"{path}: extends is {below!r}, expected the name of a recipe in the same folder.")
+    if path in extended_by:
+        raise ValueError(f"{path} extends itself.")
+    extended = _read(path.with_name(below), (*extended_by, path))
+    if isinstance(values.get("model"), dict) and "from" in values["model"]:
+        # Another start: what the extended recipe says of its own new model does not count.
+        extended["model"] = {key: part for key, part in extended.get("model", {}).items() if key not in _NEW_MODEL}
+    return _merged(extended, values)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """What `above` says, and of `below` what it leaves open; lists are taken whole."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
 
 
 def _data(values: Any) -> DataSection:
@@ -281,10 +310,8 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Returns the value if it fits its type, whole numbers as floats where those are wanted; raises otherwise."""
+    """Returns the value if it fits its type; raises otherwise."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if float in kinds and int not in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if any(_fits(value, kind) for kind in kinds):
         return value
     wanted = " or ".join(_called(kind) for kind in kinds)
@@ -302,7 +329,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if issubclass(origin, str):
         return isinstance(value, str)  # the library's enumerations take their values
     if origin in (int, float):
-        return isinstance(value, origin) and not isinstance(value, bool)
+        return isinstance(value, (int, origin)) and not isinstance(value, bool)
     if issubclass(origin, Mapping) or origin is dict:
         return isinstance(value, Mapping)
     return isinstance(value, (list, tuple)) if issubclass(origin, (list, tuple)) else isinstance(value, origin)

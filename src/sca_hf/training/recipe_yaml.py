@@ -128,7 +128,7 @@ def _step(place: Any, part: str, where: str, create: bool) -> Any:
 
 def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     """Raises on a key that is not known, naming the nearest one that is."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     for key in values:
         if key in known:
             continue

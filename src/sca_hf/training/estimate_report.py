@@ -1,0 +1,75 @@
+"""What `sca-hf estimate` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .estimate import CUDA_BYTES, MemoryEstimate, estimate_recipe, smaller_settings
+from .recipe_config import as_dtype_name, recipe_config
+from .recipe_schema import Recipe
+
+
+def report_recipe(recipe: Recipe, beside: Path, gpu_memory: int | None, images: int | None) -> str:
+    """The estimate of a recipe as a table.
+
+    Args:
+        beside: folder of the recipe, and of those whose output it may start from.
+        gpu_memory: bytes to compare the total with; where it does not fit, what to change.
+        images: how many the embedding cache would hold.
+    """
+    estimate = estimate_recipe(recipe, beside)
+    lines = [*format_estimate(estimate), "", _cache_line(estimate, images)]
+    if gpu_memory is not None:
+        lines += ["", *_fit(recipe, beside, estimate, gpu_memory)]
+    return "\n".join([*lines, *(f"Note: {note}" for note in dict.fromkeys(estimate.notes))])
+
+
+def format_estimate(estimate: MemoryEstimate) -> list[str]:
+    """A line for each item, in GiB."""
+    setting, step = estimate.setting, estimate.step
+    regions = setting["images"] * setting["regions"]
+    rows = []
+    for part in estimate.parts:
+        precision = " + ".join(sorted(part.bytes_by_dtype))
+        trained = f", {part.trained:,} trained" if part.trained else ", frozen"
+        rows.append((f"weights: {part.name}", part.bytes, f"{part.parameters:,} parameters{trained}; {precision}"))
+    rows.append(("gradients", estimate.gradients, ""))
+    rows.append(("optimizer states", estimate.optimizer, setting["optimizer"]))
+    for name, size in step.saved.items():
+        each = f"{_mib(size / regions)} per region" if name in ("mask decoder", "mixer", "language model") else ""
+        rows.append((f"activations: {name}", size, each))
+    encoder = f"image encoder alone: {_mib(step.encoder_peak)}" if step.encoder_peak else ""
+    rows.append(("workspace at the peak", step.workspace, encoder))
+    rows.append(("CUDA context", CUDA_BYTES, "assumed"))
+    rows.append(("total", estimate.total, ""))
+    head = (
+        f"{setting['images']} image{'s' if setting['images'] > 1 else ''} x {setting['regions']} regions x "
+        f"{setting['tokens']} tokens, {setting['precision']}"
+        f"{', gradient checkpointing' if setting['checkpointed'] else ''}, one GPU"
+    )
+    width = max(len(name) for name, _, _ in rows)
+    return [head, *(f"{name:<{width}}  {size / 2**30:8.3f} GiB  {what}".rstrip() for name, size, what in rows)]
+
+
+def _cache_line(estimate: MemoryEstimate, images: int | None) -> str:
+    each = f"embedding cache on disk: {_mib(estimate.embedding_bytes)} per image"
+    if images is not None:
+        each += f", {images * estimate.embedding_bytes / 2**30:.1f} GiB for {images:,}"
+    return each + ("" if estimate.cached else " (training.embedding_cache is not set)")
+
+
+def _fit(recipe: Recipe, beside: Path, estimate: MemoryEstimate, limit: int) -> list[str]:
+    size = f"{limit / 2**30:g} GiB"
+    if estimate.total <= limit:
+        return [f"Fits {size}, {(limit - estimate.total) / 2**30:.1f} GiB to spare."]
+    config, _ = recipe_config(recipe.model, beside)
+    tried = smaller_settings(config, recipe.training, limit, as_dtype_name(recipe.model.dtype))
+    lines = [f"Does not fit {size}: {(estimate.total - limit) / 2**30:.1f} GiB too much. Changes, each upon the last:"]
+    lines += [f"  {change:<46} {total / 2**30:8.1f} GiB" for change, total in tried]
+    if not tried or tried[-1][1] > limit:
+        lines.append("  Not enough: take a smaller language model or image encoder, or shard over several GPUs.")
+    return lines
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"

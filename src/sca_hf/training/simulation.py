@@ -1,0 +1,180 @@
+"""Runs a training step on tensors without contents and counts the memory that would be alive, byte for byte.
+
+PyTorch's fake tensors have shapes, precisions and storages, but no data: a step of a model of billions of parameters
+takes seconds and no memory. It is the model's own forward and backward that run, so that nothing is left to formulas.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+# What autocast runs in float32 on CUDA, as far as it runs in half precision on the CPU that stands in for it here
+# (aten/src/ATen/autocast_mode.h).
+_SINGLE_PRECISION = {"layer_norm", "group_norm", "rms_norm", "softmax", "log_softmax", "pow", "__pow__", "exp", "log"}
+_SINGLE_PRECISION |= {"rsqrt", "reciprocal", "softplus", "sum", "prod", "cumsum", "norm", "logsumexp"}
+
+
+@dataclass
+class StepMemory:
+    """Bytes of one step beside weights, gradients and optimizer states.
+
+    Attributes:
+        saved: what each part keeps for the backward pass, and what it hands on: "image encoder", "mask decoder" (with
+            the prompts), "mixer", "language model" (with the loss).
+        encoder_peak: most that was alive while the image encoder ran.
+        forward_peak, backward_peak: most that was alive during each.
+    """
+
+    saved: dict[str, int] = field(default_factory=dict)
+    encoder_peak: int = 0
+    forward_peak: int = 0
+    backward_peak: int = 0
+
+    @property
+    def kept(self) -> int:
+        """What is alive between forward and backward."""
+        return sum(self.saved.values())
+
+    @property
+    def workspace(self) -> int:
+        """What the worst moment takes beyond `kept`."""
+        return max(self.forward_peak, self.backward_peak) - self.kept
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made under it that are still alive; works on real tensors as on fake ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Arguments that were there before are not counted, nor what is only another view of them.
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._known.add(tensor.untyped_storage()._cdata)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def take_peak(self) -> int:
+        """Returns the peak and starts a new one."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
+
+class _CudaAutocast(TorchFunctionMode):
+    """Has the operations run in float32 that CUDA's autocast runs so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _SINGLE_PRECISION:
+            args, kwargs = tree_map(_as_single, (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def _as_single(value: Any) -> Any:
+    half = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half else value
+
+
+def checkpoint_arguments(autocast: torch.dtype | None) -> dict[str, Any]:
+    """Of gradient checkpointing under simulation: what is recomputed follows CUDA's rules too."""
+    if autocast is None:
+        return {"use_reentrant": False}
+    return {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _CudaAutocast())}
+
+
+@contextmanager
+def without_contents() -> Iterator[None]:
+    """Makes every new tensor a fake one, on a device that is called cpu."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(), torch.device("cpu"):
+        yield
+
+
+def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dtype | None = None) -> StepMemory:
+    """Runs forward and backward once and says what was alive when.
+
+    Args:
+        model: `ScaForConditionalGeneration` in training mode; its gradients are made first, as they are when they
+            accumulate, and are not counted.
+        batch: of `forward`, with labels.
+        autocast: half precision to run in, by CUDA's rules.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    memory, live = StepMemory(), LiveBytes()
+    marks: dict[str, int] = {}
+
+    def mark(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            marks[name] = live.now
+
+        return hook
+
+    def end_of_encoder(*_: Any) -> None:
+        memory.encoder_peak = live.peak
+        marks["image encoder"] = live.now
+
+    parts: Any = model
+    hooks = [
+        parts.sam.vision_encoder.register_forward_hook(end_of_encoder),
+        parts.mixer.register_forward_pre_hook(mark("mask decoder")),
+        parts.mixer.register_forward_hook(mark("mixer")),
+    ]
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.remove)
+        stack.enter_context(live)
+        if autocast is not None:
+            stack.enter_context(torch.autocast("cpu", dtype=autocast))
+            stack.enter_context(_CudaAutocast())
+        loss = _loss(model, batch, autocast)
+        marks["language model"] = live.now
+        memory.forward_peak = live.take_peak()
+        loss.backward()
+        memory.backward_peak = live.peak
+    last = 0
+    for name in ("image encoder", "mask decoder", "mixer", "language model"):
+        memory.saved[name] = marks.get(name, last) - last
+        last = marks.get(name, last)
+    return memory
+
+
+def _loss(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dtype | None) -> torch.Tensor:
+    """The loss alone: the Trainer lets go of the other outputs too, after it has cast all of them to float32."""
+    output = model(**batch)
+    if autocast is not None:
+        tree_map(lambda value: value.float() if isinstance(value, torch.Tensor) else value, dict(output))
+    return output.loss
