@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sca_hf.data.augmentation import augmentation_from
 from sca_hf.data.region import RegionRecordError, region_features
 from sca_hf.data.scenes import render_scene, scenes
 from sca_hf.processing.masks_sca import MASK_LOGIT
@@ -183,6 +184,17 @@ def test_a_record_is_drawn_the_same_in_every_batch(records, processor):
             assert found == {name: expected[name] for name in found}
     drawn.set_epoch(1)
     assert rows(collator([drawn[k] for k in range(3)]), 0) != rows(whole, 0)
+
+
+def test_an_augmented_record_is_the_same_in_every_batch(records, processor):
+    jitter = augmentation_from({"flip": 0.5, "scale": [0.5, 2.0], "rotate": 30, "colour": 0.2}, size=64)
+    drawn = DrawnRecords(records, seed=4, augmentation=jitter)
+    collator = RegionCollator(processor, dict.fromkeys(PROMPT_KINDS, 1), mask_labels=True)
+    whole, single = collator([drawn[k] for k in range(3)]), collator([drawn[2]])
+    assert torch.equal(whole["pixel_values"][2:], single["pixel_values"])
+    real = single["region_mask"].sum()
+    assert torch.equal(whole["mask_labels"][2, :real], single["mask_labels"][0]) and single["mask_labels"].max() > 0.9
+    assert rows(single, 0)["texts"] == rows(whole, 2)["texts"]
 
 
 def test_points_of_an_evaluation_are_drawn_by_the_image_alone(records, processor):

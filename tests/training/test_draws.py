@@ -4,9 +4,9 @@ import pickle
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sca_hf.training.draws import DrawnRecords, Stream, draw_generator
+from sca_hf.training.draws import DrawnRecords, DrawnStream, Stream, draw_generator
 
 
 ROWS = [{"image_id": str(k)} for k in range(6)]
@@ -70,3 +70,33 @@ def test_what_cannot_be_drawn_by_is_refused():
         DrawnRecords(ROWS, 1).set_epoch(-2)
     with pytest.raises(TypeError, match="a length and an index, got list_iterator"):
         DrawnRecords(iter(ROWS), 1)
+
+
+class Rows(IterableDataset):
+    """A stream that its workers share out, as those of `datasets` do."""
+
+    def __init__(self, rows):
+        self.rows, self.epoch = rows, None
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        worker = get_worker_info()
+        yield from self.rows if worker is None else self.rows[worker.id :: worker.num_workers]
+
+
+def test_a_stream_is_drawn_by_image_whichever_worker_reads_it():
+    def drawn(workers):
+        loader = DataLoader(DrawnStream(Rows(ROWS), 3, add_number), 2, collate_fn=list, num_workers=workers)
+        return {record["image_id"]: record["number"] for batch in loader for record in batch}
+
+    assert drawn(0) == drawn(2) and len(set(drawn(0).values())) == len(ROWS)
+
+
+def test_a_record_that_comes_again_in_a_stream_is_drawn_anew():
+    stream = DrawnStream(Rows([ROWS[0]] * 3), 3, add_number)
+    first = [record["number"] for record in stream]
+    assert len(set(first)) == 3 and first == [record["number"] for record in stream]
+    stream.set_epoch(1)
+    assert stream.dataset.epoch == 1 and set(first).isdisjoint(record["number"] for record in stream)
