@@ -112,13 +112,14 @@ class Tally:
                 total = mask_loss(pred, scores, mask_labels[row][known], shares=torch.ones_like(scores[:, 0]))
                 self._mask_losses[index] = float(total), int(known.sum())
 
-    def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[str]], scores: torch.Tensor) -> None:
+    def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[Any]], scores: torch.Tensor) -> None:
         """Pairs the captions of a batch with the truth.
 
         Args:
-            captions: of B images, each with a caption per region, padded regions included.
-            scores: (B, R).
+            captions: of B images, each with a caption per region, or with several.
+            scores: (B, R), or (B, R, n) for n captions per region, of which the best counts.
         """
+        best = [[_best(*said) for said in zip(*image, strict=False)] for image in zip(captions, scores, strict=True)]
         for row, index in enumerate(indices):
             record = self.records[index]
             task = self.task or record["task"]
@@ -127,12 +128,12 @@ class Tally:
                     record=index,
                     region=k,
                     task=task,
-                    caption=captions[row][k],
-                    score=float(scores[row, k]),
+                    caption=said[0],
+                    score=said[1],
                     references=list(region["captions"]) if task == "caption" else [region["category"]],
                     category=region.get("category"),
                 )
-                for k, region in enumerate(record["regions"])
+                for k, (region, said) in enumerate(zip(record["regions"], best[row], strict=True))
             ]
 
     def gather(self) -> tuple[list[Prediction], dict[str, float]]:
@@ -144,6 +145,14 @@ class Tally:
         means = {"caption_loss": _mean(losses), "mask_loss": _mean(mask_losses)}
         ordered = [p for _, said in sorted(predictions.items()) for p in said]
         return ordered, {name: value for name, value in means.items() if value is not None}
+
+
+def _best(captions: str | list[str], scores: torch.Tensor) -> tuple[str, float]:
+    """The caption with the best score, of one or several."""
+    if isinstance(captions, str):
+        return captions, float(scores)
+    index = int(scores.argmax())
+    return captions[index], float(scores[index])
 
 
 def _mean(sums: Mapping[int, tuple[float, int]]) -> float | None:

@@ -47,8 +47,11 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
     """Decides whether saves hold the mixer alone; one that would lose weights or name no bases is an error."""
     if form == "whole" and preset.with_adapters:
         raise ValueError("save_form whole cannot hold adapters: merge_lora(model) after training, then save it whole.")
-    if form is None and preset.with_adapters:
-        form = "mixer"
+    if preset.with_adapters and not model.base_sources:
+        raise ValueError(
+            "adapters are saved with the name of the language model that they belong to, but this model's was built "
+            "here or given as a loaded model: save_pretrained the whole model and load it again first."
+        )
     if form is None:
         form = "whole" if preset.trains_bases or not model.base_sources else "mixer"
         if form == "whole" and not preset.trains_bases:

@@ -97,6 +97,8 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
     for parameter_name, parameter in model.named_parameters():
         adapter = is_adapter_key(parameter_name)
         trained = preset.with_adapters if adapter else _within(parameter_name, preset.trained)
+        # SAM's Fourier features are random and stay so, though the library keeps them as a parameter.
+        trained = trained and not parameter_name.endswith(".positional_embedding")
         parameter.requires_grad_(trained and parameter.is_floating_point() and not _within(parameter_name, idle))
     model.config.freeze_base_models = not preset.trains_bases
     if mask_loss_weight is not None:

@@ -14,7 +14,6 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import ScaTrainingArguments
-from .checkpoints import WholeCheckpoints
 from .evaluation import (
     IndexedCollator,
     Prediction,
@@ -28,9 +27,10 @@ from .presets import default_learning_rates, parameter_groups
 from .progress import RegionProgress, Throughput
 from .run_identity import kept_randomness
 from .sample_sheet import save_sample_sheet
+from .sharding import ShardedCheckpoints
 
 
-class ScaTrainer(WholeCheckpoints):
+class ScaTrainer(ShardedCheckpoints):
     """Trains a `ScaForConditionalGeneration` on region records.
 
     Beside what the library's Trainer does: presets of what to train, learning rates by module, captions generated and
@@ -193,7 +193,7 @@ class ScaTrainer(WholeCheckpoints):
             self._tally.outputs = result[1]
         return result
 
-    def _captions(self, inputs: dict[str, Any]) -> tuple[list[list[str]], torch.Tensor]:
+    def _captions(self, inputs: dict[str, Any]) -> tuple[list[Any], torch.Tensor]:
         """Captions of a batch, and their scores (B, R)."""
         model = self.accelerator.unwrap_model(self.model)
         options: dict[str, Any] = {"output_masks": False, "output_caption_scores": True}
@@ -225,12 +225,12 @@ class ScaTrainer(WholeCheckpoints):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.preset.with_adapters:
+        if self.preset.with_adapters and not self.is_fsdp_enabled:
             restore_adapter(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.preset.with_adapters:
+        if self.preset.with_adapters and not self.is_fsdp_enabled:
             restore_adapter(self.accelerator.unwrap_model(self.model), Path(str(self.state.best_model_checkpoint)))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
