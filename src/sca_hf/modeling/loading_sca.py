@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .adapters_sca import ADAPTER_FOLDER, has_adapter, is_adapter_key, load_adapter, save_adapter
 from .bases_sca import (
@@ -33,6 +34,8 @@ from .bases_sca import (
 from .configuration_sca import ScaConfig, ScaMixerConfig, text_embedding_size
 from .generation_sca import caption_generation_config
 
+
+logger = logging.get_logger(__name__)
 
 # Which of the library's loading arguments a base of a mixer-only repository is loaded with too. Never `revision`: each
 # base has a pinned one of its own.
@@ -185,14 +188,17 @@ class ScaLoadingMixin:
     def swap_language_model(self, text: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
         """Replace the language model; the projection into it and the task tokens begin anew.
 
+        SAM and the rest of the mixer, which has learned what regions look like, stay: a better start than none.
+
         Args:
             text: repository id, folder or loaded model.
-            kwargs: of its loading: `revision`, `dtype`, ...
+            kwargs: of its loading: `revision`, `dtype` (default: that of the old language model), ...
 
         Returns:
-            Names of the modules to train before captions mean anything again. The rest of the mixer has learned what
-            regions look like and is a better start than none. The processor needs the new tokenizer.
+            Names of the modules to train before captions mean anything again; a warning says so too. The processor
+            needs the new tokenizer.
         """
+        self._default_to(self.language_model, kwargs)
         language_model, source = load_part(
             type(self), LANGUAGE_MODEL, text, kwargs, drop_dropout=self.config.freeze_base_models
         )
@@ -200,24 +206,27 @@ class ScaLoadingMixin:
         mixer.config.text_hidden_size = text_embedding_size(language_model.config)
         self.config.mixer_config.text_hidden_size = mixer.config.text_hidden_size
         fresh = type(mixer)._from_config(mixer.config).to(mixer.device, mixer.dtype)
-        mixer.language_project, mixer.task_tokens = fresh.language_project, fresh.task_tokens
+        for name in ("language_project", "task_tokens"):
+            trained = getattr(mixer, name).weight.requires_grad
+            setattr(mixer, name, getattr(fresh, name).requires_grad_(trained))
         self.config.caption_add_bos = False
         self.generation_config = caption_generation_config(language_model)
-        self._attach(self.sam, language_model)
-        self.base_sources = complete_sources({**(self.base_sources or {}), LANGUAGE_MODEL: source})
-        return ["mixer.language_project", "mixer.task_tokens"]
+        self._put_in_place(LANGUAGE_MODEL, language_model, source, kwargs)
+        return _to_train_again(["mixer.language_project", "mixer.task_tokens"])
 
     def swap_image_encoder(self, sam: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
         """Replace SAM, encoder and mask decoder, by one of another size or by SAM-HQ; the mixer is kept.
 
         Args:
             sam: repository id, folder or loaded model.
-            kwargs: of its loading: `revision`, `dtype`, ...
+            kwargs: of its loading: `revision`, `dtype` (default: that of the old SAM), ...
 
         Returns:
-            Names of the modules to train before captions mean anything again: the mixer read another SAM's tokens.
-            Masks are right at once. Where the image size differs, the processor must be made anew.
+            Names of the modules to train before captions mean anything again, as the mixer has read another SAM's
+            tokens; a warning says so too. Masks are right at once. Where the image size differs, the processor must
+            be made anew.
         """
+        self._default_to(self.sam, kwargs)
         sam_model, source = load_part(type(self), SAM, sam, kwargs)
         width = sam_model.config.mask_decoder_config.hidden_size
         if width != self.config.mixer_config.hidden_size:
@@ -225,9 +234,25 @@ class ScaLoadingMixin:
                 f"the new SAM's mask decoder is {width} wide, but the mixer {self.config.mixer_config.hidden_size}: "
                 "build a new model with from_sam_text_pretrained."
             )
-        self._attach(sam_model, self.language_model)
-        self.base_sources = complete_sources({**(self.base_sources or {}), SAM: source})
-        return ["mixer"]
+        self._put_in_place(SAM, sam_model, source, kwargs)
+        return _to_train_again(["mixer"])
+
+    def _default_to(self, old: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+        """Load a new base in the precision and with the attention of the old one, unless told otherwise."""
+        kwargs.setdefault("dtype", list(old.parameters())[-1].dtype)
+        kwargs.setdefault("attn_implementation", old.config._attn_implementation)
+
+    def _put_in_place(
+        self, name: str, part: PreTrainedModel, source: dict[str, str] | None, kwargs: dict[str, Any]
+    ) -> None:
+        """Attach one new base, on the device of the rest, and note where it came from."""
+        if kwargs.get("device_map") is None and not getattr(part, "is_quantized", False):
+            part.to(self.mixer.device)
+        self._attach(**{SAM: self.sam, LANGUAGE_MODEL: self.language_model, name: part})
+        self.base_sources = complete_sources({**(self.base_sources or {}), name: source})
+        # What a mixer-only save leaves out has other names now; without a source the weights must be in it.
+        self.include_bases = self.include_bases or self.base_sources is None
+        self.train(self.training)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise if the tokenizer knows ids for which the language model has no embedding."""
@@ -355,6 +380,11 @@ def _own_class(model: Any) -> Iterator[None]:
         yield
     finally:
         model.__class__ = given
+
+
+def _to_train_again(names: list[str]) -> list[str]:
+    logger.warning(f"Train {' and '.join(names)} before captions mean anything again.")
+    return names
 
 
 def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:

@@ -29,8 +29,8 @@ _STATES = {"adamw": 2.0, "ademamix": 3.0, "lion": 1.0, "sgd": 0.0, "adagrad": 1.
 # 4-bit weights come with two scales for every 64 or 256 of them (arXiv 2305.14314).
 _QUANTISED_BYTES = {"bitsandbytes-4bit": 0.516, "bitsandbytes-8bit": 1.0, "torchao-int8": 1.0}
 # What the Trainer would refuse on a machine that is not the one to train on, and what does not change memory here.
-_LEFT_OUT = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "deepspeed", "fsdp", "fsdp_config")
-_LEFT_OUT += ("torch_compile", "ddp_backend", "report_to", "accelerator_config", "parallelism_config", "use_cpu")
+_LEFT_OUT = {"bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "deepspeed", "fsdp", "fsdp_config", "use_cpu"}
+_LEFT_OUT |= {"torch_compile", "ddp_backend", "report_to", "accelerator_config", "parallelism_config"}
 # A set whose images have more regions than this is rare; `regions_per_image: null` means all of them.
 _ALL_REGIONS = 64
 
@@ -106,7 +106,8 @@ def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str =
         training: fields of [`ScaTrainingArguments`].
         dtype: of the weights before `frozen_dtype`.
     """
-    config, notes = deepcopy(config), []
+    config = deepcopy(config)
+    notes: list[str] = []
     half = torch.bfloat16 if training.get("bf16") or training.get("fp16") else None
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the library's own names for arguments change

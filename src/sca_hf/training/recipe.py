@@ -97,7 +97,10 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     # A frozen language model is loaded as it will be held: twice the bytes might not fit.
     frozen = args.frozen_dtype if "language_model" not in PRESETS[args.preset].trained else None
     text_dtype = getattr(torch, frozen) if frozen else dtype
-    options = {} if section.attn_implementation is None else {"attn_implementation": section.attn_implementation}
+    options: dict[str, Any] = {}
+    if section.attn_implementation is not None:
+        options["attn_implementation"] = section.attn_implementation
+    where: dict[str, Any]
     anew: list[str] = []
     if section.from_ is not None:
         source, where = model_source(section.from_), {"revision": section.revision or "main"}
