@@ -72,9 +72,9 @@ class Augmentation:
         return self.flip > 0 or self.scale is not None or self.rotate > 0
 
     @property
-    def changes_images(self) -> bool:
-        """Whether the picture changes at all, so that an embedding of the unchanged one is not its own."""
-        return self.changes_geometry or self.colour > 0
+    def keeps_image(self) -> bool:
+        """Whether pictures and regions stay as they are, so that embeddings of the pictures still hold."""
+        return not self.changes_geometry and not self.colour
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Returns an augmented record with an RGB picture; the record itself stays as it is."""
