@@ -177,13 +177,16 @@ class WholeCheckpoints(Trainer):
         return path
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Of a data set without a length the Trainer cannot tell how many passes a checkpoint has behind it."""
+        """Mends what the Trainer does not know: the passes over a stream, and that a run may have been done."""
         epochs, batches = super()._init_training_state(*args, **kwargs)
         accumulated = self.args.gradient_accumulation_steps
         seal = _read_json(self._resumed / SEAL) if self._resumed else None
         if isinstance(seal, dict) and not hasattr(self.train_dataset, "__len__"):
             epochs = int(seal["epoch"])
             batches = (self.state.global_step - int(seal["epoch_first_step"])) * accumulated
+        if self.state.global_step >= self.state.max_steps:
+            # It would take one step more before it looks.
+            epochs, batches = self.state.num_train_epochs, 0
         self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
         return epochs, batches
 
@@ -249,10 +252,11 @@ class WholeCheckpoints(Trainer):
 def _parts_of_loader(loader: Any) -> Iterator[Any]:
     """Yields data set and samplers, the inner ones too."""
     yield loader.dataset
-    sampler = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
-    while sampler is not None:
-        yield sampler
-        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+    part = loader
+    while part is not None:
+        inner = getattr(part, "batch_sampler", None)
+        part = inner if inner is not None else getattr(part, "sampler", None)
+        yield part
 
 
 def _rotate(newest: Path, limit: int | None, best: str | None) -> None:
