@@ -17,7 +17,8 @@ LVIS_IMAGE = (
 LVIS = (
     '{"info": {"description": "LVIS v1"}, "annotations": [{"area": 50.0, "id": 7, "segmentation": [[2.5, 3.0, 12.5, '
     '3.0, 12.5, 13.0]], "image_id": 391895, "bbox": [2.5, 3.0, 10.0, 10.0], "category_id": 3}], "images": [%s], '
-    '"licenses": [], "categories": [{"image_count": 9, "synonyms": ["bow"], "def": "a weapon", "id": 3, "synset": "bow.n.04", '
+    '"licenses": [], "categories": [{"image_count": 9, "synonyms": ["bow"], "def": "a weapon", "id": 3, "synset": '
+    '"bow.n.04", '
     '"name": "bow_(weapon)", "instance_count": 12, "frequency": "r"}]}'
 )
 
