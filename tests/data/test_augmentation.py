@@ -287,6 +287,7 @@ def test_specifications_that_make_no_sense_are_refused(spec, message):
 
 
 def test_an_embedding_cannot_be_augmented():
-    cached = {**record(), "image": None, "image_embedding": np.zeros((4, 2, 2))}
+    cached = {**record(), "image_embedding": np.zeros((4, 2, 2))}
+    assert Augmentation()(cached, rng()) == cached
     with pytest.raises(RegionRecordError, match="image 7 comes as an embedding, which cannot be augmented"):
         Augmentation(flip=1)(cached, rng())

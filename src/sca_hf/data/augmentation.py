@@ -78,7 +78,9 @@ class Augmentation:
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Returns an augmented record with an RGB picture; the record itself stays as it is."""
-        if record.get("image_embedding") is not None and record.get("image") is None:
+        if self.keeps_image:
+            return dict(record)
+        if record.get("image_embedding") is not None:
             raise RegionRecordError(
                 f"image {record.get('image_id', '?')} comes as an embedding, which cannot be augmented; leave out the "
                 "embedding cache or the augmentation."
