@@ -88,6 +88,9 @@ class ScaTrainingArguments(TrainingArguments):
         if self.label_names is None:
             self.label_names = ["labels"]
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            # A streamed set would be read by one process, which cannot cut up batches that differ in size.
+            self.accelerator_config.dispatch_batches = False
         _check_choice("preset", self.preset, PRESETS)
         _check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
         _check_choice("quantize_language_model", self.quantize_language_model, QUANTIZATIONS)
