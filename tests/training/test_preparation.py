@@ -11,16 +11,16 @@ def dtypes(model, part):
     return {p.dtype for p in part.parameters()}
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["no autocast", "autocast"])
-@pytest.mark.parametrize("family", ["gpt2", "smollm", "opt"])
+@pytest.mark.parametrize(("family", "autocast"), [("gpt2", False), ("gpt2", True), ("smollm", False), ("opt", False)])
 def test_frozen_parts_in_half_precision_train_a_float32_mixer(make_model, processor, tmp_path, family, autocast):
     model = saved_model(make_model, tmp_path / "model", family=family)
-    exact = trainer(saved_model(make_model, tmp_path / "model", family=family), processor, tmp_path)
-    run = trainer(model, processor, tmp_path, frozen_dtype="bfloat16", bf16=autocast, max_steps=8)
+    with torch.no_grad():
+        exact = model(**RegionCollator(processor, training=False)(records(5))).loss.item()
+    run = trainer(model, processor, tmp_path, frozen_dtype="bfloat16", bf16=autocast)
     assert dtypes(model, model.sam.vision_encoder) == dtypes(model, model.language_model) == {torch.bfloat16}
     assert dtypes(model, model.mixer) == dtypes(model, model.sam.mask_decoder) == {torch.float32}
     before = run.evaluate()["eval_loss"]
-    assert before == pytest.approx(exact.evaluate()["eval_loss"], rel=0.02)
+    assert before == pytest.approx(exact, rel=0.02)
     run.train()
     assert run.evaluate()["eval_loss"] < before
     assert all(torch.isfinite(p).all() for p in parameters(model.mixer).values())

@@ -20,7 +20,10 @@ logger = logging.get_logger(__name__)
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
     if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
-        add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
+        # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
     preset = apply_preset(model, args.preset, args.mask_loss_weight)
     hold_frozen(model, args.frozen_dtype)
     choose_save_form(model, preset, args.save_form)
