@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sca_hf.data.scenes import render_scene
+from sca_hf.training.checkpoints import last_checkpoint
 from sca_hf.training.sca_tiny.language import KeywordTexts, LanguageSettings, train_language_model, train_tokenizer
 from sca_hf.training.sca_tiny.segmentation import SegmentationSettings, train_segmentation
-from sca_hf.training.sca_tiny.stages import last_whole_checkpoint, save_whole
 
 
 SHORT = LanguageSettings(steps=4, batch_size=4, save_steps=2)
@@ -40,18 +40,6 @@ def test_a_finished_stage_is_not_run_again(language):
     assert (done / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_a_folder_is_saved_whole_or_not_at_all(tmp_path):
-    class Breaks:
-        def save_pretrained(self, folder):
-            folder.mkdir()
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        save_whole(tmp_path / "model", Breaks())
-    assert not (tmp_path / "model").exists()
-    assert last_whole_checkpoint(tmp_path / "nothing") is None
-
-
 def test_the_tokenizer_gives_any_text_back(language):
     tokenizer = AutoTokenizer.from_pretrained(language[1])
     texts = [caption for seed in range(20) for obj in render_scene(seed).objects for caption in obj.captions]
@@ -72,4 +60,4 @@ def test_segmentation_runs_to_a_plain_sam(tmp_path):
     settings = SegmentationSettings(train_scenes=8, eval_scenes=4, steps=2, batch_size=2, save_steps=1, eval_steps=1)
     done = train_segmentation(tmp_path / "stage", tmp_path / "scenes", settings)
     assert {path.name for path in done.iterdir()} == {"config.json", "model.safetensors"}
-    assert last_whole_checkpoint(tmp_path / "stage" / "checkpoints").name == "checkpoint-2"
+    assert last_checkpoint(tmp_path / "stage" / "checkpoints").name == "checkpoint-2"

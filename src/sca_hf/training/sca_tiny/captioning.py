@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SamModel, Trainer
 
 from ...data.scenes import scenes
 from ...evaluation.scenes_report import caption_scores, run_scenes
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
+from ..checkpoints import WholeCheckpoints
 from ..collator import RegionCollator
 from ..draws import DrawnRecords
+from ..embedding_cache import encoder_fingerprint
+from ..staging import save_whole
 from .scene_cache import load_scene_arrays
 from .scene_records import RecognitionShare, SceneRecords, cache_embeddings
-from .stages import save_whole, stage_arguments, train_from_last_checkpoint
+from .stages import stage_arguments, train_from_last_checkpoint
 
 
 @dataclass
@@ -59,7 +61,8 @@ def train_captioning(
 ) -> Path:
     """Trains the mixer in `folder`, going on from its last checkpoint, and returns the folder of the whole model."""
     arrays = load_scene_arrays(cache, "train", settings.train_scenes, model.config.sam_config.vision_config.image_size)
-    embeddings = cache_embeddings(model.sam, arrays, cache / f"embeddings-{len(arrays)}-{fingerprint(model.sam)}.npy")
+    name = f"embeddings-{len(arrays)}-{encoder_fingerprint(model.sam.vision_encoder)[:32]}.npy"
+    embeddings = cache_embeddings(model.sam, arrays, cache / name)
     torch.manual_seed(settings.seed)
     arguments = stage_arguments(
         folder,
@@ -84,7 +87,7 @@ def train_captioning(
     return save_whole(folder / "model", model, processor)
 
 
-class SceneTrainer(Trainer):
+class SceneTrainer(WholeCheckpoints):
     """The Trainer, whose evaluation generates captions and scores their words."""
 
     score: Callable[[], dict[str, float]]
@@ -109,9 +112,3 @@ def scene_scores(
         results = run_scenes(model, processor, pictures, prompt, task=task)
         scores |= {f"{prompt}_{name}": value for name, value in caption_scores(results).items()}
     return scores
-
-
-def fingerprint(sam: SamModel) -> str:
-    """Names the encoder's weights, so that embeddings of another encoder are never taken for its own."""
-    total = sum(float(p.detach().double().abs().sum()) for p in sam.vision_encoder.parameters())
-    return f"{total:.6f}"

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ...data.scene_captions import describe, read_caption
 from ...data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
-from .stages import save_whole, stage_arguments, train_from_last_checkpoint
+from ..checkpoints import WholeCheckpoints
+from ..staging import save_whole
+from .stages import stage_arguments, train_from_last_checkpoint
 
 
 PAD, EOS, UNK = "<|pad|>", "<|endoftext|>", "<|unk|>"
@@ -139,5 +141,5 @@ def train_language_model(folder: Path, settings: LanguageSettings) -> Path:
     torch.manual_seed(settings.seed)
     model = GPT2LMHeadModel(tiny_gpt2_config(tokenizer))
     arguments = stage_arguments(folder, settings, weight_decay=0.0, warmup_steps=50)
-    train_from_last_checkpoint(Trainer(model, arguments, train_dataset=KeywordTexts(tokenizer, settings)))
+    train_from_last_checkpoint(WholeCheckpoints(model, arguments, train_dataset=KeywordTexts(tokenizer, settings)))
     return save_whole(done, tokenizer, model)

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, SamConfig, SamModel, Trainer
+from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
+from ..checkpoints import WholeCheckpoints
+from ..staging import save_whole
 from .prompt_sampling import PromptCollator
 from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays
-from .stages import save_whole, stage_arguments, train_from_last_checkpoint
+from .stages import stage_arguments, train_from_last_checkpoint
 
 
 POSITION_STD = 0.5
@@ -249,7 +251,7 @@ class SceneIndices(torch.utils.data.Dataset):
         return index
 
 
-class _SegmentationTrainer(Trainer):
+class _SegmentationTrainer(WholeCheckpoints):
     """The Trainer, with another collator for evaluation than for training."""
 
     eval_collator: PromptCollator

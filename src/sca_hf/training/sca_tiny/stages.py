@@ -1,13 +1,13 @@
-"""What the stages of a recipe share: their arguments, going on after an interruption, and saving all or nothing."""
+"""What the stages of a recipe share: their arguments, and going on after an interruption."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
+
+from ..checkpoints import WholeCheckpoints, last_checkpoint
 
 
 class StageSettings(Protocol):
@@ -18,13 +18,6 @@ class StageSettings(Protocol):
     learning_rate: float
     save_steps: int
     seed: int
-
-
-class Saveable(Protocol):
-    """A model, tokenizer or processor."""
-
-    def save_pretrained(self, save_directory: Path) -> Any:
-        """Writes itself to a folder."""
 
 
 def stage_arguments(folder: Path, settings: StageSettings, **more: Any) -> TrainingArguments:
@@ -50,32 +43,7 @@ def stage_arguments(folder: Path, settings: StageSettings, **more: Any) -> Train
     return TrainingArguments(**{**common, **more})
 
 
-def train_from_last_checkpoint(trainer: Trainer) -> None:
+def train_from_last_checkpoint(trainer: WholeCheckpoints) -> None:
     """Trains to the end, from the newest checkpoint that was written whole if there is one."""
-    checkpoint = last_whole_checkpoint(Path(trainer.args.output_dir))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     trainer.save_state()
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint of a folder: the Trainer writes its state last, so that one can be read."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((path for path in checkpoints if _is_json(path / "trainer_state.json")), None)
-
-
-def save_whole(folder: Path, *parts: Saveable) -> Path:
-    """Saves parts into one folder, which exists only once everything in it is written."""
-    unfinished = folder.with_name(folder.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for part in parts:
-        part.save_pretrained(unfinished)
-    unfinished.rename(folder)
-    return folder
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
