@@ -4,7 +4,9 @@ Processes are forked from a server that has imported everything, so that a run s
 """
 
 import multiprocessing
+import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -40,8 +42,11 @@ def records(count=11):
     ]
 
 
-def make_trainer(folder, cache=None, **arguments):
-    """A Trainer of the tiny model with dropout in it, so that every generator of random numbers matters."""
+def make_trainer(folder, cache=None, slow_rank=None, **arguments):
+    """A Trainer of the tiny model with dropout in it, so that every generator of random numbers matters.
+
+    slow_rank: the process of several that takes its time to write its state of random numbers.
+    """
     import torch
     from torch import nn
     from transformers import TrainingArguments
@@ -78,7 +83,11 @@ def make_trainer(folder, cache=None, **arguments):
     )
     arguments = TrainingArguments(str(folder / "checkpoints"), **(settings | arguments))
     collator = RegionCollator(processor, {"box": 0.5, "point": 0.5}, max_regions=1, box_jitter=0.1)
-    return WholeCheckpoints(model, arguments, collator, train_dataset=DrawnRecords(dataset, arguments.seed))
+    drawn = DrawnRecords(dataset, arguments.seed)
+    trainer = WholeCheckpoints(model, arguments, collator, train_dataset=drawn, eval_dataset=dataset)
+    if slow_rank == arguments.process_index:
+        trainer._save_rng_state = lambda folder, save=trainer._save_rng_state: (time.sleep(0.5), save(folder))
+    return trainer
 
 
 def train(folder, options=None):
@@ -88,7 +97,33 @@ def train(folder, options=None):
 
     trainer = make_trainer(folder, **(options or {}))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    save_whole(folder / "final", trainer.model)
+    if trainer.args.should_save:
+        save_whole(folder / "final", trainer.model)
+
+
+def train_until_full(folder, limit=None):
+    """Trains until a checkpoint cannot be written, the error in `error.txt`.
+
+    limit: after the first checkpoint, files may grow to this share of the largest file in it.
+    """
+    import resource
+
+    from transformers import TrainerCallback
+
+    from sca_hf.training.checkpoints import CheckpointError
+
+    class Limit(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            largest = max(path.stat().st_size for path in (folder / "checkpoints" / "checkpoint-2").iterdir())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit * largest), resource.RLIM_INFINITY))
+
+    trainer = make_trainer(folder, max_steps=6)
+    if limit is not None:
+        trainer.add_callback(Limit())
+    try:
+        trainer.train()
+    except CheckpointError as error:
+        (folder / "error.txt").write_text(str(error))
 
 
 def start(folder, **options):
@@ -98,10 +133,30 @@ def start(folder, **options):
     return process
 
 
-def finish(process):
+def start_pair(folder, **options):
+    """Starts a run of two processes, which share every batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = {"ddp_backend": "gloo", "per_device_train_batch_size": 1, **options}
+    pair = [CONTEXT.Process(target=train_as_rank, args=(folder, rank, port, arguments)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    return pair
+
+
+def train_as_rank(folder, rank, port, options):
+    """One process of two."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    train(folder, options)
+
+
+def finish(*processes):
     """Waits for a run that must end well."""
-    process.join(600)
-    assert process.exitcode == 0, f"the run ended with {process.exitcode}"
+    for process in processes:
+        process.join(600)
+        assert process.exitcode == 0, f"the run ended with {process.exitcode}"
 
 
 def kill_after(process, seconds):
