@@ -46,6 +46,7 @@ class ScaTrainingArguments(TrainingArguments):
         sample_sheet: regions on the picture that each evaluation draws; 0 draws none.
         save_form: "mixer" or "whole" checkpoints. None: the mixer alone where nothing else is trained and the model's
             SAM and language model come from folders or repositories that can be named.
+        allow_changed_resume: go on from a checkpoint of a run with other arguments, data or frozen weights.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
@@ -82,6 +83,7 @@ class ScaTrainingArguments(TrainingArguments):
     max_eval_samples: int | None = None
     sample_sheet: int = 8
     save_form: str | None = None
+    allow_changed_resume: bool = False
 
     def __post_init__(self) -> None:
         # Without a name the Trainer takes the labels of points for labels to predict, and reports no loss.

@@ -24,7 +24,7 @@ _SETTLING = (
     + ["ignore_data_skip"]
 )
 # Of the arguments that a subclass adds, those that do not.
-_HARMLESS = {"save_form", "sample_sheet", "eval_generate", "max_eval_samples", "allow_changed_resume"}
+_HARMLESS = {"save_form", "sample_sheet", "eval_generate", "eval_prompt", "max_eval_samples", "allow_changed_resume"}
 # Schedules that do not look at the end of a run, which may therefore be moved.
 _ENDLESS = {"constant", "constant_with_warmup", "inverse_sqrt"}
 _SAMPLED_RECORDS = 32
@@ -38,8 +38,10 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
         "arguments": _arguments(trainer.args),
         "data": _data(trainer.train_dataset),
         "collator": _plain_fields(collator) if dataclasses.is_dataclass(collator) else {},
-        "model": _model(trainer.model),
     }
+    if not any(hasattr(parameter, "to_local") for parameter in trainer.model.parameters()):
+        # FSDP cuts up the model of a Trainer that has trained before.
+        description["model"] = _model(trainer.model)
     return json.loads(json.dumps(description, default=str))
 
 
