@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
-from sca_hf.data.pasting import RegionPaster
+from sca_hf.data import region_features
+from sca_hf.data.pasting import RegionPaster, training_augmentation
 from sca_hf.processing.regions_sca import decode_rle, encode_rle
 
 
@@ -104,3 +106,32 @@ def test_pasted_regions_hide_no_other():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="paste has number"):
         RegionPaster([record("red thing")], **wrong)
+
+
+def test_a_recipe_augments_each_source_in_its_own_way():
+    def source(name: str) -> Dataset:
+        dataset = Dataset.from_list([record(name) for _ in range(3)], features=region_features())
+        return dataset.add_column("source", [name] * 3)
+
+    mixture = concatenate_datasets([source("red thing"), source("green thing")])
+    augmentation = training_augmentation({"by_source": {"red thing": {"paste": {"number": 4}}}}, 96, mixture)
+    rng = np.random.default_rng(0)
+    red = [augmentation(mixture[0], rng)["regions"] for _ in range(10)]
+    assert {region["category"] for regions in red for region in regions} == {"red thing"}
+    assert sum(map(len, red)) > 15 and not augmentation.keeps_image
+    assert all(len(augmentation(mixture[4], rng)["regions"]) == 1 for _ in range(10))
+    with pytest.raises(ValueError, match="names blue thing; the training sets are named green thing, red thing"):
+        training_augmentation({"by_source": {"blue thing": {}}}, 96, mixture)
+
+
+def test_pictures_are_changed_before_others_are_pasted_into_them():
+    records = [record(name) for name in COLOURS]
+    augmentation = training_augmentation({"scale": [0.5, 0.5], "crop": 64, "paste": {"number": 3}}, 96, records)
+    results = [augmentation(records[0], np.random.default_rng(seed)) for seed in range(5)]
+    for result in results:
+        assert result["image"].size == (64, 64) == (result["width"], result["height"])
+        x0, y0, x1, y1 = result["regions"][0]["box"]
+        assert x1 - x0 == pytest.approx(30 * 32 / 120, abs=0.6)
+    assert sum(len(result["regions"]) for result in results) > 8
+    assert training_augmentation(None, 96, records) is None
+    assert training_augmentation({}, 96, records).keeps_image

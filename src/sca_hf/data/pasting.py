@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..processing.regions_sca import decode_rle, encode_rle
+from .augmentation import Augmentation, augmentation_from
 from .images import record_image
 
 
@@ -25,6 +26,82 @@ _CACHE_BYTES = 256 * 2**20
 # A pasted region may hide no more than this share of another, or of itself.
 _OVERLAP = 0.1
 _ATTEMPTS = 2
+
+
+class TrainingAugmentation:
+    """What a recipe's `augmentation` does to the records of one data set: a picture is changed, then pasted into.
+
+    Args:
+        spec: of [`augmentation_from`]; a mapping may also have `paste`, the arguments of [`RegionPaster`].
+        size: side of the model's input.
+        dataset: the records that are augmented, and pasted from.
+    """
+
+    def __init__(self, spec: Any, size: int, dataset: Any) -> None:
+        paste = spec.get("paste") if isinstance(spec, Mapping) else None
+        if isinstance(spec, Mapping):
+            spec = {name: value for name, value in spec.items() if name != "paste"}
+        self.change: Augmentation | None = augmentation_from(spec or None, size)
+        self.paste = None if paste is None else RegionPaster(dataset, **paste)
+
+    @property
+    def keeps_image(self) -> bool:
+        """Whether an embedding of the unchanged picture is still its own."""
+        return self.paste is None and (self.change is None or self.change.keeps_image)
+
+    def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Returns the record augmented; the record itself stays as it is."""
+        changed = dict(record) if self.change is None else self.change(record, rng)
+        return changed if self.paste is None else self.paste(changed, rng)
+
+
+class SourceAugmentation:
+    """A [`TrainingAugmentation`] for each of the data sets that a mixture is made of.
+
+    Args:
+        specs: by the name that a record's `source` says; records of other sources stay as they are.
+        size: side of the model's input.
+        dataset: the mixture, by index.
+    """
+
+    def __init__(self, specs: Mapping[str, Any], size: int, dataset: Any) -> None:
+        sources = list(dataset["source"]) if "source" in getattr(dataset, "column_names", ()) else []
+        if unknown := sorted(set(specs) - set(sources)):
+            raise ValueError(
+                f"augmentation.by_source names {', '.join(unknown)}; the training sets are named "
+                f"{', '.join(sorted(set(sources))) or 'nothing: give each a name in the recipe'}."
+            )
+        self.by_source = {}
+        for name, spec in specs.items():
+            rows = [row for row, source in enumerate(sources) if source == name]
+            self.by_source[name] = TrainingAugmentation(spec, size, dataset.select(rows))
+
+    @property
+    def keeps_image(self) -> bool:
+        """Whether embeddings of the unchanged pictures are still their own."""
+        return all(augmentation.keeps_image for augmentation in self.by_source.values())
+
+    def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Augments a record as its source is."""
+        augmentation = self.by_source.get(record["source"])
+        return dict(record) if augmentation is None else augmentation(record, rng)
+
+
+def training_augmentation(spec: Any, size: int, dataset: Any) -> TrainingAugmentation | SourceAugmentation | None:
+    """Returns what `ScaTrainingArguments.augmentation` asks for.
+
+    Args:
+        spec: None; or of [`TrainingAugmentation`], for all records; or `{"by_source": {name: such, ...}}`.
+        size: side of the model's input.
+        dataset: region records by index.
+    """
+    if spec is None:
+        return None
+    if isinstance(spec, Mapping) and "by_source" in spec:
+        if len(spec) > 1:
+            raise ValueError("augmentation.by_source stands alone; move the other fields into its sets.")
+        return SourceAugmentation(spec["by_source"], size, dataset)
+    return TrainingAugmentation(spec, size, dataset)
 
 
 class RegionPaster:
@@ -83,6 +160,9 @@ class RegionPaster:
         crop, alpha, has_mask = self._crop(row, index)
         low, high = np.log(self.size)
         side = max(picture.size) * math.exp(rng.uniform(low, high))
+        # An affine resample looks at four pixels only: what becomes much smaller is averaged first.
+        if (shrink := int(max(crop.size) / side)) > 1:
+            crop, alpha = crop.reduce(shrink), alpha.reduce(shrink)
         scale = side / max(crop.size)
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])

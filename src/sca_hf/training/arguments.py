@@ -38,7 +38,7 @@ class ScaTrainingArguments(TrainingArguments):
         regions_per_image: drawn per image and step. None takes all.
         box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
         task: "recognition" or "caption" for all records. None: each record's own.
-        augmentation: of images and regions, such as "lsj-0.1-2.0".
+        augmentation: of images and regions, such as "lsj-0.1-2.0", see `sca_hf.data.pasting.training_augmentation`.
         embedding_cache: folder where embeddings of images are kept, so that the encoder runs once per image.
         eval_generate: evaluation also generates captions and scores them.
         eval_prompt: kind of prompt in evaluation.

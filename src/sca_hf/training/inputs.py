@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from ..data.pasting import training_augmentation
 from .arguments import ScaTrainingArguments
 from .collator import RegionCollator
-from .draws import DrawnRecords
-from .embedding_cache import CachedRecords, EmbeddingCache
+from .draws import DrawnRecords, DrawnStream
+from .embedding_cache import CachedRecords, EmbeddingCache, refuse_augmentation
 from .evaluation import IndexedRecords, first_records
 from .run_identity import kept_randomness
 
@@ -23,6 +24,7 @@ class RunInputs:
 
     def __init__(self, model: Any, args: ScaTrainingArguments, processor: Any) -> None:
         self.args, self.processor = args, processor
+        self.image_size = model.config.sam_config.vision_config.image_size
         self.cache = None
         if args.embedding_cache is not None:
             self.cache = EmbeddingCache(args.embedding_cache, model, processor, args.mask_loss_weight or 0.0)
@@ -42,14 +44,15 @@ class RunInputs:
         )
 
     def for_training(self, dataset: Any) -> Any:
-        """Records that know what they are drawn by; a streamed data set stays as it is."""
-        if dataset is None or isinstance(dataset, DrawnRecords):
+        """Records that know what they are drawn by, augmented as the arguments say."""
+        if dataset is None or isinstance(dataset, DrawnRecords | DrawnStream):
             return dataset
+        args, kind = self.args, DrawnRecords if hasattr(dataset, "__len__") else DrawnStream
+        augmentation = training_augmentation(args.augmentation, self.image_size, dataset)
         if self.cache is not None:
+            refuse_augmentation(augmentation)
             dataset = CachedRecords(dataset, self.cache)
-        if not hasattr(dataset, "__len__"):
-            return dataset
-        return DrawnRecords(dataset, self.args.seed if self.args.data_seed is None else self.args.data_seed)
+        return kind(dataset, args.seed if args.data_seed is None else args.data_seed, augmentation)
 
     def for_evaluation(self, dataset: Any) -> Any:
         """Records that know their positions; a dict of data sets becomes one of such."""
