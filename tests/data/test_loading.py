@@ -1,9 +1,12 @@
 """Opening data sets: stored or streamed, from the cache or not, and what is said of what is left out."""
 
+import inspect
 import json
 import logging
 import os
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -183,6 +186,15 @@ def test_an_option_that_does_not_fit_is_refused_before_reading(options, message)
 def test_every_format_has_its_reader():
     for name in list(loading.READERS):
         assert callable(loading.find_reader(name))
+
+
+def test_the_page_about_data_names_every_format_and_option():
+    general = set(inspect.signature(load_regions).parameters) | {"task"}
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| (`.*) \|$", page, re.MULTILINE))
+    for name in loading.READERS:
+        options = set(inspect.signature(loading.find_reader(name)).parameters) - general
+        assert {text for text in re.findall(r"`(\w+)`", told[name])} - {"skip", "keep"} == options
 
 
 @pytest.mark.parametrize(
