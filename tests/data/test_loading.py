@@ -194,7 +194,7 @@ def test_the_page_about_data_names_every_format_and_option():
     told = dict(re.findall(r"^\| `(\w+)` \| (`.*) \|$", page, re.MULTILINE))
     for name in loading.READERS:
         options = set(inspect.signature(loading.find_reader(name)).parameters) - general
-        assert {text for text in re.findall(r"`(\w+)`", told[name])} - {"skip", "keep"} == options
+        assert set(re.findall(r"`(\w+)`", told[name])) - {"skip", "keep"} == options
 
 
 @pytest.mark.parametrize(
