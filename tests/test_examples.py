@@ -1,0 +1,32 @@
+"""The programs of examples/ run as they stand, two steps instead of a thousand."""
+
+import json
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+
+from sca_hf import ScaForConditionalGeneration, ScaProcessor
+
+
+ROOT = Path(__file__).parents[1]
+SIGNS = Path(os.environ.get("SCA_SHARED", ROOT.parent / "shared")) / "data" / "road_signs_voc"
+
+
+@pytest.mark.slow
+def test_finetuning_with_the_stock_trainer(tmp_path, monkeypatch):
+    if not SIGNS.is_dir():
+        pytest.skip(f"{SIGNS} is not there (SCA_SHARED names the folder above data/)")
+    program = (ROOT / "examples" / "finetune_stock_trainer.py").read_text()
+    assert program.count("max_steps=1000") == 1
+    (tmp_path / "program.py").write_text(
+        program.replace("max_steps=1000", 'max_steps=2, use_cpu=True, report_to="none"')
+    )
+    (tmp_path / "my-boxes").symlink_to(SIGNS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    runpy.run_path("program.py")
+    assert json.loads(Path("runs/my-boxes/eval_results.json").read_text())["eval_loss"] > 0
+    ScaForConditionalGeneration.from_pretrained("runs/my-boxes/model")
+    ScaProcessor.from_pretrained("runs/my-boxes/model")

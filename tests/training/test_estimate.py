@@ -1,0 +1,231 @@
+"""The estimate against what real models take: parameters exactly, activations as autograd keeps them."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
+from sca_hf.testing import tiny_config, tiny_sam_config
+from sca_hf.training.estimate import estimate_config, smaller_settings
+from sca_hf.training.known_configs import KNOWN_CONFIGS, known_config
+from sca_hf.training.presets import apply_preset
+from sca_hf.training.recipe_config import recipe_config
+from sca_hf.training.recipe_schema import ModelSection, load_recipe
+from sca_hf.training.simulation import LiveBytes, _CudaAutocast, simulate_step, without_contents
+
+
+TRAINING = {"per_device_train_batch_size": 2, "regions_per_image": 3}
+
+
+def real_model(config, preset="mixer"):
+    model = ScaForConditionalGeneration(config)
+    apply_preset(model, preset)
+    return model.train()
+
+
+def batch(images=2, regions=3, side=64, tokens=20):
+    """As `estimate_config` assumes it, with contents."""
+    ids = torch.randint(0, 320, (images, regions, tokens))
+    boxes = torch.tensor([4.0, 4.0, 40.0, 30.0]).expand(images, regions, 4).clone()
+    return dict(
+        pixel_values=torch.randn(images, 3, side, side),
+        input_boxes=boxes,
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=ids.clone(),
+        region_chunk_size=images * regions,
+    )
+
+
+def saved_for_backward(model, inputs):
+    """Bytes that autograd keeps, each storage once, parameters and inputs left out."""
+    known = {
+        x.untyped_storage().data_ptr()
+        for x in (*model.parameters(), *model.buffers(), *inputs.values())
+        if torch.is_tensor(x)
+    }
+    sizes = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(**inputs).loss
+    total = sum(sizes.values())  # while `loss` keeps them alive, no address is used twice
+    del loss
+    return total
+
+
+@pytest.mark.parametrize(
+    ("family", "sam_type", "preset"),
+    [("gpt2", "sam", "mixer"), ("open_llama", "sam_hq", "mixer"), ("gpt2", "sam", "all"), ("phi2", "sam", "mixer+lm")],
+)
+def test_activations_are_those_that_autograd_keeps(family, sam_type, preset):
+    config = tiny_config(family, sam_type)
+    estimate = estimate_config(config, {**TRAINING, "preset": preset})
+    measured = saved_for_backward(real_model(config, preset), batch())
+    assert estimate.step.kept == pytest.approx(measured, rel=0.15)
+
+
+def test_a_simulated_step_is_a_real_one():
+    config = tiny_config()
+    real, simulated = simulate_step(real_model(config), batch()), estimate_config(config, TRAINING).step
+    # The library leaves an attention mask out that hides nothing, where it can see that.
+    assert simulated.saved == pytest.approx(real.saved, rel=0.1)
+    assert simulated.kept == pytest.approx(real.kept, rel=0.05)
+    assert simulated.forward_peak == pytest.approx(real.forward_peak, rel=0.05)
+    assert simulated.backward_peak == pytest.approx(real.backward_peak, rel=0.05)
+
+
+def test_weights_gradients_and_optimizer_states_are_exact():
+    config = tiny_config("open_llama")
+    estimate, model = estimate_config(config, TRAINING), real_model(config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    model(**batch()).loss.backward()
+    optimizer.step()
+    for part, module in zip(estimate.parts, (model.sam, model.mixer, model.language_model), strict=True):
+        tensors = [*module.parameters(), *module.buffers()]
+        assert part.bytes == sum(x.numel() * x.element_size() for x in tensors)
+        assert part.parameters == sum(p.numel() for p in module.parameters())
+        assert part.trained == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert estimate.gradients == sum(g.numel() * g.element_size() for g in gradients)
+    states = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
+    assert estimate.optimizer == sum(x.numel() * x.element_size() for x in states)
+
+
+def test_more_regions_take_more_and_checkpointing_takes_less():
+    config = tiny_config()
+    few, many = (estimate_config(config, {**TRAINING, "regions_per_image": n}).step.saved["mixer"] for n in (2, 8))
+    assert many == pytest.approx(4 * few, rel=0.02)
+    checkpointed = estimate_config(config, {**TRAINING, "regions_per_image": 2, "gradient_checkpointing": True})
+    assert checkpointed.step.saved["mixer"] < 0.6 * few
+
+
+def test_cached_embeddings_leave_the_encoder_out(tmp_path):
+    config = tiny_config()
+    cached = estimate_config(config, {**TRAINING, "embedding_cache": str(tmp_path)})
+    assert cached.step.encoder_peak == 0 < estimate_config(config, TRAINING).step.encoder_peak
+    assert cached.embedding_bytes == 2 * 32 * 8 * 8 and not list(tmp_path.iterdir())
+
+
+def test_precision_counts():
+    plain = estimate_config(tiny_config(), TRAINING)
+    held = estimate_config(tiny_config(), {**TRAINING, "frozen_dtype": "bfloat16"})
+    assert held.parts[2].bytes_by_dtype.keys() == {"bfloat16"}
+    assert held.parts[2].bytes == plain.parts[2].bytes / 2 and held.parts[1].bytes == plain.parts[1].bytes
+    half = estimate_config(tiny_config(), {**TRAINING, "frozen_dtype": "bfloat16", "bf16": True})
+    assert half.step.saved["mixer"] < 0.8 * plain.step.saved["mixer"]
+    four = estimate_config(tiny_config("open_llama"), {**TRAINING, "quantize_language_model": "bitsandbytes-4bit"})
+    assert four.parts[2].bytes_by_dtype.keys() == {"bitsandbytes-4bit", "bfloat16", "float32"}
+
+
+def test_norms_run_in_single_precision_as_on_cuda():
+    half = torch.randn(4, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16), _CudaAutocast():
+        assert torch.nn.functional.layer_norm(half, (8,)).dtype == torch.float32
+        assert torch.nn.functional.linear(half.float(), half.float()).dtype == torch.bfloat16
+
+
+def test_live_bytes_counts_what_is_alive_once():
+    with LiveBytes() as live:
+        kept = torch.ones(256)
+        view, sum_ = kept.view(2, 128), kept + 1
+        assert live.now == 2 * 1024 and view is not None
+        del sum_
+        assert live.now == 1024 and live.peak == 2 * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("facebook/sam-vit-base", 93_735_728),
+        ("facebook/sam-vit-large", 312_343_088),
+        ("facebook/sam-vit-huge", 641_090_864),
+        ("gpt2-large", 774_030_080),
+        ("openlm-research/open_llama_3b_v2", 3_426_473_600),
+        ("microsoft/phi-2", 2_779_683_840),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+    ],
+)
+def test_known_configurations_have_the_published_number_of_parameters(name, parameters):
+    config = known_config(name)
+    auto = AutoModel if config.model_type == "sam" else AutoModelForCausalLM
+    with torch.device("meta"):
+        assert auto.from_config(config).num_parameters() == parameters
+
+
+def test_every_base_of_the_published_recipes_is_known(request):
+    folder = request.config.rootpath / "recipes"
+    named = set()
+    for path in folder.glob("*.yaml"):
+        if path.name != "sca_tiny.yaml":
+            model = load_recipe(path).model
+            named |= {model.sam, model.language_model, model.swap_language_model, model.swap_image_encoder} - {None}
+    assert named and named <= KNOWN_CONFIGS.keys()
+
+
+def test_the_table_serves_only_where_the_hub_does_not(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise OSError("offline")
+
+    section = ModelSection(sam="facebook/sam-vit-base", language_model="microsoft/phi-2")
+    reached = []
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda name, **_: reached.append(name) or known_config(name))
+    assert recipe_config(section)[1] == [] and reached == ["facebook/sam-vit-base", "microsoft/phi-2"]
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    config, notes = recipe_config(section)
+    assert config.mixer_config.text_hidden_size == 2560
+    assert [note.split()[0] for note in notes] == ["facebook/sam-vit-base", "microsoft/phi-2"]
+    with pytest.raises(OSError, match="offline"):
+        recipe_config(ModelSection(sam="facebook/sam-vit-base", language_model="some/unknown"))
+
+
+def test_local_parts_are_read_as_they_are(make_model, tmp_path):
+    model = make_model("open_llama")
+    model.save_pretrained(tmp_path / "whole")
+    tiny_sam_config("sam_hq").save_pretrained(tmp_path / "hq")
+    section = ModelSection(from_=str(tmp_path / "whole"), swap_image_encoder=str(tmp_path / "hq"), image_size=96)
+    config, notes = recipe_config(section)
+    assert notes == [] and config.text_config.model_type == "llama"
+    assert config.sam_config.model_type == "sam_hq" and config.sam_config.vision_config.image_size == 96
+    assert config.mixer_config.num_hidden_layers == 3
+
+
+def test_a_stage_that_is_not_there_yet_is_taken_from_its_recipe(tmp_path):
+    (tmp_path / "one.yaml").write_text(
+        "model: {from: sca-tiny, image_size: 128}\ndata: {train: {format: scenes, count: 4}}\noutput: runs/nowhere\n"
+    )
+    config, notes = recipe_config(ModelSection(from_="runs/nowhere/model"), tmp_path)
+    assert config.sam_config.vision_config.image_size == 128 and "as one.yaml will make it" in notes[0]
+
+
+def test_advice_stops_where_it_fits():
+    held = estimate_config(tiny_config(), {**TRAINING, "frozen_dtype": "bfloat16"}).total
+    (change,) = smaller_settings(tiny_config(), TRAINING, held, "float32")
+    assert change == ("--training.frozen_dtype=bfloat16", held)
+
+
+@pytest.mark.slow
+def test_advice_goes_step_by_step_and_ends():
+    config, training = tiny_config(), {**TRAINING, "regions_per_image": 32}
+    tried = smaller_settings(config, training, 1, "float32")
+    names = [change.removeprefix("--training.").split("=")[0] for change, _ in tried]
+    assert names == [
+        "frozen_dtype",
+        "bf16",
+        "gradient_checkpointing",
+        "per_device_train_batch_size",
+        *["regions_per_image"] * 3,
+        "quantize_language_model",
+    ]
+    assert tried[-1][1] < estimate_config(config, training).total
+
+
+def test_nothing_is_made_while_simulating():
+    with without_contents():
+        weight = torch.empty(10**7, 10**7)  # 400 TB
+    assert weight.shape == (10**7, 10**7)

@@ -1,0 +1,215 @@
+"""Runs by a recipe: what they leave behind, going on after an interruption, stages, changed models."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import records
+
+from sca_hf import ScaForConditionalGeneration, ScaProcessor
+from sca_hf.hub.repository_info import describe_repository
+from sca_hf.testing import tiny_sam_config, tiny_tokenizer
+from sca_hf.training import recipe as recipe_module
+from sca_hf.training.arguments import ScaTrainingArguments
+from sca_hf.training.image_size import set_image_size
+from sca_hf.training.recipe import build_datasets, build_model, run_recipe
+from sca_hf.training.recipe_schema import ModelSection, Recipe, load_recipe
+from sca_hf.training.trainer import ScaTrainer
+
+
+TRAINING = {
+    "max_steps": 4,
+    "save_steps": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 3e-3,
+    "warmup_steps": 0,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "sample_sheet": 0,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def base(make_model, processor, tmp_path):
+    """A saved model, whose parts are saved too."""
+    folder, model = tmp_path / "base", make_model()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def regions(tmp_path):
+    """A file of regions as anyone might write it."""
+    return write_regions(tmp_path / "regions.jsonl", records())
+
+
+def write_regions(path, rows):
+    lines = []
+    for row in rows:
+        row["image"].save(path.with_name(f"{path.stem}-{row['image_id']}.png"))
+        lines.append(
+            {**row, "image": f"{path.stem}-{row['image_id']}.png", "image_id": f"{path.stem}-{row['image_id']}"}
+        )
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def recipe(base, regions, output, model=None, data=None, **training):
+    values = {
+        "model": model or {"from": str(base)},
+        "data": data or {"train": {"format": "jsonl", "path": str(regions)}, "holdout": 0.25},
+        "training": {**TRAINING, **training},
+        "output": str(output),
+    }
+    return Recipe.from_mapping(values)
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_run_leaves_a_model_its_scores_and_its_recipe(base, regions, tmp_path):
+    output = tmp_path / "run"
+    result = run_recipe(recipe(base, regions, output))
+    model = ScaForConditionalGeneration.from_pretrained(result.model)
+    ScaProcessor.from_pretrained(result.model)
+    assert describe_repository(str(result.model)).kind == "mixer-only" and not model.include_bases
+    before = load_file(base / "model.safetensors")
+    assert not torch.equal(model.mixer.task_tokens.weight, before["mixer.task_tokens.weight"])
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["eval"].keys() >= {"eval_loss", "eval_cider_d"} and metrics["train"]["train_loss"] > 0
+    assert load_recipe(output / "recipe.yaml") == recipe(base, regions, output)
+    card = (result.model / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and f"{metrics['eval']['eval_loss']:.4f}" in card
+    assert not (result.model / "training_args.bin").exists(), "a pickle"
+
+
+def test_a_finished_run_is_left_as_it_is(base, regions, tmp_path, monkeypatch):
+    first = run_recipe(recipe(base, regions, tmp_path / "run"))
+    monkeypatch.setattr(recipe_module, "build_model", lambda *_: pytest.fail("began again"))
+    again = run_recipe(recipe(base, regions, tmp_path / "run"))
+    assert again.found_finished and "finished before" in str(again)
+    assert again.metrics["eval"] == first.metrics["eval"]
+    with pytest.raises(ValueError, match=r"another recipe \(training.learning_rate was 0.003 and is 0.1\)"):
+        run_recipe(recipe(base, regions, tmp_path / "run", learning_rate=0.1))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(base, regions, tmp_path, monkeypatch):
+    run_recipe(recipe(base, regions, tmp_path / "straight"))
+    calls, step = [], ScaTrainer.training_step
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(ScaTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe(base, regions, tmp_path / "broken"))
+    assert not (tmp_path / "broken" / "model").exists() and (tmp_path / "broken" / "checkpoint-2").exists()
+    run_recipe(recipe(base, regions, tmp_path / "broken"))
+    assert len(calls) == 6, "two steps from the checkpoint on"
+    straight, broken = weights(tmp_path / "straight"), weights(tmp_path / "broken")
+    assert straight.keys() == broken.keys()
+    assert all(torch.equal(straight[name], value) for name, value in broken.items())
+
+
+def test_stages_chain_by_path(base, regions, tmp_path):
+    names = {"train": {"format": "jsonl", "path": str(regions), "task": "recognition"}}
+    run_recipe(recipe(base, regions, tmp_path / "names", data=names))
+    chained = {"from": str(tmp_path / "names" / "model")}
+    result = run_recipe(recipe(base, regions, tmp_path / "captions", model=chained))
+    first, second = weights(tmp_path / "names"), weights(tmp_path / "captions")
+    assert first.keys() == second.keys()
+    assert not torch.equal(first["mixer.caption_tokens.weight"], second["mixer.caption_tokens.weight"])
+    # Both stages stand on the same SAM and language model.
+    bases = json.loads((result.model / "config.json").read_text())["base_model_repos"]
+    assert {source["path"] for source in bases.values()} == {str(base)}
+
+
+def test_a_recipe_swaps_parts_and_says_what_began_anew(base, regions, make_model, tmp_path):
+    make_model("open_llama").language_model.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer(unk_token=None).save_pretrained(tmp_path / "llama")
+    swapped = {"from": str(base), "swap_language_model": str(tmp_path / "llama")}
+    result = run_recipe(recipe(base, regions, tmp_path / "run", model=swapped, max_steps=1))
+    assert result.metrics["trained_anew"] == ["mixer.language_project", "mixer.task_tokens"]
+    assert "mixer.language_project" in str(result)
+    loaded = ScaForConditionalGeneration.from_pretrained(result.model)
+    assert loaded.config.text_config.model_type == "llama"
+    assert ScaProcessor.from_pretrained(result.model).tokenizer.unk_token is None, "the new one's tokenizer"
+
+
+def test_a_new_mixer_between_two_parts(base, make_model, tmp_path):
+    model = make_model("open_llama")
+    model.sam.save_pretrained(tmp_path / "sam")
+    model.language_model.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer().save_pretrained(tmp_path / "llama")
+    section = ModelSection(
+        sam=str(tmp_path / "sam"),
+        language_model=str(tmp_path / "llama"),
+        mixer={"num_hidden_layers": 2, "num_attention_heads": 4, "mlp_dim": 64},
+        label_smoothing=0.2,
+        max_caption_length=7,
+    )
+    args = ScaTrainingArguments(str(tmp_path), frozen_dtype="bfloat16", use_cpu=True)
+    built, processor, anew = build_model(section, args)
+    assert anew == ["mixer"] and len(built.mixer.transformer.layers) == 2
+    assert built.language_model.dtype == torch.bfloat16 and built.mixer.dtype == torch.float32
+    assert (built.config.label_smoothing, processor.max_caption_length) == (0.2, 7)
+
+
+def test_weights_stored_in_half_precision_are_trained_in_single(base, tmp_path):
+    ScaForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    ScaProcessor.from_pretrained(base).save_pretrained(tmp_path / "half")
+    args = ScaTrainingArguments(str(tmp_path), use_cpu=True)
+    model, _, anew = build_model(ModelSection(from_=str(tmp_path / "half")), args)
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and anew == []
+
+
+def test_another_image_size_interpolates_positions(base, regions, tmp_path):
+    section = ModelSection(from_=str(base), image_size=96)
+    model, processor, anew = build_model(section, ScaTrainingArguments(str(tmp_path), use_cpu=True))
+    assert "mixer" in anew and processor.mask_size == 48 and not model.base_sources
+    vision = model.sam.vision_encoder
+    assert vision.pos_embed.shape[1:3] == (12, 12)
+    old = ScaForConditionalGeneration.from_pretrained(base).sam.vision_encoder
+    # What it was in the middle of the table is there still; all else is untouched.
+    torch.testing.assert_close(vision.pos_embed.mean(), old.pos_embed.mean(), atol=0.05, rtol=0)
+    assert torch.equal(vision.layers[0].attn.qkv.weight, old.layers[0].attn.qkv.weight)
+    result = run_recipe(
+        recipe(base, regions, tmp_path / "run", model={"from": str(base), "image_size": 96}, max_steps=1)
+    )
+    assert ScaForConditionalGeneration.from_pretrained(result.model).config.sam_config.vision_config.image_size == 96
+
+
+def test_the_same_image_size_changes_nothing_and_a_wrong_one_is_refused(model):
+    sam = model.sam
+    assert set_image_size(model, tiny_sam_config().vision_config.image_size) == [] and model.sam is sam
+    with pytest.raises(ValueError, match="image_size is 65, expected a multiple of the patch size 8"):
+        set_image_size(model, 65)
+
+
+def test_sets_are_mixed_and_held_out_one_by_one(tmp_path):
+    paths = [write_regions(tmp_path / f"{name}.jsonl", records(count)) for name, count in (("a", 8), ("b", 4))]
+    train = [{"format": "jsonl", "path": str(path), "as": path.stem, "weight": 1} for path in paths]
+    data = Recipe.from_mapping({"model": {"from": "x"}, "data": {"train": train, "holdout": 0.25}, "output": "y"}).data
+    mixed, held = build_datasets(data)
+    assert {name: len(part) for name, part in held.items()} == {"a": 2, "b": 1}
+    tested = {name for part in held.values() for name in part["image_id"]}
+    assert tested.isdisjoint(mixed["image_id"]) and len(set(mixed["image_id"])) == 9
+
+
+def test_evaluation_is_not_repeated_after_the_last_step(base, regions, tmp_path, monkeypatch):
+    calls, evaluate = [], ScaTrainer.evaluate
+    monkeypatch.setattr(ScaTrainer, "evaluate", lambda *args, **kwargs: calls.append(1) or evaluate(*args, **kwargs))
+    options = dict(max_steps=1, eval_strategy="steps", eval_steps=1)
+    result = run_recipe(recipe(base, regions, tmp_path / "run", **options))
+    assert len(calls) == 1 and result.metrics["eval"]["eval_loss"] > 0
