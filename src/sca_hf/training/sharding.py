@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -32,6 +33,12 @@ class ShardedCheckpoints(WholeCheckpoints):
         if self.is_fsdp_enabled and getattr(self.args, "preset", None) == "all":
             # FSDP waits for gradients of the same weights from everyone; those of a prompt's kind come with it only.
             raise ValueError("the preset all cannot be sharded: batches use different weights; train it with DDP.")
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            # FSDP would cast coordinates too; the model casts what it may. Gradients are summed in single precision.
+            plugin.mixed_precision_policy = dataclasses.replace(
+                plugin.mixed_precision_policy, cast_forward_inputs=False, reduce_dtype=torch.float32
+            )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
