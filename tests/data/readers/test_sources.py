@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -14,11 +14,14 @@ from sca_hf.data.readers.sources import find_file, image_size, inside, read_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
 )
 
 
-@given(st.lists(VALUES), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
+# A loaded machine is no fault of the code.
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(VALUES, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
 def test_a_list_in_pieces_is_the_whole_list(tmp_path_factory, values, block, indent, ascii_only):
     path = tmp_path_factory.getbasetemp() / "list.json"
     path.write_text(
