@@ -176,26 +176,34 @@ def load_regions(
 
 def _load_stored(source: RecordSource) -> Dataset:
     from datasets import Dataset
-    from datasets import config as datasets_config
     from datasets.exceptions import DatasetGenerationError
 
     key = source.cache_key()
-    note = Path(datasets_config.HF_DATASETS_CACHE) / "sca_hf" / f"{key}.json"
-    report = ReadReport(source=source.name)
-
-    def generate() -> Iterator[dict[str, Any]]:
-        yield from source.records(report)
-        report.require_records()
-        # Before the data set is complete, so that a stored one always has its report.
-        report.write(note)
-
     try:
-        dataset = Dataset.from_generator(generate, features=region_features(), fingerprint=key)
+        # The library names its cache by all of this; the key is what it could not know.
+        dataset = Dataset.from_generator(
+            _stored_records, features=region_features(), gen_kwargs={"source": source, "key": key}
+        )
     except DatasetGenerationError as error:
         # The library's own error says only that there was one.
         raise (error.__cause__ or error) from None
-    ReadReport.read(note).log()
+    if _report_path(key).is_file():  # unless somebody tidied the cache
+        ReadReport.read(_report_path(key)).log()
     return dataset
+
+
+def _stored_records(source: RecordSource, key: str) -> Iterator[dict[str, Any]]:
+    report = ReadReport(source=source.name)
+    yield from source.records(report)
+    report.require_records()
+    # Before the data set is complete, so that a stored one always has its report.
+    report.write(_report_path(key))
+
+
+def _report_path(key: str) -> Path:
+    from datasets import config
+
+    return Path(config.HF_DATASETS_CACHE) / "sca_hf" / f"{key}.json"
 
 
 def load_spec(spec: Mapping[str, Any]) -> Dataset | IterableDataset:
