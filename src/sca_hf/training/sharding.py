@@ -35,9 +35,12 @@ class ShardedCheckpoints(WholeCheckpoints):
             raise ValueError("the preset all cannot be sharded: batches use different weights; train it with DDP.")
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
-            # FSDP would cast coordinates too; the model casts what it may. Gradients are summed in single precision.
+            # FSDP would cast coordinates and losses too; the model casts what it may. Gradients are summed in float32.
             plugin.mixed_precision_policy = dataclasses.replace(
-                plugin.mixed_precision_policy, cast_forward_inputs=False, reduce_dtype=torch.float32
+                plugin.mixed_precision_policy,
+                cast_forward_inputs=False,
+                output_dtype=None,
+                reduce_dtype=torch.float32,
             )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
