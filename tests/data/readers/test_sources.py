@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,6 +22,7 @@ VALUES = st.recursive(
 # A loaded machine is no fault of the code.
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(VALUES, max_size=6), st.integers(1, 9), st.sampled_from([None, 1]), st.booleans())
+@example([0.0, 1e30, -2.5e-7, [1.5]], 1, None, True)
 def test_a_list_in_pieces_is_the_whole_list(tmp_path_factory, values, block, indent, ascii_only):
     path = tmp_path_factory.getbasetemp() / "list.json"
     path.write_text(

@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".g
 # Where Pillow keeps what may tell an orientation, once it has read a file's head.
 _ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _SPACE = re.compile(r"\s*")
+_DELIMITERS = tuple(" \t\r\n,]}")
 _BLOCK = 1 << 20
 Record = dict[str, Any] | RegionRecordError
 
@@ -82,8 +83,8 @@ class _JsonText:
                 if not self._grow():
                     raise ValueError(f"{self.name} is not JSON, or cut short: {error}.") from None
                 continue
-            # A number that ends with the window may go on behind it.
-            if end < len(self.text) or not self._grow():
+            # A number may go on behind the window: of 0.5 the beginnings 0 and 0. are both read as 0.
+            if self.text[end : end + 1] in _DELIMITERS or not self._grow():
                 self.place = end
                 return item
 
