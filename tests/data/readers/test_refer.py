@@ -1,6 +1,7 @@
 """RefCOCO and its kin: pickled refs of Python 2, all sentences, all parts of a mask, the splits of each version."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,17 @@ def test_refclefs_lists_of_codes_are_united(tmp_path):
     ).all()
     assert (ids("testA"), ids("testB"), ids("testC")) == (["1", "3"], ["1", "2"], ["2"])
     assert ids("test") == ["1", "2", "3"] and ids("testAB") == ["1"]
+
+
+@pytest.mark.parametrize("place", ["19579.jpg", "19/images/19579.jpg"])
+def test_imageclefs_pictures_are_found_in_their_folders(tmp_path, place):
+    root = write_refer(tmp_path / "refclef", [ref(1, 19579, 11, "train", "a")])
+    content = json.loads((root / "instances.json").read_text())
+    content["images"][0]["file_name"] = "19579.jpg"
+    (root / "instances.json").write_text(json.dumps(content))
+    path = picture(tmp_path / "images" / "saiapr_tc-12" / place)
+    record = read("refcoco", root=root, split_by="unc", split="train")[0]
+    assert Path(record["image"]).samefile(path)
 
 
 def test_an_empty_segmentation_leaves_the_box(tmp_path):

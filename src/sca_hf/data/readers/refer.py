@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ...processing.regions_sca import decode_rle, encode_rle
@@ -128,7 +128,10 @@ def _image_record(row: Mapping[str, Any] | None, folders: list[Path], where: str
         name, width, height = str(row["file_name"]), int(row["width"]), int(row["height"])
     except (KeyError, TypeError, ValueError) as error:
         raise RegionRecordError(f"{where}: in instances.json {error} is missing or no number") from None
-    path = find_file(folders, [name])
+    stem = PurePosixPath(name).stem
+    # imageCLEF's archive keeps its pictures in folders of a thousand.
+    numbered = [f"{int(stem) // 1000:02d}/images/{stem}.jpg"] if stem.isascii() and stem.isdigit() else []
+    path = find_file(folders, [name, *numbered])
     if path is None:
         looked = ", ".join(str(folder) for folder in folders if folder.is_dir()) or "any known folder"
         raise RegionRecordError(f"{where}: there is no picture {name!r} in {looked}; say images=FOLDER")
