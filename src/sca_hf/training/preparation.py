@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.utils import logging
@@ -12,6 +12,7 @@ from ..modeling.bases_sca import as_dtype
 from .arguments import ScaTrainingArguments
 from .lora import add_lora
 from .presets import PRESETS, Preset, apply_preset
+from .quantization import is_quantized, quantize_language_model
 
 
 logger = logging.get_logger(__name__)
@@ -19,6 +20,8 @@ logger = logging.get_logger(__name__)
 
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
+    if args.quantize_language_model:
+        _quantize(model, args)
     if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
         # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
         with torch.random.fork_rng():
@@ -33,6 +36,16 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     return preset
 
 
+def _quantize(model: Any, args: ScaTrainingArguments) -> None:
+    if any(name == "language_model" for name in PRESETS[args.preset].trained):
+        raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
+    if args.save_form == "whole":
+        raise ValueError("a quantized language model is not saved: leave out save_form whole.")
+    if args.frozen_dtype:
+        model.language_model.to(as_dtype(args.frozen_dtype))
+    quantize_language_model(model, cast(str, args.quantize_language_model))
+
+
 def hold_frozen(model: Any, dtype: str | None) -> None:
     """Casts the image encoder and the language model, as far as they are frozen; adapters stay as they are."""
     if dtype is None:
@@ -42,7 +55,7 @@ def hold_frozen(model: Any, dtype: str | None) -> None:
         raise ValueError(f"frozen_dtype is {dtype}, but neither the image encoder nor the language model is frozen.")
     for part in frozen:
         for parameter in part.parameters():
-            if not parameter.requires_grad and parameter.is_floating_point():
+            if not parameter.requires_grad and not is_quantized(parameter):
                 parameter.data = parameter.data.to(as_dtype(dtype))
 
 
