@@ -166,8 +166,10 @@ def load_regions(
         keep_empty: keep images without regions too.
         options: of the reader: paths, names, ... (docs/data.md).
     """
-    from datasets import IterableDataset
-
+    try:
+        from datasets import IterableDataset
+    except ModuleNotFoundError:
+        raise ImportError("Data sets of regions need datasets: pip install 'sca-hf[train]'.") from None
     source = RecordSource(format, options, on_error, task, max_samples, keep_empty)
     if streaming:
         return IterableDataset.from_generator(source, features=region_features())

@@ -7,6 +7,7 @@ of the original image, x to the right, y down.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from datasets import Features
 
 TASKS = ("recognition", "caption")
+# JSON can escape one half of a pair, which no table can store.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class RegionRecordError(ValueError):
@@ -329,4 +332,6 @@ def _text_problem(region: Region, task: str) -> str | None:
         )
     if any(not text.strip() for text in texts):
         return f"a text is blank: {texts}"
+    if any(_HALF_CHARACTER.search(text) for text in (*region.captions, region.category or "")):
+        return f"a text has half of a character: {texts}"
     return None

@@ -149,8 +149,10 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any
 
     All polygons of a list count, less those of fewer than three points. size: width and height of the image.
     """
-    from pycocotools import mask as coco_mask
-
+    try:
+        from pycocotools import mask as coco_mask
+    except ModuleNotFoundError:
+        raise ImportError("Masks of polygons need pycocotools: pip install 'sca-hf[train]'.") from None
     width, height = size
     if not segmentation:
         return None
