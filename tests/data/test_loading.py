@@ -163,6 +163,22 @@ def test_a_streamed_set_travels_to_workers(rows):
     assert [record["image_id"] for record in loader] == ["1", "3"]
 
 
+def test_workers_share_the_files_of_a_folder(tmp_path):
+    torch_data = pytest.importorskip("torch.utils.data")
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    for name in "cab":
+        write_rows(tmp_path / f"{name}.jsonl", row(), row())
+    (tmp_path / "d.jsonl").write_text("")
+    streamed = load_regions("jsonl", path=tmp_path, streaming=True)
+    order = [record["image_id"] for record in streamed]
+    assert order == ["a-1", "a-2", "b-1", "b-2", "c-1", "c-2"] == load_regions("jsonl", path=tmp_path)["image_id"][:]
+    assert streamed.num_shards == 4
+    loader = torch_data.DataLoader(streamed, batch_size=None, num_workers=2)
+    assert sorted(record["image_id"] for record in loader) == order
+    first = load_regions("jsonl", path=tmp_path, streaming=True, max_samples=3)
+    assert first.num_shards == 1 and len(list(first)) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

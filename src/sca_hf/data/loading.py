@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -62,7 +62,7 @@ def find_reader(format: str) -> Reader:
 class RecordSource:
     """A data set before it is opened: a format, its options, and what to do with what is wrong.
 
-    Calling it yields the checked records; it is all that `datasets` needs to stream them, in any process.
+    is_part: it is one of the `parts` of another, and may be empty.
     """
 
     format: str
@@ -71,6 +71,7 @@ class RecordSource:
     task: str | None = None
     max_samples: int | None = None
     keep_empty: bool = False
+    is_part: bool = False
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -85,12 +86,6 @@ class RecordSource:
             names = ", ".join(self._parameters())
             raise ValueError(f"{self.format}: {error}; its options are {names}") from None
 
-    def __call__(self) -> Iterator[dict[str, Any]]:
-        report = ReadReport(source=self.name)
-        yield from self.records(report)
-        report.require_records()
-        report.log()
-
     @property
     def name(self) -> str:
         """The format and the first path, for messages."""
@@ -103,6 +98,14 @@ class RecordSource:
         checked = check_records(self._sift(found, report), self.name, self.on_error, report)
         for record in islice(checked, self.max_samples):
             yield {**vars(record), "regions": [_as_stored(vars(region)) for region in record.regions]}
+
+    def parts(self) -> list[RecordSource]:
+        """Splits the data set by its files, so that workers may share it; one part where that cannot be."""
+        split = getattr(find_reader(self.format), "parts", None)
+        options = split(**self.options) if split and self.max_samples is None else []
+        if len(options) < 2:
+            return [self]
+        return [replace(self, options={**self.options, **part}, is_part=True) for part in options]
 
     def _sift(self, found: Iterable[Any], report: ReadReport) -> Iterator[Any]:
         """Counts what the reader left out, drops images without regions, and makes the paths of pictures absolute."""
@@ -172,7 +175,8 @@ def load_regions(
         raise ImportError("Data sets of regions need datasets: pip install 'sca-hf[train]'.") from None
     source = RecordSource(format, options, on_error, task, max_samples, keep_empty)
     if streaming:
-        return IterableDataset.from_generator(source, features=region_features())
+        arguments = {"sources": source.parts()}
+        return IterableDataset.from_generator(_streamed_records, features=region_features(), gen_kwargs=arguments)
     return _load_stored(source)
 
 
@@ -192,6 +196,16 @@ def _load_stored(source: RecordSource) -> Dataset:
     if _report_path(key).is_file():  # unless somebody tidied the cache
         ReadReport.read(_report_path(key)).log()
     return dataset
+
+
+def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
+    """Yields the records of a worker's share of the parts: `datasets` divides lists among its workers."""
+    for source in sources:
+        report = ReadReport(source=source.name)
+        yield from source.records(report)
+        if not source.is_part:
+            report.require_records()
+        report.log()
 
 
 def _stored_records(source: RecordSource, key: str) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from PIL import Image
 from pyarrow import parquet
 from reading import read, regions, write
 
+from sca_hf.data.loading import load_regions
 from sca_hf.data.region import RegionRecordError
 from sca_hf.data.report import ReadReport
 from sca_hf.processing.regions_sca import decode_rle, encode_rle
@@ -106,6 +107,15 @@ def test_tar_files_folders_and_every_table_give_the_same(tmp_path, table):
     extracted = read("sa1b", images=tmp_path / "extracted", captions=table)
     assert regions(extracted) == wanted
     assert extracted[0]["image"] == str(tmp_path / "extracted" / "sa_223750.jpg")
+
+
+def test_workers_share_the_tar_files(tmp_path, table):
+    for number in (223750, 223751):
+        tar(tmp_path / f"sa_{number}.tar", files([number]))
+    streamed = load_regions("sa1b", images=tmp_path, captions=table, streaming=True)
+    assert streamed.num_shards == 2
+    assert [record["image_id"] for record in streamed] == ["sa_223750", "sa_223751"]
+    assert next(iter(streamed))["image"].size == (40, 30)
 
 
 def test_weak_captions_and_small_regions_are_left_out_and_counted(tmp_path, table):

@@ -8,6 +8,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,28 @@ def read_sa1b(
     choice(clip, "clip", ("rounding", "image"))
     if task != "caption":
         raise ValueError(f'task is {task!r}, but SA-1B has no categories: expected "caption".')
-    table = CaptionTable(Path(captions), min_score)
+    table = _caption_table(Path(captions), min_score, os.stat(captions).st_mtime_ns)
     for number, where, picture, annotation in _pairs(Path(images), table):
         try:
             yield _record(number, where, picture, annotation(), table, min_area, masks, clip)
         except RegionRecordError as error:
             yield error
+
+
+def _parts(images: str | Path, **others: Any) -> list[dict[str, Any]]:
+    """Returns the tar files of a folder that holds nothing else to read, each as an option."""
+    names = sorted(os.listdir(images)) if os.path.isdir(images) else []
+    extracted = any(_MEMBER.fullmatch(name) for name in names)
+    return [] if extracted else [{"images": Path(images) / name} for name in names if name.endswith(".tar")]
+
+
+read_sa1b.parts = _parts  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=1)
+def _caption_table(path: Path, min_score: float | None, time: int) -> CaptionTable:
+    """Reads a table, or returns it again: every tar file of a folder needs it. `time` tells an edited one."""
+    return CaptionTable(path, min_score)
 
 
 @dataclass

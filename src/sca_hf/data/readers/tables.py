@@ -72,6 +72,14 @@ def read_parquet(
             raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error
 
 
+def _parts(path: str | Path, suffix: str) -> list[dict[str, Any]]:
+    return [{"path": file} for file in _files(path, suffix)]
+
+
+read_jsonl.parts = lambda path, **others: _parts(path, ".jsonl")  # type: ignore[attr-defined]
+read_parquet.parts = lambda path, **others: _parts(path, ".parquet")  # type: ignore[attr-defined]
+
+
 def _files(path: str | Path, suffix: str) -> list[Path]:
     path = Path(path)
     found = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path] if path.is_file() else []
