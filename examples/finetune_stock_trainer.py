@@ -1,4 +1,4 @@
-"""Finetune the bundled sca-tiny with the library's own Trainer; `my-boxes` is a folder of boxes in Pascal VOC's form."""
+"""Finetune the bundled sca-tiny with the library's own Trainer; `my-boxes` holds boxes in Pascal VOC's form."""
 
 from transformers import Trainer, TrainingArguments
 

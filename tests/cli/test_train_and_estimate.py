@@ -78,6 +78,7 @@ def test_estimate_prints_parts_cache_and_whether_it_fits(recipe, capsys):
     assert "weights: language model" in out and "total" in out and "for 1,000" in out and "Fits 24 GiB" in out
 
 
+@pytest.mark.slow
 def test_estimate_advises_where_it_does_not_fit(recipe, capsys):
     assert main(["estimate", recipe, "--gpu-memory", "600MB"]) == 0
     out = capsys.readouterr().out

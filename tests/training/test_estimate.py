@@ -6,8 +6,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_config, tiny_sam_config
+from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.estimate import estimate_config, smaller_settings
 from sca_hf.training.known_configs import KNOWN_CONFIGS, known_config
+from sca_hf.training.preparation import prepare_model
 from sca_hf.training.presets import apply_preset
 from sca_hf.training.recipe_config import recipe_config
 from sca_hf.training.recipe_schema import ModelSection, load_recipe
@@ -119,8 +121,25 @@ def test_precision_counts():
     assert held.parts[2].bytes == plain.parts[2].bytes / 2 and held.parts[1].bytes == plain.parts[1].bytes
     half = estimate_config(tiny_config(), {**TRAINING, "frozen_dtype": "bfloat16", "bf16": True})
     assert half.step.saved["mixer"] < 0.8 * plain.step.saved["mixer"]
-    four = estimate_config(tiny_config("open_llama"), {**TRAINING, "quantize_language_model": "bitsandbytes-4bit"})
-    assert four.parts[2].bytes_by_dtype.keys() == {"bitsandbytes-4bit", "bfloat16", "float32"}
+    for family in ("gpt2", "open_llama"):
+        four = estimate_config(tiny_config(family), {**TRAINING, "quantize_language_model": "bitsandbytes-4bit"})
+        assert four.parts[2].bytes_by_dtype.keys() == {"bitsandbytes-4bit", "float32"}
+    with pytest.raises(ValueError, match="cannot be quantized"):
+        settings = {"quantize_language_model": "torchao-int8", "preset": "mixer+lm"}
+        estimate_config(tiny_config(), {**TRAINING, **settings})
+
+
+def test_what_is_held_in_half_precision_is_what_a_run_holds(tmp_path):
+    for preset in ("mixer", "mixer+lm", "mixer+lora"):
+        settings = {**TRAINING, "frozen_dtype": "bfloat16", "preset": preset}
+        model = ScaForConditionalGeneration(tiny_config())
+        model.base_sources = {"sam": {"path": "x"}, "language_model": {"path": "x"}}
+        prepare_model(model, ScaTrainingArguments(str(tmp_path), use_cpu=True, **settings))
+        for part, module in zip(
+            estimate_config(tiny_config(), settings).parts, (model.sam, model.mixer, model.language_model), strict=True
+        ):
+            assert part.bytes == sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
+            assert part.trained == sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def test_norms_run_in_single_precision_as_on_cuda():
@@ -204,9 +223,11 @@ def test_a_stage_that_is_not_there_yet_is_taken_from_its_recipe(tmp_path):
 
 
 def test_advice_stops_where_it_fits():
-    held = estimate_config(tiny_config(), {**TRAINING, "frozen_dtype": "bfloat16"}).total
-    (change,) = smaller_settings(tiny_config(), TRAINING, held, "float32")
-    assert change == ("--training.frozen_dtype=bfloat16", held)
+    config = tiny_config(text_config={"n_embd": 256})
+    held = estimate_config(config, {**TRAINING, "frozen_dtype": "bfloat16"}).total
+    assert estimate_config(config, TRAINING).total > held + (2 << 20)
+    ((change, total),) = smaller_settings(config, TRAINING, held + (1 << 20), "float32")
+    assert change == "--training.frozen_dtype=bfloat16" and total == pytest.approx(held, abs=1 << 20)
 
 
 @pytest.mark.slow

@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from ..modeling.bases_sca import BASES
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from .arguments import ScaTrainingArguments
+from .preparation import prepare_model
+from .presets import PRESETS
 from .recipe_config import as_dtype_name, recipe_config
 from .recipe_schema import Recipe
-from .simulation import StepMemory, checkpoint_arguments, simulate_step, without_contents
+from .simulation import StepMemory, checkpoint_arguments, emptied, simulate_step, without_contents
 
 
 # Assumed, as it cannot be known here: CUDA's context with the kernels of PyTorch and cuBLAS's workspace.
@@ -113,8 +117,9 @@ def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str =
         warnings.simplefilter("ignore", FutureWarning)  # the library's own names for arguments change
         plain = {name: value for name, value in training.items() if name not in _LEFT_OUT}
         args = ScaTrainingArguments(output_dir=folder, report_to="none", use_cpu=True, **plain)
+        model = _prepared(config, args, dtype, half)
         with without_contents():
-            model = _prepared(config, args, dtype, half)
+            emptied(model)
             batch = _batch(config, args)
             step = simulate_step(model, batch, half)
     regions, tokens = batch["input_ids"].shape[1:]
@@ -146,25 +151,22 @@ def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str =
 
 
 def _prepared(config: ScaConfig, args: ScaTrainingArguments, dtype: str, autocast: torch.dtype | None) -> nn.Module:
-    """The model as a run would have it, without contents."""
-    from .lora import add_lora
-    from .preparation import hold_frozen
-    from .presets import PRESETS, apply_preset
-
-    model = ScaForConditionalGeneration(config)
-    _cast(model.parameters(), getattr(torch, dtype))
-    if PRESETS[args.preset].with_adapters:
-        add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
-    apply_preset(model, args.preset, args.mask_loss_weight)
-    hold_frozen(model, args.frozen_dtype or ("bfloat16" if args.quantize_language_model else None))
+    """The model as a run would have it, on the meta device."""
+    quantized, args.quantize_language_model = args.quantize_language_model, None
+    if quantized and "language_model" in PRESETS[args.preset].trained:
+        raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
+    with torch.device("meta"):
+        model = ScaForConditionalGeneration(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    # As of a model that was loaded: nothing is saved here.
+    model.base_sources = {name: {"path": ""} for name in BASES}
+    with torch.device("meta"):
+        prepare_model(model, args)
+    args.quantize_language_model = quantized
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(checkpoint_arguments(autocast))
     return model.train()
-
-
-def _cast(parameters: Iterator[nn.Parameter], dtype: torch.dtype) -> None:
-    for parameter in parameters:
-        parameter.data = parameter.data.to(dtype)
 
 
 def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def _quantised_share(language_model: Any, form: str | None) -> dict[int, str]:
     if form is None:
         return {}
     head = language_model.get_output_embeddings()
-    layers = [part for part in language_model.modules() if isinstance(part, nn.Linear) and part is not head]
+    layers = [part for part in language_model.modules() if isinstance(part, nn.Linear | Conv1D) and part is not head]
     return {id(layer.weight): form for layer in layers if not layer.weight.requires_grad}
 
 

@@ -122,6 +122,25 @@ def without_contents() -> Iterator[None]:
         yield
 
 
+def emptied(model: nn.Module) -> None:
+    """Gives a model of the meta device parameters and buffers as `without_contents` makes them, in place.
+
+    Adapters and precisions are settled before: PyTorch does not let fake parameters be moved or cast.
+    """
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for module in model.modules():
+        for store in (module._parameters, module._buffers):
+            for name, old in store.items():
+                if old is None:
+                    continue
+                if id(old) not in seen:  # tied ones stay one
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    if isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=old.requires_grad)
+                    seen[id(old)] = old, new
+                store[name] = seen[id(old)][1]
+
+
 def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dtype | None = None) -> StepMemory:
     """Runs forward and backward once and says what was alive when.
 
