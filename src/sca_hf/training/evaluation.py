@@ -67,6 +67,17 @@ class IndexedCollator:
         return {**batch, "record_index": torch.tensor([index for index, _ in records])}
 
 
+def with_embeddings(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a batch with its images encoded, so that a loss and captions need not both encode them."""
+    if "pixel_values" not in inputs:
+        return inputs
+    encoded = model.get_image_embeddings(inputs["pixel_values"])
+    rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    if isinstance(encoded, tuple):
+        return {**rest, "image_embeddings": encoded[0], "intermediate_embeddings": encoded[1]}
+    return {**rest, "image_embeddings": encoded}
+
+
 def first_records(dataset: Any, count: int | None) -> Any:
     """The first records of a data set, by index; a streamed one is read into a list."""
     if not hasattr(dataset, "__len__"):
@@ -136,15 +147,17 @@ class Tally:
                 for k, (region, said) in enumerate(zip(record["regions"], best[row], strict=True))
             ]
 
-    def gather(self) -> tuple[list[Prediction], dict[str, float]]:
+    def gather(self, mask_loss_weight: float = 0.0) -> tuple[list[Prediction], dict[str, float]]:
         """Joins what all processes have seen: predictions in the order of the records, and exact mean losses."""
         parts = gather_object([(self._losses, self._mask_losses, self._predictions)])
         losses, mask_losses, predictions = (
             {k: v for part in kind for k, v in part.items()} for kind in zip(*parts, strict=True)
         )
         means = {"caption_loss": _mean(losses), "mask_loss": _mean(mask_losses)}
-        ordered = [p for _, said in sorted(predictions.items()) for p in said]
-        return ordered, {name: value for name, value in means.items() if value is not None}
+        known = {name: value for name, value in means.items() if value is not None}
+        if known:
+            known["loss"] = known.get("caption_loss", 0.0) + mask_loss_weight * known.get("mask_loss", 0.0)
+        return [p for _, said in sorted(predictions.items()) for p in said], known
 
 
 def _best(captions: str | list[str], scores: torch.Tensor) -> tuple[str, float]:

@@ -52,7 +52,6 @@ class Preset:
     """Dotted names of the modules to train; `with_adapters` adds LoRA layers to the language model."""
 
     trained: tuple[str, ...]
-    purpose: str
     with_adapters: bool = False
 
     @property
@@ -67,11 +66,16 @@ class Preset:
 
 
 PRESETS = {
-    "mixer": Preset(("mixer",), "as published: SAM and the language model stay as they are"),
-    "mixer+lora": Preset(("mixer",), "a large language model that must learn other words", with_adapters=True),
-    "mixer+lm": Preset(("mixer", "language_model"), "a small language model"),
-    "mixer+mask_decoder": Preset(("mixer", _DECODER), "masks of another kind than SAM's; needs masks in the records"),
-    "all": Preset(("mixer", "sam", "language_model"), "small models; SAM's encoder runs backwards too"),
+    # As published: SAM and the language model stay as they are.
+    "mixer": Preset(("mixer",)),
+    # A large language model that must learn other words.
+    "mixer+lora": Preset(("mixer",), with_adapters=True),
+    # A small language model.
+    "mixer+lm": Preset(("mixer", "language_model")),
+    # Masks of another kind than SAM's; needs masks in the records.
+    "mixer+mask_decoder": Preset(("mixer", _DECODER)),
+    # Small models: SAM's encoder runs backwards too.
+    "all": Preset(("mixer", "sam", "language_model")),
 }
 
 

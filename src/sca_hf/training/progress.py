@@ -36,7 +36,7 @@ class Throughput:
     def take(self) -> torch.Tensor:
         """Images, regions and seconds since the last call; three numbers that may be summed over processes."""
         self.pause()
-        counts = torch.tensor([float(self._images), float(self._regions), self._seconds], dtype=torch.float64)
+        counts = torch.tensor([float(self._images), float(self._regions), self._seconds])
         self._images, self._regions, self._seconds = 0, 0, 0.0
         return counts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.region import RegionRecord
+from ..data.images import record_image
 from ..drawing.overlay import DrawnRegion, draw_regions
 from .evaluation import Prediction
 
@@ -21,11 +21,24 @@ _COLUMNS = 4
 _PAPER, _INK, _RIGHT, _WRONG = (250, 250, 250), (40, 40, 40), (20, 120, 50), (180, 40, 30)
 
 
-def save_sample_sheet(path: Path, records: Any, predictions: Sequence[Prediction], count: int) -> None:
-    """Writes a PNG with `count` regions, of as many images as possible; the same ones in every evaluation."""
-    chosen = choose_samples(predictions, count)
+def save_sample_sheet(
+    folder: Path, prefix: str, step: int, records: Any, predictions: Sequence[Prediction], count: int
+) -> Path:
+    """Writes a PNG with `count` regions, of as many images as possible; the same ones in every evaluation.
+
+    Args:
+        folder: gets `step-N.png`, or `NAME-step-N.png` for a set that is not the only one.
+        prefix: of the metrics: "eval", "eval_NAME" or "test".
+        step: of training.
+        records: the evaluation set.
+        predictions: what was said of it.
+        count: of regions.
+    """
+    name = "" if prefix == "eval" else f"{prefix.removeprefix('eval_')}-"
+    path = folder / f"{name}step-{step}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet([_tile(records[p.record], p) for p in chosen]).save(path)
+    sheet([_tile(records[p.record], p) for p in choose_samples(predictions, count)]).save(path)
+    return path
 
 
 def choose_samples(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
@@ -45,8 +58,7 @@ def choose_samples(predictions: Sequence[Prediction], count: int) -> list[Predic
 def _tile(record: Any, prediction: Prediction) -> Image.Image:
     """One region on its picture, with what was said under it and what is true."""
     region = record["regions"][prediction.region]
-    image = RegionRecord(record["image"], "", record["width"], record["height"], []).load_image()
-    drawn = draw_regions(image, [DrawnRegion(box=region["box"])], smallest=_TILE, largest=_TILE)
+    drawn = draw_regions(record_image(record), [DrawnRegion(box=region["box"])], smallest=_TILE, largest=_TILE)
     font = ImageFont.load_default(_TEXT)
     right = prediction.caption.strip().lower() in [text.strip().lower() for text in prediction.references]
     lines = [(line, _RIGHT if right else _WRONG) for line in _wrap(f"says: {prediction.caption or '(nothing)'}")]

@@ -14,12 +14,7 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import ScaTrainingArguments
-from .evaluation import (
-    IndexedCollator,
-    Prediction,
-    Tally,
-    score_predictions,
-)
+from .evaluation import IndexedCollator, Prediction, Tally, score_predictions, with_embeddings
 from .inputs import RunInputs
 from .lora import restore_adapter
 from .preparation import prepare_model
@@ -156,19 +151,14 @@ class ScaTrainer(ShardedCheckpoints):
         self._tally = Tally(records, self.args.task, self.model.config.label_smoothing)
         try:
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-            self.predictions, metrics = self._tally.gather()
+            self.predictions, metrics = self._tally.gather(self.model.config.mask_loss_weight)
         finally:
             self._tally = None
-        if metrics:
-            metrics["loss"] = sum(self._loss_weights[name] * value for name, value in metrics.items())
         metrics |= score_predictions(self.predictions)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         if self.predictions and self.args.sample_sheet and self.is_world_process_zero():
-            name = f"step-{self.state.global_step}.png"
-            if metric_key_prefix != "eval":
-                name = f"{metric_key_prefix.removeprefix('eval_')}-{name}"
-            sheet = Path(self.args.output_dir) / "samples" / name
-            save_sample_sheet(sheet, records, self.predictions, self.args.sample_sheet)
+            folder, step = Path(self.args.output_dir) / "samples", self.state.global_step
+            save_sample_sheet(folder, metric_key_prefix, step, records, self.predictions, self.args.sample_sheet)
         return output
 
     def prediction_step(
@@ -178,7 +168,9 @@ class ScaTrainer(ShardedCheckpoints):
         inputs = self._prepare_inputs(inputs)
         indices = inputs.pop("record_index").tolist()
         with torch.no_grad():
-            inputs = self._encoded(inputs)
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                with self.accelerator.autocast():
+                    inputs = with_embeddings(self.accelerator.unwrap_model(self.model), inputs)
             result = super().prediction_step(model, inputs, *args, **kwargs)
             if self._tally is not None:
                 self._tally.add_losses(indices, inputs["labels"], inputs.get("mask_labels"))
@@ -203,21 +195,6 @@ class ScaTrainer(ShardedCheckpoints):
         with self.accelerator.autocast():
             output = model.generate(**inputs, **options, return_dict_in_generate=True)
         return self.processing_class.batch_decode(output), output.caption_scores
-
-    def _encoded(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if "pixel_values" not in inputs or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return inputs
-        model = self.accelerator.unwrap_model(self.model)
-        with self.accelerator.autocast():
-            encoded = model.get_image_embeddings(inputs["pixel_values"])
-        rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        if isinstance(encoded, tuple):
-            return {**rest, "image_embeddings": encoded[0], "intermediate_embeddings": encoded[1]}
-        return {**rest, "image_embeddings": encoded}
-
-    @property
-    def _loss_weights(self) -> dict[str, float]:
-        return {"caption_loss": 1.0, "mask_loss": self.model.config.mask_loss_weight}
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.throughput.pause()
