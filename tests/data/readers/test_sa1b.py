@@ -64,7 +64,7 @@ def tar(path, members):
 
 
 ROWS = [
-    ("223751", 2237510, 'a "quoted" green — 緑 — wall', 0.9),
+    ("223751", 2237510, '"quoted" green — 緑 — wall', 0.9),
     ("223750", 2237500, "a green wall", 0.5),
     ("223750", 2237500, "a field", 0.2),
     ("223750", 2237501, "grass", 0.1),
@@ -85,7 +85,7 @@ def test_captions_meet_their_masks(tmp_path, table):
     assert [region["captions"] for region in first["regions"]] == [["a green wall", "a field"], ["grass"]]
     assert first["regions"][0]["box"] == [5, 5, 14, 14]
     assert np.array_equal(decode_rle(first["regions"][0]["mask"]), square(5, 5))
-    assert second["regions"][0]["captions"] == ['a "quoted" green — 緑 — wall']
+    assert second["regions"][0]["captions"] == ['"quoted" green — 緑 — wall']
 
 
 def test_tar_files_folders_and_every_table_give_the_same(tmp_path, table):
@@ -124,7 +124,7 @@ def test_weak_captions_and_small_regions_are_left_out_and_counted(tmp_path, tabl
     records = read("sa1b", report=report, images=images, captions=table, min_score=0.2, min_area=60 / 1200)
     assert [region["captions"] for region in regions(records)] == [
         ["a green wall", "a field"],
-        ['a "quoted" green — 緑 — wall'],
+        ['"quoted" green — 緑 — wall'],
     ]
     assert report.left_out == {"captions below min_score": 1}
     report = ReadReport()
