@@ -60,9 +60,18 @@ def test_masks_without_a_mask_loss_are_refused_or_left_alone(make_model, process
         trainer(make_model(), processor, tmp_path, preset="mixer+mask_decoder")
     with pytest.raises(ValueError, match="trains nothing of masks"):
         trainer(make_model(), processor, tmp_path, preset="mixer", mask_loss_weight=1.0)
+    with pytest.raises(ValueError, match="none of the first 19 regions has one"):
+        trainer(make_model(), processor, tmp_path, preset="mixer+mask_decoder", mask_loss_weight=1.0)
     model = make_model()
     apply_preset(model, "all")
     assert not any("iou_prediction_head" in name or "hypernetworks" in name for name in trained(model))
+
+
+def test_a_model_that_learned_masks_goes_on_learning_them(make_model, processor, tmp_path):
+    model = make_model(mask_loss_weight=1.0)
+    run = trainer(model, processor, tmp_path, preset="mixer+mask_decoder", train=records(masks=True))
+    assert run.data_collator.mask_labels and run.eval_collator.mask_labels
+    assert not trainer(model, processor, tmp_path, preset="mixer").data_collator.mask_labels
 
 
 def test_a_small_language_model_learns_gently_and_a_large_one_more_so(make_model):

@@ -70,3 +70,11 @@ def test_its_loss_counts_every_token_of_the_accumulated_batches(model, processor
     items = run._get_num_items_in_batch(batches, torch.device("cpu"))
     assert items == sum((batch["labels"] != -100).sum() for batch in batches)
     assert run.model_accepts_loss_kwargs and not run._loss_shifts_labels
+
+
+def test_labels_are_smoothed_once(model, processor, tmp_path):
+    batch = RegionCollator(processor, training=False)(records(2))
+    assert model.config.label_smoothing == 0.1
+    own = trainer(model, processor, tmp_path, records(2)).compute_loss(model, dict(batch))
+    theirs = trainer(model, processor, tmp_path, records(2), label_smoothing_factor=0.1)
+    torch.testing.assert_close(theirs.compute_loss(model, dict(batch)), own)

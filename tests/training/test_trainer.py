@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_runs import parameters, records, trainer
+from transformers import HfArgumentParser
 
+from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.collator import RegionCollator
 from sca_hf.training.evaluation import Prediction, score_predictions
 from sca_hf.training.sample_sheet import choose_samples
@@ -169,6 +171,15 @@ def test_the_sample_sheet_shows_many_pictures_before_it_shows_one_twice(model, p
 def test_arguments_that_cannot_be_meant_are_refused(model, processor, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         trainer(model, processor, tmp_path, **arguments)
+
+
+def test_arguments_come_from_a_command_line_too(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--preset", "mixer+lm", "--module_learning_rates", '{"mixer": 1e-3}']
+    words += ["--prompt_shares", '{"box": 1, "point": 1}', "--augmentation", "lsj-0.1-2.0", "--use_cpu", "true"]
+    (arguments,) = HfArgumentParser(ScaTrainingArguments).parse_args_into_dataclasses(words)
+    assert arguments.module_learning_rates == {"mixer": 1e-3} and arguments.prompt_shares == {"box": 1, "point": 1}
+    assert (arguments.augmentation, arguments.preset) == ("lsj-0.1-2.0", "mixer+lm")
+    assert arguments.label_names == ["labels"]
 
 
 def test_the_processor_is_needed(model, tmp_path):

@@ -42,12 +42,15 @@ class IndexedRecords(Dataset):
     """Records with their positions, so that what a batch says can be led back to them whatever the process.
 
     Args:
-        records: by index, with their truth.
+        records: by index, with their truth and their images.
         inputs: the same records as the collator gets them, from a cache of embeddings; None: `records`.
     """
 
     def __init__(self, records: Any, inputs: Any = None) -> None:
         self.records, self.inputs = records, records if inputs is None else inputs
+        columns = getattr(records, "column_names", None)
+        # A row of `datasets` would open its image.
+        self.truth = records.remove_columns(["image"]) if columns and "image" in columns else records
 
     def __len__(self) -> int:
         return len(self.records)

@@ -13,6 +13,9 @@ from .evaluation import IndexedRecords, first_records
 from .run_identity import kept_randomness
 
 
+_LOOKED_AT = 64
+
+
 class RunInputs:
     """Turns the records that a run is given into what its loaders read.
 
@@ -48,6 +51,8 @@ class RunInputs:
         if dataset is None or isinstance(dataset, DrawnRecords | DrawnStream):
             return dataset
         args, kind = self.args, DrawnRecords if hasattr(dataset, "__len__") else DrawnStream
+        if args.mask_loss_weight and kind is DrawnRecords:
+            _check_masks(dataset)
         augmentation = training_augmentation(args.augmentation, self.image_size, dataset)
         if self.cache is not None:
             refuse_augmentation(augmentation)
@@ -74,3 +79,13 @@ class RunInputs:
                     progress=not self.args.disable_tqdm and self.args.process_index == 0,
                 )
             self._filled.add(id(records))
+
+
+def _check_masks(dataset: Any) -> None:
+    """Refuses to train masks on records without any; only the first ones of a data set are looked at."""
+    regions = [region for k in range(min(len(dataset), _LOOKED_AT)) for region in dataset[k]["regions"]]
+    if not any(region.get("mask") for region in regions):
+        raise ValueError(
+            f"mask_loss_weight trains masks, but none of the first {len(regions)} regions has one: choose a preset "
+            "that trains none, or data with masks."
+        )

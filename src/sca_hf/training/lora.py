@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..modeling.adapters_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter
+from .quantization import is_quantized
 
 
 _MISSING = "LoRA needs peft: pip install 'sca-hf[train]'."
@@ -46,7 +47,14 @@ def add_lora(
         language_model._hf_peft_config_loaded = False
         layers = sorted({name.rpartition(".")[2] for name, part in language_model.named_modules() if _is_linear(part)})
         raise ValueError(f"{error} The language model's linear layers are {', '.join(layers)}.") from error
-    return [name for name, _ in _adapted_layers(language_model)]
+    adapted = _adapted_layers(language_model)
+    words = language_model.get_input_embeddings().weight
+    if any(layer.get_base_layer().weight is words for _, layer in adapted):
+        raise ValueError(
+            "target_modules names the head, which shares its weight with the word embeddings: adapters on it could "
+            "not be merged."
+        )
+    return [name for name, _ in adapted]
 
 
 def merge_lora(model: Any) -> None:
@@ -57,7 +65,10 @@ def merge_lora(model: Any) -> None:
     language_model = model.language_model
     if not has_adapter(language_model):
         raise ValueError("the language model has no adapters to merge.")
-    for name, layer in _adapted_layers(language_model):
+    adapted = _adapted_layers(language_model)
+    if any(is_quantized(layer.get_base_layer().weight) for _, layer in adapted):
+        raise ValueError("adapters cannot be merged into packed weights: load the checkpoint, which has none, first.")
+    for name, layer in adapted:
         layer.merge(safe_merge=True)
         language_model.set_submodule(name, layer.get_base_layer())
     del language_model.peft_config

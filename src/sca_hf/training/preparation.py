@@ -28,8 +28,12 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
             torch.manual_seed(args.seed)
             add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
     preset = apply_preset(model, args.preset, args.mask_loss_weight)
+    # Whoever makes batches need not ask the model whether they are to hold masks.
+    args.mask_loss_weight = model.config.mask_loss_weight if preset.trains_masks else None
     hold_frozen(model, args.frozen_dtype)
     choose_save_form(model, preset, args.save_form)
+    if args.frozen_dtype and model.include_bases:
+        logger.warning(f"Checkpoints hold every weight, the frozen ones rounded to {args.frozen_dtype}.")
     if args.ddp_find_unused_parameters is None:
         # A batch seldom holds every kind of prompt, and each has weights of its own; elsewhere all weights are used.
         args.ddp_find_unused_parameters = args.preset == "all"

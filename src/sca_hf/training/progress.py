@@ -23,9 +23,11 @@ class Throughput:
         """Adds a batch without waiting for the device."""
         if self._since is None:
             self._since = time.perf_counter()
-        labels = inputs["labels"]
-        self._images += len(labels)
-        self._regions = self._regions + (labels != -100).any(dim=-1).sum()
+        real = inputs.get("region_mask")
+        if real is None:
+            real = (inputs["labels"] != -100).any(dim=-1)
+        self._images += len(real)
+        self._regions = self._regions + real.sum()
 
     def pause(self) -> None:
         """Stops the clock until the next batch."""

@@ -14,7 +14,7 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import ScaTrainingArguments
-from .evaluation import IndexedCollator, Prediction, Tally, score_predictions, with_embeddings
+from .evaluation import IndexedCollator, IndexedRecords, Prediction, Tally, score_predictions, with_embeddings
 from .inputs import RunInputs
 from .lora import restore_adapter
 from .preparation import prepare_model
@@ -147,8 +147,8 @@ class ScaTrainer(ShardedCheckpoints):
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Adds losses that do not depend on batches or processes, scores of generated captions, and a picture."""
-        records = dataloader.dataset.records
-        self._tally = Tally(records, self.args.task, self.model.config.label_smoothing)
+        records: IndexedRecords = dataloader.dataset
+        self._tally = Tally(records.truth, self.args.task, self.model.config.label_smoothing)
         try:
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
             self.predictions, metrics = self._tally.gather(self.model.config.mask_loss_weight)
@@ -158,7 +158,9 @@ class ScaTrainer(ShardedCheckpoints):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         if self.predictions and self.args.sample_sheet and self.is_world_process_zero():
             folder, step = Path(self.args.output_dir) / "samples", self.state.global_step
-            save_sample_sheet(folder, metric_key_prefix, step, records, self.predictions, self.args.sample_sheet)
+            save_sample_sheet(
+                folder, metric_key_prefix, step, records.records, self.predictions, self.args.sample_sheet
+            )
         return output
 
     def prediction_step(
