@@ -160,6 +160,7 @@ def build_datasets(section: DataSection) -> tuple[Any, Any]:
     else:
         test = [load_spec(section.reader_spec(spec)) for spec in section.eval]
     mixing = section.mixing
+    train = [_with_source(one, section.name_of(spec)) for one, spec in zip(train, section.train, strict=True)]
     mixed = train[0]
     if len(train) > 1 or mixing.max_samples is not None:
         mixed = mix_regions(
@@ -173,6 +174,13 @@ def build_datasets(section: DataSection) -> tuple[Any, Any]:
     if len(test) < 2:
         return mixed, test[0] if test else None
     return mixed, {section.name_of(spec): dataset for spec, dataset in zip(named, test, strict=True)}
+
+
+def _with_source(dataset: Any, name: str) -> Any:
+    """Has each record say which set it is of, for `augmentation.by_source`."""
+    if hasattr(dataset, "add_column") and hasattr(dataset, "__len__"):
+        return dataset.add_column("source", [name] * len(dataset))
+    return dataset.map(lambda record: {**record, "source": name})
 
 
 def _last_scores(trainer: ScaTrainer) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""What we claim, measured: one script for each table of docs/experiments.md."""
