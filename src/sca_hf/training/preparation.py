@@ -13,6 +13,7 @@ from .arguments import ScaTrainingArguments
 from .lora import add_lora
 from .presets import PRESETS, Preset, apply_preset
 from .quantization import is_quantized, quantize_language_model
+from .run_identity import kept_randomness
 
 
 logger = logging.get_logger(__name__)
@@ -24,7 +25,7 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
         _quantize(model, args)
     if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
         # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
-        with torch.random.fork_rng():
+        with kept_randomness():
             torch.manual_seed(args.seed)
             add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
     preset = apply_preset(model, args.preset, args.mask_loss_weight)

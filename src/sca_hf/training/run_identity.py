@@ -60,7 +60,9 @@ def run_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 def kept_randomness() -> Iterator[None]:
     """Leaves every generator of random numbers as it was."""
     python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # Of this process's device alone: a look at another one's generator would take memory there.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
