@@ -49,6 +49,8 @@ def test_the_mixer_learns_through_a_quantised_language_model(make_model, process
     assert passes_gradients(model), "also after an evaluation"
     assert run.evaluate()["eval_loss"] < before
     assert any(not torch.equal(mixer[name], value) for name, value in parameters(model.mixer).items())
+    with pytest.raises(ValueError, match="already"):
+        quantize_language_model(model, kind)
     full = type(model).from_pretrained(tmp_path / "checkpoint-6")
     batch = RegionCollator(processor, training=False)(records(3))
     with torch.no_grad():
@@ -68,6 +70,9 @@ def test_a_quantised_language_model_can_be_neither_trained_nor_saved(make_model,
     with pytest.raises(ValueError, match="cannot be quantized"):
         trainer(make_model(), processor, tmp_path, preset="all", quantize_language_model="torchao-int8")
     with pytest.raises(ValueError, match="is not saved"):
-        trainer(make_model(), processor, tmp_path, save_form="whole", quantize_language_model="torchao-int8")
+        model = saved_model(make_model, tmp_path / "model")
+        trainer(model, processor, tmp_path, save_form="whole", quantize_language_model="torchao-int8")
+    with pytest.raises(ValueError, match="is not saved"):
+        trainer(make_model(), processor, tmp_path, quantize_language_model="torchao-int8")
     with pytest.raises(ValueError, match="expected one of"):
         quantize_language_model(make_model(), "gguf")

@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
-    if args.quantize_language_model:
+    if args.quantize_language_model and not any(map(is_quantized, model.language_model.parameters())):
         _quantize(model, args)
     if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
         # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
@@ -44,8 +44,11 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
 def _quantize(model: Any, args: ScaTrainingArguments) -> None:
     if any(name == "language_model" for name in PRESETS[args.preset].trained):
         raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
-    if args.save_form == "whole":
-        raise ValueError("a quantized language model is not saved: leave out save_form whole.")
+    if args.save_form == "whole" or not model.base_sources:
+        raise ValueError(
+            "a quantized language model is not saved, only the name of the repository or folder that it came from: "
+            "leave out save_form whole, and load the model from where its parts can be named."
+        )
     if args.frozen_dtype:
         model.language_model.to(as_dtype(args.frozen_dtype))
     quantize_language_model(model, cast(str, args.quantize_language_model))

@@ -34,6 +34,8 @@ def quantize_language_model(model: Any, kind: str) -> int:
     head, device = language_model.get_output_embeddings(), language_model.device
     layers = [(name, layer) for name, layer in language_model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
     layers = [(name, layer) for name, layer in layers if layer is not head]
+    if any(map(is_quantized, language_model.parameters())):
+        raise ValueError("the language model is quantized already.")
     if not layers:
         raise ValueError(f"{type(language_model).__name__} has no linear layers beside its head: nothing to quantize.")
     for name, layer in layers:
