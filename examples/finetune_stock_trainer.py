@@ -5,27 +5,30 @@ from transformers import Trainer, TrainingArguments
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.captioning import bundled_model
 from sca_hf.data import load_regions
-from sca_hf.training.collator import RegionCollator
+from sca_hf.training import DrawnRecords, RegionCollator, apply_preset, training_augmentation
 
 
 model = ScaForConditionalGeneration.from_pretrained(bundled_model())
 processor = ScaProcessor.from_pretrained(bundled_model())
 regions = load_regions("voc", root="my-boxes").train_test_split(0.2, seed=0)
+apply_preset(model, "all")  # a small model and few pictures: all of it learns. The default, "mixer", is as published
+side = model.config.sam_config.vision_config.image_size
+changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, side, regions["train"])
 arguments = TrainingArguments(
     output_dir="runs/my-boxes",
-    max_steps=1000,
+    max_steps=1500,
     learning_rate=1e-3,
-    per_device_train_batch_size=8,
+    lr_scheduler_type="cosine",
+    warmup_steps=100,
+    adam_beta2=0.98,
     eval_strategy="steps",
-    label_names=[
-        "labels"
-    ],  # without it the Trainer takes the labels of points for labels too, and reports no eval_loss
+    label_names=["labels"],  # by default the labels of points count too, and there is no eval_loss
     remove_unused_columns=False,  # records are no arguments of the model: the collator makes those
 )
 trainer = Trainer(
     model,
     arguments,
-    train_dataset=regions["train"],
+    train_dataset=DrawnRecords(regions["train"], seed=0, augmentation=changes),
     eval_dataset=regions["test"],
     data_collator=RegionCollator(processor),
     processing_class=processor,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sca_hf.cli import build_parser
+from sca_hf.cli import parse
 
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"(<!-- needs the Hub -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(<!-- needs (?:the Hub|data) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 BLOCKS = [(bool(hub), language, text) for hub, language, text in BLOCK.findall(README)]
 PROGRAMS = [index for index, (hub, language, _) in enumerate(BLOCKS) if language == "python" and not hub]
@@ -50,6 +50,11 @@ def test_python_that_needs_the_hub_compiles():
         compile(text, "README.md", "exec")
 
 
+def test_the_training_program_is_the_example():
+    program = (ROOT / "examples" / "finetune_stock_trainer.py").read_text()
+    assert program.split('"""\n\n', 1)[1] in [text for held_back, _, text in BLOCKS if held_back]
+
+
 def test_outputs_are_shown_and_belong_to_programs():
     shown = [index for index, (_, language, _) in enumerate(BLOCKS) if language == "text"]
     assert shown and all(index - 1 in PROGRAMS for index in shown)
@@ -57,7 +62,7 @@ def test_outputs_are_shown_and_belong_to_programs():
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("sca-hf")])
 def test_commands_are_understood(command):
-    build_parser().parse_args(shlex.split(command)[1:])
+    parse(shlex.split(command)[1:])
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
@@ -68,7 +73,7 @@ def test_make_targets_exist(command):
 
 
 def test_pictures_and_files_exist():
-    named = re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(r"`((?:src|recipes|docs)/[\w./-]+)`", README)
+    named = re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(r"`((?:src|recipes|docs|examples)/[\w./-]+)`", README)
     assert named and all((ROOT / path).exists() for path in named)
 
 

@@ -12,13 +12,7 @@ COMMANDS = (caption, train, data, estimate, info, convert, scene)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after an error."""
-    parser = build_parser()
-    options, unknown = parser.parse_known_args(arguments)
-    # Of a recipe every key is an option; its command checks them.
-    if unknown and "overrides" not in options:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if unknown:
-        options.overrides = unknown
+    options = parse(arguments)
     for stream in (sys.stdout, sys.stderr):
         # A caption may hold letters that the terminal's encoding has not.
         if hasattr(stream, "reconfigure"):
@@ -33,6 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sca-hf {options.command}: error: {_sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads a command line; ends the program with 2 where it is not understood."""
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    # Of a recipe every key is an option; its command checks them.
+    if unknown and "overrides" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        options.overrides = unknown
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
