@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from ..modeling.modeling_sca import ScaForConditionalGeneration
 from .arguments import ScaTrainingArguments
 from .preparation import prepare_model
 from .presets import PRESETS
-from .recipe_config import as_dtype_name, recipe_config
-from .recipe_schema import Recipe
 from .simulation import StepMemory, checkpoint_arguments, emptied, simulate_step, without_contents
 
 
@@ -89,18 +86,6 @@ class MemoryEstimate:
         # While the optimizer steps the activations are gone, and it makes copies of what it updates.
         moment = max(self.step.kept + self.step.workspace, self.gradients)
         return weights + self.gradients + self.optimizer + moment + CUDA_BYTES
-
-
-def estimate_recipe(recipe: Recipe, beside: Path | None = None) -> MemoryEstimate:
-    """Estimates a recipe's memory.
-
-    Args:
-        beside: folder of other recipes, where `model.from` names an output that is not there yet.
-    """
-    config, notes = recipe_config(recipe.model, beside)
-    estimate = estimate_config(config, recipe.training, as_dtype_name(recipe.model.dtype))
-    estimate.notes[:0] = notes
-    return estimate
 
 
 def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str = "float32") -> MemoryEstimate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .estimate import CUDA_BYTES, MemoryEstimate, estimate_recipe, smaller_settings
+from .estimate import CUDA_BYTES, MemoryEstimate, estimate_config, smaller_settings
 from .recipe_config import as_dtype_name, recipe_config
 from .recipe_schema import Recipe
 
@@ -17,11 +17,15 @@ def report_recipe(recipe: Recipe, beside: Path, gpu_memory: int | None, images: 
         gpu_memory: bytes to compare the total with; where it does not fit, what to change.
         images: how many the embedding cache would hold.
     """
-    estimate = estimate_recipe(recipe, beside)
+    config, notes = recipe_config(recipe.model, beside)
+    dtype = as_dtype_name(recipe.model.dtype)
+    estimate = estimate_config(config, recipe.training, dtype)
     lines = [*format_estimate(estimate), "", _cache_line(estimate, images)]
     if gpu_memory is not None:
-        lines += ["", *_fit(recipe, beside, estimate, gpu_memory)]
-    return "\n".join([*lines, *(f"Note: {note}" for note in dict.fromkeys(estimate.notes))])
+        lines += ["", _fit(estimate, gpu_memory)]
+        if estimate.total > gpu_memory:
+            lines += _advice(smaller_settings(config, recipe.training, gpu_memory, dtype), gpu_memory)
+    return "\n".join([*lines, *(f"Note: {note}" for note in dict.fromkeys([*notes, *estimate.notes]))])
 
 
 def format_estimate(estimate: MemoryEstimate) -> list[str]:
@@ -58,14 +62,15 @@ def _cache_line(estimate: MemoryEstimate, images: int | None) -> str:
     return each + ("" if estimate.cached else " (training.embedding_cache is not set)")
 
 
-def _fit(recipe: Recipe, beside: Path, estimate: MemoryEstimate, limit: int) -> list[str]:
+def _fit(estimate: MemoryEstimate, limit: int) -> str:
     size = f"{limit / 2**30:g} GiB"
     if estimate.total <= limit:
-        return [f"Fits {size}, {(limit - estimate.total) / 2**30:.1f} GiB to spare."]
-    config, _ = recipe_config(recipe.model, beside)
-    tried = smaller_settings(config, recipe.training, limit, as_dtype_name(recipe.model.dtype))
-    lines = [f"Does not fit {size}: {(estimate.total - limit) / 2**30:.1f} GiB too much. Changes, each upon the last:"]
-    lines += [f"  {change:<46} {total / 2**30:8.1f} GiB" for change, total in tried]
+        return f"Fits {size}, {(limit - estimate.total) / 2**30:.1f} GiB to spare."
+    return f"Does not fit {size}: {(estimate.total - limit) / 2**30:.1f} GiB too much. Changes, each upon the last:"
+
+
+def _advice(tried: list[tuple[str, int]], limit: int) -> list[str]:
+    lines = [f"  {change:<46} {total / 2**30:8.1f} GiB" for change, total in tried]
     if not tried or tried[-1][1] > limit:
         lines.append("  Not enough: take a smaller language model or image encoder, or shard over several GPUs.")
     return lines

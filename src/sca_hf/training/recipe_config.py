@@ -16,6 +16,7 @@ from .recipe_schema import ModelSection, load_recipe
 
 
 BUNDLED = "sca-tiny"
+_FROM_TABLE = " could not be reached: its configuration is taken from a table in this package."
 
 
 def model_source(name: str) -> str:
@@ -86,12 +87,15 @@ def _stage_config(model: ModelSection, beside: Path | None, notes: list[str]) ->
 def _base_config(name: str | None, revision: str | None, part: str, notes: list[str]) -> PreTrainedConfig:
     """The configuration of a SAM or language model, alone or as a part of a whole SCA repository."""
     known = None if Path(str(name)).is_dir() else known_config(str(name))
+    if known is not None and any(note.endswith(_FROM_TABLE) for note in notes):
+        notes.append(f"{name}{_FROM_TABLE}")
+        return known  # the Hub was not there a moment ago, and each try takes half a minute
     try:
         config = AutoConfig.from_pretrained(model_source(str(name)), revision=revision or "main")
     except OSError:
         if known is None:
             raise
-        notes.append(f"{name} could not be reached: its configuration is taken from a table in this package.")
+        notes.append(f"{name}{_FROM_TABLE}")
         return known
     if config.model_type == ScaConfig.model_type:
         return config.sam_config if part == "sam" else config.text_config
