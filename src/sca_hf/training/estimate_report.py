@@ -70,7 +70,7 @@ def _fit(estimate: MemoryEstimate, limit: int) -> str:
 
 
 def _advice(tried: list[tuple[str, int]], limit: int) -> list[str]:
-    lines = [f"  {change:<46} {total / 2**30:8.1f} GiB" for change, total in tried]
+    lines = [f"  {change:<56} {total / 2**30:8.1f} GiB" for change, total in tried]
     if not tried or tried[-1][1] > limit:
         lines.append("  Not enough: take a smaller language model or image encoder, or shard over several GPUs.")
     return lines
