@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import IterableDataset
@@ -24,7 +25,13 @@ from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.trainer import ScaTrainer
 
 
-SHARDED = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
+CONFIGS = Path(__file__).parents[2] / "recipes" / "distributed"
+
+
+def launched_with(name):
+    """What `accelerate launch` hands to its processes of one of our configurations, but for the precision."""
+    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["fsdp_config"]
+    return {"ACCELERATE_USE_FSDP": "true"} | {option.upper(): str(value) for option, value in options.items()}
 
 
 def records(count):
@@ -55,10 +62,9 @@ def make_trainer(folder, count=16, sharded=False, streamed=False, start=None, **
     settings |= {"lr_scheduler_type": "constant", "sample_sheet": 0}
     if "WORLD_SIZE" in os.environ:
         settings["ddp_backend"] = "gloo"
-    if sharded:
-        settings |= {"fsdp": True, "fsdp_config": SHARDED}
     args = ScaTrainingArguments(str(folder), **(settings | arguments))
     if sharded:
+        os.environ.update(launched_with("fsdp2"))
         # Accelerate shards on accelerators only; that the device is a CPU makes no difference to what it then does.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     processor = ScaProcessor.from_config(tiny_config(), tiny_tokenizer())
