@@ -30,6 +30,7 @@ from .checks_sca import as_mask_table, check_prompts, check_regional, refuse_unk
 from .configuration_sca import ScaConfig
 from .generation_sca import caption_generation_config, continue_prefixes, resolve_generation_config
 from .grouping_sca import RegionPlan, plan_regions
+from .heads_sca import head_on, spread
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .memory_sca import region_chunk_size as default_chunk_size
@@ -52,7 +53,7 @@ class ScaOutput(ModelOutput):
     Attributes:
         loss: scalar, when `labels` or weighted `mask_labels` are given.
         logits: (B, R, T, V); position t predicts text token t. (B, R, A, T, V) with several caption heads. Zero for
-            padded regions.
+            padded regions, and while training wherever there is no label.
         pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input.
         iou_scores: (B, R, M) predicted IoU of each mask.
         query_embeds: (B, R, A, Q, C) caption queries after the mixer.
@@ -299,12 +300,21 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         if input_ids is not None:
             check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
             prefix = self._prefix(features, task_ids)
-            spoken = self._speak(
-                prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
-            )
-            logits = spoken.logits.unflatten(0, prefix.shape[:2])  # (N, A, T, V)
-            if labels is not None:
-                results["loss"] = self._caption_loss(logits, plan.real(labels), num_items_in_batch)
+            targets = None if labels is None else plan.real(labels).unsqueeze(1).expand(-1, prefix.shape[1], -1)
+            positions = None
+            if targets is not None and self.training:
+                positions = (targets.flatten() != -100).nonzero()[:, 0]
+            with head_on(self.language_model, positions):
+                spoken = self._speak(
+                    prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
+                )
+            logits = spoken.logits  # (N * A, T, V), or (positions, V)
+            if targets is not None:
+                chosen = targets.flatten() if positions is None else targets.flatten()[positions]
+                results["loss"] = self._caption_loss(logits, chosen, num_items_in_batch)
+            if positions is not None:
+                logits = spread(logits, positions, targets.numel())
+            logits = logits.reshape(*prefix.shape[:2], input_ids.shape[-1], -1)  # (N, A, T, V)
             results |= {"logits": plan.padded(logits.squeeze(1)), "prefix_embeds": plan.padded(prefix)}
             results["query_embeds"] = plan.padded(features.queries)
             results |= {name: spoken.get(name) for name in ("hidden_states", "attentions")}
@@ -483,13 +493,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         return self.mixer.prefix(features.queries, ids)
 
     def _caption_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None
+        self, logits: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """Loss of `logits` (N, A, T, V) for `labels` (N, T); every caption head learns the same caption."""
-        heads = logits.shape[1]
-        targets = labels.unsqueeze(1).expand(-1, heads, -1)
-        items = None if num_items is None else num_items * heads
-        return caption_loss(logits, targets, self.config.label_smoothing, items)
+        """Loss of `logits` (..., V) for `targets` of as many rows; every caption head learns the same caption."""
+        items = None if num_items is None else num_items * self.config.mixer_config.num_caption_heads
+        return caption_loss(logits.flatten(0, -2), targets, self.config.label_smoothing, items)
 
     def _speak(
         self,
