@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.training.killed_runs", "sca_hf.testing", "sca_hf.training.checkpoints"])
+CONTEXT.set_forkserver_preload(["tests.training.killed_runs", "sca_hf.testing", "sca_hf.training.trainer"])
 
 
 def records(count=11):
@@ -49,28 +49,21 @@ def make_trainer(folder, cache=None, slow_rank=None, **arguments):
     """
     import torch
     from torch import nn
-    from transformers import TrainingArguments
 
     from sca_hf.processing.processing_sca import ScaProcessor
     from sca_hf.testing import tiny_config, tiny_model, tiny_tokenizer
-    from sca_hf.training.checkpoints import WholeCheckpoints
-    from sca_hf.training.collator import RegionCollator
-    from sca_hf.training.draws import DrawnRecords
+    from sca_hf.training.arguments import ScaTrainingArguments
+    from sca_hf.training.trainer import ScaTrainer
 
     torch.set_num_threads(1)
     model = tiny_model()
     # Dropout in the trained part; no parameter's name changes.
     model.mixer.register_forward_hook(lambda module, args, output: nn.functional.dropout(output, 0.1, module.training))
-    processor = ScaProcessor.from_config(tiny_config(), tiny_tokenizer())
-    dataset = records()
-    if cache is not None:
-        from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache
-
-        dataset = CachedRecords(dataset, EmbeddingCache(cache, model, processor))
     settings = dict(
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         learning_rate=3e-3,
+        lr_scheduler_type="linear",
         save_steps=2,
         max_steps=24,
         save_total_limit=2,
@@ -78,13 +71,14 @@ def make_trainer(folder, cache=None, slow_rank=None, **arguments):
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
+        prompt_shares={"jittered_box": 0.5, "point": 0.5},
+        regions_per_image=1,
+        embedding_cache=None if cache is None else str(cache),
+        eval_generate=False,
     )
-    arguments = TrainingArguments(str(folder / "checkpoints"), **(settings | arguments))
-    collator = RegionCollator(processor, {"box": 0.5, "point": 0.5}, max_regions=1, box_jitter=0.1)
-    drawn = DrawnRecords(dataset, arguments.seed)
-    trainer = WholeCheckpoints(model, arguments, collator, train_dataset=drawn, eval_dataset=dataset)
+    arguments = ScaTrainingArguments(str(folder / "checkpoints"), **(settings | arguments))
+    processor = ScaProcessor.from_config(tiny_config(), tiny_tokenizer())
+    trainer = ScaTrainer(model, arguments, records(), records(3), processor)
     if slow_rank == arguments.process_index:
         trainer._save_rng_state = lambda folder, save=trainer._save_rng_state: (time.sleep(0.5), save(folder))
     return trainer

@@ -134,7 +134,7 @@ def test_the_best_checkpoint_is_kept_and_known_by_its_final_name(tmp_path):
     run = make_trainer(
         tmp_path,
         max_steps=8,
-        save_total_limit=1,
+        save_total_limit=2,
         eval_strategy="steps",
         eval_steps=2,
         load_best_model_at_end=True,
