@@ -122,7 +122,7 @@ def train_until_full(folder, limit=None):
 
 def start(folder, **options):
     """Starts a training run in a process of its own."""
-    process = CONTEXT.Process(target=train, args=(folder, options))
+    process = CONTEXT.Process(target=train_alone, args=(folder, options))
     process.start()
     return process
 
@@ -137,6 +137,13 @@ def start_pair(folder, **options):
     for process in pair:
         process.start()
     return pair
+
+
+def train_alone(folder, options):
+    """Trains in a process of its own."""
+    # Workers that load data are children of this process, and end when it is killed.
+    multiprocessing.set_start_method("fork", force=True)
+    train(folder, options)
 
 
 def train_as_rank(folder, rank, port, options):

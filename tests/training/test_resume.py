@@ -81,6 +81,13 @@ def test_a_checkpoint_waits_for_the_random_numbers_of_every_process(tmp_path):
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(files)
 
 
+def test_workers_that_persist_change_nothing_of_that(unbroken, tmp_path):
+    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    kills = [lambda process: kill_while_saving(tmp_path, process, delay=0.01, saves=4)]
+    assert killed_and_resumed(tmp_path, kills, **options) == 1
+    assert weights(tmp_path) == unbroken[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path, cached):

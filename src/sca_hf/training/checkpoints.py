@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
@@ -175,6 +176,16 @@ class WholeCheckpoints(Trainer):
                 )
             logger.warning("%s Going on all the same.", message)
         return path
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Seeds workers from a generator of their own.
+
+        They would be seeded from that of dropout: once per epoch, or once per process where they persist, and a
+        resumed run is another process.
+        """
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Mends what the Trainer does not know: the passes over a stream, and that a run may have been done."""
