@@ -221,11 +221,31 @@ class Stream(torch.utils.data.IterableDataset):
 
 def test_a_finished_run_takes_no_step_more(tmp_path):
     # Its last checkpoint is in the middle of an epoch; it was killed before the final weights were written.
-    train(tmp_path, {"max_steps": 4})
+    options = {"max_steps": 4, "lr_scheduler_type": "constant"}
+    train(tmp_path, options)
     done = weights(tmp_path)
     shutil.rmtree(tmp_path / "final")
-    train(tmp_path, {"max_steps": 4})
+    train(tmp_path, options)
     assert weights(tmp_path) == done
+
+
+def test_a_resumed_run_draws_what_the_unbroken_one_drew_anew_in_each_epoch(tmp_path):
+    def draws(max_steps):
+        trainer = make_trainer(tmp_path, max_steps=max_steps, lr_scheduler_type="constant", save_total_limit=1)
+        seen, collate = [], trainer.data_collator
+        trainer.data_collator = lambda rows: seen.extend(row["draw"] for row in rows) or collate(rows)
+        return trainer, seen
+
+    first, whole = draws(9)
+    first.train()
+    assert {epoch: len({i for _, e, i in whole if e == epoch}) for epoch in range(3)} == {0: 11, 1: 11, 2: 11}
+    assert whole[:11] != [(seed, 0, index) for seed, _, index in whole[11:22]]
+    shutil.rmtree(tmp_path / "checkpoints")
+    draws(4)[0].train()
+    again, rest = draws(9)
+    again.train(resume_from_checkpoint=True)
+    # Of the second epoch four images were seen; the loader reads ahead, and no more than that.
+    assert rest == whole[-len(rest) :] and len(rest) == 18
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5, 8, 10])
