@@ -136,6 +136,8 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         image_processor = None
     for name, value in section.config_fields.items():
         setattr(model.config, name, value)
+    if section.max_caption_length is not None:
+        model.generation_config.max_new_tokens = section.max_caption_length
     model.check_tokenizer(tokenizer)
     return model, ScaProcessor.from_config(model.config, tokenizer, image_processor), list(dict.fromkeys(anew))
 
