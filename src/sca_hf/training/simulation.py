@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -62,6 +63,9 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
+            # Fake tensors hold no labels to count: all of them, which is the most there can be.
+            return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64)
         # Arguments that were there before are not counted, nor what is only another view of them.
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
