@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 from ..data.images import record_image
-from ..drawing.overlay import DrawnRegion, draw_regions
+from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from .evaluation import Prediction
 
 
-_TILE = 420
-_TEXT = 15
-_MARGIN = 12
-_COLUMNS = 4
-_PAPER, _INK, _RIGHT, _WRONG = (250, 250, 250), (40, 40, 40), (20, 120, 50), (180, 40, 30)
+_INK, _RIGHT, _WRONG = (40, 40, 40), (20, 120, 50), (180, 40, 30)
 
 
 def save_sample_sheet(
@@ -37,7 +30,7 @@ def save_sample_sheet(
     name = "" if prefix == "eval" else f"{prefix.removeprefix('eval_')}-"
     path = folder / f"{name}step-{step}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet([_tile(records[p.record], p) for p in choose_samples(predictions, count)]).save(path)
+    draw_sheet([_tile(records[p.record], p) for p in choose_samples(predictions, count)]).save(path)
     return path
 
 
@@ -55,34 +48,11 @@ def choose_samples(predictions: Sequence[Prediction], count: int) -> list[Predic
     return [prediction for prediction, _ in zip(rounds, range(count), strict=False)]
 
 
-def _tile(record: Any, prediction: Prediction) -> Image.Image:
-    """One region on its picture, with what was said under it and what is true."""
-    region = record["regions"][prediction.region]
-    drawn = draw_regions(record_image(record), [DrawnRegion(box=region["box"])], smallest=_TILE, largest=_TILE)
-    font = ImageFont.load_default(_TEXT)
+def _tile(record: Any, prediction: Prediction) -> SheetTile:
+    """One region and what is around it, with what was said of it and what is true."""
+    region = DrawnRegion(box=record["regions"][prediction.region]["box"])
     right = prediction.caption.strip().lower() in [text.strip().lower() for text in prediction.references]
-    lines = [(line, _RIGHT if right else _WRONG) for line in _wrap(f"says: {prediction.caption or '(nothing)'}")]
-    lines += [(line, _INK) for line in _wrap(f"true: {' / '.join(prediction.references)}")]
-    tile = Image.new("RGB", (_TILE, drawn.height + len(lines) * (_TEXT + 4) + 2 * _MARGIN), _PAPER)
-    tile.paste(drawn, ((_TILE - drawn.width) // 2, 0))
-    draw = ImageDraw.Draw(tile)
-    for row, (line, colour) in enumerate(lines):
-        draw.text((_MARGIN // 2, drawn.height + _MARGIN // 2 + row * (_TEXT + 4)), line, fill=colour, font=font)
-    return tile
-
-
-def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, width=_TILE * 2 // _TEXT - 2, max_lines=3, placeholder=" ...")
-
-
-def sheet(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Tiles in rows, each row as high as its highest tile."""
-    rows = [tiles[start : start + _COLUMNS] for start in range(0, len(tiles), _COLUMNS)]
-    heights = [max(tile.height for tile in row) + _MARGIN for row in rows]
-    picture = Image.new("RGB", (max(map(len, rows)) * (_TILE + _MARGIN) + _MARGIN, sum(heights) + _MARGIN), _PAPER)
-    top = _MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            picture.paste(tile, (_MARGIN + column * (_TILE + _MARGIN), top))
-        top += height
-    return picture
+    said = f"says: {prediction.caption or '(nothing)'}", _RIGHT if right else _WRONG
+    return SheetTile(
+        cut_region(record_image(record), region), [said, (f"true: {' / '.join(prediction.references)}", _INK)]
+    )
