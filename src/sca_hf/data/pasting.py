@@ -143,13 +143,11 @@ class RegionPaster:
             if len(regions) - len(record["regions"]) == wanted:
                 break
             texts = self.sources[int(rng.integers(len(self.sources)))]
-            row, index = texts[int(rng.integers(len(texts)))]
+            row, index, said = texts[int(rng.integers(len(texts)))]
             pasted = self._paste(picture, boxes, row, index, rng)
             if pasted is None:
                 continue
-            source = self.dataset[row]["regions"][index]
-            texts_of = {name: source[name] for name in ("captions", "category")}
-            regions.append({**_EMPTY, **pasted, **texts_of, "region_id": f"pasted-{attempt}-{source['region_id']}"})
+            regions.append({**_EMPTY, **said, **pasted, "region_id": f"pasted-{attempt}-{said['region_id']}"})
             boxes.append(np.asarray(pasted["box"]))
         return {**record, "image": picture, "regions": regions}
 
@@ -230,14 +228,15 @@ class RegionPaster:
 _EMPTY: dict[str, Any] = {"mask": None, "points": None, "labels": None}
 
 
-def _regions_by_text(dataset: Any) -> list[list[tuple[int, int]]]:
-    """Rows and positions of all regions of a data set, those that are called alike together."""
-    # The texts alone: a data set that decodes its pictures would do so for every row.
+def _regions_by_text(dataset: Any) -> list[list[tuple[int, int, dict[str, Any]]]]:
+    """Rows, positions and texts of all regions of a data set, those that are called alike together."""
+    # Without their pictures: a data set that decodes these would do so for every row, now and whenever one is pasted.
     texts = dataset.select_columns(["regions"]) if hasattr(dataset, "select_columns") else dataset
-    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    found: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
     for row in range(len(texts)):
         for index, region in enumerate(texts[row]["regions"]):
-            found[region["category"] or region["captions"][0]].append((row, index))
+            said = {name: region[name] for name in ("region_id", "captions", "category")}
+            found[region["category"] or region["captions"][0]].append((row, index, said))
     if not found:
         raise ValueError("there is no region to paste: the data set holds none.")
     return [found[text] for text in sorted(found)]
