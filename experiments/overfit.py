@@ -15,8 +15,8 @@ from pathlib import Path
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.training import ScaTrainer, ScaTrainingArguments
-from sca_hf.training.recipe import build_datasets, run_recipe
-from sca_hf.training.recipe_schema import load_recipe
+from sca_hf.training.recipe.run import build_datasets, run_recipe
+from sca_hf.training.recipe.schema import load_recipe
 
 
 def main() -> None:

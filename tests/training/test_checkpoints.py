@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sca_hf.training.checkpoints import SEAL, CheckpointError, clear_leftovers, last_checkpoint, torn
-from sca_hf.training.staging import DiskFullError, file_sizes, save_whole, staged
+from sca_hf.training.checkpoint.staging import DiskFullError, file_sizes, save_whole, staged
+from sca_hf.training.checkpoint.whole import SEAL, CheckpointError, clear_leftovers, last_checkpoint, torn
 from tests.training.killed_runs import CONTEXT, make_trainer, train_until_full
 
 
@@ -115,7 +115,7 @@ def test_the_next_start_clears_up_and_a_torn_folder_is_replaced(checkpoints, tmp
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
-    import sca_hf.training.checkpoints as module
+    import sca_hf.training.checkpoint.whole as module
 
     seen = []
     real = module.put_in_place

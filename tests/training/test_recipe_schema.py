@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sca_hf.training.recipe_schema import Recipe, load_recipe
-from sca_hf.training.recipe_yaml import override, read_value, read_yaml, write_yaml
+from sca_hf.training.recipe.schema import Recipe, load_recipe
+from sca_hf.training.recipe.yaml_files import override, read_value, read_yaml, write_yaml
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sca_hf.training.checkpoints import SEAL, CheckpointError, last_checkpoint
-from sca_hf.training.run_identity import kept_randomness
+from sca_hf.training.checkpoint.run_identity import kept_randomness
+from sca_hf.training.checkpoint.whole import SEAL, CheckpointError, last_checkpoint
 from tests.training.killed_runs import (
     finish,
     kill_after,

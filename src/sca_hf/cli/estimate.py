@@ -33,8 +33,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     quiet()
-    from ..training.estimate_report import report_recipe
-    from ..training.recipe_schema import load_recipe
+    from ..training.estimates.report import report_recipe
+    from ..training.recipe.schema import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     print(report_recipe(recipe, Path(options.recipe).parent, options.gpu_memory, options.images))

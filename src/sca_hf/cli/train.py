@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
-    from ..training.recipe_schema import load_recipe
+    from ..training.recipe.schema import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     if options.dry_run:
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         return
     from transformers.utils import logging
 
-    from ..training.recipe import run_recipe
+    from ..training.recipe.run import run_recipe
 
     logging.disable_progress_bar()  # of loading and saving; that of training stays
     result = run_recipe(recipe)

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 from ..data.pasting import training_augmentation
 from .arguments import ScaTrainingArguments
+from .checkpoint.run_identity import kept_randomness
 from .collator import RegionCollator
 from .draws import DrawnRecords, DrawnStream
 from .embedding_cache import CachedRecords, EmbeddingCache, refuse_augmentation
 from .evaluation import IndexedRecords, first_records
-from .run_identity import kept_randomness
 
 
 _LOOKED_AT = 64

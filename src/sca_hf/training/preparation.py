@@ -10,10 +10,10 @@ from transformers.utils import logging
 from ..modeling.adapters_sca import has_adapter, is_adapter_key
 from ..modeling.bases_sca import as_dtype
 from .arguments import ScaTrainingArguments
+from .checkpoint.run_identity import kept_randomness
 from .lora import add_lora
 from .presets import PRESETS, Preset, apply_preset
 from .quantization import is_quantized, quantize_language_model
-from .run_identity import kept_randomness
 
 
 logger = logging.get_logger(__name__)

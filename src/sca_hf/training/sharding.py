@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers.trainer import SCHEDULER_NAME
 
-from .checkpoints import WholeCheckpoints
+from .checkpoint.whole import WholeCheckpoints
 from .presets import plain_name
 
 

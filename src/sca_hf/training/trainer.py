@@ -14,13 +14,13 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import ScaTrainingArguments
+from .checkpoint.run_identity import kept_randomness
 from .evaluation import IndexedCollator, IndexedRecords, Prediction, Tally, score_predictions, with_embeddings
 from .inputs import RunInputs
 from .lora import restore_adapter
 from .preparation import prepare_model
 from .presets import default_learning_rates, parameter_groups
 from .progress import RegionProgress, Throughput
-from .run_identity import kept_randomness
 from .sample_sheet import save_sample_sheet
 from .sharding import ShardedCheckpoints
 

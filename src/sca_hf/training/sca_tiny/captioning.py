@@ -13,11 +13,11 @@ from ...data.scenes import scenes
 from ...evaluation.scenes_report import caption_scores, run_scenes
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
-from ..checkpoints import WholeCheckpoints
+from ..checkpoint.staging import save_whole
+from ..checkpoint.whole import WholeCheckpoints
 from ..collator import RegionCollator
 from ..draws import DrawnRecords
 from ..embedding_cache import encoder_fingerprint
-from ..staging import save_whole
 from .scene_cache import load_scene_arrays
 from .scene_records import RecognitionShare, SceneRecords, cache_embeddings
 from .stages import stage_arguments, train_from_last_checkpoint

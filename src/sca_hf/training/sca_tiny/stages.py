@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from transformers import TrainingArguments
 
-from ..checkpoints import WholeCheckpoints, last_checkpoint
+from ..checkpoint.whole import WholeCheckpoints, last_checkpoint
 
 
 class StageSettings(Protocol):

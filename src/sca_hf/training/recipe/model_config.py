@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..captioning import bundled_model
-from ..modeling.configuration_sca import ScaConfig, text_embedding_size
-from .image_size import with_image_size
-from .known_configs import known_config
-from .recipe_schema import ModelSection, load_recipe
+from ...captioning import bundled_model
+from ...modeling.configuration_sca import ScaConfig, text_embedding_size
+from ..estimates.known_configs import known_config
+from ..image_size import with_image_size
+from .schema import ModelSection, load_recipe
 
 
 BUNDLED = "sca-tiny"

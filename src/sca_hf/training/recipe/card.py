@@ -7,9 +7,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..hub.repository_info import describe_repository
-from .recipe_schema import Recipe
-from .recipe_yaml import write_yaml
+from ...hub.repository_info import describe_repository
+from .schema import Recipe
+from .yaml_files import write_yaml
 
 
 _CARD = Template("""\
@@ -88,6 +88,6 @@ def plain_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def describe_bases(folder: Path) -> dict[str, dict[str, str]] | None:
     """Where a mixer-only repository takes its bases from."""
-    from ..modeling.configuration_sca import ScaConfig
+    from ...modeling.configuration_sca import ScaConfig
 
     return ScaConfig.from_pretrained(folder).base_model_repos

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from .recipe_yaml import check_keys, override, read_yaml, refuse_variables, write_yaml
+from .yaml_files import check_keys, override, read_yaml, refuse_variables, write_yaml
 
 
 SECTIONS = ("model", "data", "training", "output")
@@ -267,7 +267,7 @@ def _data(values: Any) -> DataSection:
 def _spec(spec: Any, where: str) -> dict[str, Any]:
     import inspect
 
-    from ..data.loading import READERS, find_reader, load_regions
+    from ...data.loading import READERS, find_reader, load_regions
 
     spec = dict(_mapping(spec, where))
     if "format" not in spec:
@@ -286,7 +286,7 @@ def _spec(spec: Any, where: str) -> dict[str, Any]:
 
 
 def _training(values: Any) -> dict[str, Any]:
-    from .arguments import ScaTrainingArguments
+    from ..arguments import ScaTrainingArguments
 
     values = dict(_mapping(values, "training"))
     for name in _NOT_FOR_RECIPES & values.keys():

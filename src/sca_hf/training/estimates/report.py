@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .estimate import CUDA_BYTES, MemoryEstimate, estimate_config, smaller_settings
-from .recipe_config import as_dtype_name, recipe_config
-from .recipe_schema import Recipe
+from ..recipe.model_config import as_dtype_name, recipe_config
+from ..recipe.schema import Recipe
+from .memory import CUDA_BYTES, MemoryEstimate, estimate_config, smaller_settings
 
 
 def report_recipe(recipe: Recipe, beside: Path, gpu_memory: int | None, images: int | None) -> str:

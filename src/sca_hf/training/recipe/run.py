@@ -15,19 +15,19 @@ import transformers
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from ..modeling.bases_sca import cast_but_positions
-from ..modeling.modeling_sca import ScaForConditionalGeneration
-from ..processing.processing_sca import ScaProcessor
-from .arguments import ScaTrainingArguments
-from .checkpoints import clear_leftovers, last_checkpoint
-from .image_size import set_image_size
-from .presets import PRESETS
-from .recipe_card import plain_scores, run_card
-from .recipe_config import as_dtype_name, model_source
-from .recipe_schema import DataSection, ModelSection, Recipe
-from .recipe_yaml import read_yaml
-from .staging import staged
-from .trainer import ScaTrainer
+from ...modeling.bases_sca import cast_but_positions
+from ...modeling.modeling_sca import ScaForConditionalGeneration
+from ...processing.processing_sca import ScaProcessor
+from ..arguments import ScaTrainingArguments
+from ..checkpoint.staging import staged
+from ..checkpoint.whole import clear_leftovers, last_checkpoint
+from ..image_size import set_image_size
+from ..presets import PRESETS
+from ..trainer import ScaTrainer
+from .card import plain_scores, run_card
+from .model_config import as_dtype_name, model_source
+from .schema import DataSection, ModelSection, Recipe
+from .yaml_files import read_yaml
 
 
 logger = logging.get_logger(__name__)
@@ -151,9 +151,9 @@ def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
 
 def build_datasets(section: DataSection) -> tuple[Any, Any]:
     """Returns what to train on, and what to evaluate on: one set, several by name, or None."""
-    from ..data.loading import load_spec
-    from ..data.mixing import mix_regions
-    from ..data.splitting import hold_out
+    from ...data.loading import load_spec
+    from ...data.mixing import mix_regions
+    from ...data.splitting import hold_out
 
     train = [load_spec(section.reader_spec(spec)) for spec in section.train]
     named = section.train if section.holdout is not None else section.eval

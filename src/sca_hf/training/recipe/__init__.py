@@ -1,0 +1,1 @@
+"""Training runs written down as YAML."""
