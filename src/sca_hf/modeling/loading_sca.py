@@ -33,6 +33,7 @@ from .bases_sca import (
 )
 from .configuration_sca import ScaConfig, ScaMixerConfig, text_embedding_size
 from .generation_sca import caption_generation_config
+from .safety_sca import FORMAT_VERSION
 
 
 logger = logging.get_logger(__name__)
@@ -367,6 +368,7 @@ class ScaLoadingMixin:
         pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
         self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        self.config.format_version = FORMAT_VERSION
         names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
 
