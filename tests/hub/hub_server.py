@@ -65,6 +65,10 @@ class HubServer(ThreadingHTTPServer):
         """Answer the next requests whose "METHOD /path" matches with an error."""
         self._refusals.append([re.compile(pattern), status, message, times])
 
+    def forgive(self) -> None:
+        """Refuse nothing any longer."""
+        self._refusals.clear()
+
     def break_downloads(self, pattern: str, after: int, times: int = 1) -> None:
         """Close the connection of the next matching downloads after so many bytes of the file."""
         self._breaks.append([re.compile(pattern), after, times])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
@@ -43,9 +44,9 @@ def test_what_is_uploaded_is_listed_and_comes_back(api, folder, tmp_path):
     entries = {entry.path: entry for entry in api.list_repo_tree("ann/first", recursive=True)}
     assert entries["model.safetensors"].lfs.size == len(LARGE) and entries["config.json"].lfs is None
     fetched = snapshot_download("ann/first", revision=commit.oid)
-    assert (tmp_path / "cache") in type(tmp_path)(fetched).parents
+    assert (tmp_path / "cache") in Path(fetched).parents
     assert all(
-        (type(tmp_path)(fetched) / p.relative_to(folder)).read_bytes() == p.read_bytes()
+        (Path(fetched) / p.relative_to(folder)).read_bytes() == p.read_bytes()
         for p in folder.rglob("*")
         if p.is_file()
     )
@@ -69,7 +70,7 @@ def test_large_files_go_up_in_parts_and_only_once(api, online, folder):
     before = online.received
     upload(api, "ann/parts-again", folder)
     assert online.received - before < 5_000
-    assert type(folder)(hf_hub_download("ann/parts-again", "model.safetensors")).read_bytes() == changed
+    assert Path(hf_hub_download("ann/parts-again", "model.safetensors")).read_bytes() == changed
 
 
 def test_revisions_are_commits_branches_and_tags(api, folder):
@@ -82,7 +83,7 @@ def test_revisions_are_commits_branches_and_tags(api, folder):
     assert {b.name: b.target_commit for b in refs.branches} == {"main": first, "trial/a": trial}
     assert [t.target_commit for t in refs.tags] == [first]
     read = {
-        revision: open(hf_hub_download("ann/versions", "config.json", revision=revision)).read()
+        revision: Path(hf_hub_download("ann/versions", "config.json", revision=revision)).read_text()
         for revision in ("main", "v1", "trial/a", first, trial)
     }
     assert read == {"main": '{"a": 1}', "v1": '{"a": 1}', "trial/a": '{"a": 2}', first: '{"a": 1}', trial: '{"a": 2}'}
@@ -111,7 +112,7 @@ def test_a_broken_download_goes_on_where_it_broke(api, online, folder):
     upload(api, "ann/broken", folder)
     online.break_downloads("GET /cdn/", after=60_000)
     before = len(online.requests)
-    assert open(hf_hub_download("ann/broken", "model.safetensors"), "rb").read() == LARGE
+    assert Path(hf_hub_download("ann/broken", "model.safetensors")).read_bytes() == LARGE
     assert sum(path.startswith("/cdn/") and method == "GET" for method, path in online.requests[before:]) == 2
 
 
@@ -135,7 +136,7 @@ def test_a_renamed_repository_answers_to_its_old_name(api, folder):
     upload(api, "ann/old-name", folder)
     api.move_repo("ann/old-name", "ann/new-name")
     assert api.model_info("ann/old-name").id == "ann/new-name"
-    assert open(hf_hub_download("ann/old-name", "model.safetensors"), "rb").read() == LARGE
+    assert Path(hf_hub_download("ann/old-name", "model.safetensors")).read_bytes() == LARGE
 
 
 @pytest.mark.parametrize("token, status", [("token-of-a-reader", 403), ("token-of-bob", 403), ("wrong", 401)])

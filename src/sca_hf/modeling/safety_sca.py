@@ -64,12 +64,18 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
     for name, value in _leaves(fields):
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name} of the configuration is not a number (NaN).")
-        if isinstance(value, bool) or not isinstance(value, int):
-            continue
-        field = re.split(r"[.\[]", name)[-1]
-        kind = "layers" if _LAYERS.fullmatch(field) else "size" if _SIZES.fullmatch(field) else None
-        if kind and not -1 <= value <= _MOST[kind]:
+    for name, value in sizes(fields):
+        kind = "layers" if _LAYERS.fullmatch(_field(name)) else "size"
+        if not -1 <= value <= _MOST[kind]:
             raise ValueError(f"{name} of the configuration is {value}; no model has more than {_MOST[kind]} there.")
+
+
+def sizes(fields: Any) -> Iterator[tuple[str, int]]:
+    """Names and values of all layer counts and widths of a configuration, its nested ones included."""
+    for name, value in _leaves(fields):
+        known = _LAYERS.fullmatch(_field(name)) or _SIZES.fullmatch(_field(name))
+        if known and isinstance(value, int) and not isinstance(value, bool):
+            yield name, value
 
 
 def check_bases(repos: Any) -> None:
@@ -96,8 +102,8 @@ def check_bases(repos: Any) -> None:
                 raise ValueError(f"{where}: the {key} {source[key]!r} leads out of the repository.")
 
 
-def check_shard_index(path: Path) -> None:
-    """Refuse an index of weight files that names files elsewhere.
+def check_shard_index(path: Path) -> list[str]:
+    """Names of the weight files that an index lists; one that names files elsewhere is refused.
 
     Args:
         path: of `model.safetensors.index.json`.
@@ -109,6 +115,28 @@ def check_shard_index(path: Path) -> None:
     for name in names:
         if not isinstance(name, str) or re.split(r"[/\\]", name) != [name] or not name.endswith(".safetensors"):
             raise ValueError(f"{path} names {name!r}; weights lie in .safetensors files beside their index.")
+    return sorted(names)
+
+
+def check_amount(described: int, stored: int, path: Any) -> None:
+    """Refuse a configuration that describes far more parameters than weights are stored.
+
+    They would all be made before anyone could see that they are missing, and fill the memory.
+
+    Args:
+        described: number of parameters.
+        stored: bytes of the weight files.
+    """
+    # Quantised weights have up to two parameters a byte; small models may be as they like.
+    if described > 4 * max(stored, 2**24):
+        raise ValueError(
+            f"the configuration of {path} describes {described:,} parameters, but its weight files hold {stored:,} "
+            "bytes: they do not belong together."
+        )
+
+
+def _field(name: str) -> str:
+    return re.split(r"[.\[]", name)[-1]
 
 
 def _mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -132,4 +160,13 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-__all__ = ["FORMAT_VERSION", "check_bases", "check_format", "check_numbers", "check_references", "check_shard_index"]
+__all__ = [
+    "FORMAT_VERSION",
+    "check_amount",
+    "check_bases",
+    "check_format",
+    "check_numbers",
+    "check_references",
+    "check_shard_index",
+    "sizes",
+]
