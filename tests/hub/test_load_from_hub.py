@@ -1,4 +1,4 @@
-"""Three lines from the Hub, whole and mixer-only, online and from the cache; and what is said where a base is not there."""
+"""Three lines from the Hub, whole and mixer-only, online and from the cache; what is said where a base is missing."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def processor_of_test():
 
 @pytest.fixture
 def published(online, processor_of_test):
-    """A whole repository, and a mixer-only one whose bases lie in two others at a branch and a tag that are not main."""
+    """A whole repository, and a mixer-only one whose bases lie in two others, at a branch and a tag, not at main."""
     api = HfApi(online.url)
     whole = tiny_model()
     whole.push_to_hub("org/whole")

@@ -195,19 +195,14 @@ def _bases(config: ScaConfig) -> str:
     ]
     if not rows:
         return "Everything is in this repository."
-    return "\n".join(
-        ["This repository holds what was trained; the rest is fetched, at exactly these revisions:", *rows]
-    )
+    title = "This repository holds what was trained. The rest is fetched, at exactly these revisions:"
+    return "\n".join([title, "", *rows])
 
 
 def _licences(info: RepositoryInfo, own: str | None, frozen: Mapping[str, str | None]) -> str:
     stated = {"SAM": frozen.get("sam"), "language model": frozen.get("language_model"), "mixer": own}
     rows = [
-        [
-            part.name,
-            "frozen" if part.trainable == 0 else "trained",
-            stated.get(part.name) or "not stated by its author",
-        ]
+        [part.name, "trained" if part.trainable else "frozen", stated.get(part.name) or "not stated by its author"]
         for part in info.parts
     ]
     return markdown_rows(["part", "", "licence"], rows)

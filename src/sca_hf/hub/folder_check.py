@@ -1,4 +1,4 @@
-"""What may be published: a saved model's folder, looked at file by file before anything of it is loaded or uploaded."""
+"""What may be published: a saved model's folder, looked at file by file before any of it is loaded or uploaded."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> di
             info = api.model_info(source["repo_id"], revision=source["revision"])
         except HfHubHTTPError as error:
             reason = "no such repository" if isinstance(error, RepositoryNotFoundError) else str(error)
-            raise PublishError(f"{facts.folder} takes its {name} from {where}, which is not to be seen: {reason}")
+            raise PublishError(
+                f"{facts.folder} takes its {name} from {where}, which is not to be seen: {reason}"
+            ) from error
         if info.private and not private:
             raise PublishError(f"{where} ({name}) is private: others could not load this model. Use --private.")
         licences[name] = getattr(info.card_data, "license", None)
@@ -132,15 +134,16 @@ def _sort(facts: FolderFacts, name: str) -> None:
         facts.left_out[name] = "hidden"
     elif path.suffix in _PICKLES:
         raise PublishError(f"{facts.folder / name} may hold a pickle, which runs code when it is loaded: remove it.")
-    elif (
-        path.suffix == ".py"
-        or name in _KNOWN
-        or (len(path.parts) == 1 and path.suffix in _KNOWN_SUFFIXES)
-        or (inside == ADAPTER_FOLDER and path.suffix in (".safetensors", ".json", ".md"))
-    ):
+    elif path.suffix == ".py" or _is_known(path):
         facts.files.append(name)
     else:
         raise PublishError(f"{facts.folder / name} is no part of a saved model: move it elsewhere.")
+
+
+def _is_known(path: PurePosixPath) -> bool:
+    if path.parts[0] == ADAPTER_FOLDER:
+        return path.suffix in (".safetensors", ".json", ".md")
+    return len(path.parts) == 1 and (path.name in _KNOWN or path.suffix in _KNOWN_SUFFIXES)
 
 
 def _check_code(facts: FolderFacts) -> None:

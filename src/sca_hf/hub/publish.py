@@ -1,6 +1,6 @@
-"""Publish a model's folder: checked, loaded back as others will, described by a card, and uploaded whole or not at all.
+"""Publish a model's folder: checked, loaded back as others will, described by a card, uploaded whole or not at all.
 
-What is uploaded lies in a staging folder first (weights are hard links, not copies) and is loaded from there in a fresh
+What is uploaded lies in a staging folder first (weights are hard links, no copies) and is loaded from there in a fresh
 process without this package. The Hub shows it by one commit, so that a cut upload leaves what was there before, and a
 repeated one sends only what is missing. The card follows in a second commit, because it names the first.
 """
@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
@@ -92,11 +92,13 @@ def publish(
         licences = check_base_repositories(facts, api, private)
         say(f"loading {facts.kind} folder {folder} in a fresh process, without this package ...")
         captions = check_loads_alone(facts.folder)
-        # Rendered now, so that what is wrong with a card comes out before anything is uploaded.
-        describe = lambda commit: card_text(  # noqa: E731
-            facts.folder, repo_id, commit, template or own_card(folder), evaluations, licences
-        )
-        describe("0" * 40)
+        template = template or own_card(folder)
+
+        def describe(commit: str) -> str:
+            return card_text(facts.folder, repo_id, commit, template, evaluations, licences)
+
+        # Now, so that what is wrong with a card comes out before anything is uploaded.
+        ModelCard(describe("0" * 40)).validate()
         say(f"uploading to {repo_id} ...")
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         commit = upload(api, repo_id, facts.folder)
@@ -179,8 +181,8 @@ def check_loads_alone(folder: Path) -> list[str]:
         raise PublishError(f"the check of {folder} ran code of {alone['module']}, not that of the folder.")
     if alone["ids"] != here["ids"]:
         raise PublishError(
-            f"{folder} says something else of the probe image where this package is not installed: {alone['captions']} "
-            f"in place of {here['captions']}. Its code is not this package's."
+            f"{folder} says {alone['captions']} of the probe image where this package is not installed, in place of "
+            f"{here['captions']}: its code is not this package's."
         )
     return [caption for image in here["captions"] for caption in image]
 
@@ -210,7 +212,8 @@ def commit_files(
 ) -> None:
     """Commit to main; without a change, nothing. Somebody else's commit meanwhile is an error and not overwritten."""
     head = api.repo_info(repo_id, repo_type=repo_type).sha
-    operations = [*additions, *(CommitOperationDelete(name) for name in deletions)]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions]
+    operations += [CommitOperationDelete(name) for name in deletions]
     try:
         api.create_commit(repo_id, operations, commit_message=title, repo_type=repo_type, parent_commit=head)
     except HfHubHTTPError as error:
@@ -222,7 +225,7 @@ def commit_files(
 def _first_commit_with(api: HfApi, repo_id: str, repo_type: str, paths: Mapping[str, Path]) -> str:
     """The oldest of the newest commits that all hold these files as the newest does; later ones changed the card."""
     commits = api.list_repo_commits(repo_id, repo_type=repo_type)
-    newest = {name: value for name, value in _tree(api, repo_id, repo_type, commits[0].commit_id).items()}
+    newest = _tree(api, repo_id, repo_type, commits[0].commit_id)
     found: str = commits[0].commit_id
     wanted = {name: value for name, value in newest.items() if name != CARD}
     for commit in commits[1:]:

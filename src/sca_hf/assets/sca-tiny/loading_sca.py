@@ -181,8 +181,8 @@ class ScaLoadingMixin:
         folders = [source["path"] for source in (self.base_sources or {}).values() if "path" in source]
         if folders:
             raise ValueError(
-                f"a mixer-only repository would name folders of this machine ({', '.join(folders)}), where nobody else "
-                "finds them: push SAM and the language model and load them from there, or push with "
+                f"a mixer-only repository would name folders of this machine ({', '.join(folders)}), where nobody "
+                "else finds them: push SAM and the language model and load them from there, or push with "
                 "include_bases=True."
             )
 

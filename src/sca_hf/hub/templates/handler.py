@@ -3,10 +3,10 @@
     {"inputs": {"image": "<base64>", "regions": [{"box": [31, 25, 99, 103]}, {"points": [[80, 61]], "labels": [1]}]},
      "parameters": {"num_beams": 3}}
 
-Regions are in pixels of the upright image, boxes x1, y1, x2, y2; a mask is a COCO RLE. Without regions, or with the bare
-base64 text for `inputs`, the whole image is one. The answer has a record for each region: caption, score, box, iou and
-mask (COCO RLE; `"masks": false` among the parameters leaves it out). What cannot be answered raises ValueError, which
-the endpoint turns into status 400 with the sentence.
+Regions are in pixels of the upright image, boxes x1, y1, x2, y2; a mask is a COCO RLE. Without regions, or with the
+bare base64 text for `inputs`, the whole image is one. The answer has a record for each region: caption, score, box, iou
+and mask (COCO RLE; `"masks": false` among the parameters leaves it out). What cannot be answered raises ValueError,
+which the endpoint turns into status 400 with the sentence.
 """
 
 import base64
@@ -102,33 +102,38 @@ def read_regions(regions: Any, size: tuple[int, int]) -> dict[str, Any]:
         return {}
     if not isinstance(regions, list) or not 0 < len(regions) <= MOST_REGIONS:
         raise ValueError(f"inputs.regions must be a list of 1 to {MOST_REGIONS} regions.")
-    prompts: dict[str, list[Any]] = {
-        name: [] for name in ("input_boxes", "input_points", "input_labels", "input_masks")
-    }
+    prompts: dict[str, list[Any]] = {"input_boxes": [], "input_points": [], "input_labels": [], "input_masks": []}
     for number, region in enumerate(regions):
         where = f"inputs.regions[{number}]"
         if not isinstance(region, dict) or not (region.keys() & (KEYS - {"labels"})):
             raise ValueError(f"{where} must have a box, points or a mask.")
         _refuse_unknown(region, KEYS, where)
-        box, points, labels = region.get("box"), region.get("points"), region.get("labels")
+        box, mask = region.get("box"), region.get("mask")
         if box is not None:
             _check_numbers(box, 4, f"{where}.box")
-        if points is not None:
-            if not isinstance(points, list) or not points:
-                raise ValueError(f"{where}.points must be a list of [x, y].")
-            for point in points:
-                _check_numbers(point, 2, f"{where}.points")
-            labels = [1] * len(points) if labels is None else labels
-            if not isinstance(labels, list) or len(labels) != len(points) or not set(map(str, labels)) <= {"0", "1"}:
-                raise ValueError(f"{where}.labels must be 1 (inside) or 0 (outside) for each point.")
-        elif labels is not None:
-            raise ValueError(f"{where} has labels without points.")
-        mask = region.get("mask")
         if mask is not None and (not isinstance(mask, dict) or mask.get("size") != [size[1], size[0]]):
             raise ValueError(f'{where}.mask must be a COCO RLE of "size" [{size[1]}, {size[0]}].')
+        points, labels = read_points(region, where)
         for name, value in zip(prompts, (box, points, labels, mask), strict=True):
             prompts[name].append(value)
     return {name: [values] for name, values in prompts.items() if any(value is not None for value in values)}
+
+
+def read_points(region: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """Points of a region and their labels, or None twice."""
+    points, labels = region.get("points"), region.get("labels")
+    if points is None:
+        if labels is not None:
+            raise ValueError(f"{where} has labels without points.")
+        return None, None
+    if not isinstance(points, list) or not points:
+        raise ValueError(f"{where}.points must be a list of [x, y].")
+    for point in points:
+        _check_numbers(point, 2, f"{where}.points")
+    labels = [1] * len(points) if labels is None else labels
+    if not isinstance(labels, list) or len(labels) != len(points) or any(label not in (0, 1) for label in labels):
+        raise ValueError(f"{where}.labels must be 1 (inside) or 0 (outside) for each point.")
+    return points, labels
 
 
 def read_parameters(parameters: Any) -> dict[str, Any]:
