@@ -4,9 +4,9 @@
      "parameters": {"num_beams": 3}}
 
 Regions are in pixels of the upright image, boxes x1, y1, x2, y2; a mask is a COCO RLE. Without regions, or with the
-bare base64 text for `inputs`, the whole image is one. The answer has a record for each region: caption, score, box, iou
-and mask (COCO RLE; `"masks": false` among the parameters leaves it out). What cannot be answered raises ValueError,
-which the endpoint turns into status 400 with the sentence.
+bare base64 text for `inputs`, the whole image is one. The answer has a record for each region: caption, score, box,
+iou and mask (COCO RLE; `"masks": false` among the parameters leaves it out). What cannot be answered raises
+ValueError, which the endpoint turns into status 400 with the sentence.
 """
 
 import base64
