@@ -82,7 +82,7 @@ def table(found: dict[tuple[str, str], list[str]], pythons: dict[str, Path]) -> 
         "",
         "Models saved with one transformers and loaded with another, in three lines and without this package, each",
         "in an environment of its own: whole and mixer-only repositories over GPT-2 and Llama, several images and",
-        "regions with prompts of every kind, two beams. *equal*: the ids are those of the process that saved, for all.",
+        "regions with prompts of every kind, two beams. *equal*: the ids are those of the process that saved them.",
         "",
         "| saved with | " + " | ".join(f"loaded with {name}" for name in names) + " |",
         "| --- |" + " --- |" * len(names),
