@@ -80,8 +80,8 @@ class ScaProcessor(ProcessorMixin):
         if format_version != FORMAT_VERSION:
             raise ValueError(
                 f"the processor's settings are of format {format_version}, and this code knows {FORMAT_VERSION}: "
-                "update sca-hf (pip install -U sca-hf), or load with trust_remote_code=True, which takes the code from "
-                "the repository."
+                "update sca-hf (pip install -U sca-hf), or load with trust_remote_code=True, which takes the code "
+                "from the repository."
             )
         if image_processor is None or tokenizer is None:
             raise ValueError("ScaProcessor needs an image_processor and a tokenizer.")
