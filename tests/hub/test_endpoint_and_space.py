@@ -87,6 +87,11 @@ def test_a_bare_picture_is_one_region_and_parameters_reach_generate(handler):
     assert "mask" not in record and len(record["caption"]) < len(bare[1][0]["caption"])
 
 
+def of(**region):
+    """A request for one region."""
+    return {"inputs": {"image": picture(), "regions": [region]}}
+
+
 BAD = {
     "no inputs": ({"image": "x"}, "the request must be"),
     "no image": ({"inputs": {"regions": []}}, "inputs.image must be"),
@@ -97,23 +102,14 @@ BAD = {
     "a path": ({"inputs": "/etc/passwd"}, "no picture in base64"),
     "no regions": ({"inputs": {"image": picture(), "regions": []}}, "list of 1 to 1000 regions"),
     "too many": ({"inputs": {"image": picture(), "regions": [{"box": [0, 0, 9, 9]}] * 1001}}, "1 to 1000"),
-    "empty region": ({"inputs": {"image": picture(), "regions": [{}]}}, r"regions\[0\] must have"),
-    "three numbers": ({"inputs": {"image": picture(), "regions": [{"box": [1, 2, 3]}]}}, "box must be 4 numbers"),
-    "not a number": ({"inputs": {"image": picture(), "regions": [{"box": [math.nan, 0, 9, 9]}]}}, "4 numbers"),
-    "outside": ({"inputs": {"image": picture(), "regions": [{"box": [0, 0, 900, 9]}]}}, "(?i)box"),
-    "labels only": (
-        {"inputs": {"image": picture(), "regions": [{"box": [0, 0, 9, 9], "labels": [1]}]}},
-        "labels without",
-    ),
-    "label 7": ({"inputs": {"image": picture(), "regions": [{"points": [[1, 1]], "labels": [7]}]}}, "labels must be"),
-    "a mask of another size": (
-        {"inputs": {"image": picture(), "regions": [{"mask": {"size": [9, 9], "counts": "x"}}]}},
-        r"\[60, 80\]",
-    ),
-    "a broken mask": (
-        {"inputs": {"image": picture(), "regions": [{"mask": {"size": [60, 80], "counts": [1]}}]}},
-        "mask",
-    ),
+    "empty region": (of(), r"regions\[0\] must have"),
+    "three numbers": (of(box=[1, 2, 3]), "box must be 4 numbers"),
+    "not a number": (of(box=[math.nan, 0, 9, 9]), "4 numbers"),
+    "outside": (of(box=[0, 0, 900, 9]), "(?i)box"),
+    "labels only": (of(box=[0, 0, 9, 9], labels=[1]), "labels without"),
+    "label 7": (of(points=[[1, 1]], labels=[7]), "labels must be"),
+    "a mask of another size": (of(mask={"size": [9, 9], "counts": "x"}), r"\[60, 80\]"),
+    "a broken mask": (of(mask={"size": [60, 80], "counts": [1]}), "mask"),
     "unknown parameter": ({"inputs": picture(), "parameters": {"custom_generate": "evil/x"}}, "custom_generate"),
     "a million beams": ({"inputs": picture(), "parameters": {"num_beams": 10**6}}, "at most 8"),
     "unknown task": ({"inputs": picture(), "parameters": {"task": "sing"}}, "sing"),
