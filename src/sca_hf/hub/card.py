@@ -2,8 +2,8 @@
 
 A template begins with a head between `---` lines, as the Hub reads it, for what only a person knows: `license`,
 `language`, `datasets`, `licenses` of the frozen parts (`sam`, `language_model`). Everything else of the head is filled
-in. In its text stand `$name`, `$repo_id`, `$revision`, `$snippet`, `$parts`, `$bases`, `$licences`, `$scores` and
-`$training`; another `$field` is an error.
+in. In its text stand `$name`, `$repo_id`, `$revision`, `$snippet`, `$parts`, `$memory`, `$bases`, `$licences`,
+`$scores` and `$training`; another `$field` is an error.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def card_text(
         **names,
         "snippet": Template(_SNIPPET).substitute(names),
         "parts": parts_table(info),
+        "memory": memory_table(info),
         "bases": _bases(config),
         "licences": _licences(info, head.get("license"), frozen),
         "scores": "\n\n".join(_scores(evaluation) for _, evaluation in results) or "Not evaluated.",
@@ -107,6 +108,14 @@ def parts_table(info: RepositoryInfo) -> str:
     return markdown_rows(
         ["part", "what", "trainable", "frozen"], [*rows, ["total", "", f"{trainable:,}", f"{total - trainable:,}"]]
     )
+
+
+def memory_table(info: RepositoryInfo) -> str:
+    """Markdown table of what the weights take in memory, by part and precision."""
+    rows = [[p.name, *(f"{p.parameters * size / 2**20:,.1f} MiB" for size in (4, 2))] for p in info.parts]
+    total = sum(part.parameters for part in info.parts)
+    rows.append(["total", *(f"{total * size / 2**20:,.1f} MiB" for size in (4, 2))])
+    return markdown_rows(["weights", "float32", "half precision"], rows)
 
 
 def markdown_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
