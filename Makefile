@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest -q
 FAST = not slow and not gpu and not hub
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-external check flat style bench docs assets build clean
+.PHONY: help install demo test test-slow test-external test-versions check flat style bench docs assets build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | \
@@ -56,6 +56,9 @@ test-slow: $(VENV)/.installed-dev ## the slow tests
 test-external: $(VENV)/.installed-dev ## the library's own model and processor tests, run against our classes
 	$(BIN)/python tests/external/run.py
 
+test-versions: $(BIN)/python ## save and load across the oldest, a middle and the newest transformers; writes docs/versions.md
+	$(BIN)/python tests/versions/run.py $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
+
 check: $(VENV)/.installed-dev ## lint, format, types, flat-copy rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,4 +85,4 @@ build: $(BIN)/python ## a wheel in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what the targets above made
-	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .versions $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import caption, convert, data, estimate, info, scene, train
+from . import caption, convert, data, estimate, info, publish, scene, train
 
 
-COMMANDS = (caption, train, data, estimate, info, convert, scene)
+COMMANDS = (caption, train, data, estimate, info, convert, publish, scene)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

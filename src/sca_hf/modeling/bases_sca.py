@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, without_dropout
+from .safety_sca import sizes
 
 
 SAM = "sam"
@@ -32,7 +40,10 @@ def load_part(
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if "revision" in where:
         hub["revision"] = where["revision"]
-    if PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type") == ScaConfig.model_type:
+    stored = PreTrainedConfig.get_config_dict(source, **hub)[0]
+    if kwargs.get("config") is not None:
+        _check_architecture(name, source, kwargs["config"], stored)
+    if stored.get("model_type") == ScaConfig.model_type:
         whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})
         return getattr(whole, name), {**where, "part": name}
     trust = kwargs.get("trust_remote_code")
@@ -61,25 +72,96 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
 
 
 def load_pinned(
-    model_class: type, name: str, source: dict[str, str], repository: Path, kwargs: dict[str, Any]
+    model_class: type, name: str, source: dict[str, str], repository: str, kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    """Load one base of a mixer-only repository, exactly as pinned."""
+    """Load one base of a mixer-only repository, exactly as pinned, and never with code of its own.
+
+    Args:
+        name: `"sam"` or `"language_model"`.
+        source: where it is, as the configuration says.
+        repository: folder or repository id of the mixer.
+        kwargs: of its loading.
+
+    Raises:
+        OSError: the base cannot be had; the message says why, and how to go on.
+        ValueError: it is another one than the mixer was trained with.
+    """
+    kwargs = {**kwargs, "trust_remote_code": False}
+    mend = f"pass bases={{{name!r}: a folder or repository id}} to from_pretrained"
     if "repo_id" in source:
         pinned: dict[str, Any] = {key: source[key] for key in ("revision", "subfolder") if key in source}
-        part, _ = load_part(model_class, name, source["repo_id"], {**kwargs, **pinned})
+        try:
+            part, _ = load_part(model_class, name, source["repo_id"], {**kwargs, **pinned})
+        except OSError as error:
+            raise OSError(
+                f"{repository} needs its {name} from {source['repo_id']} at revision {source['revision']}, and "
+                f"{_why_not_there(error)} To take an equal one from elsewhere: {mend}."
+            ) from error
         return part, source
+    if not os.path.isdir(repository):
+        # Not even looked for: the name is a stranger's.
+        raise ValueError(
+            f"{repository} takes its {name} from a folder of the machine where it was saved ({source['path']}): its "
+            f"author should have published that too. If you have it: {mend}."
+        )
     # A folder moves with the repository beside it.
-    candidates = (Path(source["path"]), repository.parent / Path(source["path"]).name)
+    candidates = (Path(source["path"]), Path(repository).parent / Path(source["path"]).name)
     folder = next((path for path in candidates if path.is_dir()), None)
-    mend = f"pass bases={{{name!r}: folder or repository id}} to from_pretrained."
     if folder is None:
         raise FileNotFoundError(
-            f"{repository} needs its {name} from the folder {source['path']}, which is absent: {mend}"
+            f"{repository} needs its {name} from the folder {source['path']}, which is absent: {mend}."
         )
     if hash_weights(folder) != source["sha256"]:
-        raise ValueError(f"the weights in {folder} are not those that {repository} was trained with ({name}): {mend}")
+        raise ValueError(f"the weights in {folder} are not those that {repository} was trained with ({name}): {mend}.")
     part, _ = load_part(model_class, name, folder, kwargs)
     return part, {**source, "path": str(folder.resolve())}
+
+
+def _why_not_there(error: BaseException) -> str:
+    """What keeps a repository's files from us, and what helps, as the end of a sentence."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    known: tuple[tuple[type, str], ...] = (
+        (GatedRepoError, "that repository is gated: accept its terms on its page, then log in (hf auth login)."),
+        (
+            RepositoryNotFoundError,
+            "no such repository is to be seen: it was removed or renamed, or is private (log in).",
+        ),
+        (RevisionNotFoundError, "the repository has no such revision any more: its history was changed."),
+        (LocalEntryNotFoundError, "it is not in the cache while the Hub cannot be reached: load it online once."),
+        (EntryNotFoundError, "the repository lacks a file that a model has."),
+    )
+    for kind, reason in known:
+        if any(isinstance(one, kind) for one in causes):
+            return reason
+    return f"it cannot be had: {error}."
+
+
+def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored: dict[str, Any]) -> None:
+    """Refuse a base whose own configuration is of another kind or size than the one a mixer was trained with.
+
+    Args:
+        config: the base's, as the mixer's repository has it.
+        stored: what the base's repository says; of a whole SCA repository its part is looked at.
+    """
+    if stored.get("model_type") == ScaConfig.model_type:
+        stored = stored.get(BASES[name][1]) or {}
+    fields = dict(stored)
+    kind = fields.pop("model_type", None)
+    differences = [f"model_type {kind!r} in place of {config.model_type!r}"]
+    if kind == config.model_type:
+        there, here = (dict(sizes(one)) for one in (AutoConfig.for_model(kind, **fields), config))
+        differences = [
+            f"{key} {there.get(key)} in place of {here[key]}" for key in here if there.get(key, here[key]) != here[key]
+        ]
+    if differences:
+        raise ValueError(
+            f"{source} has another architecture than the {name} that the mixer was trained with: "
+            f"{', '.join(differences[:5])}. Give that one, or train a mixer for this."
+        )
 
 
 def hash_weights(folder: Path) -> str:

@@ -3,6 +3,7 @@
 PEFT is not imported here: a repository without adapters loads without it.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def load_adapter(
     files = [
         cached_file(repository, f"{ADAPTER_FOLDER}/{name}", **arguments) for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
     ]
+    _check_config(Path(files[1]))
     try:
         language_model.load_adapter(str(Path(files[1]).parent))
     except ImportError as error:
@@ -61,6 +63,18 @@ def load_adapter(
             f"{repository} has a language model with LoRA adapters: pip install peft, or have its author merge them "
             "(sca_hf.training.lora.merge_lora) and save with include_bases=True."
         ) from error
+
+
+def _check_config(path: Path) -> None:
+    """Refuse an adapter that is no LoRA, or that names modules to import: PEFT would import them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        raise ValueError(f"{path} describes no LoRA adapter (peft_type LORA), and no other is loaded.")
+    if named := [key for key in ("auto_mapping", "megatron_config") if content.get(key)]:
+        raise ValueError(f"{path} has {named[0]}, which would import modules by name. It has been tampered with.")
 
 
 __all__ = ["ADAPTER_FOLDER", "has_adapter", "is_adapter_key", "load_adapter", "save_adapter"]

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .safety_sca import check_bases, check_format, check_numbers, check_references
+
 
 SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
 
@@ -93,6 +95,7 @@ class ScaConfig(PreTrainedConfig):
         base_model_repos: for a mixer-only repository, where `"sam"` and `"language_model"` come from; written by
             `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
         language_model_adapter: for a mixer-only repository, that it also holds adapters of the language model.
+        format_version: of the repository; what newer code wrote is refused, never misread.
     """
 
     model_type = "segment_caption_anything"
@@ -118,11 +121,17 @@ class ScaConfig(PreTrainedConfig):
     freeze_base_models: bool = True
     base_model_repos: dict | None = None
     language_model_adapter: bool = False
+    # A repository that does not say is of the first.
+    format_version: int = 1
     initializer_range: float = 0.02
     # Each part ties its own weights as its own configuration says.
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_format(self.format_version, "the configuration")
+        check_references(kwargs)
+        check_bases(self.base_model_repos)
+        check_numbers(vars(self))
         self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
         self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")
         if self.sam_config.model_type not in SUPPORTED_SAM_TYPES:
@@ -171,6 +180,8 @@ def _whole_config(config: dict | PreTrainedConfig | None, name: str, default: st
         return AutoConfig.for_model(default)
     if isinstance(config, PreTrainedConfig):
         return copy.deepcopy(config)
+    if not isinstance(config, dict):
+        raise ValueError(f"{name} must be a configuration or a dict, got {config!r}.")
     if "model_type" not in config:
         raise ValueError(f"{name} needs a 'model_type' to tell which configuration class it belongs to.")
     arguments = dict(config)

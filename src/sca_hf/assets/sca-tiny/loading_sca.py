@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils.hub import cached_file
 
 from .adapters_sca import ADAPTER_FOLDER, has_adapter, is_adapter_key, load_adapter, save_adapter
 from .bases_sca import (
@@ -33,6 +34,7 @@ from .bases_sca import (
 )
 from .configuration_sca import ScaConfig, ScaMixerConfig, text_embedding_size
 from .generation_sca import caption_generation_config
+from .safety_sca import FORMAT_VERSION, check_amount, check_shard_index
 
 
 logger = logging.get_logger(__name__)
@@ -95,6 +97,10 @@ class ScaLoadingMixin:
         repos = getattr(peeked, "base_model_repos", None)
         if bases and not repos:
             raise ValueError(f"bases= belongs to a mixer-only repository, but {path} names no base models.")
+        if path is not None:
+            # Plain tensors or nothing; what can hold more is not even opened.
+            kwargs.setdefault("use_safetensors", True)
+            _check_weight_files(cls, path, peeked, kwargs)
         of_bases = _take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
@@ -151,6 +157,34 @@ class ScaLoadingMixin:
         finally:
             self._keys_to_ignore_on_save = ignored
             self.config.base_model_repos = repos
+
+    def push_to_hub(self, repo_id: str, *args: Any, include_bases: bool | None = None, **kwargs: Any) -> Any:
+        """Upload what `save_pretrained` writes as one commit; the processor has a `push_to_hub` of its own.
+
+        Args:
+            repo_id: repository, made where it does not exist.
+            include_bases: as in `save_pretrained`.
+            kwargs: of the library's `push_to_hub`.
+        """
+        kept = self.include_bases
+        if include_bases is not None:
+            self.include_bases = include_bases
+        try:
+            if not self.include_bases:
+                self.check_published_bases()
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            self.include_bases = kept
+
+    def check_published_bases(self) -> None:
+        """Raise if a mixer-only repository of this model would take SAM or the language model from a folder here."""
+        folders = [source["path"] for source in (self.base_sources or {}).values() if "path" in source]
+        if folders:
+            raise ValueError(
+                f"a mixer-only repository would name folders of this machine ({', '.join(folders)}), where nobody "
+                "else finds them: push SAM and the language model and load them from there, or push with "
+                "include_bases=True."
+            )
 
     @classmethod
     def from_sam_text_pretrained(
@@ -286,7 +320,7 @@ class ScaLoadingMixin:
             if name in bases:
                 parts[name], sources[name] = load_part(type(self), name, bases[name], own)
             else:
-                parts[name], sources[name] = load_pinned(type(self), name, repos[name], Path(self.name_or_path), own)
+                parts[name], sources[name] = load_pinned(type(self), name, repos[name], self.name_or_path, own)
         self._attach(**parts)
         if self.config.language_model_adapter:
             load_adapter(self.language_model, self.name_or_path, where)
@@ -367,6 +401,7 @@ class ScaLoadingMixin:
         pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
         self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        self.config.format_version = FORMAT_VERSION
         names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
 
@@ -393,6 +428,23 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
         return config if path is not None else None
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     return config_class.from_pretrained(path if config is None else config, **hub)
+
+
+def _check_weight_files(model_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse weight files that lie elsewhere, or that cannot be what the configuration describes."""
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    names = [SAFE_WEIGHTS_NAME]
+    if (found := cached_file(path, SAFE_WEIGHTS_NAME, **hub, **quiet)) is None:
+        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)
+        if index is None:
+            return  # the library says what it looked for
+        names = check_shard_index(Path(index))
+        found = index
+    files = [found] if names == [SAFE_WEIGHTS_NAME] else [cached_file(path, name, **hub) for name in names]
+    with torch.device("meta"):
+        described = model_class(copy.deepcopy(config), build_bases=not config.base_model_repos)
+    check_amount(described.num_parameters(), sum(os.path.getsize(file) for file in files), path)
 
 
 def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:

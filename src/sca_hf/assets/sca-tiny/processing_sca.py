@@ -19,6 +19,12 @@ from .records_sca import choose_candidates, mask_records, real_regions, to_list
 from .regions_sca import grid_points
 
 
+# Of what `save_pretrained` writes. A change that older code would misread raises it.
+FORMAT_VERSION = 1
+# Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
+_MOST_SIDE = 16_384
+
+
 class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Keyword arguments of [`ScaProcessor`]: those of the image processor, and of the tokenizer `max_length` and
     `padding` (captions)."""
@@ -54,6 +60,7 @@ class ScaProcessor(ProcessorMixin):
         caption_add_bos: captions to learn begin with the tokenizer's BOS.
         mask_size: side of the model's low-resolution masks, four times its grid of image embeddings; by default what
             the image processor makes of segmentation maps.
+        format_version: of the settings, as stored; what newer code wrote is refused.
     """
 
     valid_processor_kwargs = ScaProcessorKwargs
@@ -68,7 +75,14 @@ class ScaProcessor(ProcessorMixin):
         caption_add_bos: bool = False,
         mask_size: int | None = None,
         chat_template: str | None = None,
+        format_version: int = FORMAT_VERSION,
     ) -> None:
+        if format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"the processor's settings are of format {format_version}, and this code knows {FORMAT_VERSION}: "
+                "update sca-hf (pip install -U sca-hf), or load with trust_remote_code=True, which takes the code "
+                "from the repository."
+            )
         if image_processor is None or tokenizer is None:
             raise ValueError("ScaProcessor needs an image_processor and a tokenizer.")
         if isinstance(tasks, str) or not tasks:
@@ -76,7 +90,10 @@ class ScaProcessor(ProcessorMixin):
         self.tasks = list(tasks)
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
+        self.format_version = format_version
         self.mask_size = mask_size or _side(image_processor.mask_size)
+        for size in (image_processor.size, self.mask_size):
+            _side(size)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -486,4 +503,6 @@ def _side(size: Any) -> int:
     side = size.get("longest_edge") if isinstance(size, dict) else getattr(size, "longest_edge", size)
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
+    if side > _MOST_SIDE:
+        raise ValueError(f"the image processor's longest_edge is {side}; at most {_MOST_SIDE} pixels make sense.")
     return side

@@ -22,8 +22,9 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
+from ..modeling.adapters_sca import ADAPTER_FOLDER
 from .run_identity import describe_run, kept_randomness, run_differences
 from .staging import (
     REPLACED,
@@ -199,6 +200,9 @@ class WholeCheckpoints(Trainer):
             # It would take one step more before it looks.
             epochs, batches = self.state.num_train_epochs, 0
         self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
+        if self._resumed and self.args.push_to_hub:
+            # The run may have ended before the Hub had this checkpoint; where it has, no commit is made.
+            self._push_from_checkpoint(str(self._resumed))
         return epochs, batches
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -251,13 +255,34 @@ class WholeCheckpoints(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Uploads run in the background: not from a folder that is about to be renamed.
-        if not self._staging:
-            super()._push_from_checkpoint(checkpoint_folder)
+        if self._staging:
+            return
+        if self.args.hub_always_push:
+            # The upload before still reads the files that this one is going to write.
+            self._finish_current_push()
+        self._warn_of_failed_pushes()
+        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+            copy_code(Path(checkpoint_folder), Path(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _warn_of_failed_pushes(self) -> None:
+        """The library forgets them; the next push brings everything all the same."""
+        for job in getattr(getattr(self, "push_in_progress", None), "jobs", ()):
+            if job.done() and (error := job.exception()):
+                logger.warning("A push to %s failed: %s", self.hub_model_id, error)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         # A resumed run does not repeat an evaluation that came after its checkpoint.
         with kept_randomness():
             return super()._evaluate(*args, **kwargs)
+
+
+def copy_code(checkpoint: Path, folder: Path) -> None:
+    """Copies what else loads a checkpoint: the library pushes weights and configurations, which alone do not load."""
+    for path in checkpoint.glob("*_sca.py"):
+        shutil.copyfile(path, folder / path.name)
+    if (checkpoint / ADAPTER_FOLDER).is_dir():
+        shutil.copytree(checkpoint / ADAPTER_FOLDER, folder / ADAPTER_FOLDER, dirs_exist_ok=True)
 
 
 def _parts_of_loader(loader: Any) -> Iterator[Any]:

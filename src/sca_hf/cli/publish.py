@@ -1,0 +1,73 @@
+"""`sca-hf publish`: a trained or converted model onto the Hub."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .parsing import command, quiet
+
+
+_PUBLISH_EXAMPLE = """\
+examples:
+  sca-hf publish runs/my-boxes/model me/sca-my-boxes --private
+  sca-hf publish runs/my-boxes/model me/sca-my-boxes --kind whole --evaluation scores.json --space
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    text = (
+        "publish a saved model on the Hub, after it has loaded in a process without this package\n\n"
+        "Nothing is uploaded before the folder has passed all checks, and the repository changes by one commit: an "
+        "interrupted upload leaves it as it was, and the same command goes on."
+    )
+    declared = command(commands, "publish", run, text, _PUBLISH_EXAMPLE)
+    declared.add_argument("folder", type=Path, metavar="FOLDER", help="of the saved model, with its processor")
+    declared.add_argument("repository", metavar="REPO", help="owner/name; made where it does not exist")
+    declared.add_argument(
+        "--kind",
+        choices=("whole", "mixer"),
+        help="whole: every weight; mixer: what was trained, SAM and the language model named by commit (default: as "
+        "the folder is)",
+    )
+    declared.add_argument("--private", action="store_true", help="make a new repository private")
+    declared.add_argument(
+        "--card", type=Path, metavar="FILE", help="template of the card (default: the folder's README.md, or ours)"
+    )
+    declared.add_argument(
+        "--evaluation",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="scores for the card, as sca-hf evaluate --json writes them; may be given several times",
+    )
+    declared.add_argument("--space", action="store_true", help="publish the demo too, as the Space REPO")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    quiet()
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    from ..hub.publish import publish
+    from ..hub.space import publish_space, write_space
+
+    api = HfApi()
+    done = publish(
+        options.folder,
+        options.repository,
+        kind=options.kind,
+        private=options.private,
+        template=options.card,
+        evaluations=options.evaluation,
+        api=api,
+        say=print,
+    )
+    print(done)
+    if options.space:
+        with tempfile.TemporaryDirectory() as temporary:
+            space = write_space(Path(temporary) / "space", done.repo_id, done.commit)
+            print(publish_space(api, space, done.repo_id, options.private))

@@ -1,0 +1,229 @@
+"""Model cards: a Markdown template, filled from the model's own files and from evaluation files, by no hand.
+
+A template begins with a head between `---` lines, as the Hub reads it, for what only a person knows: `license`,
+`language`, `datasets`, `licenses` of the frozen parts (`sam`, `language_model`). Everything else of the head is filled
+in. In its text stand `$name`, `$repo_id`, `$revision`, `$snippet`, `$parts`, `$memory`, `$bases`, `$licences`,
+`$scores` and `$training`; another `$field` is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..modeling.configuration_sca import ScaConfig
+from .repository_info import RepositoryInfo, describe_repository
+
+
+CARD = "README.md"
+TASK = "image-text-to-text"
+_TAGS = ["sca-hf", "segment-and-caption-anything", "region-captioning", "segment-anything"]
+_HEAD = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*\n(.*)\Z", re.DOTALL)
+_EVALUATION = {"n": int, "protocol": str, "tokenizer": str, "command": str, "versions": Mapping, "metrics": Mapping}
+_SNIPPET = """\
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("$repo_id", trust_remote_code=True, revision="$revision")
+processor = AutoProcessor.from_pretrained("$repo_id", trust_remote_code=True, revision="$revision")
+inputs = processor("image.png", input_boxes=[[31, 25, 99, 103], [86, 62, 180, 155]])
+print(processor.batch_decode(model.generate(**inputs)))
+```"""
+
+
+def card_text(
+    folder: Path,
+    repo_id: str,
+    revision: str,
+    template: Path | None = None,
+    evaluations: Sequence[Path] = (),
+    licences: Mapping[str, str | None] | None = None,
+) -> str:
+    """The card of a model.
+
+    Args:
+        folder: of the saved model.
+        repo_id: where it is or will be.
+        revision: commit that holds all that loads it.
+        template: Markdown file, see above; a README.md without any `$field` is kept as it is. None takes our own.
+        evaluations: files of `sca-hf evaluate --json`.
+        licences: of the bases of a mixer-only folder, by `"sam"` and `"language_model"`; None: unsaid.
+
+    Raises:
+        ValueError: a template or an evaluation file is not as it must be.
+    """
+    source = template or Path(str(resources.files("sca_hf.hub") / "templates" / "card.md"))
+    head, body = _split(source)
+    results = [(path, read_evaluation(path)) for path in evaluations]
+    info, config = describe_repository(str(folder)), ScaConfig.from_pretrained(folder)
+    frozen = {**(licences or {}), **head.get("licenses", {})}
+    names = {"name": repo_id.split("/")[-1], "repo_id": repo_id, "revision": revision}
+    fields = {
+        **names,
+        "snippet": Template(_SNIPPET).substitute(names),
+        "parts": parts_table(info),
+        "memory": memory_table(info),
+        "bases": _bases(config),
+        "licences": _licences(info, head.get("license"), frozen),
+        "scores": "\n\n".join(_scores(evaluation) for _, evaluation in results) or "Not evaluated.",
+        "training": _training(folder),
+    }
+    try:
+        text = Template(body).substitute(fields)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{source} asks for {error}; known are {', '.join(sorted(fields))}.") from None
+    data = _data(head, config, names["name"], frozen, [one for _, one in results])
+    card = f"---\n{data.to_yaml()}\n---\n{text}"
+    ModelCard(card)  # reads the head as the Hub's client does, and raises where it cannot
+    return card
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """An evaluation file, as `sca-hf evaluate --json` writes it: checked, scores as they stand there."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    for name, kind in _EVALUATION.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            raise ValueError(f"{path} is no evaluation: it needs {', '.join(_EVALUATION)}, and {name!r} is not there.")
+    for name, value in content["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{path}: the score {name!r} is {value!r}, not a number.")
+    return content
+
+
+def parts_table(info: RepositoryInfo) -> str:
+    """Markdown table of a model's parts with their trainable and frozen parameters."""
+    rows = [[p.name, p.description, f"{p.trainable:,}", f"{p.parameters - p.trainable:,}"] for p in info.parts]
+    total, trainable = (sum(getattr(part, key) for part in info.parts) for key in ("parameters", "trainable"))
+    return markdown_rows(
+        ["part", "what", "trainable", "frozen"], [*rows, ["total", "", f"{trainable:,}", f"{total - trainable:,}"]]
+    )
+
+
+def memory_table(info: RepositoryInfo) -> str:
+    """Markdown table of what the weights take in memory, by part and precision."""
+    rows = [[p.name, *(f"{p.parameters * size / 2**20:,.1f} MiB" for size in (4, 2))] for p in info.parts]
+    total = sum(part.parameters for part in info.parts)
+    rows.append(["total", *(f"{total * size / 2**20:,.1f} MiB" for size in (4, 2))])
+    return markdown_rows(["weights", "float32", "half precision"], rows)
+
+
+def markdown_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
+
+
+def _split(path: Path) -> tuple[dict[str, Any], str]:
+    """Head and body of a template."""
+    import yaml
+
+    text = path.read_text(encoding="utf-8")
+    found = _HEAD.match(text)
+    if found is None:
+        raise ValueError(f"{path} must begin with a head between two lines of ---.")
+    try:
+        head = yaml.safe_load(found[1]) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"the head of {path} is not YAML: {error}.") from error
+    if not isinstance(head, dict) or not isinstance(head.get("licenses", {}), dict):
+        raise ValueError(f"the head of {path} must be a mapping, and `licenses` in it one of parts to licences.")
+    return head, found[2]
+
+
+def _data(
+    head: Mapping[str, Any],
+    config: ScaConfig,
+    name: str,
+    licences: Mapping[str, str | None],
+    evaluations: Sequence[Mapping[str, Any]],
+) -> ModelCardData:
+    own = dict(head)
+    sources = [source for source in (config.base_model_repos or {}).values() if "repo_id" in source]
+    pins = {source["repo_id"]: source["revision"] for source in sources}
+    bases = own.pop("base_model", None) or list(pins) or None
+    tags = [*own.pop("tags", []), *_TAGS]
+    if stated := {part: licence for part, licence in licences.items() if licence}:
+        own["licenses"] = stated
+    if pins:
+        own["base_model_revisions"] = pins
+    results = [result for evaluation in evaluations for result in evaluation_results(evaluation)]
+    if results:
+        # The library makes the index of these, and would not overwrite a template's.
+        own.pop("model-index", None)
+        own |= {"eval_results": results, "model_name": name}
+    defaults = {"library_name": "transformers", "pipeline_tag": TASK}
+    return ModelCardData(base_model=bases, tags=list(dict.fromkeys(tags)), **{**defaults, **own})
+
+
+def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
+    """The scores of an evaluation as the Hub's model index has them."""
+    source = evaluation.get("source") or {}
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="region captioning",
+            dataset_type=_slug(evaluation["protocol"]),
+            dataset_name=f"{evaluation['protocol']}, {evaluation['n']:,} regions",
+            dataset_args={"regions": evaluation["n"]},
+            metric_type=_slug(name),
+            metric_name=name,
+            metric_value=value,
+            metric_args={"tokenizer": evaluation["tokenizer"], "command": evaluation["command"]},
+            source_name=source.get("name"),
+            source_url=source.get("url"),
+        )
+        for name, value in evaluation["metrics"].items()
+    ]
+
+
+def _scores(evaluation: Mapping[str, Any]) -> str:
+    rows = [[name, f"{value:.4g}"] for name, value in evaluation["metrics"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
+    made = f"Made by `{evaluation['command']}`" + (f" with {versions}." if versions else ".")
+    return (
+        f"Protocol {evaluation['protocol']}, {evaluation['n']:,} regions, tokenizer {evaluation['tokenizer']}.\n\n"
+        f"{markdown_rows(['metric', 'score'], rows)}\n\n{made}"
+    )
+
+
+def _bases(config: ScaConfig) -> str:
+    rows = [
+        f"- {part.replace('_', ' ')}: `{source.get('repo_id') or source.get('path')}` at "
+        f"`{source.get('revision') or source.get('sha256')}`"
+        for part, source in (config.base_model_repos or {}).items()
+    ]
+    if not rows:
+        return "Everything is in this repository."
+    title = "This repository holds what was trained. The rest is fetched, at exactly these revisions:"
+    return "\n".join([title, "", *rows])
+
+
+def _licences(info: RepositoryInfo, own: str | None, frozen: Mapping[str, str | None]) -> str:
+    stated = {"SAM": frozen.get("sam"), "language model": frozen.get("language_model"), "mixer": own}
+    rows = [
+        [part.name, "trained" if part.trainable else "frozen", stated.get(part.name) or "not stated by its author"]
+        for part in info.parts
+    ]
+    return markdown_rows(["part", "", "licence"], rows)
+
+
+def _training(folder: Path) -> str:
+    """The recipe that lies in the folder or, as training leaves it, beside it."""
+    for path in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
+        if path.is_file():
+            return f"With sca-hf, by this recipe:\n\n```yaml\n{path.read_text(encoding='utf-8').strip()}\n```"
+    return "Not described."
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

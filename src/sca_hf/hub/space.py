@@ -1,0 +1,77 @@
+"""The demo as a Space: a folder that the Hub can run, with the model it shows pinned by commit."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+
+from huggingface_hub import HfApi
+
+from .publish import upload
+
+
+_APP = Template('''\
+"""The demo of sca-hf, for $repo_id."""
+
+from huggingface_hub import snapshot_download
+
+from sca_hf.demo import main
+
+
+if __name__ == "__main__":
+    main(model=snapshot_download("$repo_id", revision="$revision"))
+''')
+_CARD = Template("""\
+---
+title: $name
+emoji: 🔲
+colorFrom: indigo
+colorTo: green
+sdk: gradio
+app_file: app.py
+python_version: "3.11"
+models:
+- $repo_id
+---
+
+Point at anything in a picture, get its mask and a caption. The model is `$repo_id` at `$revision`.
+""")
+
+
+def write_space(folder: Path, repo_id: str, revision: str) -> Path:
+    """Write the files of a Space.
+
+    The package travels along as source, without the bundled model: the Space needs no release of it.
+
+    Args:
+        folder: to write, which must not exist.
+        repo_id: of the model that it shows.
+        revision: commit of that.
+    """
+    names = {"repo_id": repo_id, "revision": revision, "name": repo_id.split("/")[-1]}
+    folder.mkdir(parents=True)
+    (folder / "app.py").write_text(_APP.substitute(names), encoding="utf-8")
+    (folder / "README.md").write_text(_CARD.substitute(names), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    package = Path(str(resources.files("sca_hf")))
+    shutil.copytree(package, folder / "sca_hf", ignore=shutil.ignore_patterns("__pycache__", "assets", "*.pyc"))
+    return folder
+
+
+def requirements() -> list[str]:
+    """What this package needs to show a demo, as its own metadata has it."""
+    needed = []
+    for line in metadata.requires("sca-hf") or []:
+        requirement, _, marker = line.partition(";")
+        if not marker or "demo" in marker:
+            needed.append(requirement.strip())
+    return sorted(needed)
+
+
+def publish_space(api: HfApi, folder: Path, repo_id: str, private: bool = False) -> str:
+    """Upload a Space's folder; returns its address."""
+    api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+    upload(api, repo_id, folder, repo_type="space")
+    return f"{api.endpoint}/spaces/{repo_id}"

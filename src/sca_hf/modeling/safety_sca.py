@@ -1,0 +1,172 @@
+"""What a configuration may ask for: it comes from a repository, and says what is built, read and called.
+
+Checked where a configuration is made, before anything follows from it. Every fault is a [`ValueError`] that names the
+field.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+# Of what `save_pretrained` writes. A change that older code would misread raises it.
+FORMAT_VERSION = 1
+
+# A class in a file beside the configuration. Another repository (`name--file.Class`) or folder is never needed.
+_CLASS_BESIDE = re.compile(r"\w+\.\w+")
+_REPOSITORY_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part"}
+# Far above any model that exists. A layer costs time even where it costs no memory.
+_MOST = {"layers": 1024, "size": 2**24}
+_LAYERS = re.compile(r"(num_.*layers?|n_layers?|num_hidden_layers|.*_layers)")
+_SIZES = re.compile(r"(.*(size|width|dim|channels|heads|tokens|num_pos_feats|n_embd|n_inner|n_head))")
+
+
+def check_format(version: Any, what: str) -> None:
+    """Refuse what newer code than this wrote.
+
+    Args:
+        version: `format_version` as stored.
+        what: name of the thing for the message.
+    """
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"{what} has format_version {version!r}, expected a whole number from 1 on.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{what} is of format {version}, and this code knows formats up to {FORMAT_VERSION}: update sca-hf (pip "
+            "install -U sca-hf), or load with trust_remote_code=True, which takes the code from the repository."
+        )
+
+
+def check_references(fields: Mapping[str, Any]) -> None:
+    """Refuse references to code that does not lie beside the configuration.
+
+    Args:
+        fields: of the configuration; `auto_map` and `custom_pipelines` are looked at.
+    """
+    named = {f"auto_map[{key!r}]": value for key, value in _mapping(fields, "auto_map").items()}
+    for task, pipeline in _mapping(fields, "custom_pipelines").items():
+        named[f"custom_pipelines[{task!r}]"] = pipeline.get("impl") if isinstance(pipeline, Mapping) else pipeline
+    for where, reference in named.items():
+        for one in reference if isinstance(reference, (list, tuple)) else [reference]:
+            if one is not None and not (isinstance(one, str) and _CLASS_BESIDE.fullmatch(one)):
+                raise ValueError(
+                    f"{where} is {one!r}; it may only name a class in a file of the same repository, as in "
+                    "'modeling_sca.ScaForConditionalGeneration'. The configuration has been tampered with."
+                )
+
+
+def check_numbers(fields: Mapping[str, Any]) -> None:
+    """Refuse not-a-number anywhere, negative sizes, and such as no model has."""
+    for name, value in _leaves(fields):
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name} of the configuration is not a number (NaN).")
+    for name, value in sizes(fields):
+        kind = "layers" if _LAYERS.fullmatch(_field(name)) else "size"
+        if not -1 <= value <= _MOST[kind]:
+            raise ValueError(f"{name} of the configuration is {value}; no model has more than {_MOST[kind]} there.")
+
+
+def sizes(fields: Any) -> Iterator[tuple[str, int]]:
+    """Names and values of all layer counts and widths of a configuration, its nested ones included."""
+    for name, value in _leaves(fields):
+        known = _LAYERS.fullmatch(_field(name)) or _SIZES.fullmatch(_field(name))
+        if known and isinstance(value, int) and not isinstance(value, bool):
+            yield name, value
+
+
+def check_bases(repos: Any) -> None:
+    """Refuse a `base_model_repos` that is not what `save_pretrained` writes."""
+    if repos is None:
+        return
+    if not isinstance(repos, Mapping) or set(repos) != {"sam", "language_model"}:
+        raise ValueError(f"base_model_repos must say where 'sam' and 'language_model' come from, got {repos!r}.")
+    for name, source in repos.items():
+        where = f"base_model_repos[{name!r}]"
+        if not isinstance(source, Mapping) or not all(isinstance(value, str) for value in source.values()):
+            raise ValueError(f"{where} must be a mapping of texts, got {source!r}.")
+        if unknown := sorted(set(source) - _BASE_FIELDS):
+            raise ValueError(f"{where} has the unknown fields {unknown}.")
+        if ("repo_id" in source) == ("path" in source):
+            raise ValueError(f"{where} must have either a repo_id or a path, got {dict(source)}.")
+        needed = "revision" if "repo_id" in source else "sha256"
+        if not source.get(needed):
+            raise ValueError(f"{where} pins nothing: it has no {needed}.")
+        if not _REPOSITORY_ID.fullmatch(source.get("repo_id", "x")) or ".." in source.get("repo_id", ""):
+            raise ValueError(f"{where}: {source['repo_id']!r} is no repository id.")
+        for key in ("subfolder", "revision"):
+            if any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x"))):
+                raise ValueError(f"{where}: the {key} {source[key]!r} leads out of the repository.")
+
+
+def check_shard_index(path: Path) -> list[str]:
+    """Names of the weight files that an index lists; one that names files elsewhere is refused.
+
+    Args:
+        path: of `model.safetensors.index.json`.
+    """
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not an index of weight files (a JSON object with a weight_map).") from error
+    for name in names:
+        if not isinstance(name, str) or re.split(r"[/\\]", name) != [name] or not name.endswith(".safetensors"):
+            raise ValueError(f"{path} names {name!r}; weights lie in .safetensors files beside their index.")
+    return sorted(names)
+
+
+def check_amount(described: int, stored: int, path: Any) -> None:
+    """Refuse a configuration that describes far more parameters than weights are stored.
+
+    They would all be made before anyone could see that they are missing, and fill the memory.
+
+    Args:
+        described: number of parameters.
+        stored: bytes of the weight files.
+    """
+    # Quantised weights have up to two parameters a byte; small models may be as they like.
+    if described > 4 * max(stored, 2**24):
+        raise ValueError(
+            f"the configuration of {path} describes {described:,} parameters, but its weight files hold {stored:,} "
+            "bytes: they do not belong together."
+        )
+
+
+def _field(name: str) -> str:
+    return re.split(r"[.\[]", name)[-1]
+
+
+def _mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = fields.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} of the configuration must be a mapping, got {value!r}.")
+    return value
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number or text of nested mappings and lists, with its name."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for position, inner in enumerate(value):
+            yield from _leaves(inner, f"{name}[{position}]")
+    else:
+        yield name, value
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "check_amount",
+    "check_bases",
+    "check_format",
+    "check_numbers",
+    "check_references",
+    "check_shard_index",
+    "sizes",
+]

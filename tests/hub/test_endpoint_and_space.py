@@ -1,0 +1,170 @@
+"""handler.py answers what Inference Endpoints ask; the folder of a Space starts by itself."""
+
+import base64
+import importlib.util
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi
+from publishing import save_whole
+
+from sca_hf import ScaForConditionalGeneration, ScaProcessor
+from sca_hf.hub.publish import staged_model, upload
+from sca_hf.hub.space import publish_space, write_space
+from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.testing import tiny_image
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """The folder as it is uploaded, handler and all."""
+    with staged_model(save_whole(tmp_path_factory.mktemp("endpoint") / "model")) as facts:
+        yield facts.folder
+
+
+@pytest.fixture(scope="module")
+def handler(repository):
+    """Made as the endpoint's server makes it: from the file, with the repository's folder."""
+    spec = importlib.util.spec_from_file_location("handler", repository / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EndpointHandler(str(repository))
+
+
+def ask(handler, request):
+    """What the endpoint's server does with a request's body: 200 and JSON, or 400 and the sentence."""
+    try:
+        return 200, json.loads(json.dumps(handler(request)))
+    except ValueError as error:
+        return 400, str(error)
+
+
+def picture(size=(80, 60), kind="PNG"):
+    buffer = io.BytesIO()
+    tiny_image(3, size).save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def mask():
+    pixels = np.zeros((60, 80), bool)
+    pixels[20:40, 30:60] = True
+    return encode_rle(pixels)
+
+
+def test_regions_of_every_kind_get_the_models_own_answers(handler, repository):
+    regions = [{"box": [5, 5, 40, 30]}, {"points": [[60, 40], [2, 2]], "labels": [1, 0]}, {"mask": mask()}]
+    status, records = ask(handler, {"inputs": {"image": picture(), "regions": regions}})
+    assert status == 200 and [sorted(record) for record in records] == [["box", "caption", "iou", "mask", "score"]] * 3
+    model, processor = (
+        ScaForConditionalGeneration.from_pretrained(repository),
+        ScaProcessor.from_pretrained(repository),
+    )
+    inputs = processor(
+        tiny_image(3),
+        input_boxes=[[[5, 5, 40, 30], None, None]],
+        input_points=[[None, [[60, 40], [2, 2]], None]],
+        input_labels=[[None, [1, 0], None]],
+        input_masks=[[None, None, decode_rle(mask())]],
+    )
+    outputs = model.generate(**inputs)
+    expected = processor.post_process_regions(outputs, inputs["original_sizes"], inputs["reshaped_input_sizes"])[0]
+    for record, other in zip(records, expected, strict=True):
+        assert record["caption"] == other["caption"] and math.isclose(record["iou"], other["iou"], rel_tol=1e-5)
+        assert np.array_equal(decode_rle(record["mask"]), other["mask"])
+
+
+def test_a_bare_picture_is_one_region_and_parameters_reach_generate(handler):
+    bare = ask(handler, {"inputs": "data:image/jpeg;base64," + picture(kind="JPEG")})
+    assert bare[0] == 200 and len(bare[1]) == 1
+    options = {"max_new_tokens": 2, "num_beams": 2, "masks": False, "task": "recognition"}
+    (record,) = ask(handler, {"inputs": picture(), "parameters": options})[1]
+    assert "mask" not in record and len(record["caption"]) < len(bare[1][0]["caption"])
+
+
+def of(**region):
+    """A request for one region."""
+    return {"inputs": {"image": picture(), "regions": [region]}}
+
+
+BAD = {
+    "no inputs": ({"image": "x"}, "the request must be"),
+    "no image": ({"inputs": {"regions": []}}, "inputs.image must be"),
+    "no base64": ({"inputs": "$$$"}, "no picture in base64"),
+    "no picture": ({"inputs": base64.b64encode(b"GIF89a nonsense").decode()}, "no picture|broken"),
+    "a cut picture": ({"inputs": picture()[:4000]}, "broken|no picture"),
+    "unknown field": ({"inputs": {"image": picture(), "url": "http://x"}}, r"unknown fields \['url'\]"),
+    "a path": ({"inputs": "/etc/passwd"}, "no picture in base64"),
+    "no regions": ({"inputs": {"image": picture(), "regions": []}}, "list of 1 to 1000 regions"),
+    "too many": ({"inputs": {"image": picture(), "regions": [{"box": [0, 0, 9, 9]}] * 1001}}, "1 to 1000"),
+    "empty region": (of(), r"regions\[0\] must have"),
+    "three numbers": (of(box=[1, 2, 3]), "box must be 4 numbers"),
+    "not a number": (of(box=[math.nan, 0, 9, 9]), "4 numbers"),
+    "outside": (of(box=[0, 0, 900, 9]), "(?i)box"),
+    "labels only": (of(box=[0, 0, 9, 9], labels=[1]), "labels without"),
+    "label 7": (of(points=[[1, 1]], labels=[7]), "labels must be"),
+    "a mask of another size": (of(mask={"size": [9, 9], "counts": "x"}), r"\[60, 80\]"),
+    "a broken mask": (of(mask={"size": [60, 80], "counts": [1]}), "mask"),
+    "unknown parameter": ({"inputs": picture(), "parameters": {"custom_generate": "evil/x"}}, "custom_generate"),
+    "a million beams": ({"inputs": picture(), "parameters": {"num_beams": 10**6}}, "at most 8"),
+    "unknown task": ({"inputs": picture(), "parameters": {"task": "sing"}}, "sing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_400_with_a_sentence(handler, name):
+    request, message = BAD[name]
+    status, answer = ask(handler, request)
+    assert status == 400
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(answer)
+
+
+def test_the_largest_pictures_are_refused_before_they_are_decoded(handler, monkeypatch):
+    monkeypatch.setitem(type(handler).__call__.__globals__, "MOST_PIXELS", 100)
+    assert ask(handler, {"inputs": picture()}) == (400, "the image has 80 x 60 pixels; at most 100 are read.")
+
+
+DEMO = '''
+"""Stands for the page: loads the model as the page does, and answers once."""
+
+
+def main(model):
+    from sca_hf.captioning import caption_images, load
+    from sca_hf.prompt_arguments import RegionPrompt
+
+    loaded = load(model, "cpu")
+    for _, regions in caption_images(*loaded, ["image.png"], [[RegionPrompt(box=[5, 5, 40, 30])]]):
+        print(regions[0].caption)
+'''
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_space_starts_and_answers(online, repository, tmp_path):
+    api = HfApi(online.url)
+    api.create_repo("ann/shown")
+    commit = upload(api, "ann/shown", repository)
+    folder = write_space(tmp_path / "space", "ann/shown", commit)
+    publish_space(api, folder, "ann/shown")
+    files = online.repository("ann/shown", "space").resolve("main").files
+    assert {"app.py", "README.md", "requirements.txt", "sca_hf/__init__.py"} <= set(files)
+    assert not any("assets" in name or "__pycache__" in name for name in files)
+    head = online.store.content(files["README.md"]).decode()
+    assert "sdk: gradio" in head and "app_file: app.py" in head and commit in head
+    # The page itself has its own tests; here something small in its place shows that the folder runs alone.
+    (folder / "sca_hf" / "demo").mkdir(exist_ok=True)
+    (folder / "sca_hf" / "demo" / "__init__.py").write_text(DEMO)
+    tiny_image(3).save(folder / "image.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    environment |= {"HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run([sys.executable, "app.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    inputs = ScaProcessor.from_pretrained(repository)(tiny_image(3), input_boxes=[[5, 5, 40, 30]])
+    model = ScaForConditionalGeneration.from_pretrained(repository)
+    expected = ScaProcessor.from_pretrained(repository).batch_decode(model.generate(**inputs))
+    assert done.stdout.strip() == expected[0][0]

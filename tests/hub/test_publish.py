@@ -1,0 +1,257 @@
+"""`sca-hf publish`: what it refuses, what it uploads, and what a cut upload leaves."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from publishing import save_mixer, save_whole, upload_alone, upload_and_kill
+from safetensors.torch import load_file, save_file
+
+import sca_hf.hub.publish as publishing_module
+from sca_hf.cli import main
+from sca_hf.hub.folder_check import PublishError, check_folder
+from sca_hf.hub.publish import publish, staged_model
+from sca_hf.testing import tiny_image, tiny_model
+
+
+EVALUATION = {
+    "n": 1234,
+    "protocol": "scenes test, box prompts",
+    "tokenizer": "PTB",
+    "command": "sca-hf evaluate predictions.jsonl --json scores.json",
+    "versions": {"sca-hf": "0.1.0"},
+    "metrics": {"CIDEr-D": 1.2345678, "BLEU@4": 0.321, "mask mIoU": 0.9},
+}
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return save_whole(tmp_path / "whole")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out the fresh process, which other tests here have: it takes seconds."""
+    monkeypatch.setattr(publishing_module, "check_loads_alone", lambda folder: ["a caption"])
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(EVALUATION))
+    return path
+
+
+def snippet_of(card):
+    return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+
+
+def run_snippet(card, folder, hub):
+    """Run a card's lines in a fresh process where this package cannot be imported, as a stranger would."""
+    tiny_image(1, (200, 160)).save(folder / "image.png")
+    (folder / "snippet.py").write_text("import sys; sys.modules['sca_hf'] = None\n" + snippet_of(card))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run([sys.executable, "snippet.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_command_publishes_what_a_stranger_can_run(online, whole, evaluation, tmp_path, capsys):
+    (whole / "optimizer.pt").write_bytes(b"state")
+    assert main(["publish", str(whole), "ann/told", "--evaluation", str(evaluation), "--debug"]) == 0
+    said = capsys.readouterr().out
+    repository = online.repository("ann/told")
+    newest, made, first = repository.history()
+    assert made.id in said and "left out optimizer.pt: state of training" in said
+    assert newest.title == f"Describe {made.id[:12]}" and set(newest.files) - set(made.files) == {"README.md"}
+    assert (
+        set(first.files) < set(made.files) >= {"handler.py", "requirements.txt", "modeling_sca.py", "tokenizer.json"}
+    )
+    card = online.store.content(newest.files["README.md"]).decode()
+    assert f'revision="{made.id}"' in snippet_of(card)
+    captions = run_snippet(card, tmp_path, online)
+    model, processor = publishing_module.ScaForConditionalGeneration, publishing_module.ScaProcessor
+    inputs = processor.from_pretrained(whole)(
+        tmp_path / "image.png", input_boxes=[[31, 25, 99, 103], [86, 62, 180, 155]]
+    )
+    expected = processor.from_pretrained(whole).batch_decode(model.from_pretrained(whole).generate(**inputs))
+    assert captions == str(expected)
+
+
+def test_the_card_has_the_numbers_of_the_files(online, quick, whole, evaluation):
+    publish(whole, "ann/card", evaluations=[evaluation], api=HfApi(online.url))
+    card = ModelCard.load("ann/card")
+    card.validate()
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
+    results = {result.metric_name: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == EVALUATION["metrics"]
+    assert all(result.dataset_args == {"regions": 1234} for result in results.values())
+    assert results["CIDEr-D"].metric_args["command"] == EVALUATION["command"]
+    model = tiny_model()
+    trainable = model.num_parameters(only_trainable=True)
+    assert f"| total |  | {trainable:,} | {model.num_parameters() - trainable:,} |" in card.text
+    assert "1,234 regions" in card.text and "| CIDEr-D | 1.235 |" in card.text
+
+
+def test_publishing_again_changes_nothing(online, quick, whole):
+    first = publish(whole, "ann/again", api=HfApi(online.url))
+    sent = online.received
+    second = publish(whole, "ann/again", api=HfApi(online.url))
+    assert second.commit == first.commit and len(online.repository("ann/again").history()) == 3
+    assert online.received - sent < 100_000
+
+
+def test_weights_of_before_are_not_left_beside_the_new_ones(online, quick, tmp_path):
+    sharded = tmp_path / "sharded"
+    save_whole(sharded)
+    (sharded / "model.safetensors").unlink()
+    tiny_model().save_pretrained(sharded, max_shard_size="100KB")
+    publish(sharded, "ann/shards", api=HfApi(online.url))
+    shards = [name for name in online.repository("ann/shards").resolve("main").files if "-of-" in name]
+    HfApi(online.url).upload_file(repo_id="ann/shards", path_in_repo="notes.md", path_or_fileobj=b"mine")
+    publish(save_whole(tmp_path / "one"), "ann/shards", api=HfApi(online.url))
+    files = set(online.repository("ann/shards").resolve("main").files)
+    assert len(shards) > 1 and not files & {*shards, "model.safetensors.index.json"}
+    assert {"model.safetensors", "notes.md"} <= files
+
+
+@pytest.fixture
+def bases(online):
+    for name, part in (("ann/the-sam", tiny_model().sam), ("ann/the-lm", tiny_model().language_model)):
+        part.push_to_hub(name)
+    HfApi(online.url).upload_file(
+        repo_id="ann/the-lm", path_in_repo="README.md", path_or_fileobj=b"---\nlicense: mit\n---\n# an LM\n"
+    )
+    return "ann/the-sam", "ann/the-lm"
+
+
+def test_a_mixer_is_published_with_its_bases_pinned_and_their_licences(online, bases, tmp_path):
+    done = publish(save_mixer(tmp_path / "mixer", *bases), "ann/mixer", api=HfApi(online.url))
+    card = ModelCard.load("ann/mixer")
+    pins = {name: online.repository(name).resolve("main").id for name in bases}
+    assert card.data.base_model == list(bases) and card.data.base_model_revisions == pins
+    assert card.data.licenses == {"language_model": "mit"}
+    assert (
+        "| language model | frozen | mit |" in card.text and "| SAM | frozen | not stated by its author |" in card.text
+    )
+    assert all(f"`{name}` at `{commit}`" in card.text for name, commit in pins.items())
+    files = online.repository("ann/mixer").resolve(done.commit).files
+    assert files["model.safetensors"].size < 600_000 and len(done.captions) == 4
+    with pytest.raises(PublishError, match="is whole, and does not say where"):
+        publish(save_whole(tmp_path / "w"), "ann/never", kind="mixer", api=HfApi(online.url))
+    publish_whole = staged_model(tmp_path / "mixer", "whole")
+    with publish_whole as facts:
+        assert facts.kind == "whole" and any(
+            key.startswith("sam.") for key in load_file(facts.folder / "model.safetensors")
+        )
+
+
+def test_bases_that_others_cannot_have_are_refused(online, bases, tmp_path):
+    for name, part in (("sam", tiny_model().sam), ("lm", tiny_model().language_model)):
+        part.save_pretrained(tmp_path / name)
+    api = HfApi(online.url)
+    local = save_mixer(tmp_path / "local", tmp_path / "sam", tmp_path / "lm")
+    with pytest.raises(PublishError, match="a folder that nobody else has: publish with --kind whole"):
+        publish(local, "ann/never", api=api)
+    mixer = save_mixer(tmp_path / "mixer", *bases)
+    config = json.loads((mixer / "config.json").read_text())
+    for revision, message in (("main", "which is no commit and may change"), ("e" * 40, "is not to be seen")):
+        config["base_model_repos"]["sam"]["revision"] = revision
+        (mixer / "config.json").write_text(json.dumps(config))
+        with pytest.raises(PublishError, match=message):
+            publish(mixer, "ann/never", api=api)
+    config["base_model_repos"]["sam"]["revision"] = online.repository("ann/the-sam").resolve("main").id
+    (mixer / "config.json").write_text(json.dumps(config))
+    online.repository("ann/the-sam").readers = {"ann"}
+    with pytest.raises(PublishError, match="is private: others could not load"):
+        publish(mixer, "ann/never", api=api)
+    assert ("model", "ann/never") not in online.store.repositories
+
+
+def spoil_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["mixer.task_tokens.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+FAULTS = {
+    "a link out of the folder": (lambda f: (f / "notes.txt").symlink_to("/etc/hostname"), "publish copies, not links"),
+    "a pickle": (lambda f: (f / "extra.bin").write_bytes(b"\x80\x04."), "may hold a pickle"),
+    "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "no code of this package"),
+    "changed code": (lambda f: (f / "losses_sca.py").open("a").write("\n# x"), "differs from this package's"),
+    "code that is absent": (lambda f: (f / "safety_sca.py").unlink(), "lacks the code files safety_sca.py"),
+    "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no processor"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
+    "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be read"),
+    "weights that are no numbers": (spoil_weights, r"mixer\.task_tokens\.weight holds values that are no numbers"),
+    "files of something else": (lambda f: (f / "passwords.kdbx").write_bytes(b"1"), "is no part of a saved model"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+    "another model": (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "is a 'gpt2' model"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_must_not_be_published_is_refused_by_name(whole, fault):
+    spoil, message = FAULTS[fault]
+    check_folder(whole)
+    spoil(whole)
+    with pytest.raises(PublishError, match=message):
+        check_folder(whole)
+
+
+def test_a_bad_card_is_found_before_anything_is_uploaded(online, quick, whole, evaluation, tmp_path):
+    template = tmp_path / "card.md"
+    for text, message in (
+        ("---\nlicense: [a]\n---\n# x", "Invalid metadata|license"),
+        ("---\nlicense: mit\n---\n$price", "asks for 'price'"),
+        ("# no head", "must begin with a head"),
+    ):
+        template.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            publish(whole, "ann/never", template=template, api=HfApi(online.url))
+    evaluation.write_text(json.dumps(EVALUATION | {"metrics": {"CIDEr-D": float("nan")}}))
+    with pytest.raises(ValueError, match="not a number"):
+        publish(whole, "ann/never", evaluations=[evaluation], api=HfApi(online.url))
+    assert ("model", "ann/never") not in online.store.repositories
+
+
+def test_another_model_in_the_fresh_process_stops_it(online, whole, monkeypatch):
+    monkeypatch.setattr(publishing_module, "describe_probe", lambda *a: {"ids": [[1]], "captions": [["other"]]})
+    with pytest.raises(PublishError, match="in place of"):
+        publish(whole, "ann/never", api=HfApi(online.url))
+    assert ("model", "ann/never") not in online.store.repositories
+
+
+@pytest.mark.slow
+def test_a_cut_upload_shows_nothing_and_goes_on(online, tmp_path):
+    """Ten times SIGKILL, each after a random number of bytes; then what a clean upload gives, history and all."""
+    with staged_model(save_whole(tmp_path / "new", seed=1)) as facts:
+        api = HfApi(online.url)
+        for name in ("ann/clean", "ann/cut"):
+            api.create_repo(name)
+            upload_alone(online.url, name, save_whole(tmp_path / "old"))
+        before = online.repository("ann/cut").resolve("main")
+        start = online.received
+        objects = set(online.store.objects)
+        upload_alone(online.url, "ann/clean", facts.folder)
+        total = online.received - start
+        for oid in set(online.store.objects) - objects:
+            del online.store.objects[oid]
+        clean = online.repository("ann/clean").resolve("main")
+        moments, killed = random.Random(7), 0
+        for _ in range(10):
+            killed += upload_and_kill(online, "ann/cut", facts.folder, moments.randrange(1, total))
+            assert online.repository("ann/cut").resolve("main").id in (before.id, clean.id)
+        assert killed >= 5
+        upload_alone(online.url, "ann/cut", facts.folder)
+    assert online.repository("ann/cut").resolve("main").id == clean.id
+    assert not list(Path(tmp_path).glob(".publish-*"))

@@ -1,0 +1,246 @@
+"""Tampered and broken repositories: each is refused by a message of its own; nothing runs, nothing is written."""
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from publishing import save_mixer, save_whole
+from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel
+
+from sca_hf import ScaForConditionalGeneration, ScaProcessor
+from sca_hf.modeling.adapters_sca import load_adapter
+from sca_hf.testing import tiny_model, tiny_text_config
+
+
+CHECK = Path(__file__).with_name("tampered_check.py")
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("originals")
+    save_whole(folder / "whole")
+    model = tiny_model()
+    model.sam.save_pretrained(folder / "sam")
+    model.language_model.save_pretrained(folder / "lm")
+    save_mixer(folder / "mixer", folder / "sam", folder / "lm")
+    return folder
+
+
+class Touch:
+    """What a hostile pickle does when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def config(**changes):
+    """A change of config.json: fields by name, nested ones with a double underscore."""
+
+    def change(folder):
+        content = json.loads((folder / "config.json").read_text())
+        for name, value in changes.items():
+            *path, last = name.split("__")
+            inner = content
+            for part in path:
+                inner = inner[part]
+            inner[last] = value
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
+def bases(**changes):
+    """A change of where the mixer's SAM comes from."""
+
+    def change(folder):
+        content = json.loads((folder / "config.json").read_text())
+        source = {"repo_id": "org/sam", "revision": "a" * 40, **changes}
+        content["base_model_repos"]["sam"] = {key: value for key, value in source.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
+def text(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def sharded(shard):
+    def change(folder):
+        names = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, shard)}))
+
+    return change
+
+
+def weights(edit):
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def pickled(name):
+    def change(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_bytes(pickle.dumps(Touch(folder.parent / "RAN")))
+
+    return change
+
+
+def processor(**changes):
+    def change(folder):
+        content = json.loads((folder / "processor_config.json").read_text())
+        content["image_processor"] |= changes.pop("image_processor", {})
+        (folder / "processor_config.json").write_text(json.dumps(content | changes))
+
+    return change
+
+
+def huge_header(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + content[8:])
+
+
+BIG = {"longest_edge": 10**9}
+# What is changed, in which of the two repositories, and what is said.
+WHOLE = {
+    "code outside the repository": (config(auto_map__AutoModel="../RAN.Model"), r"auto_map\['AutoModel'\]"),
+    "code of another repository": (config(auto_map__AutoModel="evil/x--run.Model"), "a file of the same repository"),
+    "a pipeline outside the repository": (
+        config(custom_pipelines={"region-captioning": {"impl": "../RAN.Pipe"}}),
+        r"custom_pipelines\['region-captioning'\]",
+    ),
+    "an auto_map that is none": (config(auto_map=["x"]), "auto_map of the configuration must be a mapping"),
+    "not a number": (config(label_smoothing=float("nan")), "label_smoothing .* is not a number"),
+    "not a number, deep inside": (
+        config(sam_config__vision_config__layer_norm_eps=float("nan")),
+        "sam_config.vision_config.layer_norm_eps .* is not a number",
+    ),
+    "a million layers": (
+        config(mixer_config__num_hidden_layers=10**6),
+        "mixer_config.num_hidden_layers .* is 1000000",
+    ),
+    "an endless vocabulary": (config(text_config__vocab_size=2**40), "text_config.vocab_size .* no model has more"),
+    "a negative size": (config(mixer_config__mlp_dim=-64), "mixer_config.mlp_dim .* is -64"),
+    "more parameters than there are weights": (
+        config(sam_config__vision_config__hidden_size=4096, sam_config__vision_config__num_hidden_layers=64),
+        r"describes [\d,]+ parameters, but its weight files hold",
+    ),
+    "a part that is no configuration": (config(sam_config="../sam"), "sam_config must be a configuration or a dict"),
+    "a SAM that is none": (config(sam_config__model_type="gpt2"), "sam_config has model_type 'gpt2'"),
+    "newer than this code": (config(format_version=2), "is of format 2, and this code knows formats up to 1: update"),
+    "a format that is none": (config(format_version="one"), "format_version 'one', expected a whole number"),
+    "a configuration that is no JSON": (text("config.json", "{'a': __import__('os')}"), "not a valid JSON"),
+    "weights in a folder outside": (sharded("../outside.safetensors"), "weights lie in .safetensors files beside"),
+    "weights in pickles": (sharded("model.bin"), "weights lie in .safetensors files beside"),
+    "an index that is none": (
+        lambda f: [(f / "model.safetensors").unlink(), (f / INDEX).write_text('{"weight_map": [1]}')],
+        "is not an index of weight files",
+    ),
+    "cut weights": (lambda f: os.truncate(f / "model.safetensors", 9000), "(?i)header|incomplete|invalid"),
+    "a header without end": (huge_header, "(?i)header"),
+    "a pickle for weights": (pickled("pytorch_model.bin"), "no file named model.safetensors"),
+    "a pickle under the weights' name": (pickled("model.safetensors"), "(?i)header"),
+    "missing weights": (weights(lambda w: w.pop("mixer.task_tokens.weight")), "missing: mixer.task_tokens.weight"),
+    "foreign weights": (weights(lambda w: w.update(evil=torch.ones(1))), "unexpected: evil"),
+    "weights of another shape": (
+        weights(lambda w: w.update({"mixer.task_tokens.weight": torch.ones(3, 3)})),
+        "mis-shaped: mixer.task_tokens.weight",
+    ),
+    "an image size without end": (processor(image_processor={"size": BIG}), "longest_edge is 1000000000"),
+    "a processor newer than this code": (processor(format_version=2), "the processor's settings are of format 2"),
+}
+MIXER = {
+    "a base that is a path": (bases(repo_id="../../etc"), "is no repository id"),
+    "a base in a folder above": (bases(subfolder="../../secret"), "leads out of the repository"),
+    "a base that is not pinned": (bases(revision=None), "pins nothing: it has no revision"),
+    "a base with code": (bases(trust_remote_code="yes"), r"unknown fields \['trust_remote_code'\]"),
+    "a base that is two": (bases(path="/etc"), "either a repo_id or a path"),
+    "a base that is missing": (config(base_model_repos={"sam": {}}), "must say where 'sam' and 'language_model'"),
+    "bases that are no texts": (bases(repo_id=["org/sam"]), "must be a mapping of texts"),
+}
+ALL = {
+    **{name: ("whole", *rest) for name, rest in WHOLE.items()},
+    **{n: ("mixer", *rest) for n, rest in MIXER.items()},
+}
+
+
+def make(originals, folder, name):
+    """A tampered copy, beside a module that shows by a file if it is ever run."""
+    kind, change, _ = ALL[name]
+    shutil.copytree(originals / kind, folder / "repository")
+    (folder / "RAN.py").write_text(f"open({str(folder / 'RAN')!r}, 'w')\n")
+    change(folder / "repository")
+    return folder / "repository"
+
+
+def listing(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tampered_repositories_are_refused(originals, tmp_path, name):
+    repository = make(originals, tmp_path, name)
+    before = listing(tmp_path)
+    with pytest.raises((ValueError, RuntimeError, OSError, Exception), match=ALL[name][2]) as error:
+        ScaProcessor.from_pretrained(repository)
+        ScaForConditionalGeneration.from_pretrained(repository)
+    assert len(str(error.value)) > 10
+    assert listing(tmp_path) == before
+
+
+def test_every_message_is_its_own():
+    assert len(ALL) >= 30 and len({pattern for *_, pattern in ALL.values()}) >= 25
+
+
+@pytest.mark.slow
+def test_they_are_refused_without_the_package_too(originals, tmp_path):
+    """Three lines with trust_remote_code: the code is genuine, what it is told is not."""
+    for number, name in enumerate(ALL):
+        (tmp_path / str(number)).mkdir()
+        make(originals, tmp_path / str(number), name)
+    before = listing(tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path.parent / "home-of-tampered"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(CHECK), *(str(tmp_path / str(number) / "repository") for number in range(len(ALL)))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    messages = json.loads(done.stdout.splitlines()[-1])
+    for (name, (*_, pattern)), message in zip(ALL.items(), messages, strict=True):
+        assert message is not None, f"{name} was loaded"
+        with pytest.raises(ValueError, match=pattern):
+            raise ValueError(message)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"peft_type": "PREFIX_TUNING"}', "describes no LoRA adapter"),
+        ('{"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "RAN"}', "has megatron_config"),
+        ('{"peft_type": "LORA", "auto_mapping": {"parent_library": "RAN"}}', "has auto_mapping"),
+        ("[1", "is not JSON"),
+    ],
+)
+def test_adapters_that_would_import_are_refused(tmp_path, content, message):
+    (tmp_path / "language_model_adapter").mkdir()
+    (tmp_path / "language_model_adapter" / "adapter_config.json").write_text(content)
+    (tmp_path / "language_model_adapter" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=message):
+        load_adapter(GPT2LMHeadModel(tiny_text_config()), tmp_path, {})

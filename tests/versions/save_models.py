@@ -1,0 +1,43 @@
+"""Save tiny models with the transformers of this process, and what they say of an example.
+
+    PYTHONPATH=src python tests/versions/save_models.py FOLDER
+
+FOLDER gets a whole and a mixer-only repository of each family, and `said.json`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from remote_code_check import describe
+
+from sca_hf import ScaForConditionalGeneration, ScaProcessor
+from sca_hf.testing import tiny_model, tiny_tokenizer
+
+
+# One with learned positions, and one whose positions are a buffer that no checkpoint holds and whose head is tied.
+FAMILIES = ("gpt2", "llama3")
+
+
+def main(folder: Path) -> None:
+    """Save, and describe what was saved before it was."""
+    said = {}
+    for family in FAMILIES:
+        model = tiny_model(family)
+        processor = ScaProcessor.from_config(model.config, tiny_tokenizer())
+        expected = describe(model, processor)
+        model.save_pretrained(folder / f"{family}-whole")
+        # The mixer names the whole repository for its bases.
+        loaded = ScaForConditionalGeneration.from_pretrained(folder / f"{family}-whole")
+        loaded.save_pretrained(folder / f"{family}-mixer", include_bases=False)
+        for kind in ("whole", "mixer"):
+            processor.save_pretrained(folder / f"{family}-{kind}")
+            said[f"{family}-{kind}"] = {name: expected[name].tolist() for name in ("ids", "captions")}
+    (folder / "said.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
