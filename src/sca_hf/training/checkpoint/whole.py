@@ -24,7 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
-from ..modeling.adapters_sca import ADAPTER_FOLDER
+from ...modeling.adapters_sca import ADAPTER_FOLDER
 from .run_identity import describe_run, kept_randomness, run_differences
 from .staging import (
     REPLACED,
