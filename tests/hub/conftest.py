@@ -26,5 +26,13 @@ def online(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(transformers_hub, "_hf_api", None)
-    monkeypatch.setenv("HF_TOKEN", "token-of-ann")
+    environment = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "token-of-ann",
+    }
+    # For processes that a test starts.
+    for name, value in {**environment, "HF_HUB_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
     return hub

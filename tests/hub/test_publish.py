@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +133,7 @@ def bases(online):
     return "ann/the-sam", "ann/the-lm"
 
 
+@pytest.mark.slow
 def test_a_mixer_is_published_with_its_bases_pinned_and_their_licences(online, bases, tmp_path):
     done = publish(save_mixer(tmp_path / "mixer", *bases), "ann/mixer", api=HfApi(online.url))
     card = ModelCard.load("ann/mixer")
@@ -224,6 +224,7 @@ def test_a_bad_card_is_found_before_anything_is_uploaded(online, quick, whole, e
     assert ("model", "ann/never") not in online.store.repositories
 
 
+@pytest.mark.slow
 def test_another_model_in_the_fresh_process_stops_it(online, whole, monkeypatch):
     monkeypatch.setattr(publishing_module, "describe_probe", lambda *a: {"ids": [[1]], "captions": [["other"]]})
     with pytest.raises(PublishError, match="in place of"):
@@ -234,24 +235,30 @@ def test_another_model_in_the_fresh_process_stops_it(online, whole, monkeypatch)
 @pytest.mark.slow
 def test_a_cut_upload_shows_nothing_and_goes_on(online, tmp_path):
     """Ten times SIGKILL, each after a random number of bytes; then what a clean upload gives, history and all."""
+    old = save_whole(tmp_path / "old")
+    api = HfApi(online.url)
     with staged_model(save_whole(tmp_path / "new", seed=1)) as facts:
-        api = HfApi(online.url)
-        for name in ("ann/clean", "ann/cut"):
+
+        def repository(name):
+            """One that holds the old model; of the new one nothing is on the Hub."""
             api.create_repo(name)
-            upload_alone(online.url, name, save_whole(tmp_path / "old"))
-        before = online.repository("ann/cut").resolve("main")
+            upload_alone(online.url, name, old)
+            before = online.repository(name).resolve("main").id
+            online.store.objects = {oid: kept for oid, kept in online.store.objects.items() if oid in known}
+            return before
+
+        api.create_repo("ann/old")
+        upload_alone(online.url, "ann/old", old)
+        known = set(online.store.objects)
+        before = repository("ann/clean")
         start = online.received
-        objects = set(online.store.objects)
         upload_alone(online.url, "ann/clean", facts.folder)
-        total = online.received - start
-        for oid in set(online.store.objects) - objects:
-            del online.store.objects[oid]
-        clean = online.repository("ann/clean").resolve("main")
-        moments, killed = random.Random(7), 0
-        for _ in range(10):
-            killed += upload_and_kill(online, "ann/cut", facts.folder, moments.randrange(1, total))
-            assert online.repository("ann/cut").resolve("main").id in (before.id, clean.id)
-        assert killed >= 5
-        upload_alone(online.url, "ann/cut", facts.folder)
-    assert online.repository("ann/cut").resolve("main").id == clean.id
-    assert not list(Path(tmp_path).glob(".publish-*"))
+        total, clean = online.received - start, online.repository("ann/clean").resolve("main").id
+        for number, after in enumerate(random.Random(7).sample(range(total), 10)):
+            name = f"ann/cut-{number}"
+            assert repository(name) == before
+            assert upload_and_kill(online, name, facts.folder, after)
+            assert online.repository(name).resolve("main").id in (before, clean)
+            upload_alone(online.url, name, facts.folder)
+            assert online.repository(name).resolve("main").id == clean
+    assert not list(tmp_path.glob(".publish-*"))

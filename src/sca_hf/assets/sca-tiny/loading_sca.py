@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
-from transformers.utils.hub import cached_file
+from transformers.utils import logging
 
 from .adapters_sca import ADAPTER_FOLDER, has_adapter, is_adapter_key, load_adapter, save_adapter
 from .bases_sca import (
@@ -34,7 +33,7 @@ from .bases_sca import (
 )
 from .configuration_sca import ScaConfig, ScaMixerConfig, text_embedding_size
 from .generation_sca import caption_generation_config
-from .safety_sca import FORMAT_VERSION, check_amount, check_shard_index
+from .safety_sca import FORMAT_VERSION, check_weight_files
 
 
 logger = logging.get_logger(__name__)
@@ -100,7 +99,8 @@ class ScaLoadingMixin:
         if path is not None:
             # Plain tensors or nothing; what can hold more is not even opened.
             kwargs.setdefault("use_safetensors", True)
-            _check_weight_files(cls, path, peeked, kwargs)
+            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
         of_bases = _take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
@@ -430,21 +430,10 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
     return config_class.from_pretrained(path if config is None else config, **hub)
 
 
-def _check_weight_files(model_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse weight files that lie elsewhere, or that cannot be what the configuration describes."""
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    names = [SAFE_WEIGHTS_NAME]
-    if (found := cached_file(path, SAFE_WEIGHTS_NAME, **hub, **quiet)) is None:
-        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)
-        if index is None:
-            return  # the library says what it looked for
-        names = check_shard_index(Path(index))
-        found = index
-    files = [found] if names == [SAFE_WEIGHTS_NAME] else [cached_file(path, name, **hub) for name in names]
+def _count_parameters(model_class: type, config: Any) -> int:
+    """How many parameters a repository of this configuration holds; none of them is made."""
     with torch.device("meta"):
-        described = model_class(copy.deepcopy(config), build_bases=not config.base_model_repos)
-    check_amount(described.num_parameters(), sum(os.path.getsize(file) for file in files), path)
+        return model_class(copy.deepcopy(config), build_bases=not config.base_model_repos).num_parameters()
 
 
 def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,10 +6,14 @@ field.
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
@@ -118,15 +122,25 @@ def check_shard_index(path: Path) -> list[str]:
     return sorted(names)
 
 
-def check_amount(described: int, stored: int, path: Any) -> None:
-    """Refuse a configuration that describes far more parameters than weights are stored.
+def check_weight_files(path: Any, where: Mapping[str, Any], count: Callable[[], int]) -> None:
+    """Refuse weight files that lie elsewhere, or far fewer weights than the configuration describes.
 
-    They would all be made before anyone could see that they are missing, and fill the memory.
+    All that are missing would be made before anyone could see it, and fill the memory.
 
     Args:
-        described: number of parameters.
-        stored: bytes of the weight files.
+        path: folder or repository id.
+        where: `revision`, `token`, `cache_dir`, ...
+        count: gives the number of parameters that the configuration describes.
     """
+    absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **absent)
+    files = [found]
+    if found is None:
+        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **where, **absent)
+        if index is None:
+            return  # the library says what it looked for
+        files = [cached_file(path, name, **where) for name in check_shard_index(Path(index))]
+    described, stored = count(), sum(os.path.getsize(file) for file in files)
     # Quantised weights have up to two parameters a byte; small models may be as they like.
     if described > 4 * max(stored, 2**24):
         raise ValueError(
@@ -162,11 +176,11 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 __all__ = [
     "FORMAT_VERSION",
-    "check_amount",
     "check_bases",
     "check_format",
     "check_numbers",
     "check_references",
     "check_shard_index",
+    "check_weight_files",
     "sizes",
 ]
