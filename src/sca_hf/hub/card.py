@@ -208,12 +208,14 @@ def _bases(config: ScaConfig) -> str:
     return "\n".join([title, "", *rows])
 
 
-def _licences(info: RepositoryInfo, own: str | None, frozen: Mapping[str, str | None]) -> str:
+def _licences(info: RepositoryInfo, own: Any, frozen: Mapping[str, Any]) -> str:
     stated = {"SAM": frozen.get("sam"), "language model": frozen.get("language_model"), "mixer": own}
-    rows = [
-        [part.name, "trained" if part.trainable else "frozen", stated.get(part.name) or "not stated by its author"]
-        for part in info.parts
-    ]
+    rows = []
+    for part in info.parts:
+        licence = stated.get(part.name) or "not stated by its author"
+        # The Hub's head admits several.
+        text = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
+        rows.append([part.name, "trained" if part.trainable else "frozen", text])
     return markdown_rows(["part", "", "licence"], rows)
 
 
