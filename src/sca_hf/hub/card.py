@@ -19,6 +19,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..modeling.bases_sca import BASES
 from ..modeling.configuration_sca import ScaConfig
 from .repository_info import RepositoryInfo, describe_repository
 
@@ -65,6 +66,9 @@ def card_text(
     results = [(path, read_evaluation(path)) for path in evaluations]
     info, config = describe_repository(str(folder)), ScaConfig.from_pretrained(folder)
     frozen = {**(licences or {}), **head.get("licenses", {})}
+    for licence in (head.get("license"), *frozen.values()):
+        if not isinstance(licence, str | None):
+            raise ValueError(f"{source}: the licence {licence!r} is no name.")
     names = {"name": repo_id.split("/")[-1], "repo_id": repo_id, "revision": revision}
     fields = {
         **names,
@@ -148,7 +152,8 @@ def _data(
     evaluations: Sequence[Mapping[str, Any]],
 ) -> ModelCardData:
     own = dict(head)
-    sources = [source for source in (config.base_model_repos or {}).values() if "repo_id" in source]
+    named = config.base_model_repos or {}
+    sources = [named[part] for part in BASES if "repo_id" in named.get(part, {})]
     pins = {source["repo_id"]: source["revision"] for source in sources}
     bases = own.pop("base_model", None) or list(pins) or None
     tags = [*own.pop("tags", []), *_TAGS]
