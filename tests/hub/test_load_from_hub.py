@@ -217,4 +217,4 @@ def test_the_client_fetches_no_code_from_above_a_repository(mixer_only, online, 
     api.upload_file(repo_id="org/above", path_in_repo="config.json", path_or_fileobj=json.dumps(config).encode())
     with pytest.raises((OSError, ValueError)):
         AutoConfig.from_pretrained("org/above", trust_remote_code=True, cache_dir=tmp_path / "new")
-    assert not [path for path in tmp_path.rglob("*escaped*")]
+    assert not list(tmp_path.rglob("*escaped*"))
