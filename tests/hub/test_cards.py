@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from publishing import save_whole
 
 from sca_hf.hub.card import card_text, read_evaluation
+from sca_hf.hub.publish import find_recipe
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -34,7 +35,7 @@ def test_there_is_one_for_each_published_checkpoint():
 
 @pytest.mark.parametrize("template", PREPARED, ids=lambda path: path.stem)
 def test_prepared_cards_are_valid_and_have_the_published_numbers(folder, template):
-    text = card_text(folder, "ann/sca", "a" * 40, template, scores_of(template))
+    text = card_text(folder, "ann/sca", "a" * 40, template, evaluations=scores_of(template))
     assert check_head(text) == []
     card = ModelCard(text)
     assert card.data.license == "apache-2.0" and card.data.licenses["sam"] == "apache-2.0"
@@ -50,12 +51,25 @@ def test_our_own_template_needs_no_one(folder):
     assert check_head(text) == [] and "Not evaluated." in text and "| mixer | trained | not stated" in text
 
 
-def test_a_recipe_beside_the_model_goes_into_the_card(folder):
-    (folder.parent / "recipe.yaml").write_text("preset: mixer\n")
+def test_a_recipe_beside_the_model_goes_into_the_card_without_the_folders_of_this_machine(folder):
+    path = folder.parent / "recipe.yaml"
+    path.write_text("preset: mixer\ndata:\n  train: {root: /home/ann/secret/boxes, url: http://a.b/c/d}\n  b: rel/x\n")
     try:
-        assert "preset: mixer" in card_text(folder, "ann/sca", "a" * 40)
+        text = card_text(folder, "ann/sca", "a" * 40, recipe=find_recipe(folder))
     finally:
-        (folder.parent / "recipe.yaml").unlink()
+        path.unlink()
+    assert "preset: mixer" in text and "root: .../boxes" in text and "url: http://a.b/c/d" in text and "rel/x" in text
+    assert "secret" not in text and find_recipe(folder) is None
+
+
+def test_a_readme_of_ones_own_is_kept_to_the_letter(folder, tmp_path):
+    for head in ("", "---\nlicense: mit\ntags:\n- boats\n---\n"):
+        (tmp_path / "README.md").write_text(f"{head}# Boats\n\nIt cost $5 and ${{time}}.\n")
+        text = card_text(folder, "ann/sca", "a" * 40, tmp_path / "README.md", fill=False)
+        assert text.endswith("# Boats\n\nIt cost $5 and ${time}.\n")
+        data = ModelCard(text).data
+        assert data.library_name == "transformers" and data.license == ("mit" if head else None)
+        assert "region-captioning" in data.tags
 
 
 def test_a_file_that_is_no_evaluation_is_told_so(tmp_path):

@@ -1,5 +1,6 @@
 """Three lines from the Hub, whole and mixer-only, online and from the cache; what is said where a base is missing."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from remote_code_check import describe
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.testing import tiny_config, tiny_model, tiny_sam_config, tiny_text_config, tiny_tokenizer
@@ -206,3 +207,14 @@ def test_a_folder_for_a_base_is_not_looked_for_on_behalf_of_the_hub(mixer_only, 
     with pytest.raises(ValueError, match=r"would name folders of this machine .*push"):
         local.push_to_hub("org/never-made", include_bases=False)
     assert ("model", "org/never-made") not in online.store.repositories
+
+
+def test_the_client_fetches_no_code_from_above_a_repository(mixer_only, online, tmp_path):
+    config = json.loads(online.store.content(online.repository(mixer_only).resolve("main").files["config.json"]))
+    config["auto_map"]["AutoConfig"] = "../escaped.ScaConfig"
+    api = HfApi(online.url)
+    api.create_repo("org/above")
+    api.upload_file(repo_id="org/above", path_in_repo="config.json", path_or_fileobj=json.dumps(config).encode())
+    with pytest.raises((OSError, ValueError)):
+        AutoConfig.from_pretrained("org/above", trust_remote_code=True, cache_dir=tmp_path / "new")
+    assert not list(tmp_path.rglob("*escaped*"))

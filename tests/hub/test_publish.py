@@ -101,6 +101,18 @@ def test_the_card_has_the_numbers_of_the_files(online, quick, whole, evaluation)
     assert "1,234 regions" in card.text and "| CIDEr-D | 1.235 |" in card.text
 
 
+def test_the_folder_is_left_as_it_was(online, quick, whole):
+    """Weights are linked into the staging folder: what is written there must not reach them, nor anything else."""
+    (whole / "requirements.txt").write_text("mine\n")
+    (whole / "README.md").write_text("# Mine\n")
+    before = {path: path.read_bytes() for path in whole.rglob("*")}
+    done = publish(whole, "ann/untouched", api=HfApi(online.url))
+    assert done.left_out == {"requirements.txt": "replaced by what the code needs"}
+    assert {path: path.read_bytes() for path in whole.rglob("*")} == before
+    assert not list(whole.parent.glob(".publish-*"))
+    assert ModelCard.load("ann/untouched").text.strip() == "# Mine"
+
+
 def test_publishing_again_changes_nothing(online, quick, whole):
     first = publish(whole, "ann/again", api=HfApi(online.url))
     sent = online.received
@@ -187,6 +199,7 @@ FAULTS = {
     "a link out of the folder": (lambda f: (f / "notes.txt").symlink_to("/etc/hostname"), "publish copies, not links"),
     "a pickle": (lambda f: (f / "extra.bin").write_bytes(b"\x80\x04."), "may hold a pickle"),
     "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "no code of this package"),
+    "a handler of others": (lambda f: (f / "handler.py").write_text("print('run')"), "differs from this package's"),
     "changed code": (lambda f: (f / "losses_sca.py").open("a").write("\n# x"), "differs from this package's"),
     "code that is absent": (lambda f: (f / "safety_sca.py").unlink(), "lacks the code files safety_sca.py"),
     "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no processor"),

@@ -212,6 +212,15 @@ def test_tampered_repositories_are_refused(originals, tmp_path, name):
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("reference", ["../RAN.Config", "evil/x--run.Config"])
+def test_with_the_package_not_even_the_configuration_class_is_the_repositorys(originals, tmp_path, reference):
+    """Without it, trust_remote_code has the library run that class before any code of ours: hence pinned revisions."""
+    shutil.copytree(originals / "whole", tmp_path / "repository")
+    config(auto_map__AutoConfig=reference)(tmp_path / "repository")
+    with pytest.raises(ValueError, match=r"auto_map\['AutoConfig'\]"):
+        ScaForConditionalGeneration.from_pretrained(tmp_path / "repository")
+
+
 def test_every_message_is_its_own():
     assert len(ALL) >= 30 and len({pattern for *_, pattern in ALL.values()}) >= 25
 

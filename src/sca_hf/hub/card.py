@@ -19,6 +19,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..modeling.bases_sca import BASES
 from ..modeling.configuration_sca import ScaConfig
 from .repository_info import RepositoryInfo, describe_repository
 
@@ -27,6 +28,8 @@ CARD = "README.md"
 TASK = "image-text-to-text"
 _TAGS = ["sca-hf", "segment-and-caption-anything", "region-captioning", "segment-anything"]
 _HEAD = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*\n(.*)\Z", re.DOTALL)
+# An absolute path, as Linux, a Mac or Windows writes it.
+_FOLDERS = re.compile(r"(?<![\w./:~-])(?:[A-Za-z]:)?[/~\\][^\s'\",\]}]*[/\\]([^\s/\\'\",\]}]+)")
 _EVALUATION = {"n": int, "protocol": str, "tokenizer": str, "command": str, "versions": Mapping, "metrics": Mapping}
 _SNIPPET = """\
 ```python
@@ -44,8 +47,11 @@ def card_text(
     repo_id: str,
     revision: str,
     template: Path | None = None,
+    fill: bool = True,
     evaluations: Sequence[Path] = (),
+    bases: Mapping[str, Mapping[str, str]] | None = None,
     licences: Mapping[str, str | None] | None = None,
+    recipe: Path | None = None,
 ) -> str:
     """The card of a model.
 
@@ -53,34 +59,42 @@ def card_text(
         folder: of the saved model.
         repo_id: where it is or will be.
         revision: commit that holds all that loads it.
-        template: Markdown file, see above; a README.md without any `$field` is kept as it is. None takes our own.
+        template: Markdown file, see above; None takes our own.
+        fill: False keeps the template's text as it is, whatever stands in it; only its head is completed.
         evaluations: files of `sca-hf evaluate --json`.
-        licences: of the bases of a mixer-only folder, by `"sam"` and `"language_model"`; None: unsaid.
+        bases: where SAM and the language model came from; None takes what the folder's configuration says.
+        licences: of those, by `"sam"` and `"language_model"`; None: unsaid.
+        recipe: that the model was trained by.
 
     Raises:
         ValueError: a template or an evaluation file is not as it must be.
     """
     source = template or Path(str(resources.files("sca_hf.hub") / "templates" / "card.md"))
-    head, body = _split(source)
-    results = [(path, read_evaluation(path)) for path in evaluations]
+    head, body = _split(source, head_needed=fill)
+    results = [read_evaluation(path) for path in evaluations]
     info, config = describe_repository(str(folder)), ScaConfig.from_pretrained(folder)
+    bases = (config.base_model_repos or {}) if bases is None else bases
+    bases = {part: bases[part] for part in BASES if "repo_id" in bases.get(part, {})}
     frozen = {**(licences or {}), **head.get("licenses", {})}
+    for licence in (head.get("license"), *frozen.values()):
+        if not isinstance(licence, str | None):
+            raise ValueError(f"{source}: the licence {licence!r} is no name.")
     names = {"name": repo_id.split("/")[-1], "repo_id": repo_id, "revision": revision}
     fields = {
         **names,
         "snippet": Template(_SNIPPET).substitute(names),
         "parts": parts_table(info),
         "memory": memory_table(info),
-        "bases": _bases(config),
+        "bases": _bases(bases, mixer_only=bool(config.base_model_repos)),
         "licences": _licences(info, head.get("license"), frozen),
-        "scores": "\n\n".join(_scores(evaluation) for _, evaluation in results) or "Not evaluated.",
-        "training": _training(folder),
+        "scores": "\n\n".join(map(_scores, results)) or "Not evaluated.",
+        "training": _training(recipe),
     }
     try:
-        text = Template(body).substitute(fields)
+        text = Template(body).substitute(fields) if fill else body
     except (KeyError, ValueError) as error:
         raise ValueError(f"{source} asks for {error}; known are {', '.join(sorted(fields))}.") from None
-    data = _data(head, config, names["name"], frozen, [one for _, one in results])
+    data = _data(head, bases, names["name"], frozen, results)
     card = f"---\n{data.to_yaml()}\n---\n{text}"
     ModelCard(card)  # reads the head as the Hub's client does, and raises where it cannot
     return card
@@ -123,12 +137,14 @@ def markdown_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
 
 
-def _split(path: Path) -> tuple[dict[str, Any], str]:
+def _split(path: Path, head_needed: bool) -> tuple[dict[str, Any], str]:
     """Head and body of a template."""
     import yaml
 
     text = path.read_text(encoding="utf-8")
     found = _HEAD.match(text)
+    if found is None and not head_needed:
+        return {}, f"\n{text}"
     if found is None:
         raise ValueError(f"{path} must begin with a head between two lines of ---.")
     try:
@@ -142,15 +158,14 @@ def _split(path: Path) -> tuple[dict[str, Any], str]:
 
 def _data(
     head: Mapping[str, Any],
-    config: ScaConfig,
+    bases: Mapping[str, Mapping[str, str]],
     name: str,
     licences: Mapping[str, str | None],
     evaluations: Sequence[Mapping[str, Any]],
 ) -> ModelCardData:
     own = dict(head)
-    sources = [source for source in (config.base_model_repos or {}).values() if "repo_id" in source]
-    pins = {source["repo_id"]: source["revision"] for source in sources}
-    bases = own.pop("base_model", None) or list(pins) or None
+    pins = {source["repo_id"]: source["revision"] for source in bases.values()}
+    named = own.pop("base_model", None) or list(pins) or None
     tags = [*own.pop("tags", []), *_TAGS]
     if stated := {part: licence for part, licence in licences.items() if licence}:
         own["licenses"] = stated
@@ -162,7 +177,7 @@ def _data(
         own.pop("model-index", None)
         own |= {"eval_results": results, "model_name": name}
     defaults = {"library_name": "transformers", "pipeline_tag": TASK}
-    return ModelCardData(base_model=bases, tags=list(dict.fromkeys(tags)), **{**defaults, **own})
+    return ModelCardData(base_model=named, tags=list(dict.fromkeys(tags)), **{**defaults, **own})
 
 
 def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
@@ -196,15 +211,16 @@ def _scores(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _bases(config: ScaConfig) -> str:
+def _bases(bases: Mapping[str, Mapping[str, str]], mixer_only: bool) -> str:
     rows = [
-        f"- {part.replace('_', ' ')}: `{source.get('repo_id') or source.get('path')}` at "
-        f"`{source.get('revision') or source.get('sha256')}`"
-        for part, source in (config.base_model_repos or {}).items()
+        f"- {part.replace('_', ' ')}: `{source['repo_id']}` at `{source['revision']}`"
+        for part, source in bases.items()
     ]
     if not rows:
         return "Everything is in this repository."
-    title = "This repository holds what was trained. The rest is fetched, at exactly these revisions:"
+    title = "Everything is in this repository. It was made of:"
+    if mixer_only:
+        title = "This repository holds what was trained. The rest is fetched, at exactly these revisions:"
     return "\n".join([title, "", *rows])
 
 
@@ -219,12 +235,12 @@ def _licences(info: RepositoryInfo, own: Any, frozen: Mapping[str, Any]) -> str:
     return markdown_rows(["part", "", "licence"], rows)
 
 
-def _training(folder: Path) -> str:
-    """The recipe that lies in the folder or, as training leaves it, beside it."""
-    for path in (folder / "recipe.yaml", folder.parent / "recipe.yaml"):
-        if path.is_file():
-            return f"With sca-hf, by this recipe:\n\n```yaml\n{path.read_text(encoding='utf-8').strip()}\n```"
-    return "Not described."
+def _training(recipe: Path | None) -> str:
+    """The recipe; of folders of the machine where it ran, the last name alone."""
+    if recipe is None:
+        return "Not described."
+    text = _FOLDERS.sub(r".../\1", recipe.read_text(encoding="utf-8").strip())
+    return f"With sca-hf, by this recipe:\n\n```yaml\n{text}\n```"
 
 
 def _slug(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -30,7 +31,8 @@ _KNOWN = {
     *("model.safetensors", "model.safetensors.index.json", "metrics.json", "evaluation.json"),
 }
 _KNOWN_SUFFIXES = {".safetensors", ".md", ".txt", ".png", ".jpg", ".webp", ".svg"}
-_COMMIT = 40
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+HANDLER = "handler.py"
 
 
 class PublishError(ValueError):
@@ -45,12 +47,14 @@ class FolderFacts:
         files: names, relative, of all that is to be published.
         left_out: names of what is not, with the reason.
         config: as loaded by our class.
+        bases: where SAM and the language model came from, where that is known; as in the configuration.
     """
 
     folder: Path
     config: ScaConfig
     files: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    bases: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -66,6 +70,7 @@ def check_folder(folder: Path) -> FolderFacts:
     if not (folder / "config.json").is_file():
         raise PublishError(f"{folder} holds no config.json: give the folder of a saved model.")
     facts = FolderFacts(folder, _config(folder))
+    facts.bases = dict(facts.config.base_model_repos or {})
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
@@ -84,27 +89,36 @@ def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> di
     Raises:
         PublishError: a base is a folder, is not pinned to a commit, or is not to be seen.
     """
+    needed = facts.kind == "mixer"
     licences: dict[str, str | None] = {}
-    for name, source in (facts.config.base_model_repos or {}).items():
+    for name, source in facts.bases.items():
         if "path" in source:
-            raise PublishError(
-                f"{facts.folder} takes its {name} from {source['path']}, a folder that nobody else has: publish with "
-                "--kind whole, or publish that model first and load it from its repository."
-            )
+            if needed:
+                raise PublishError(
+                    f"{facts.folder} takes its {name} from {source['path']}, a folder that nobody else has: publish "
+                    "with --kind whole, or publish that model first and load it from its repository."
+                )
+            continue
         where = f"{source['repo_id']} at {source['revision']}"
-        if len(source["revision"]) != _COMMIT or not set(source["revision"]) <= set("0123456789abcdef"):
+        if needed and not _COMMIT.fullmatch(source["revision"]):
             raise PublishError(f"{facts.folder} takes its {name} from {where}, which is no commit and may change.")
         try:
             info = api.model_info(source["repo_id"], revision=source["revision"])
         except HfHubHTTPError as error:
             reason = "no such repository" if isinstance(error, RepositoryNotFoundError) else str(error)
             raise PublishError(
-                f"{facts.folder} takes its {name} from {where}, which is not to be seen: {reason}"
+                f"{facts.folder} takes its {name} from {where}, which is not to be seen: {reason}."
             ) from error
-        if info.private and not private:
+        if needed and info.private and not private:
             raise PublishError(f"{where} ({name}) is private: others could not load this model. Use --private.")
-        licences[name] = getattr(info.card_data, "license", None)
+        licence = getattr(info.card_data, "license", None)
+        licences[name] = licence if isinstance(licence, str) else None
     return licences
+
+
+def handler_code() -> bytes:
+    """What answers Inference Endpoints in every published repository."""
+    return (resources.files("sca_hf.hub") / "templates" / HANDLER).read_bytes()
 
 
 def package_code() -> dict[str, bytes]:
@@ -148,9 +162,8 @@ def _is_known(path: PurePosixPath) -> bool:
 
 def _check_code(facts: FolderFacts) -> None:
     """The copies must be this package's own: what people run must be what was reviewed and tested."""
-    own = package_code()
-    made_by_us = {"handler.py", "app.py"}
-    copies = [name for name in facts.files if name.endswith(".py") and name not in made_by_us]
+    own = {**package_code(), HANDLER: handler_code()}
+    copies = [name for name in facts.files if name.endswith(".py")]
     for name in copies:
         if name not in own:
             raise PublishError(f"{facts.folder / name} is no code of this package: remove it.")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import resources
@@ -28,7 +28,7 @@ from huggingface_hub.hf_api import RepoFile
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..processing.processing_sca import ScaProcessor
 from .card import CARD, card_text
-from .folder_check import FolderFacts, PublishError, check_base_repositories, check_folder
+from .folder_check import HANDLER, FolderFacts, PublishError, check_base_repositories, check_folder, handler_code
 from .probe import describe_probe
 
 
@@ -92,10 +92,20 @@ def publish(
         licences = check_base_repositories(facts, api, private)
         say(f"loading {facts.kind} folder {folder} in a fresh process, without this package ...")
         captions = check_loads_alone(facts.folder)
-        template = template or own_card(folder)
 
         def describe(commit: str) -> str:
-            return card_text(facts.folder, repo_id, commit, template, evaluations, licences)
+            own = None if template else own_card(folder)
+            return card_text(
+                facts.folder,
+                repo_id,
+                commit,
+                template=own or template,
+                fill=own is None,
+                evaluations=evaluations,
+                bases=facts.bases,
+                licences=licences,
+                recipe=find_recipe(folder),
+            )
 
         # Now, so that what is wrong with a card comes out before anything is uploaded.
         ModelCard(describe("0" * 40)).validate()
@@ -120,11 +130,13 @@ def staged_model(folder: Path, kind: str | None = None) -> Iterator[FolderFacts]
             for name in found.files:
                 _link(folder / name, staging / name)
         (staging / CARD).unlink(missing_ok=True)
-        handler = resources.files("sca_hf.hub") / "templates" / "handler.py"
-        (staging / "handler.py").write_bytes(handler.read_bytes())
-        (staging / "requirements.txt").write_text(_REQUIREMENTS, encoding="utf-8")
+        (staging / HANDLER).write_bytes(handler_code())
+        needs = staging / "requirements.txt"
+        if needs.is_file() and needs.read_text(encoding="utf-8") != _REQUIREMENTS:
+            found.left_out[needs.name] = "replaced by what the code needs"
+        needs.write_text(_REQUIREMENTS, encoding="utf-8")
         facts = check_folder(staging)
-        facts.left_out = found.left_out
+        facts.left_out, facts.bases = found.left_out, found.bases
         yield facts
 
 
@@ -140,11 +152,13 @@ def _save_as(kind: str | None, found: FolderFacts, staging: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
+    """Weights are linked; what is small, and may be written anew here, is copied."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+    if source.suffix == ".safetensors":
+        with suppress(OSError):  # another file system, or one without links
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def own_card(folder: Path) -> Path | None:
@@ -153,6 +167,12 @@ def own_card(folder: Path) -> Path | None:
     if not readme.is_file() or "To complete before publishing" in readme.read_text(encoding="utf-8"):
         return None
     return readme
+
+
+def find_recipe(folder: Path) -> Path | None:
+    """The recipe that lies in a model's folder or, as training leaves it, beside it."""
+    paths = (folder / "recipe.yaml", folder.resolve().parent / "recipe.yaml")
+    return next((path for path in paths if path.is_file()), None)
 
 
 def check_loads_alone(folder: Path) -> list[str]:
