@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import caption, convert, data, estimate, info, scene, train
+from . import anything, caption, convert, data, demo, estimate, info, scene, serve, train
 
 
-COMMANDS = (caption, train, data, estimate, info, convert, scene)
+COMMANDS = (caption, anything, demo, serve, train, data, estimate, info, convert, scene)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,203 @@
+"""Everything in an image, against the plain way: encode for every 64 points, caption all of them, choose at the end.
+
+The plain way is the published model's own, of the library's modules: `PlainSca` for the arithmetic, loops for the
+choice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
+from sca_hf.processing.anything_sca import AnythingSettings, encode_image
+from sca_hf.processing.processing_sca import ScaProcessor
+from sca_hf.processing.regions_sca import encode_rle, mask_boxes, select_masks, stability_scores
+
+from .measure import interleaved
+from .plain import CHUNK, PlainSca
+from .shapes import Size, build_model
+
+
+POINTS_PER_BATCH, BEAMS = 64, 3
+# How many of a random model's masks are to be left, and how many times faster at least.
+SURVIVORS, GAIN = (40, 80), 10.0
+
+
+@dataclass
+class Found:
+    """A region that is left at the end: where it stood among all masks, its mask as RLE, its caption."""
+
+    place: tuple[int, int]
+    mask: str
+    caption: str
+
+
+def processor_of(model: ScaForConditionalGeneration) -> ScaProcessor:
+    """A processor whose words are the ids, so that equal captions are equal ids."""
+    words = {f"w{number}": number for number in range(model.config.text_config.vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    return ScaProcessor.from_config(model.config, PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+
+
+def noise_image(size: Size) -> Image.Image:
+    """A square picture of coarse random colours under noise, of the model's own size."""
+    generator = np.random.default_rng(5)
+    coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((size.image_size,) * 2, Image.Resampling.BICUBIC)).astype(np.int64)
+    return Image.fromarray((pixels + generator.integers(-24, 25, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+@torch.no_grad()
+def choose_settings(
+    model: ScaForConditionalGeneration, processor: ScaProcessor, image: Image.Image, points: int
+) -> AnythingSettings:
+    """Thresholds that leave a number of masks within `SURVIVORS`: a random model's mean nothing of themselves."""
+    encoded, _ = encode_image(model, processor, image)
+    grid = processor.grid_prompts([image.size[::-1]], points)
+    inputs = {name: value for name, value in grid.items() if not name.endswith("sizes")}
+    output = model(**encoded, **inputs)
+    logits, ious = output.pred_masks.flatten(0, 2), output.iou_scores.flatten()
+    stable = stability_scores(logits).quantile(0.5).item()
+    wanted = sum(SURVIVORS) // 2
+    ordered = ious.sort(descending=True).values
+    for nms in (0.7, 0.8, 0.9, 0.95, 0.98):
+        for count in range(wanted, len(ordered) - 1, wanted // 4):
+            # Between two values, so that rounding decides nothing.
+            iou = ((ordered[count] + ordered[count + 1]) / 2).item()
+            limits = {"iou_threshold": iou, "stability_threshold": stable, "nms_threshold": nms}
+            left = len(select_masks(logits, ious, **limits))
+            if wanted - 10 <= left <= wanted + 10:
+                return AnythingSettings(points_per_side=points, **_open_range(limits))
+    raise RuntimeError("no threshold leaves the wanted number of masks.")
+
+
+def _open_range(limits: dict[str, float]) -> dict[str, float]:
+    """A random model's expected IoU may lie outside 0..1, which no setting may."""
+    if not 0 <= limits["iou_threshold"] <= 1:
+        raise RuntimeError(f"the random model expects an IoU of {limits['iou_threshold']:.3g}; draw another.")
+    return limits
+
+
+def ours(
+    model: ScaForConditionalGeneration, processor: ScaProcessor, image: Image.Image, settings: AnythingSettings
+) -> list[Found]:
+    """The model's own way."""
+    grid = {tuple(point): index for index, point in enumerate(_grid(image, settings.points_per_side).tolist())}
+    records = processor.caption_anything(model, image, settings, num_beams=BEAMS)
+    return [Found((grid[tuple(r["point_coords"][0])], 0), r["segmentation"]["counts"], r["caption"]) for r in records]
+
+
+@torch.no_grad()
+def plain(module: PlainSca, processor: ScaProcessor, image: Image.Image, settings: AnythingSettings) -> list[Found]:
+    """The plain way."""
+    pixels = processor(image)["pixel_values"].to(module.sam.device)
+    points = torch.from_numpy(_grid(image, settings.points_per_side)).float().to(pixels.device)
+    masks, ious, captions = [], [], []
+    for batch in points.split(POINTS_PER_BATCH):
+        # The pixels, not their encoding: the encoder runs for every batch.
+        output, tokens, image_tokens = module.decode(pixel_values=pixels, input_points=batch[None, :, None])
+        masks.append(output.pred_masks[0])
+        ious.append(output.iou_scores[0])
+        for part in range(0, len(batch), CHUNK):
+            rows = slice(part, part + CHUNK)
+            prefixes = module.prefix(tokens[:, rows], image_tokens[rows]).flatten(0, 2)
+            ids = module.language_model.generate(
+                inputs_embeds=prefixes,
+                attention_mask=torch.ones(prefixes.shape[:2], dtype=torch.long, device=prefixes.device),
+                max_new_tokens=20,
+                num_beams=BEAMS,
+                do_sample=False,
+            )
+            captions += processor.tokenizer.batch_decode(ids)
+    logits, scores = torch.cat(masks), torch.cat(ious)
+    kept = plain_choice(logits.flatten(0, 1), scores.flatten(), settings)
+    found = []
+    for index in kept:
+        point, head = divmod(index, logits.shape[1])
+        size = [image.size[::-1]]
+        mask = processor.post_process_masks([logits[point : point + 1, head : head + 1]], size, size)[0][0, 0]
+        found.append(Found((point, 0), encode_rle(mask.cpu().numpy())["counts"], captions[point]))
+    return found
+
+
+def plain_choice(logits: torch.Tensor, ious: torch.Tensor, settings: AnythingSettings) -> list[int]:
+    """Choose masks one after the other, best first."""
+    stability = stability_scores(logits, offset=settings.stability_offset)
+    kept: list[int] = []
+    boxes: list[list[float]] = []
+    for index in ious.argsort(descending=True, stable=True).tolist():
+        if ious[index] <= settings.iou_threshold or stability[index] < settings.stability_threshold:
+            continue
+        mask = logits[index] > 0
+        if not mask.any():
+            continue
+        box = mask_boxes(mask[None])[0].tolist()
+        if all(_iou(box, other) <= settings.nms_threshold for other in boxes):
+            kept.append(index)
+            boxes.append(box)
+    return kept
+
+
+def _iou(a: list[float], b: list[float]) -> float:
+    inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+
+
+def _grid(image: Image.Image, side: int) -> np.ndarray:
+    steps = (np.arange(side) + 0.5) / side
+    return np.array([(x * image.width, y * image.height) for y in steps for x in steps])
+
+
+def bench_anything(size: Size, points: int, device: torch.device, bounded: bool) -> bool:
+    """One image, a grid of `points` x `points`; small shapes are not `bounded` in what they gain."""
+    model = build_model(size, device)
+    # The library's own search ends nowhere without an end token; captions are of 20 tokens either way.
+    processor, image = processor_of(model), noise_image(size)
+    settings = choose_settings(model, processor, image, points)
+    module = PlainSca(model, "sdpa")
+    counts = {name: _count_calls(encoder) for name, encoder in _encoders(model, module).items()}
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours(model, processor, image, settings),
+        "plain-sdpa": lambda: plain(module, processor, image, settings),
+    }
+    seconds, results = interleaved(calls, 1, device)
+    gain = seconds["plain-sdpa"] / seconds["ours"]
+    print(f"\nanything, {size.image_size} px, {points} x {points} points, {BEAMS} beams, {settings}")
+    for name, spent in seconds.items():
+        print(f"  {name:12} {spent:9.1f} s, {counts[name][0]} encodings, {len(results[name])} regions", flush=True)
+    mine, other = results["ours"], results["plain-sdpa"]
+    same = {
+        what: [getattr(one, what) for one in mine] == [getattr(one, what) for one in other]
+        for what in ("place", "mask", "caption")
+    }
+    print(
+        f"  {gain:.1f} x as fast; the same points: {same['place']}, masks: {same['mask']}, captions: {same['caption']}"
+    )
+    print(f"  {len({one.caption for one in mine})} different captions")
+    good = all(same.values()) and counts["ours"][0] == 1
+    if bounded:
+        print(
+            f"  right: {GAIN} x as fast or more, one encoding, {SURVIVORS[0]} to {SURVIVORS[1]} regions, all the same"
+        )
+        good &= gain >= GAIN and SURVIVORS[0] <= len(mine) <= SURVIVORS[1]
+    return good
+
+
+def _encoders(model: ScaForConditionalGeneration, module: PlainSca) -> dict[str, torch.nn.Module]:
+    return {"ours": model.sam.vision_encoder, "plain-sdpa": module.sam.vision_encoder}
+
+
+def _count_calls(module: torch.nn.Module) -> list[int]:
+    calls = [0]
+
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    module.register_forward_hook(count)
+    return calls
