@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.anything_sca import AnythingSettings, encode_image
 from sca_hf.processing.processing_sca import ScaProcessor
-from sca_hf.processing.regions_sca import encode_rle, mask_boxes, select_masks, stability_scores
+from sca_hf.processing.regions_sca import encode_rle, select_masks, stability_scores
 
 from .measure import interleaved
 from .plain import CHUNK, PlainSca
@@ -26,7 +26,7 @@ from .shapes import Size, build_model
 
 POINTS_PER_BATCH, BEAMS = 64, 3
 # How many of a random model's masks are to be left, and how many times faster at least.
-SURVIVORS, GAIN = (40, 80), 10.0
+SURVIVORS, QUICK_SURVIVORS, GAIN = (40, 80), (10, 40), 10.0
 
 
 @dataclass
@@ -55,33 +55,49 @@ def noise_image(size: Size) -> Image.Image:
 
 @torch.no_grad()
 def choose_settings(
-    model: ScaForConditionalGeneration, processor: ScaProcessor, image: Image.Image, points: int
+    model: ScaForConditionalGeneration,
+    processor: ScaProcessor,
+    image: Image.Image,
+    points: int,
+    survivors: tuple[int, int],
 ) -> AnythingSettings:
-    """Thresholds that leave a number of masks within `SURVIVORS`: a random model's mean nothing of themselves."""
+    """Thresholds that leave a number of masks within `survivors`: a random model's mean nothing of themselves."""
     encoded, _ = encode_image(model, processor, image)
     grid = processor.grid_prompts([image.size[::-1]], points)
     inputs = {name: value for name, value in grid.items() if not name.endswith("sizes")}
     output = model(**encoded, **inputs)
-    logits, ious = output.pred_masks.flatten(0, 2), output.iou_scores.flatten()
-    stable = stability_scores(logits).quantile(0.5).item()
-    wanted = sum(SURVIVORS) // 2
-    ordered = ious.sort(descending=True).values
-    for nms in (0.7, 0.8, 0.9, 0.95, 0.98):
-        for count in range(wanted, len(ordered) - 1, wanted // 4):
-            # Between two values, so that rounding decides nothing.
-            iou = ((ordered[count] + ordered[count + 1]) / 2).item()
-            limits = {"iou_threshold": iou, "stability_threshold": stable, "nms_threshold": nms}
-            left = len(select_masks(logits, ious, **limits))
-            if wanted - 10 <= left <= wanted + 10:
-                return AnythingSettings(points_per_side=points, **_open_range(limits))
+    logits, ious = output.pred_masks.flatten(0, 2), _tame(model, output.iou_scores.flatten())
+    offset = logits.abs().median().item() / 4
+    stable = _between(stability_scores(logits, offset=offset), len(logits) // 2)
+    least, most = survivors
+    # Masks of a random model fill the image, so that their boxes are all alike: the masks themselves are compared.
+    for overlap in (0.7, 0.6, 0.5, 0.4):
+        for count in range(most, len(ious) - 1, most // 2):
+            limits = {
+                "iou_threshold": _between(ious, count),
+                "stability_threshold": stable,
+                "stability_offset": offset,
+                "nms_threshold": 1.0,
+                "mask_nms_threshold": overlap,
+            }
+            if least + 5 <= len(select_masks(logits, ious, **limits)) <= most - 5:
+                return AnythingSettings(points_per_side=points, **limits)
     raise RuntimeError("no threshold leaves the wanted number of masks.")
 
 
-def _open_range(limits: dict[str, float]) -> dict[str, float]:
-    """A random model's expected IoU may lie outside 0..1, which no setting may."""
-    if not 0 <= limits["iou_threshold"] <= 1:
-        raise RuntimeError(f"the random model expects an IoU of {limits['iou_threshold']:.3g}; draw another.")
-    return limits
+def _tame(model: ScaForConditionalGeneration, ious: torch.Tensor) -> torch.Tensor:
+    """Bring the IoU that a random model expects into 0..1, in the model too."""
+    head = model.sam.mask_decoder.iou_prediction_head.proj_out
+    middle, scale = ious.mean(), 0.4 / (ious - ious.mean()).abs().max()
+    head.bias.copy_((head.bias - middle) * scale + 0.5)
+    head.weight.mul_(scale)
+    return (ious - middle) * scale + 0.5
+
+
+def _between(values: torch.Tensor, count: int) -> float:
+    """A threshold that `count` values exceed: between two of them, so that rounding decides nothing."""
+    ordered = values.sort(descending=True).values
+    return ((ordered[count - 1] + ordered[count]) / 2).item()
 
 
 def ours(
@@ -130,23 +146,17 @@ def plain_choice(logits: torch.Tensor, ious: torch.Tensor, settings: AnythingSet
     """Choose masks one after the other, best first."""
     stability = stability_scores(logits, offset=settings.stability_offset)
     kept: list[int] = []
-    boxes: list[list[float]] = []
     for index in ious.argsort(descending=True, stable=True).tolist():
         if ious[index] <= settings.iou_threshold or stability[index] < settings.stability_threshold:
             continue
         mask = logits[index] > 0
-        if not mask.any():
-            continue
-        box = mask_boxes(mask[None])[0].tolist()
-        if all(_iou(box, other) <= settings.nms_threshold for other in boxes):
+        if mask.any() and all(_iou(mask, logits[other] > 0) <= settings.mask_nms_threshold for other in kept):
             kept.append(index)
-            boxes.append(box)
     return kept
 
 
-def _iou(a: list[float], b: list[float]) -> float:
-    inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+def _iou(mask: torch.Tensor, other: torch.Tensor) -> float:
+    return ((mask & other).sum() / (mask | other).sum()).item()
 
 
 def _grid(image: Image.Image, side: int) -> np.ndarray:
@@ -157,9 +167,9 @@ def _grid(image: Image.Image, side: int) -> np.ndarray:
 def bench_anything(size: Size, points: int, device: torch.device, bounded: bool) -> bool:
     """One image, a grid of `points` x `points`; small shapes are not `bounded` in what they gain."""
     model = build_model(size, device)
-    # The library's own search ends nowhere without an end token; captions are of 20 tokens either way.
     processor, image = processor_of(model), noise_image(size)
-    settings = choose_settings(model, processor, image, points)
+    survivors = SURVIVORS if bounded else QUICK_SURVIVORS
+    settings = choose_settings(model, processor, image, points, survivors)
     module = PlainSca(model, "sdpa")
     counts = {name: _count_calls(encoder) for name, encoder in _encoders(model, module).items()}
     calls: dict[str, Callable[[], Any]] = {
