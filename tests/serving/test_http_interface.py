@@ -57,8 +57,8 @@ def expected():
     return processor.batch_decode(model.generate(**processor(SCENE.to_pil(), input_boxes=[BOXES])))[0]
 
 
-def ask(client, path="/v1/caption", **request):
-    return client.post(path, json={"image": IMAGE, **request})
+def ask(client, address="/v1/caption", **request):
+    return client.post(address, json={"image": IMAGE, **request})
 
 
 def test_regions_get_what_the_model_says(client, expected):

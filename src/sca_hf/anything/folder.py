@@ -97,9 +97,10 @@ class ImageCaptioner:
 
 
 def draw_records(picture: Any, records: Iterable[dict[str, Any]]) -> Any:
-    """Draws the masks and captions of an image, large ones below small ones; see [`draw_regions`]."""
-    ordered = sorted(records, key=lambda record: -record["area"])
-    return draw_regions(picture, [DrawnRegion(r["caption"], decode_rle(r["segmentation"])) for r in ordered])
+    """Draws the masks and captions of an image, numbered in their order, large ones below small ones."""
+    ordered = sorted(enumerate(records, 1), key=lambda numbered: -numbered[1]["area"])
+    drawn = [DrawnRegion(r["caption"], decode_rle(r["segmentation"]), number=number) for number, r in ordered]
+    return draw_regions(picture, drawn)
 
 
 @dataclass
