@@ -116,7 +116,7 @@ def test_prompts_are_drawn_where_they_were_given():
 @pytest.mark.parametrize("installed", [True, False])
 def test_any_caption_can_be_drawn(caption, installed, monkeypatch):
     if not installed:
-        monkeypatch.setattr(overlay, "text_font", ImageFont.load_default)
+        monkeypatch.setattr(overlay, "text_font", lambda size, text: ImageFont.load_default(size))
     draw_regions(grey(), [DrawnRegion(caption, block(30, 30, 90, 60))])
 
 

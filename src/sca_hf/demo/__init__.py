@@ -24,16 +24,13 @@ def build(models: Sequence[str] = (), device: str | None = None) -> Any:
 def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
     """Serves the page, and the HTTP interface beside it, until interrupted."""
     page = _page()
-    import gradio as gr
     import uvicorn
 
-    from ..serving.api import create_app
     from ..serving.engine import Engine
 
     engine = Engine(models, device)
     engine.model()  # whoever comes first should not wait for it
-    app = gr.mount_gradio_app(create_app(engine), page.build_page(engine), path="/", footer_links=[])
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    uvicorn.run(page.page_app(engine), host=host, port=port, log_level="warning")
 
 
 def main() -> None:

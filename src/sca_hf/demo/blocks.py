@@ -18,6 +18,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from fastapi.responses import JSONResponse
 from PIL import Image
 
 from ..anything.folder import draw_records
@@ -25,6 +26,7 @@ from ..data.scenes import scenes
 from ..drawing.overlay import PALETTE
 from ..processing.regions_sca import decode_rle, encode_rle
 from ..prompt_arguments import RegionPrompt
+from ..serving.api import create_app
 from ..serving.engine import Engine, StoredImage
 from ..serving.limits import RequestError
 from ..serving.store import ImageStore
@@ -52,6 +54,28 @@ def build_page(engine: Engine) -> gr.Blocks:
             server_functions=answers.functions(),
         )
     return page
+
+
+def page_app(engine: Engine) -> Any:
+    """The page, and the HTTP interface beside it, as one application."""
+    app = create_app(engine)
+    app.add_middleware(NoFiles)
+    return gr.mount_gradio_app(app, build_page(engine), path="/", footer_links=[])
+
+
+class NoFiles:
+    """Closes Gradio's ways to write and read files: this page needs none of them."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers with 404 where a path asks for files."""
+        path = scope.get("path", "")
+        if any(part in path for part in ("/upload", "/file=", "/file/", "/proxy=", "/stream/")):
+            await JSONResponse({"error": "There is nothing here."}, 404)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _read(name: str) -> str:

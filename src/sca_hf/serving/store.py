@@ -15,7 +15,7 @@ class ImageStore:
         pixels: in all; the picture that was not asked for the longest goes first.
     """
 
-    def __init__(self, pixels: int = 400_000_000) -> None:
+    def __init__(self, pixels: int = 200_000_000) -> None:
         self._pixels, self._held = pixels, 0
         self._images: OrderedDict[str, StoredImage] = OrderedDict()
         self._lock = threading.Lock()
