@@ -40,7 +40,7 @@ IMAGE = base64.b64encode(FILE).decode()
 
 @pytest.fixture(scope="module")
 def engine():
-    one = Engine(device="cpu", limits=Limits(bytes=1 << 20, pixels=1_000_000, regions=20))
+    one = Engine(device="cpu", limits=Limits(file_bytes=1 << 20, pixels=1_000_000, regions=20))
     yield one
     one.close()
 

@@ -33,7 +33,8 @@ def match_regions(records: Sequence[dict[str, Any]], scene: Scene) -> list[tuple
     matched = []
     for iou, place, index in sorted(pairs, reverse=True):
         if iou >= MATCH_IOU and place not in taken[0] and index not in taken[1]:
-            taken[0].add(place), taken[1].add(index)
+            taken[0].add(place)
+            taken[1].add(index)
             matched.append((place, index, iou))
     return matched
 

@@ -126,7 +126,7 @@ class PageAnswers:
             "model": self.engine.describe(),
             "examples": [_data_url(example, "PNG") for example in self.examples],
             "palette": PALETTE,
-            "limits": {"bytes": self.engine.limits.bytes},
+            "limits": {"bytes": self.engine.limits.file_bytes},
         }
 
     @_answering

@@ -225,8 +225,9 @@ def caption_anything(
         _suppress_between(views, settings.crop_nms_threshold)
     least = settings.min_region_area if boxes is None else 0
     found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, least)]
-    if least:
-        found = _suppress_cleaned(found, max(settings.nms_threshold, settings.crop_nms_threshold))
+    if boxes is None:
+        crops_too = settings.crop_nms_threshold if len(views) > 1 else 0.0
+        found = _suppress_again(found, max(settings.nms_threshold, crops_too))
     report("captions", 0, len(found))
     _caption(model, processor, views, found, settings, generation)
     records = [one.record for one in found]
@@ -330,13 +331,16 @@ def _prompt_field(view: _View, index: int) -> dict[str, Any]:
     return {"box_prompt": prompt} if len(prompt) == 4 else {"point_coords": [prompt]}
 
 
-def _suppress_cleaned(found: list[_Found], threshold: float) -> list[_Found]:
-    """Drop what cleaning made equal to another or left empty; masks that it did not change go first."""
+def _suppress_again(found: list[_Found], threshold: float) -> list[_Found]:
+    """Drop what cleaning left empty, and what has become alike: scaling loses specks, and cleaning more than those.
+
+    Masks that cleaning did not change go first.
+    """
     found = [one for one in found if one.record["area"]]
     boxes = torch.tensor([one.record["bbox"] for one in found]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    kept = box_nms(boxes, torch.tensor([float(not one.changed) for one in found]), threshold)
-    return [found[index] for index in sorted(kept.tolist())]
+    scores = torch.tensor([one.record["predicted_iou"] - 1000.0 * one.changed for one in found])
+    return [found[index] for index in sorted(box_nms(boxes, scores, threshold).tolist())]
 
 
 def _caption(

@@ -49,7 +49,7 @@ class Prompt(BaseModel):
 
     def to_region(self, number: int, size: tuple[int, int]) -> RegionPrompt:
         """What the engine takes; `size` is height and width of the picture."""
-        labels = [1] * len(self.points) if self.labels is None else list(self.labels)
+        labels: list[int] = [1] * len(self.points) if self.labels is None else list(self.labels)
         if len(labels) != len(self.points):
             raise RequestError(f"Region {number} has {len(self.points)} points and {len(labels)} labels.")
         if self.box is None and not self.points and self.mask is None:
@@ -117,7 +117,7 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
     pictures = store or ImageStore()
     _add_errors(app)
     _add_state(app, engine)
-    app.add_middleware(BodyLimit, limit=2 * engine.limits.bytes)
+    app.add_middleware(BodyLimit, limit=2 * engine.limits.file_bytes)
 
     async def picture_of(request: _Picture) -> StoredImage:
         if (request.image is None) == (request.image_id is None):

@@ -29,7 +29,7 @@ class Limits:
     """The most that one request may take.
 
     Attributes:
-        bytes: of a picture's file.
+        file_bytes: of a picture's file.
         pixels: of the picture.
         regions: in one request.
         points: in one region.
@@ -38,7 +38,7 @@ class Limits:
         waiting: requests that wait at once; more are told to come back.
     """
 
-    bytes: int = 16 << 20
+    file_bytes: int = 16 << 20
     pixels: int = 24_000_000
     regions: int = 128
     points: int = 64
@@ -51,8 +51,8 @@ class Limits:
         """Decodes a picture, upright and RGB, after a look at its head."""
         if not data:
             raise RequestError("The picture is an empty file.")
-        if len(data) > self.bytes:
-            raise RequestError(f"The picture has {len(data)} bytes; at most {self.bytes} are taken.", 413)
+        if len(data) > self.file_bytes:
+            raise RequestError(f"The picture has {len(data)} bytes; at most {self.file_bytes} are taken.", 413)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as head:
                 width, height = head.size
@@ -60,7 +60,9 @@ class Limits:
             width, height = math.inf, 1  # type: ignore[assignment]
         # Decoders raise whatever they like on a damaged file.
         except Exception:  # noqa: BLE001
-            raise RequestError(f"This is no picture that can be read; give {', '.join(FORMATS)}.", 415) from None
+            raise RequestError(
+                f"This is no picture that can be read; give one of {', '.join(FORMATS)}.", 415
+            ) from None
         if width * height > self.pixels:
             size = "" if width == math.inf else f" of {width} x {height} pixels"
             raise RequestError(f"The picture{size} is too large; at most {self.pixels} pixels are taken.", 413)

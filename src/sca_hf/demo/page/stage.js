@@ -31,7 +31,7 @@ function makeStage(canvas, page) {
       const strong = region.id === lit;
       const key = strong ? "strong" : "calm";
       region.paint ??= {};
-      region.paint[key] ??= paintMask(region.mask, region.colour, strong ? 120 : 46, Math.round(line * (strong ? 2 : 1)));
+      region.paint[key] ??= paintMask(region.mask, region.colour, strong ? 84 : 46, Math.round(line * (strong ? 2 : 1)));
       context.drawImage(region.paint[key], region.mask.x, region.mask.y);
     }
     for (const region of regions) drawPrompt(region, line);
