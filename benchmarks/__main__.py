@@ -30,7 +30,7 @@ import torch
 from sca_hf.modeling.memory_sca import region_chunk_size
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 
-from .anything import bench_anything
+from .anything import QUICK_SURVIVORS, SURVIVORS, bench_anything
 from .measure import interleaved, peak_bytes
 from .plain import CHUNK, PlainMixer, PlainSca
 from .shapes import QUICK, Size, agree, build_model, random_boxes, random_pixels, report
@@ -183,7 +183,8 @@ def main() -> int:
         elif part == "end-to-end":
             good &= bench_end_to_end(size, arguments.repeats, device)
         elif part == "anything":
-            good &= bench_anything(size, 8 if arguments.quick else 32, device, bounded=not arguments.quick)
+            points, survivors = (8, QUICK_SURVIVORS) if arguments.quick else (32, SURVIVORS)
+            good &= bench_anything(size, points, device, not arguments.quick, survivors)
         elif part == "training":
             good &= bench_training(size, arguments.repeats, device, bounded=not arguments.quick)
         else:

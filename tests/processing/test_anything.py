@@ -93,12 +93,13 @@ def test_suppression_leaves_no_two_alike(open_model, processor):
 
 
 def test_what_becomes_alike_by_scaling_is_dropped(open_model, processor, monkeypatch):
-    logits = torch.full((1, 2, 3, 32, 32), -9.0)
-    logits[0, :, 0, 8:16, 8:16] = 9.0
+    logits = torch.full((1, 4, 3, 32, 32), -9.0)
+    logits[0, :2, 0, 8:16, 8:16] = 9.0
     logits[0, 1, 0, 20, 25] = 0.01  # a speck that blows up the box of the coarse mask, and is lost in the fine one
-    ious = torch.tensor([[[0.9, 0.0, 0.0], [0.8, 0.0, 0.0]]])
+    ious = torch.zeros(1, 4, 3)
+    ious[0, :2, 0] = torch.tensor([0.9, 0.8])
     monkeypatch.setattr(open_model, "forward", lambda **_: ScaOutput(pred_masks=logits, iou_scores=ious))
-    settings = {**OPEN, "iou_threshold": 0.5, "nms_threshold": 0.5, "mask_nms_threshold": 1.0, "points_per_side": 1}
+    settings = {**OPEN, "iou_threshold": 0.5, "nms_threshold": 0.5, "mask_nms_threshold": 1.0, "points_per_side": 2}
     chosen = processor.select_regions(
         open_model(), [(60, 80)], [(48, 64)], **AnythingSettings(**settings).thresholds(1)
     )
