@@ -40,6 +40,7 @@ def test_saved_bytes_count_each_storage_once_and_no_weight():
     assert saved == [2 * 4 * 8 * 4]
 
 
+@pytest.mark.slow
 def test_anything_is_found_as_the_plain_way_finds_it(capsys):
     tiny = Size(image_size=128, layers=1, vision_layers=1, text_layers=1)
     assert bench_anything(tiny, 4, torch.device("cpu"), bounded=False, survivors=(2, 12))

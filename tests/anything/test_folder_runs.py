@@ -130,7 +130,18 @@ def test_a_line_cut_short_is_dropped_and_written_anew(tmp_path):
     journal = Journal(tmp_path, {"model": "m"})
     journal.add({"image": "two", "records": [1]})
     journal.close()
-    assert [e["records"] for e in Journal(tmp_path, {"model": "m"}, rank=None).entries(["two", "one"])] == [[1], []]
+    places = Journal(tmp_path, {"model": "m"}, rank=None).places()
+    assert [e["records"] for e in journal.entries([places["two"], places["one"]])] == [[1], []]
+
+
+def test_a_failure_gives_way_to_a_success_whatever_the_name(tmp_path):
+    name = 'a "quoted", "error": \\ name\u2028.png'
+    for rank, entry in enumerate([{"error": "no"}, {"records": [], "note": "error"}, {"error": "no"}]):
+        journal = Journal(tmp_path, {}, rank)
+        journal.add({"image": name, **entry})
+        journal.close()
+    places = journal.places()
+    assert list(places) == [name] and not places[name].failed
 
 
 def test_two_processes_cannot_write_the_same_part(tmp_path):

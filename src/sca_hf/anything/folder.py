@@ -132,7 +132,7 @@ def run_folder(
     journal = Journal(run.output, run.identity(), rank)
     share = items[rank::world]
     known = journal.places()
-    done = {name for name, place in known.items() if not (run.retry and place[2])}
+    done = {name for name, place in known.items() if not (run.retry and place.failed)}
     todo = [item for item in share if item.name not in done]
     with progress_bar(len(share), len(share) - len(todo), show=rank == 0) as bar:
         for entry in (caption or _one_by_one(run))(todo) if todo else ():
@@ -152,13 +152,22 @@ def finish(run: FolderRun, items: list[ImageItem]) -> RunResult | None:
     names = [item.name for item in items]
     if any(name not in places for name in names):
         return None
-    good = [name for name in names if not places[name][2]]
-    failed = {entry["image"]: entry["error"] for entry in journal.entries([n for n in names if places[n][2]])}
+    good = [places[name] for name in names if not places[name].failed]
+    bad = [places[name] for name in names if places[name].failed]
+    failed = {entry["image"]: entry["error"] for entry in journal.entries(bad)}
+    regions = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal regions
+        for entry in journal.entries(good):
+            regions += len(entry["records"])
+            yield json.dumps(entry, ensure_ascii=False) + "\n"
+
     output = Path(run.output)
-    write_whole(output / "records.jsonl", (json.dumps(e, ensure_ascii=False) + "\n" for e in journal.entries(good)))
+    write_whole(output / "records.jsonl", lines())
     write_whole(output / "coco.json", write_coco(lambda: journal.entries(good)))
     write_whole(output / "failed.json", iter([json.dumps(failed, ensure_ascii=False, indent=1) + "\n"]))
-    return RunResult(len(good), sum(len(entry["records"]) for entry in journal.entries(good)), failed)
+    return RunResult(len(good), regions, failed)
 
 
 def process_of_torchrun() -> tuple[int, int]:

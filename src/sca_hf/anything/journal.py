@@ -6,11 +6,19 @@ run goes on. Any number of processes, on any number of machines that share the f
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
+
+
+class Place(NamedTuple):
+    """Where an image's line is, and whether the image failed."""
+
+    path: Path
+    offset: int
+    failed: bool
 
 
 class Journal:
@@ -52,7 +60,7 @@ class Journal:
             mine.unlink()
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Appends an image: `image`, its name, and what became of it."""
+        """Appends an image: `image`, its name, first, then what became of it, beginning with an `error`."""
         if self._file is None:
             raise ValueError("this journal was opened for reading.")
         # One write of a whole line: a killed process leaves it whole or torn, never mixed with another.
@@ -64,34 +72,40 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def places(self) -> dict[str, tuple[Path, int, bool]]:
-        """Where each image's last line is: file, offset, and whether the image failed."""
-        found: dict[str, tuple[Path, int, bool]] = {}
+    def places(self) -> dict[str, "Place"]:
+        """Where each image's last line is."""
+        found: dict[str, Place] = {}
         for path in sorted(self.folder.glob("part-*.jsonl")):
             with path.open("rb") as file:
                 offset = 0
                 for line in file:
                     if line.endswith(b"\n"):
-                        entry = json.loads(line)
-                        known = found.get(entry["image"])
+                        name, failed = _head(line)
                         # A failure that was tried again elsewhere gives way.
-                        if known is None or known[2] or "error" not in entry:
-                            found[entry["image"]] = (path, offset, "error" in entry)
+                        if name not in found or found[name].failed or not failed:
+                            found[name] = Place(path, offset, failed)
                     offset += len(line)
         return found
 
-    def entries(self, names: list[str]) -> Iterator[dict[str, Any]]:
-        """Yields the lines of images in this order."""
-        places = self.places()
-        files = {path: path.open("rb") for path in {place[0] for place in places.values()}}
+    def entries(self, places: Iterable["Place"]) -> Iterator[dict[str, Any]]:
+        """Yields the lines at these places."""
+        places = list(places)
+        files = {path: path.open("rb") for path in {place.path for place in places}}
         try:
-            for name in names:
-                path, offset, _ = places[name]
-                files[path].seek(offset)
-                yield json.loads(files[path].readline())
+            for place in places:
+                files[place.path].seek(place.offset)
+                yield json.loads(files[place.path].readline())
         finally:
             for file in files.values():
                 file.close()
+
+
+def _head(line: bytes) -> tuple[str, bool]:
+    """The name of a line's image, and whether it failed, without a look at its masks."""
+    text = line.decode()
+    start = len('{"image": ')
+    name, end = json.JSONDecoder().raw_decode(text, start)
+    return name, text.startswith(', "error"', end)
 
 
 def write_whole(path: Path, lines: Iterator[str]) -> None:

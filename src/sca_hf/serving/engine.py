@@ -25,6 +25,8 @@ from .limits import Limits, RequestError
 BUNDLED = "sca-tiny"
 # Regions that requests share a call for, and how long the first of them waits for others.
 _BATCH_REGIONS, _BATCH_SECONDS = 64, 0.004
+# Of all that may wait, one in so many may wait for anything mode: each holds a thread of the server meanwhile.
+_ANYTHING_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Engine:
         if chosen.task is not None and chosen.task not in processor.tasks:
             raise RequestError(f"There is no task {chosen.task!r}; there is {', '.join(processor.tasks)}.")
         with self._lock:
-            if self._anything_waiting >= self.limits.waiting:
+            if self._anything_waiting >= self.limits.waiting // _ANYTHING_SHARE:
                 self.counts["refused"] += 1
                 raise RequestError("Too many requests are waiting; please try again in a moment.", 429)
             self._anything_waiting += 1
