@@ -76,12 +76,11 @@ def check_coco(path, images):
 
 def test_a_folder_becomes_records_and_coco_json_and_what_is_broken_is_listed(model, tmp_path, capsys):
     folder = make_folder(tmp_path / "photos", 5, 3)
-    assert main(anything(model, folder, tmp_path / "out", "--overlays")) == 0
+    assert main(anything(model, folder, tmp_path / "out")) == 0
     records, _, failed = results(tmp_path / "out")
     assert [r["image"] for r in records] == ["a/001.png", "a/003.png", "b/000.png", "b/002.png", "b/004.png"]
     assert sorted(failed) == ["broken-0.png", "broken-1.png", "broken-2.png"] and all(failed.values())
     check_coco(tmp_path / "out" / "coco.json", 5)
-    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 5
     output = capsys.readouterr()
     assert "5 images" in output.out and "3 failed" in output.out and "failed: broken-1.png" in output.err
 
@@ -170,10 +169,11 @@ DETECTIONS = {
 def test_boxes_of_a_detector_take_the_place_of_the_grid(form, model, tmp_path):
     folder = make_folder(tmp_path / "photos", 2, 0)
     (tmp_path / "boxes.json").write_text(json.dumps(DETECTIONS[form]))
-    more = ["--boxes", str(tmp_path / "boxes.json"), "--min-score", "0.5"]
+    more = ["--boxes", str(tmp_path / "boxes.json"), "--min-score", "0.5", "--overlays"]
     assert main(anything(model, folder, tmp_path / "out", *more)) == 0
     records, _, _ = results(tmp_path / "out")
     assert [[r["box_prompt"] for r in image["records"]] for image in records] == [[[2, 3, 22, 13]], [[1, 1, 10, 10]]]
+    assert sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir()) == ["a-001-png.png", "b-000-png.png"]
 
 
 def test_data_sets_are_sources_too_and_have_boxes(model, tmp_path):

@@ -206,21 +206,7 @@ def caption_anything(
     size = (picture.height, picture.width)
     if boxes is not None and not len(boxes):
         return []
-    layers = crop_boxes(size, settings.crop_layers if boxes is None else 0, settings.crop_overlap)
-    views: list[_View] = []
-    for layer, crops in enumerate(layers):
-        for crop in crops:
-            report("encoding", len(views), sum(map(len, layers)))
-            known, part = (encoded, picture) if layer == 0 else (None, picture.crop(crop))
-            view = _View(crop, *(known or encode_image(model, processor, part)))
-            if boxes is not None:
-                view.prompts = [[float(value) for value in box] for box in boxes]
-                _segment_boxes(model, processor, view, settings, report)
-            else:
-                side = max(1, settings.points_per_side // settings.crop_points_downscale**layer)
-                view.prompts = grid_points(view.size, side).tolist()
-                _segment_points(model, processor, view, settings, report, size)
-            views.append(view)
+    views = list(_views(model, processor, picture, settings, boxes, encoded, report))
     if len(views) > 1:
         _suppress_between(views, settings.crop_nms_threshold)
     least = settings.min_region_area if boxes is None else 0
@@ -234,6 +220,35 @@ def caption_anything(
     if boxes is None:
         records.sort(key=lambda record: -record["predicted_iou"])
     return _unique(records) if settings.unique_captions else records
+
+
+def _views(
+    model: Any,
+    processor: Any,
+    picture: Any,
+    settings: AnythingSettings,
+    boxes: Any,
+    encoded: Encoded | None,
+    report: Progress,
+) -> Iterator[_View]:
+    """Yield the image, and its crops, with the masks that were found in each."""
+    size = (picture.height, picture.width)
+    layers = crop_boxes(size, settings.crop_layers if boxes is None else 0, settings.crop_overlap)
+    total, done = sum(map(len, layers)), 0
+    for layer, crops in enumerate(layers):
+        for crop in crops:
+            report("encoding", done, total)
+            known, part = (encoded, picture) if layer == 0 else (None, picture.crop(crop))
+            view = _View(crop, *(known or encode_image(model, processor, part)))
+            if boxes is not None:
+                view.prompts = [[float(value) for value in box] for box in boxes]
+                _segment_boxes(model, processor, view, settings, report)
+            else:
+                side = max(1, settings.points_per_side // settings.crop_points_downscale**layer)
+                view.prompts = grid_points(view.size, side).tolist()
+                _segment_points(model, processor, view, settings, report, size)
+            done += 1
+            yield view
 
 
 def _segment_points(
