@@ -136,7 +136,7 @@ class PageAnswers:
 
     @_answering
     def open_picture(self, payload: Answer) -> Answer:
-        """Takes a picture, by its bytes or the number of an example, and encodes it, so that the first click is quick.
+        """Takes a picture, by its bytes or the number of an example.
 
         Returns:
             `image_id`, `width`, `height`, and `view`, the picture at the size at which it is shown.
@@ -152,6 +152,7 @@ class PageAnswers:
             except (binascii.Error, ValueError):
                 raise RequestError("The picture did not arrive whole; please try again.") from None
         image = self.engine.open_image(data)
+        self.engine.encode_soon(image, _text(payload, "model"))
         picture = image.picture
         view = picture.resize(_view_size(image), Image.Resampling.LANCZOS)
         known = {"image_id": self.pictures.add(image), "width": picture.width, "height": picture.height}

@@ -89,7 +89,7 @@ class Engine:
         self._cached_images, self._loaded_models = cached_images, loaded_models
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._encodings: OrderedDict[tuple[str, str], Any] = OrderedDict()
-        self._lock, self._loading = threading.Lock(), threading.Lock()
+        self._lock, self._loading, self._encoding = threading.Lock(), threading.Lock(), threading.Lock()
         self._jobs: queue.Queue[_Job | None] = queue.Queue(self.limits.waiting)
         self._anything = threading.BoundedSemaphore(1)
         self._anything_waiting = 0
@@ -146,17 +146,19 @@ class Engine:
         """An image's encoding, from the cache where it is there."""
         name = self.known(model)
         key = (name, image.key)
-        with self._lock:
-            if key in self._encodings:
-                self._encodings.move_to_end(key)
-                return self._encodings[key]
-        encoded = encode_image(*self.model(name), image.picture)
-        with self._lock:
-            self.counts["encodings"] += 1
-            self._encodings[key] = encoded
-            while len(self._encodings) > self._cached_images:
-                self._encodings.popitem(last=False)
-        return encoded
+        # One after the other: whoever asks for what is being encoded waits for it, rather than doing it again.
+        with self._encoding:
+            if key not in self._encodings:
+                self._encodings[key] = encode_image(*self.model(name), image.picture)
+                self._count(encodings=1)
+                while len(self._encodings) > self._cached_images:
+                    self._encodings.popitem(last=False)
+            self._encodings.move_to_end(key)
+            return self._encodings[key]
+
+    def encode_soon(self, image: StoredImage, model: str | None = None) -> None:
+        """Encodes an image while its owner still looks at it, so that the first question is answered quickly."""
+        threading.Thread(target=self.encode, args=(image, self.known(model)), daemon=True).start()
 
     def submit(
         self,
@@ -195,7 +197,7 @@ class Engine:
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
-            self.counts["refused"] += 1
+            self._count(refused=1)
             raise RequestError("Too many requests are waiting; please try again in a moment.", 429) from None
         return job.result
 
@@ -231,7 +233,8 @@ class Engine:
                 records = caption_anything(
                     loaded, processor, image.picture, chosen, encoded=encoded, progress=progress, **options
                 )
-                self._count(1, len(records), time.perf_counter() - started)
+                spent = time.perf_counter() - started
+                self._count(requests=1, regions=len(records), calls=1, seconds=spent)
                 return records
         finally:
             with self._lock:
@@ -245,9 +248,9 @@ class Engine:
         """Ends the engine's thread; what waits is still answered."""
         self._jobs.put(None)
 
-    def _count(self, requests: int, regions: int, seconds: float) -> None:
+    def _count(self, **more: float) -> None:
         with self._lock:
-            for name, value in (("requests", requests), ("regions", regions), ("calls", 1), ("seconds", seconds)):
+            for name, value in more.items():
                 self.counts[name] += value
 
     def _work(self) -> None:
@@ -277,7 +280,8 @@ class Engine:
             for job in jobs:
                 job.result.set_exception(error)
             return
-        self._count(len(jobs), sum(map(len, results)), time.perf_counter() - started)
+        spent = time.perf_counter() - started
+        self._count(requests=len(jobs), regions=sum(map(len, results)), calls=1, seconds=spent)
         for job, records in zip(jobs, results, strict=True):
             job.result.set_result(records)
 

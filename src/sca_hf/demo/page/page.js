@@ -42,7 +42,7 @@ function status(text) {
 // Pictures
 
 async function openPicture(payload) {
-  const answer = await ask("open_picture", payload);
+  const answer = await ask("open_picture", { ...payload, model: state.model });
   if (!answer) return;
   const picture = new Image();
   picture.src = answer.view;
