@@ -14,11 +14,14 @@ function makeStage(canvas, page) {
     stage.draw();
   };
 
+  // Pixels of the canvas in one of the window, so that lines and markers look alike on every screen.
+  const unit = () => canvas.width / (canvas.clientWidth || canvas.width);
+
   stage.draw = () => {
     if (!stage.picture) return;
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.drawImage(stage.picture, 0, 0);
-    const line = Math.max(1.5, canvas.width / 420);
+    const line = 1.6 * unit();
     const regions = [...page.regions()].sort((a, b) => (b.area || 0) - (a.area || 0));
     const lit = page.lit();
     if (regions.some((region) => region.mask)) {
@@ -31,7 +34,7 @@ function makeStage(canvas, page) {
       const strong = region.id === lit;
       const key = strong ? "strong" : "calm";
       region.paint ??= {};
-      region.paint[key] ??= paintMask(region.mask, region.colour, strong ? 84 : 46, Math.round(line * (strong ? 2 : 1)));
+      region.paint[key] ??= paintMask(region.mask, region.colour, strong ? 84 : 46, Math.max(1, Math.round(line * (strong ? 1.8 : 1))));
       context.drawImage(region.paint[key], region.mask.x, region.mask.y);
     }
     for (const region of regions) drawPrompt(region, line);
@@ -74,7 +77,7 @@ function makeStage(canvas, page) {
   }
 
   function drawMarker(x, y, colour, inside) {
-    const radius = Math.max(5, canvas.width / 90), arm = radius * 0.5;
+    const radius = 8 * unit(), arm = radius * 0.5;
     for (const [style, size] of [["#12141a", radius + 1.5], ["#fff", radius], [colour, radius * 0.78]]) {
       context.fillStyle = style;
       context.beginPath();
