@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sca_hf.modeling.modeling_sca import ScaOutput
-from sca_hf.processing.anything_sca import AnythingSettings, encode_image
+from sca_hf.processing.anything_sca import encode_image
+from sca_hf.processing.anything_settings_sca import AnythingSettings
 from sca_hf.processing.regions_sca import box_iou, clean_mask, crop_boxes, decode_rle, label_parts, mask_iou
 from sca_hf.testing import tiny_image
 
@@ -186,12 +187,15 @@ def test_settings_of_the_processor_are_the_default_and_are_saved(open_model, pro
         ({"iou_threshold": float("nan")}, "iou_threshold is nan"),
         ({"points_per_side": 0}, "points_per_side is 0, expected 1 to"),
         ({"crop_layers": 9}, "crop_layers is 9"),
+        ({"points_per_side": 8.5}, "points_per_side is 8.5, expected a whole number"),
+        ({"iou_threshold": "high"}, "iou_threshold is 'high', expected a number"),
+        ({"crop_layers": True}, "crop_layers is True"),
         ({"caption_prompt": "song"}, "expected one of point, box, mask"),
         ({"min_area": 0.5, "max_area": 0.2}, "nothing could be kept"),
     ],
 )
 def test_settings_out_of_range_are_an_error(wrong, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         AnythingSettings(**wrong)
 
 

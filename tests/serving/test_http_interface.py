@@ -132,6 +132,16 @@ def test_everything_in_a_picture(client):
     assert [a["caption"] for a in coco["annotations"]] == [r["caption"] for r in records]
 
 
+def test_large_pictures_are_answered_a_few_masks_at_a_time(client, engine, monkeypatch, expected):
+    whole = ask(client, regions=[{"box": box} for box in BOXES]).json()
+    monkeypatch.setattr("sca_hf.serving.engine._MASK_PIXELS", 1)
+    assert ask(client, regions=[{"box": box} for box in BOXES]).json() == whole
+    object.__setattr__(engine.limits, "mask_pixels", 100_000)
+    answer = ask(client, regions=[{"mask": encode_rle(SCENE.mask(0))}] * 3)
+    object.__setattr__(engine.limits, "mask_pixels", 256_000_000)
+    assert_refused(answer, 413)
+
+
 def test_the_interface_describes_itself(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/caption", "/v1/anything", "/v1/images", "/v1/models", "/health", "/metrics"} <= set(paths)

@@ -37,7 +37,9 @@ _VIEW = 1024
 _EXAMPLES = 4
 # Sums to 1: shares of the progress bar.
 _STEPS = {"encoding": (0.0, 0.15), "masks": (0.15, 0.7), "captions": (0.85, 0.15)}
-_MOST_DRAWN = 400
+_MOST_DRAWN = 200
+# The longer side of the picture that is drawn to be kept.
+_DRAWN = 1200
 _log = logging.getLogger(__name__)
 Answer = dict[str, Any]
 
@@ -206,13 +208,17 @@ class PageAnswers:
         image, regions = self._image(payload), payload.get("regions")
         if not isinstance(regions, list) or len(regions) > _MOST_DRAWN:
             raise RequestError(f"At most {_MOST_DRAWN} regions can be drawn.")
+        scale = min(1.0, _DRAWN / max(image.size))
+        size = (max(1, round(image.picture.width * scale)), max(1, round(image.picture.height * scale)))
         records = []
         for region in regions:
             mask = _mask(region.get("segmentation") if isinstance(region, dict) else None, [image.size])
+            mask = _sampled(mask, size)
             records.append(
                 {"caption": str(region.get("caption"))[:500], "segmentation": encode_rle(mask), "area": mask.sum()}
             )
-        return {"png": base64.b64encode(_bytes_of(draw_records(image.picture, records), "PNG")).decode()}
+        picture = image.picture.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image.picture
+        return {"png": base64.b64encode(_bytes_of(draw_records(picture, records), "PNG")).decode()}
 
     def _image(self, payload: Answer) -> StoredImage:
         return self.pictures.get(_text(payload, "image_id") or "")
@@ -305,10 +311,14 @@ def _view_size(image: StoredImage) -> tuple[int, int]:
 def _viewed(rle: Answer, image: StoredImage) -> Answer:
     """The area of a mask, and the mask as the page shows it."""
     mask = decode_rle(rle)
-    width, height = _view_size(image)
-    rows = (np.arange(height) * mask.shape[0]) // height
-    columns = (np.arange(width) * mask.shape[1]) // width
-    return {"area": int(mask.sum()), "view": encode_rle(mask[rows][:, columns])}
+    return {"area": int(mask.sum()), "view": encode_rle(_sampled(mask, _view_size(image)))}
+
+
+def _sampled(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another size, of width and height, each pixel that of the nearest."""
+    rows = (np.arange(size[1]) * mask.shape[0]) // size[1]
+    columns = (np.arange(size[0]) * mask.shape[1]) // size[0]
+    return mask[rows][:, columns]
 
 
 def _bytes_of(picture: Image.Image, format: str) -> bytes:

@@ -140,6 +140,10 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
         if len(request.regions) > engine.limits.regions:
             raise RequestError(f"{len(request.regions)} regions are too many; at most {engine.limits.regions}.", 413)
         image = await picture_of(request)
+        # Looked at before masks are unpacked.
+        masks = sum(prompt.mask is not None for prompt in request.regions)
+        if masks * image.picture.width * image.picture.height > engine.limits.mask_pixels:
+            raise RequestError(f"{masks} masks are too many for a picture of this size.", 413)
         regions = [prompt.to_region(number, image.size) for number, prompt in enumerate(request.regions, 1)]
         names = ("num_beams", "max_new_tokens", "do_sample", "temperature", "top_p")
         generation = {name: getattr(request, name) for name in names}

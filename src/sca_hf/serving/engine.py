@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ from .limits import Limits, RequestError
 BUNDLED = "sca-tiny"
 # Regions that requests share a call for, and how long the first of them waits for others.
 _BATCH_REGIONS, _BATCH_SECONDS = 64, 0.004
+# Pixels of masks, three to a region, that are unpacked at once.
+_MASK_PIXELS = 1 << 25
 # Of all that may wait, one in so many may wait for anything mode: each holds a thread of the server meanwhile.
 _ANYTHING_SHARE = 8
 
@@ -301,8 +303,19 @@ class Engine:
             watch = _Watch(jobs[0].on_tokens, processor.tokenizer)
             generation["stopping_criteria"] = StoppingCriteriaList([watch])
         outputs = model.generate(**inputs, **images, output_caption_scores=True, **generation)
-        found = processor.post_process_regions(outputs, sizes, [one[1] for one in encoded], all_masks=True)
-        return [[_record(region) for region in regions] for regions in found]
+        texts = processor.batch_decode(outputs)
+        return [
+            [
+                {"caption": caption, "score": score, **masks}
+                for caption, score, masks in zip(
+                    texts[index],
+                    outputs.caption_scores[index].tolist(),
+                    _masks(processor, outputs, index, len(job.regions), job.image.size, encoded[index][1]),
+                    strict=False,  # scores have padding
+                )
+            ]
+            for index, job in enumerate(jobs)
+        ]
 
 
 class _Watch(StoppingCriteria):
@@ -316,13 +329,20 @@ class _Watch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _record(region: dict[str, Any]) -> dict[str, Any]:
-    masks = [
-        {"mask": encode_rle(mask), "iou": iou, "box": box}
-        for mask, iou, box in zip(region["mask"], region["iou"], region["box"], strict=True)
-    ]
-    best = max(masks, key=lambda mask: mask["iou"])
-    return {"caption": region["caption"], "score": region["score"], **best, "masks": masks}
+def _masks(
+    processor: Any, outputs: Any, index: int, count: int, size: tuple[int, int], resized: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Yields the best mask and all masks of the regions of an image, unpacked a few at a time."""
+    step = max(1, _MASK_PIXELS // (size[0] * size[1]))
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        part = {name: outputs[name][index : index + 1, rows] for name in ("pred_masks", "iou_scores")}
+        for region in processor.post_process_regions(part, [size], [resized], all_masks=True)[0]:
+            masks = [
+                {"mask": encode_rle(mask), "iou": iou, "box": box}
+                for mask, iou, box in zip(region["mask"], region["iou"], region["box"], strict=True)
+            ]
+            yield {**max(masks, key=lambda mask: mask["iou"]), "masks": masks}
 
 
 def _sentence(error: Exception) -> str:

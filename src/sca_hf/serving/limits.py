@@ -32,6 +32,7 @@ class Limits:
         file_bytes: of a picture's file.
         pixels: of the picture.
         regions: in one request.
+        mask_pixels: of all mask prompts of one request.
         points: in one region.
         grid: points along each side in anything mode.
         new_tokens, beams: of a caption.
@@ -41,6 +42,7 @@ class Limits:
     file_bytes: int = 16 << 20
     pixels: int = 24_000_000
     regions: int = 128
+    mask_pixels: int = 256_000_000
     points: int = 64
     grid: int = 32
     new_tokens: int = 64
@@ -77,6 +79,8 @@ class Limits:
             raise RequestError("Ask for at least one region.")
         if len(regions) > self.regions:
             raise RequestError(f"{len(regions)} regions are too many; at most {self.regions} are taken at once.", 413)
+        if sum(region.mask.size for region in regions if region.mask is not None) > self.mask_pixels:
+            raise RequestError(f"The masks are too many for their size; at most {self.mask_pixels} pixels.", 413)
         for number, region in enumerate(regions, 1):
             if len(region.points) > self.points:
                 raise RequestError(
