@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import caption, convert, data, estimate, info, publish, scene, train
+from . import anything, caption, convert, data, demo, estimate, info, publish, scene, serve, train
 
 
-COMMANDS = (caption, train, data, estimate, info, convert, publish, scene)
+COMMANDS = (caption, anything, demo, serve, train, data, estimate, info, convert, publish, scene)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
