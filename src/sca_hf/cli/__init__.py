@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import caption, convert, data, estimate, info, scene, train
+from . import caption, convert, data, estimate, info, predict, scene, train
 
 
-COMMANDS = (caption, train, data, estimate, info, convert, scene)
+COMMANDS = (caption, train, predict, data, estimate, info, convert, scene)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
