@@ -20,7 +20,10 @@ import numpy as np
 from experiments import crop_captioner
 from sca_hf.data.scene_captions import read_caption
 from sca_hf.evaluation.captioners import BlankImages, Captioner, PredictionsFile, load_captioner
-from sca_hf.evaluation.metrics import bleu, cider_d, ptb_tokenize, rouge_l
+from sca_hf.evaluation.metrics.bleu import bleu
+from sca_hf.evaluation.metrics.cider import cider_d
+from sca_hf.evaluation.metrics.rouge import rouge_l
+from sca_hf.evaluation.metrics.tokenizer import ptb_tokenize
 from sca_hf.evaluation.predict import PredictSettings, predict
 from sca_hf.evaluation.predictions import PredictionRecord, read_predictions
 from sca_hf.evaluation.scenes_report import mask_iou
@@ -40,10 +43,10 @@ def systems(folder: Path) -> Iterable[tuple[str, Captioner, str]]:
         yield f"sca-tiny, {prompt.replace('_', ' ')}", ours, prompt
     yield "sca-tiny, box, blank images", BlankImages(ours), "box"
     yield "sca-tiny, box, shuffled regions", PredictionsFile(_file(folder, "sca-tiny, box"), shuffle=SEED), "box"
+    yield "sca-tiny on crops", load_captioner("crop", device="cpu", model="sca-tiny", area="box", margin=0.5), "box"
     crops = folder / "crop-captioner"
     crop_captioner.make(crops)
     yield "GIT on crops, trained on them", load_captioner("crop", device="cpu", model=str(crops), area="box"), "box"
-    yield "sca-tiny on crops", load_captioner("crop", device="cpu", model="sca-tiny", area="box", margin=0.5), "box"
 
 
 def score(records: list[PredictionRecord]) -> dict[str, float | None]:
@@ -96,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for predictions and scores")
     parser.add_argument("--page", type=Path, help="a Markdown page to put the table into")
-    parser.add_argument("--scenes", type=int, default=1_000, help="test scenes (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=200, help="test scenes (%(default)s)")
     options = parser.parse_args()
     data = {"format": "scenes", "split": "test", "count": options.scenes}
     rows, records = {}, []

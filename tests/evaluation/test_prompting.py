@@ -65,7 +65,8 @@ def test_the_captioner_describes_what_is_at_a_pixel_of_its_own_mask(model, proce
 
     captioner = ScaCaptioner(model, processor, {"max_new_tokens": 6})
     image = ask(row(), "random_point_in_mask", seed=3)
-    (said,) = captioner.describe([image], with_masks=True)
+    # Beside another image, with other numbers of regions.
+    said = captioner.describe([image, ask(row(4), "random_point_in_mask")], with_masks=True)[0]
     boxed = ask(row(), "box")
     (found,) = captioner.describe([boxed], with_masks=True)
     for region, other in zip(image.regions, found, strict=True):
