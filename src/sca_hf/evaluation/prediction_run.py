@@ -218,9 +218,14 @@ def _whole_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
 def _create(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a file of JSON as a whole, unless it is there: another process may be as far."""
     draft = _draft(path, values)
-    with suppress(FileExistsError):
+    try:
         os.link(draft, path)
-    draft.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # not every file system has links
+        if not path.exists():
+            os.replace(draft, path)
+    draft.unlink(missing_ok=True)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
