@@ -15,6 +15,7 @@ from .results import MetricResult, Sums, Tokens, check_pairs
 
 # Of the task that `-l en` stands for: what a match is worth (exact, stem, synonym, paraphrase), and the rest of them.
 _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+_CHUNKS, _MATCHED = 20, slice(21, 23)  # places in a line of statistics
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 
 
@@ -37,27 +38,27 @@ def meteor_sums(candidates: Sequence[Tokens], references: Sequence[Sequence[Toke
     with _Program() as program:
         lines = _statistics(program, candidates, references)
         result = _evaluate(program, lines)
-    return result, Sums(np.array([line.split() for line in lines], float), score_statistics)
+    values = np.array([line.split() for line in lines], float)
+    # A caption that is matched whole, in one piece, adds no piece to the sum: nothing in it is out of order.
+    values[(values[:, _CHUNKS] == 1) & (values[:, _MATCHED] == values[:, :2]).all(1), _CHUNKS] = 0
+    return result, Sums(values, score_statistics)
 
 
 def score_statistics(sums: np.ndarray) -> np.ndarray:
     """Scores summed statistics (..., 23) of the program in its own way (doi 10.3115/v1/W14-3348), to (...).
 
-    They are: words of candidate and reference, function words of either, matches by matcher of content words in
-    candidate and reference, of function words in either, chunks, and matched words of either.
+    They are: words of candidate and reference, function words of either; by matcher, matched content words of either
+    and function words of either; chunks, and matched words of either. A caption that is matched whole counts no chunk.
     """
     lengths, functions = sums[..., 0:2], sums[..., 2:4]
-    content = sums[..., 4:12].reshape(*sums.shape[:-1], 2, 4) @ _WEIGHTS
-    function = sums[..., 12:20].reshape(*sums.shape[:-1], 2, 4) @ _WEIGHTS
+    by_matcher = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)  # matcher, content or function, side
+    content, function = (np.tensordot(by_matcher[..., k, :], _WEIGHTS, (-2, 0)) for k in (0, 1))
     weighted = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
     shares = _divide(_DELTA * content + (1 - _DELTA) * function, weighted)
     precision, recall = shares[..., 0], shares[..., 1]
     mean = _divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
-    matched = sums[..., 21:23].sum(-1)
-    fragments = _divide(2 * sums[..., 20], matched)
-    # All words matched in one piece: nothing is out of order.
-    whole = (sums[..., 20] == 1) & (sums[..., 21] == lengths[..., 0]) & (sums[..., 22] == lengths[..., 1])
-    return mean * (1 - _GAMMA * np.where(whole, 0.0, fragments) ** _BETA)
+    fragments = _divide(2 * sums[..., _CHUNKS], sums[..., _MATCHED].sum(-1))
+    return mean * (1 - _GAMMA * fragments**_BETA)
 
 
 def _divide(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
