@@ -20,18 +20,14 @@ import numpy as np
 from experiments import crop_captioner
 from sca_hf.data.scene_captions import read_caption
 from sca_hf.evaluation.captioners import BlankImages, Captioner, PredictionsFile, load_captioner
-from sca_hf.evaluation.metrics.bleu import bleu
-from sca_hf.evaluation.metrics.cider import cider_d
-from sca_hf.evaluation.metrics.rouge import rouge_l
-from sca_hf.evaluation.metrics.tokenizer import ptb_tokenize
 from sca_hf.evaluation.predict import PredictSettings, predict
 from sca_hf.evaluation.predictions import PredictionRecord, read_predictions
-from sca_hf.evaluation.scenes_report import mask_iou
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.evaluation.scoring import score_records
 
 
 SEED = 0
 PROMPTS = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")
+METRICS = ("CIDEr-D", "BLEU@4", "ROUGE-L")
 THING = ("colour", "shape", "texture")
 MARKS = ("<!-- prompt table: made by experiments/prompt_table.py -->", "<!-- end of prompt table -->")
 
@@ -51,24 +47,13 @@ def systems(folder: Path) -> Iterable[tuple[str, Captioner, str]]:
 
 def score(records: list[PredictionRecord]) -> dict[str, float | None]:
     """Returns caption metrics, how often the thing and its place are right, and the mean IoU of masks."""
-    candidates = [ptb_tokenize(record.caption) for record in records]
-    references = [[ptb_tokenize(text) for text in record.references] for record in records]
+    masked = all(record.mask is not None for record in records)
+    scores = score_records(records, [*METRICS, "mask-mIoU"] if masked else METRICS).metrics
     read = [(read_caption(record.caption), read_caption(record.references[0])) for record in records]
     things = [all(said[name] == true[name] for name in THING) for said, true in read]
     places = [said["relation"] == true["relation"] for said, true in read if true["relation"] is not None]
-    masks = [
-        mask_iou(decode_rle(record.mask), decode_rle(record.reference_mask))
-        for record in records
-        if record.mask is not None and record.reference_mask is not None
-    ]
-    return {
-        "CIDEr-D": cider_d(candidates, references)["corpus"],
-        "BLEU@4": bleu(candidates, references)["BLEU@4"]["corpus"],
-        "ROUGE-L": rouge_l(candidates, references)["corpus"],
-        "thing": float(np.mean(things)),
-        "place": float(np.mean(places)),
-        "mask IoU": float(np.mean(masks)) if masks else None,
-    }
+    words = {"thing": float(np.mean(things)), "place": float(np.mean(places))}
+    return {**{name: scores[name] for name in METRICS}, **words, "mask-mIoU": scores.get("mask-mIoU")}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

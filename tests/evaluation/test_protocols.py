@@ -1,5 +1,7 @@
 """A score stands under the name of a protocol only where images, regions and prompts are the protocol's."""
 
+from pathlib import Path
+
 import pytest
 
 from sca_hf.evaluation.predict import PredictSettings, predict
@@ -70,4 +72,9 @@ def test_nothing_is_predicted_under_a_name_that_does_not_hold(tmp_path, monkeypa
 def test_the_ablation_has_a_protocol_for_each_prompt():
     shown = {protocol.prompt for name, protocol in PROTOCOLS.items() if name.startswith("vg-full")}
     assert shown == {"box", "center_point", "random_point_in_box", "random_point_in_mask"}
+
+
+def test_the_page_lists_them_all():
+    page = Path(__file__).parents[2] / "docs" / "prediction.md"
+    assert describe_protocols() in page.read_text(encoding="utf-8")
     assert describe_protocols().count("\n") == len(PROTOCOLS) + 2

@@ -61,12 +61,9 @@ def bytes_tokenizer(start=True, end=False, **more):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **more)
 
 
-def _images(kind, **more):
-    return (
-        kind(size={"height": SIDE, "width": SIDE}, do_center_crop=False, **more)
-        if kind is CLIPImageProcessorPil
-        else kind(size={"height": SIDE, "width": SIDE}, **more)
-    )
+def _images(kind):
+    uncut = {"do_center_crop": False} if kind is CLIPImageProcessorPil else {}
+    return kind(size={"height": SIDE, "width": SIDE}, **uncut)
 
 
 def blip():
