@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 
@@ -136,6 +137,35 @@ def test_another_captioner_other_data_and_other_files_are_refused(data, captione
     (tmp_path / "mine.jsonl").write_text("{}\n")
     with pytest.raises(PredictionError, match="there already, and not of a run"):
         predict(captioner, few, tmp_path / "mine.jsonl", progress=False)
+
+
+def test_a_run_that_came_to_nothing_stands_in_nobodys_way(data, captioner, tmp_path):
+    few, output = {**data, "max_samples": 2}, tmp_path / "said.jsonl"
+
+    class Failing:
+        name, segments = "failing", False
+
+        def settings(self):
+            return {"kind": "failing"}
+
+        def describe(self, images, with_masks=False):
+            raise ValueError("not today")
+
+    with pytest.raises(ValueError, match="not today"):
+        predict(Failing(), few, output, progress=False)
+    predict(captioner, few, output, progress=False)
+    assert {record.system for record in read_predictions(output)} == {"tiny"}
+
+
+def test_two_runs_do_not_write_one_file(data, cache, captioner, tmp_path):
+    output = tmp_path / "said.jsonl"
+    running = start(data, output, cache, batch_size=1)
+    while not output.exists() or not output.stat().st_size:
+        time.sleep(0.01)
+    with pytest.raises(PredictionError, match="is being written by another process"):
+        predict(captioner, data, output, PredictSettings(batch_size=1), progress=False)
+    finish(running)
+    assert len(read_predictions(output)) == 34
 
 
 def test_data_that_changed_under_a_run_are_noticed(captioner, tmp_path):
