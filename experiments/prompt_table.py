@@ -39,7 +39,6 @@ def systems(folder: Path) -> Iterable[tuple[str, Captioner, str]]:
         yield f"sca-tiny, {prompt.replace('_', ' ')}", ours, prompt
     yield "sca-tiny, box, blank images", BlankImages(ours), "box"
     yield "sca-tiny, box, shuffled regions", PredictionsFile(_file(folder, "sca-tiny, box"), shuffle=SEED), "box"
-    yield "sca-tiny on crops", load_captioner("crop", device="cpu", model="sca-tiny", area="box", margin=0.5), "box"
     crops = folder / "crop-captioner"
     crop_captioner.make(crops)
     yield "GIT on crops, trained on them", load_captioner("crop", device="cpu", model=str(crops), area="box"), "box"
