@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import caption, compare, convert, data, estimate, evaluate, info, predict, scene, train
+from . import caption, compare, convert, data, estimate, evaluate, info, predict, report, scene, train
 
 
-COMMANDS = (caption, train, predict, evaluate, compare, data, estimate, info, convert, scene)
+COMMANDS = (caption, train, predict, evaluate, compare, report, data, estimate, info, convert, scene)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ caption and its references; of several candidates the one with the best predicte
 Metrics, without --metrics the first three; no Java is needed but where it is said:
   CIDEr-D  BLEU  ROUGE-L         of captions; CIDEr-D from 0 to 10, all others from 0 to 1
   METEOR                         by its own program: pip install 'sca-hf[java]'
-  SPICE                          by its own program, in the folder SPICE_HOME
+  SPICE                          by its own program: pip install 'sca-hf[spice]', or the folder SPICE_HOME
   exact-match                    share of captions that equal a reference
   content-recall                 nouns and verbs of the references that are said: pip install 'sca-hf[spacy]'
   masks  IoU-error               mIoU, oracle mIoU (best of the kept masks), cIoU; error of the predicted IoU

@@ -130,9 +130,9 @@ def _bleu(predictions: Any, references: Any) -> dict[str, Results]:
 def _content(predictions: Any, references: Any, tagger: Any, similarity: Any = None) -> dict[str, Results]:
     results: dict[str, Results] = {}
     for part in ("noun", "verb"):
-        results[f"{part}-recall"] = m.content_recall(predictions, _lists(references), tagger, part)  # type: ignore[arg-type]
+        results[f"{part}-recall"] = m.content_recall(predictions, _lists(references), tagger, part)
         if similarity is not None:
-            fuzzy = m.content_recall(predictions, _lists(references), tagger, part, similarity)  # type: ignore[arg-type]
+            fuzzy = m.content_recall(predictions, _lists(references), tagger, part, similarity)
             results[f"{part}-recall-fuzzy"] = fuzzy
     return results
 

