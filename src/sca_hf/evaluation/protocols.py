@@ -98,7 +98,7 @@ PROTOCOLS: dict[str, Protocol] = {
         images=5_000,
         regions={5_000: ""},
         source="GLaMM; see callsys/ControlCap#5",
-        data="coco or grit: GLaMM's file of 5,000 boxes as annotations=, images=VG",
+        data="GLaMM's 5,000 boxes, as jsonl:path=..., or in GRiT's form as grit:annotations=...,images=VG",
         references=1,
     ),
     "refcoco-val": _refer("RefCOCO", "unc", "val", 1_500, 3_811),
