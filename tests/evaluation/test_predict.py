@@ -11,7 +11,7 @@ from sca_hf.evaluation.predict import PredictSettings, predict
 from sca_hf.evaluation.prediction_run import read_run, run_file
 from sca_hf.evaluation.predictions import PredictionError, read_predictions
 from tests.evaluation.predict_runs import finish, kill, start, tiny_captioner
-from tests.evaluation.region_files import write_regions
+from tests.evaluation.region_files import tiny_record, write_regions
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +215,30 @@ def test_a_file_of_predictions_is_a_captioner_and_shuffled_a_control(data, capti
     assert {r.system for r in shuffled} == {"tiny, shuffled regions"}
     with pytest.raises(PredictionError, match="has no prediction for image picture 9"):
         predict(PredictionsFile(first), {**data, "max_samples": 10}, tmp_path / "more.jsonl", progress=False)
+
+
+def test_records_of_other_tools_are_found_by_what_they_name(captioner, tmp_path):
+    from sca_hf.evaluation.prompting import ask
+    from sca_hf.testing import tiny_image
+
+    asked = [ask({**tiny_record(1), "image": tiny_image(1), "task": "caption"})]
+
+    def said(*rows):
+        (tmp_path / "theirs.json").write_text(json.dumps([{"references": ["x"], **row} for row in rows]))
+        return [answer.candidates for answer in PredictionsFile(tmp_path / "theirs.json").describe(asked)[0]]
+
+    def metadata(region):
+        return {"metadata_image_id": "picture 1", "metadata_region_id": region}
+
+    # Numbers of their own, which look like regions of ours, mean nothing where a record names its region.
+    swapped = [
+        {"_id": "1-1", "candidates": ["first"], "metadata": metadata("1-0")},
+        {"_id": "1-0", "candidates": ["second"], "metadata": metadata("1-1")},
+    ]
+    assert said(*swapped) == [["first"], ["second"]]
+    assert said({"_id": "1-0", "candidates": ["a"]}, {"_id": "1-1", "candidates": ["b"]}) == [["a"], ["b"]]
+    whole = [{"_id": f"picture 1/1-{k}", "candidates": [str(k)]} for k in range(2)]
+    assert said(*whole) == [["0"], ["1"]]
 
 
 def test_a_blank_control_sees_nothing_but_the_prompt(data, captioner, tmp_path):
