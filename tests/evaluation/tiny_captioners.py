@@ -61,12 +61,9 @@ def bytes_tokenizer(start=True, end=False, **more):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **more)
 
 
-def _images(kind, **more):
-    return (
-        kind(size={"height": SIDE, "width": SIDE}, do_center_crop=False, **more)
-        if kind is CLIPImageProcessorPil
-        else kind(size={"height": SIDE, "width": SIDE}, **more)
-    )
+def _images(kind):
+    uncut = {"do_center_crop": False} if kind is CLIPImageProcessorPil else {}
+    return kind(size={"height": SIDE, "width": SIDE}, **uncut)
 
 
 def blip():
@@ -207,6 +204,11 @@ def save(family, folder):
             # Fresh weights are so small that every picture gets the same words.
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.5 / parameter.shape[-1] ** 0.25)
+        # Words for places and the like are the most by far, and make poor captions.
+        places = [number for word, number in processor.tokenizer.get_vocab().items() if word.startswith("<")]
+        head = model.get_output_embeddings()
+        if head is not None:
+            head.weight[places] = 0.0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -210,8 +210,8 @@ def _records(
 def _masks(answer: Answer, region: Mapping[str, Any], kept: Masks) -> dict[str, Any]:
     true = region["mask"]
     found: dict[str, Any] = {"reference_mask": true if true and true.get("counts") else None}
-    if answer.masks is not None:
-        found["mask"] = encode_rle(answer.masks[answer.best])
+    if answer.masks is not None and answer.best_mask is not None:
+        found["mask"] = encode_rle(answer.best_mask)
         if kept == "all":
             found["masks"] = [encode_rle(mask) for mask in answer.masks]
     return found

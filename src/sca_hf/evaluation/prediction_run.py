@@ -14,10 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .predictions import PredictionError, PredictionRecord, write_predictions
 
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 SUFFIXES = (".jsonl", ".parquet", ".json")
 _PATIENCE = 0.2  # seconds between two looks at whether the other processes are done
@@ -35,7 +40,7 @@ class PredictionRun:
         rank, processes: which of how many this one is.
 
     Raises:
-        PredictionError: OUTPUT is of a run with other settings, or of no run.
+        PredictionError: OUTPUT is of a run with other settings, or of no run, or somebody else is writing it.
     """
 
     def __init__(
@@ -54,7 +59,11 @@ class PredictionRun:
         output.parent.mkdir(parents=True, exist_ok=True)
         _create(self._sidecar, {"settings": self.settings, "complete": False, **(notes or {})})
         state = self._state()
-        if different := differences(state["settings"], self.settings):
+        different = differences(state["settings"], self.settings)
+        if different and _is_empty(output):  # it came to nothing: no harm in another
+            _write(self._sidecar, {"settings": self.settings, "complete": False, **(notes or {})})
+            state = self._state()
+        elif different:
             raise PredictionError(
                 f"{output} belongs to a run with other settings: {'; '.join(different)}. Give the former ones, name "
                 f"another file, or remove {output.name}* to start anew."
@@ -64,6 +73,7 @@ class PredictionRun:
             self._drop_parts()
         elif state["complete"]:  # and its file removed: anew
             _write(self._sidecar, {**state, "complete": False})
+        self._file = None if self.complete else _open_alone(self.part)
         # What a run before this one left, with where each line ends; and how many of these are gone past.
         self._kept = [] if self.complete else _whole_lines(self.part)
         self._place = 0
@@ -97,9 +107,9 @@ class PredictionRun:
 
     def append(self, records: Sequence[PredictionRecord]) -> None:
         """Writes the records of a batch; those of a kill in between are cut away when the run goes on."""
-        text = "".join(record.to_json() + "\n" for record in records)
-        with self.part.open("ab") as file:
-            file.write(text.encode())
+        assert self._file is not None, "a complete run takes no more records"
+        self._file.write("".join(record.to_json() + "\n" for record in records).encode())
+        self._file.flush()
 
     def finish(self, batches: Sequence[int]) -> None:
         """Ends this process's share; the first one waits for the others and puts OUTPUT together.
@@ -108,7 +118,6 @@ class PredictionRun:
         """
         if self._place < len(self._kept):
             raise PredictionError(f"{self.part} has {len(self._kept)} records, the data only {self._place}.")
-        self.part.touch()
         if self.processes > 1:
             _write(self._done(self.rank), {"complete": True})
         if self.rank != 0:
@@ -194,10 +203,26 @@ def differences(former: Any, present: Any, name: str = "") -> list[str]:
     return [] if former == present else [f"{name} was {former!r} and is {present!r}"]
 
 
+def _is_empty(output: Path) -> bool:
+    parts = [output, *output.parent.glob(f"{glob.escape(output.name)}.part-*")]
+    return not any(path.exists() and path.stat().st_size for path in parts)
+
+
+def _open_alone(path: Path) -> BinaryIO:
+    """Opens a part to append to; raises where another process has it open so."""
+    file = path.open("ab")
+    if fcntl is not None:
+        try:
+            # Ends with the process, however that ends.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise PredictionError(f"{path} is being written by another process.") from None
+    return file
+
+
 def _whole_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
     """Reads what a part holds and where each line ends; cuts a torn last line away."""
-    if not path.exists():
-        return []
     lines: list[tuple[dict[str, Any], int]] = []
     end = 0
     with path.open("rb") as file:
@@ -218,9 +243,14 @@ def _whole_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
 def _create(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a file of JSON as a whole, unless it is there: another process may be as far."""
     draft = _draft(path, values)
-    with suppress(FileExistsError):
+    try:
         os.link(draft, path)
-    draft.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # not every file system has links
+        if not path.exists():
+            os.replace(draft, path)
+    draft.unlink(missing_ok=True)
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ class ProtocolCheck:
 _NOTES = "the authors' notebooks"
 _REFER = "https://github.com/tensorflow/datasets, tensorflow_datasets/datasets/ref_coco/README.md"
 _VG_FULL = Protocol(
-    title="Visual Genome, the whole test split, true boxes",
+    title="Visual Genome, all true boxes of the test split",
     images=5_000,
     regions={232_935: "GRiT's test.json", 238_069: "densecap's test split"},
     source=_NOTES,
@@ -98,7 +98,7 @@ PROTOCOLS: dict[str, Protocol] = {
         images=5_000,
         regions={5_000: ""},
         source="GLaMM; see callsys/ControlCap#5",
-        data="coco or grit: GLaMM's file of 5,000 boxes as annotations=, images=VG",
+        data="GLaMM's 5,000 boxes, as jsonl:path=..., or in GRiT's form as grit:annotations=...,images=VG",
         references=1,
     ),
     "refcoco-val": _refer("RefCOCO", "unc", "val", 1_500, 3_811),
@@ -176,12 +176,10 @@ def check_protocol(name: str, records: Iterable[PredictionRecord]) -> ProtocolCh
 
 def describe_protocols() -> str:
     """Returns the protocols as a Markdown table."""
-    lines = ["| protocol | what | images | regions | prompt | data |", "|---|---|---|---|---|---|"]
+    lines = ["| protocol | what | images | regions |", "|---|---|---|---|"]
     for name, protocol in PROTOCOLS.items():
         counts = ", ".join(
             f"{count:,}" + (f" ({edition})" if edition else "") for count, edition in protocol.regions.items()
         )
-        lines.append(
-            f"| `{name}` | {protocol.title} | {protocol.images:,} | {counts} | {protocol.prompt} | `{protocol.data}` |"
-        )
+        lines.append(f"| `{name}` | {protocol.title} | {protocol.images:,} | {counts} |")
     return "\n".join(lines) + "\n"

@@ -126,6 +126,18 @@ def test_without_a_sam_crops_are_along_boxes_or_given_masks(captioner):
         CropCaptioner(git, None).describe(asked(1))
 
 
+def test_a_box_that_was_not_shown_is_not_cut_along(captioner):
+    git, segmenter = captioner
+    (image,) = asked(1)
+    along_boxes = CropCaptioner(git, segmenter, CropStyle(area="box"))
+    image.regions[2].repoint = 3
+    with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
+        along_boxes.describe([image])
+    image.regions = [AskedRegion("0", [0, 0, 80, 60], RegionPrompt(points=[[5, 5]], labels=[1]))]
+    with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
+        along_boxes.describe([image])
+
+
 def test_masks_are_those_of_the_library(model):
     from transformers import SamImageProcessorPil
 

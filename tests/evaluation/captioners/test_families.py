@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from sca_hf.evaluation.captioners import load_captioner
+from sca_hf.evaluation.captioners import CropCaptioner, Florence2Captioner, load_captioner
+from sca_hf.evaluation.captioners.crops import CropStyle
 from sca_hf.evaluation.captioners.interface import Captioner
 from sca_hf.evaluation.predict import PredictSettings, predict
 from sca_hf.evaluation.predictions import read_predictions
@@ -80,10 +81,13 @@ def test_company_changes_no_answer(load):
 
 
 def test_settings_tell_what_changes_an_answer(load):
-    assert load("crop-blip").settings() == load("crop-blip").settings()
-    assert load("crop-blip").settings() != load("crop-blip", vcot=True).settings()
-    assert load("florence2").settings() != load("florence2-category").settings()
-    assert re.fullmatch(r"[0-9a-f]{64}", load("crop-git").settings()["model"])
+    crops, florence = load("crop-git"), load("florence2")
+    assert re.fullmatch(r"[0-9a-f]{64}", crops.settings()["model"]) and len(crops.settings()["sam"]) == 64
+    for change in (dict(vcot=True), dict(style=CropStyle(margin=0.3)), dict(heads="best")):
+        arguments = dict(style=crops.style, vcot=crops.vcot, heads=crops.heads)
+        assert CropCaptioner(crops.captioner, crops.segmenter, **arguments).settings() == crops.settings()
+        assert CropCaptioner(crops.captioner, crops.segmenter, **arguments | change).settings() != crops.settings()
+    assert Florence2Captioner(florence.model, "category").settings() != florence.settings()
 
 
 def test_unknown_options_and_captioners_are_named(saved):

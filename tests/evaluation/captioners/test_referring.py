@@ -51,7 +51,7 @@ def test_florence_is_asked_in_thousandths():
     Florence2Captioner(model, "category").answer([IMAGE], [[0.0, 0.0, 200.0, 100.0]])
     assert model.texts == ["<REGION_TO_CATEGORY><loc_0><loc_0><loc_999><loc_999>"]
     ids = model.processor(images=[IMAGE], text=model.texts)["input_ids"][0]
-    assert "What is the region<loc_0><loc_0><loc_999><loc_999>?" in model.processor.tokenizer.decode(ids)
+    assert "What is the region <loc_0><loc_0><loc_999><loc_999>?" in model.processor.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def load_captioner(
     try:
         inspect.signature(load).bind(**options, **shared)
     except TypeError as error:
-        names = [name for name in inspect.signature(load).parameters if name not in shared]
+        known = inspect.signature(load).parameters.values()
+        names = [p.name for p in known if p.name not in shared and p.kind is not inspect.Parameter.VAR_KEYWORD]
         raise ValueError(f"captioner {kind}: {error}; its options are {', '.join(names)}.") from None
     return load(**options, **shared)
 

@@ -53,7 +53,7 @@ class PredictionsFile:
         own = systems.pop() if len(systems) == 1 else None
         self.name = (name or own or Path(path).stem) + ("" if shuffle is None else ", shuffled regions")
         self.path, self.shuffle = Path(path), shuffle
-        self._records = {record.id: record for record in _shuffled(records, shuffle)}
+        self._records = {_place(record): record for record in _shuffled(records, shuffle)}
 
     def settings(self) -> dict[str, Any]:
         """Returns what changes its answers."""
@@ -62,19 +62,26 @@ class PredictionsFile:
         return {"kind": "predictions", "file": digest, "shuffle": self.shuffle}
 
     def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
-        """Returns what the file says of each region, by its id or by the ids of image and region."""
+        """Returns what the file says of each region, found by image and region; in a file with neither, by id."""
         return [
             [self._answer(asked.image_id, region.region_id, with_masks) for region in asked.regions]
             for asked in images
         ]
 
     def _answer(self, image_id: str, region_id: str, with_masks: bool) -> Answer:
-        record = self._records.get(f"{image_id}/{region_id}") or self._records.get(region_id)
+        places = ((image_id, region_id), (None, f"{image_id}/{region_id}"), (None, region_id))
+        record = next((self._records[place] for place in places if place in self._records), None)
         if record is None:
             raise PredictionError(f"{self.path} has no prediction for image {image_id}, region {region_id}.")
         rles = record.masks or ([record.mask] if record.mask else [])
         masks = np.stack([decode_rle(rle) for rle in rles]) if with_masks and rles else None
         return Answer(record.candidates, record.scores, record.iou_scores, masks)
+
+
+def _place(record: PredictionRecord) -> tuple[str | None, str | None]:
+    """What a record is found by: other tools number their records as they like."""
+    known = record.image_id is not None and record.region_id is not None
+    return (record.image_id, record.region_id) if known else (None, record.id)
 
 
 def _shuffled(records: list[PredictionRecord], seed: int | None) -> list[PredictionRecord]:

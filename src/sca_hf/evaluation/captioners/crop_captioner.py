@@ -84,6 +84,10 @@ class CropCaptioner:
 
     def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
         """Returns an answer for each region; the crops of all of them go to the captioner together."""
+        if self.style.area == "box":
+            for region in (region for asked in images for region in asked.regions):
+                if region.repoint is not None or (region.prompt.box is None and region.prompt.mask is None):
+                    raise ValueError("area=box cuts along a box that a point does not tell; cut along SAM's mask.")
         found = self._segment(images)
         crops: list[tuple[Image.Image, Image.Image]] = []
         for asked, regions in zip(images, found, strict=True):

@@ -70,6 +70,13 @@ class Answer:
         """The mask of best expected IoU, the first of equals."""
         return int(np.argmax(self.iou_scores)) if self.iou_scores else 0
 
+    @property
+    def best_mask(self) -> np.ndarray | None:
+        """The mask of best expected IoU (height, width), where masks were asked for; the only one of a file's."""
+        if self.masks is None:
+            return None
+        return self.masks[self.best if len(self.masks) > 1 else 0]
+
 
 @runtime_checkable
 class Captioner(Protocol):

@@ -60,7 +60,10 @@ class ScaCaptioner:
         if any(region.repoint is not None for asked in images for region in asked.regions):
             encoded = self._encoded(inputs.pop("pixel_values"))
             found = self.processor.post_process_regions(
-                self.model(**inputs, **encoded), inputs["original_sizes"], inputs["reshaped_input_sizes"]
+                self.model(**inputs, **encoded),
+                inputs["original_sizes"],
+                inputs["reshaped_input_sizes"],
+                inputs["region_mask"],
             )
             prompts = repointed(images, [[_Mask(record["mask"]) for record in regions] for regions in found])
             inputs = self._inputs(images, prompts, pixels=False) | encoded
