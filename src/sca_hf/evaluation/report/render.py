@@ -37,6 +37,7 @@ def render_html(contents: ReportContents) -> str:
         tables=report_tables(contents),
         systems=[(system.name, facts(system)) for system in contents.systems],
         about=_about(contents),
+        pictured=any(example.picture for shown in contents.examples.values() for example in shown),
         card=model_index(contents),
     )
 

@@ -92,7 +92,7 @@ def _scores(contents: ReportContents) -> Table:
     for metric in contents.metrics:
         values = [system.scored.evaluation.metrics[metric] for system in contents.systems]
         spans = [system.scored.intervals.get(metric) for system in contents.systems]
-        below = ["" if span is None else f"{span.low:.4f} – {span.high:.4f}" for span in spans]
+        below = ["" if span is None else f"{span.low:.4f} to {span.high:.4f}" for span in spans]
         rows.append([Cell(metric), *_cells(values, metric, below)])
     return Table("Scores", note, ["metric", *_names(contents)], rows)
 
@@ -101,7 +101,7 @@ def _differences(contents: ReportContents) -> Table:
     rows = []
     for metric in contents.metrics:
         found = [by_metric[metric] for by_metric in contents.differences.values()]
-        below = [f"{d.interval.low:+.4f} – {d.interval.high:+.4f}, p {d.p:.3f}" for d in found]
+        below = [f"{d.interval.low:+.4f} to {d.interval.high:+.4f}, p {d.p:.3f}" for d in found]
         rows.append([Cell(metric), *(Cell(f"{d.value:+.4f}", text) for d, text in zip(found, below, strict=True))])
     first = contents.systems[0].name
     note = f"By a paired bootstrap over the same regions; p is two-sided, of no difference from {first}."
