@@ -160,3 +160,19 @@ def test_an_image_may_have_no_detection_but_not_all_no_truth():
         dense_map([nothing], same_words)
     with pytest.raises(ValueError, match="1 boxes, 0 captions and 1 scores"):
         dense_map([DenseImage(box, [], [0.5], box, ["a"])], same_words)
+
+
+def test_a_spacy_pipeline_of_a_folder_tags_and_likens(tmp_path):
+    spacy = pytest.importorskip("spacy")
+    pipeline = spacy.blank("en")
+    ruler = pipeline.add_pipe("attribute_ruler")
+    for word, part in (("Star", "NOUN"), ("ring", "NOUN"), ("glows", "VERB")):
+        ruler.add([[{"ORTH": word}]], {"POS": part})
+    for word, vector in (("Star", [1.0, 0.0]), ("ring", [3.0, 3.0])):
+        pipeline.vocab.set_vector(word, np.array(vector, "float32"))
+    pipeline.to_disk(tmp_path / "pipeline")
+    tagger, similarity = spacy_tools(str(tmp_path / "pipeline"))
+    assert tagger("Star glows") == [("Star", "NOUN"), ("glows", "VERB")]
+    assert similarity("Star", "ring") == pytest.approx(1 / math.sqrt(2)) and similarity("Star", "none") == 0
+    result = content_recall(["a Star"], [["ring"]], tagger, similarity=similarity)
+    assert result["corpus"] == pytest.approx(1 / math.sqrt(2), abs=1e-6)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from .java import find_jar, find_java, one_line
 from .results import MetricResult, Sums, Tokens, check_pairs
@@ -106,7 +107,7 @@ class _Program:
 
 
 def _statistics(program: _Program, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[str]:
-    pairs = zip(candidates, references, strict=True)
+    pairs = tqdm(zip(candidates, references, strict=True), "METEOR", len(candidates), unit=" captions", disable=None)
     return [program.ask("SCORE", *(one_line(" ".join(text)) for text in (*refs, said)))[0] for said, refs in pairs]
 
 

@@ -19,6 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from .java import find_java
 from .results import MetricResult, Tokens, check_pairs, mean_result
 
@@ -101,12 +103,14 @@ def _through_cache(pairs: Sequence[tuple[str, Sequence[str]]], path: Path, runne
         database.execute("CREATE TABLE IF NOT EXISTS spice (pair TEXT PRIMARY KEY, f REAL NOT NULL)")
         known: dict[str, float] = dict(database.execute("SELECT pair, f FROM spice"))
         new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
-        rest = iter(new.items())
+        rest, bar = iter(new.items()), tqdm(total=len(new), desc="SPICE", unit=" captions", disable=None)
         while chunk := list(islice(rest, _CHUNK)):
             scores = dict(zip(dict(chunk), runner([pair for _, pair in chunk]), strict=True))
             with database:
                 database.executemany("INSERT OR REPLACE INTO spice VALUES (?, ?)", scores.items())
             known.update(scores)
+            bar.update(len(chunk))
+        bar.close()
     return [known[key] for key in keys]
 
 

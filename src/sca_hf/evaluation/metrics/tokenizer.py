@@ -64,8 +64,9 @@ _CLITIC = rf"'(?:s|m|d|ll|re|ve){_END}"
 # What holds a word together: hyphens and the like, and an apostrophe that begins no clitic.
 _JOINT = rf"(?:[-‑/._!?]|(?-i:(?<=[A-Z])&(?=[A-Z]))|(?<={_LETTER})'(?={_LETTER})(?!(?:s|m|d|ll|re|ve|n|all|nt){_END}))"
 _TOKEN = re.compile(
-    rf"""
-      (?:https?://|www\.)[^\s"<>]*[^\s"<>.,;:!?)\]]
+    rf"""\s*(
+      {_LETTER}+(?=\s|$)                                           # nearly every word, at once
+    | (?:https?://|www\.)[^\s"<>]*[^\s"<>.,;:!?)\]]
     | [\w.+-]+@[\w-]+(?:\.[\w-]+)* | [#@]{_LETTER}\w*
     | </?[a-z][a-z0-9]*\s*/?> | &(?:amp|quot|lt|gt);
     | [:;=]-?[()d]{_END}                                          # :)
@@ -84,7 +85,7 @@ _TOKEN = re.compile(
     | [^\W_]+(?:{_JOINT}[^\W_]+)*
     | \.\.+ | -+ | [!?]+ | \*+ | `` | ' | __+
     | [^\s]
-    """,
+    )""",
     re.VERBOSE | re.IGNORECASE,
 )
 
@@ -93,8 +94,12 @@ def ptb_tokenize(text: str) -> list[str]:
     """Returns the tokens of one caption; an empty list where nothing but white space and punctuation is there."""
     text = normalize_spaces(text).translate(_PLAIN)
     tokens: list[str] = []
-    for match in _TOKEN.finditer(text):
-        tokens += _finished(match.group().lower())
+    for found in _TOKEN.findall(text):
+        token = found.lower()
+        if token.isalpha() and token not in _FUSED and token <= "\uffff":
+            tokens.append(token)
+        else:
+            tokens += _finished(token)
     return [token for token in tokens if token not in PUNCTUATION]
 
 
