@@ -465,7 +465,9 @@ def check_head(card: str) -> list[str]:
         return ["the metadata must be a mapping"]
     errors = []
     for key in ("license", "library_name", "pipeline_tag"):
-        if key in head and not (isinstance(head[key], str) and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", head[key])):
+        values = head.get(key, [])
+        values = values if isinstance(values, list) and key == "license" else [values] if key in head else []
+        if not all(isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", value) for value in values):
             errors.append(f'"{key}" must be a lower-case name')
     for key in ("base_model", "datasets", "tags", "language"):
         values = head.get(key, [])
