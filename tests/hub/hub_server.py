@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -322,14 +323,14 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, kind, name, revision):
         self.writer(name)
         files = self.find(name, kind).resolve(revision).files
+        hosted = self.server.store.content(files[".gitignore"]).decode() if ".gitignore" in files else ""
+        ignored = self.json().get("gitIgnore", hosted).split()
         answers = []
         for file in self.json()["files"]:
             large = is_large(file["path"], file["size"], base64.b64decode(file["sample"]))
             known = files.get(file["path"])
-            mode = "lfs" if large else "regular"
-            answers.append(
-                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known and known.etag}
-            )
+            answer = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "oid": known and known.etag}
+            answers.append({**answer, "shouldIgnore": any(fnmatch(file["path"], pattern) for pattern in ignored)})
         return self.answer({"files": answers})
 
     def commit(self, kind, name, revision):
