@@ -8,6 +8,8 @@
 - end-to-end: ViT-B at 1024 px and a GPT-2 of 124 M parameters, 64 boxes in one image, masks, 20 new tokens, greedy.
 - memory: the peak above the weights of an end-to-end call, and without masks at 64 and 1000 regions; each in a process
   of its own.
+- anything: everything in one image, 32 x 32 points, 3 beams, against encoding it for each 64 points and captioning
+  all of them. One round: the plain way takes the better part of an hour on a CPU.
 - training: one step of the mixer, 16 boxes in one ViT-B image, captions of 8 to 20 tokens, GPT-2 of 124 M parameters.
 
 Random weights without an end token, float32. Plain encodes the image once, repeats it for each region, runs 8 regions
@@ -28,13 +30,14 @@ import torch
 from sca_hf.modeling.memory_sca import region_chunk_size
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 
+from .anything import QUICK_SURVIVORS, SURVIVORS, bench_anything
 from .measure import interleaved, peak_bytes
 from .plain import CHUNK, PlainMixer, PlainSca
 from .shapes import QUICK, Size, agree, build_model, random_boxes, random_pixels, report
 from .training import bench_training
 
 
-PARTS = ("mixer", "end-to-end", "memory", "training")
+PARTS = ("mixer", "end-to-end", "memory", "training", "anything")
 # How much more memory `many` regions may take, as long as the image encoder sets the peak (so not for --quick).
 MEMORY_RATIO = 1.3
 SAM_TOKENS = 7  # IoU, 4 masks, 2 corners of a box
@@ -179,6 +182,9 @@ def main() -> int:
             good &= bench_mixer(size, arguments.repeats, device)
         elif part == "end-to-end":
             good &= bench_end_to_end(size, arguments.repeats, device)
+        elif part == "anything":
+            points, survivors = (8, QUICK_SURVIVORS) if arguments.quick else (32, SURVIVORS)
+            good &= bench_anything(size, points, device, not arguments.quick, survivors)
         elif part == "training":
             good &= bench_training(size, arguments.repeats, device, bounded=not arguments.quick)
         else:

@@ -35,11 +35,14 @@ def describe(model, processor) -> dict:
     inputs = processor(**example_batch(), return_tensors="pt")
     outputs = model.generate(**inputs, num_beams=2)
     captions = [text for image in processor.batch_decode(outputs) for text in image]
+    settings = {"points_per_side": 4, "iou_threshold": 0.0, "stability_threshold": 0.0}
+    everything = processor.caption_anything(model, example_batch()["images"][0], settings)
     return {
         "ids": outputs.sequences.numpy(),
         "masks": outputs.pred_masks.float().numpy(),
         "scores": outputs.caption_scores.float().numpy(),
         "captions": np.array(captions),
+        "everything": np.array([f"{record['bbox']} {record['caption']}" for record in everything]),
     }
 
 

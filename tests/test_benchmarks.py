@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.anything import bench_anything
 from benchmarks.shapes import Size
 from benchmarks.training import SAVED_RATIO, same_step, saved_bytes, training_calls
 
@@ -37,3 +38,10 @@ def test_saved_bytes_count_each_storage_once_and_no_weight():
         (hidden * hidden).sum()
     # The input, and what exp and the product both keep: its result.
     assert saved == [2 * 4 * 8 * 4]
+
+
+@pytest.mark.slow
+def test_anything_is_found_as_the_plain_way_finds_it(capsys):
+    tiny = Size(image_size=128, layers=1, vision_layers=1, text_layers=1)
+    assert bench_anything(tiny, 4, torch.device("cpu"), bounded=False, survivors=(2, 12))
+    assert "the same points: True, masks: True, captions: True" in capsys.readouterr().out

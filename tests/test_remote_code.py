@@ -60,6 +60,7 @@ def assert_same(found, repository):
     assert np.array_equal(found["ids"], expected["ids"])
     assert len(set(map(str, expected["captions"]))) > 1
     assert list(found["captions"]) == list(found["pipeline_captions"]) == list(expected["captions"])
+    assert list(found["everything"]) == list(expected["everything"])
     np.testing.assert_allclose(found["masks"], expected["masks"], atol=1e-5)
     np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-5)
 

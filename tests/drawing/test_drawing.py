@@ -116,7 +116,7 @@ def test_prompts_are_drawn_where_they_were_given():
 @pytest.mark.parametrize("installed", [True, False])
 def test_any_caption_can_be_drawn(caption, installed, monkeypatch):
     if not installed:
-        monkeypatch.setattr(overlay, "text_font", ImageFont.load_default)
+        monkeypatch.setattr(overlay, "text_font", lambda size, text: ImageFont.load_default(size))
     draw_regions(grey(), [DrawnRegion(caption, block(30, 30, 90, 60))])
 
 
@@ -128,3 +128,21 @@ def test_a_line_of_one_pixel_stays_visible():
 def test_a_mask_of_another_size_is_an_error():
     with pytest.raises(ValueError, match=r"mask of region 0 has shape \(5, 5\).*\(90, 120\)"):
         draw_regions(grey(), [DrawnRegion("a thing", np.ones((5, 5), bool))])
+
+
+def test_a_region_keeps_its_number_and_colour_whatever_is_drawn_with_it():
+    mask = np.zeros((90, 90), bool)
+    mask[30:60, 30:60] = True
+    alone = draw_regions(Image.new("RGB", (90, 90)), [DrawnRegion(mask=mask, number=3)])
+    with_others = [DrawnRegion(), DrawnRegion(), DrawnRegion(mask=mask)]
+    assert alone.tobytes() == draw_regions(Image.new("RGB", (90, 90)), with_others).tobytes()
+    assert alone.tobytes() != draw_regions(Image.new("RGB", (90, 90)), [DrawnRegion(mask=mask)]).tobytes()
+
+
+def test_the_font_is_one_that_knows_the_letters():
+    from sca_hf.drawing.text import _fonts, _knows, text_font
+
+    assert text_font(20) is text_font(20, "plain words") is _fonts(20)[0]
+    for text in ("Ein großer Kreis", "красный круг", "大きな赤い円"):
+        known = [sum(_knows(font, letter) for letter in text) for font in _fonts(20)]
+        assert sum(_knows(text_font(20, text), letter) for letter in text) == max(known)

@@ -4,10 +4,42 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import caption, convert, data, estimate, info, publish, scene, train
+from . import (
+    anything,
+    caption,
+    compare,
+    convert,
+    data,
+    demo,
+    estimate,
+    evaluate,
+    info,
+    predict,
+    publish,
+    report,
+    scene,
+    serve,
+    train,
+)
 
 
-COMMANDS = (caption, train, data, estimate, info, convert, publish, scene)
+COMMANDS = (
+    caption,
+    anything,
+    demo,
+    serve,
+    train,
+    data,
+    estimate,
+    predict,
+    evaluate,
+    compare,
+    report,
+    info,
+    convert,
+    publish,
+    scene,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

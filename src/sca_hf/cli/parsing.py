@@ -29,6 +29,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """Reads a whole number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
+    return int(text)
+
+
 def check_picture_name(path: Path) -> None:
     """Raises unless a picture can be saved under this name."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

@@ -135,7 +135,7 @@ def check_data(
     """
     report = DataReport(caption_tokens=Spread() if tokenizer is not None else None, unreadable=[] if images else None)
     counter = _Counter(report, tokenizer)
-    for record in islice(_records(data, report.read), max_samples):
+    for record in islice(good_records(data, report.read), max_samples):
         if report.unreadable is not None:
             problem = _picture_problem(record)
             if problem is not None:
@@ -148,7 +148,7 @@ def check_data(
     return report
 
 
-def _records(data: Any, read: ReadReport) -> Iterator[Record]:
+def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
     """Yields the good records, and counts the others."""
     if isinstance(data, str | os.PathLike):
         data = parse_spec(data)

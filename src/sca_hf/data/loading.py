@@ -231,42 +231,49 @@ def load_spec(spec: Mapping[str, Any]) -> Dataset | IterableDataset:
 
 
 def parse_spec(text: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a data spec from the command line: `voc:root=signs,task=caption`, or the path of a YAML file with one.
+    """Reads a data spec from the command line, see [`parse_options`]: `voc:root=signs,task=caption`."""
+    spec = parse_options(text, "format", "data spec")
+    if not os.fspath(text).endswith((".yaml", ".yml")):
+        find_reader(spec["format"])
+    return spec
+
+
+def parse_options(text: str | os.PathLike[str], first: str, what: str) -> dict[str, Any]:
+    """Reads `name:option=value,...` as a mapping with the name under `first`, or the YAML file that is named.
 
     Numbers, true, false and null are read as such, and a dot goes into a mapping: `columns.boxes=objects.bbox`. What
-    holds a comma, or is of another kind, needs a YAML file.
+    holds a comma, or is of another kind, needs a YAML file. `what` is what errors call it.
     """
     text = os.fspath(text)
     if text.endswith((".yaml", ".yml")):
-        return _load_yaml(Path(text))
-    format, _, rest = text.partition(":")
-    spec: dict[str, Any] = {"format": format}
+        return _load_yaml(Path(text), what, first)
+    name, _, rest = text.partition(":")
+    spec: dict[str, Any] = {first: name}
     for item in rest.split(",") if rest else ():
         key, equals, value = item.partition("=")
         if not equals or not key:
-            raise ValueError(f"data spec {text!r}: {item!r} is not option=value")
+            raise ValueError(f"{what} {text!r}: {item!r} is not option=value")
         *outer, last = key.split(".")
         place: Any = spec
         for part in outer:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
-                raise ValueError(f"data spec {text!r}: {part} is a value and a mapping")
+                raise ValueError(f"{what} {text!r}: {part} is a value and a mapping")
         if last in place:
-            raise ValueError(f"data spec {text!r}: {key} is given twice")
+            raise ValueError(f"{what} {text!r}: {key} is given twice")
         place[last] = _scalar(value)
-    find_reader(format)
     return spec
 
 
-def _load_yaml(path: Path) -> dict[str, Any]:
+def _load_yaml(path: Path, what: str, first: str) -> dict[str, Any]:
     import yaml
 
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"data spec {path} cannot be read ({error})") from error
+        raise ValueError(f"{what} {path} cannot be read ({error})") from error
     if not isinstance(spec, dict):
-        raise ValueError(f"data spec {path} holds a {type(spec).__name__}, expected a mapping with a format")
+        raise ValueError(f"{what} {path} holds a {type(spec).__name__}, expected a mapping with a {first}")
     return spec
 
 

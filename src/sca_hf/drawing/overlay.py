@@ -46,6 +46,7 @@ class DrawnRegion:
         box: xyxy of a box prompt; None draws none.
         points: (x, y) of the point prompts.
         labels: 1 inside, 0 outside, for each point; all inside where it is empty.
+        number: what it is called and coloured by, from 1; None takes its place among those that are drawn.
     """
 
     caption: str | None = None
@@ -53,6 +54,7 @@ class DrawnRegion:
     box: Sequence[float] | None = None
     points: Sequence[Sequence[float]] = ()
     labels: Sequence[int] = field(default_factory=list)
+    number: int | None = None
 
     def extent(self, size: tuple[float, float]) -> Rect:
         """The rectangle around mask, box and inside points; the whole picture, of `size`, where there are none."""
@@ -72,8 +74,9 @@ def draw_regions(
 ) -> Image.Image:
     """Draws regions over an image.
 
-    Region i has colour i and number i + 1, in the picture and in its label. Labels lie near their regions and never
-    cover each other; where the picture is too crowded for that they stand in a column beside it.
+    Region i has colour i and number i + 1, or those of its own `number`, in the picture and in its label. Labels lie
+    near their regions and never cover each other; where the picture is too crowded for that they stand in a column
+    beside it.
 
     Args:
         image: the original image.
@@ -100,11 +103,16 @@ def draw_regions(
     canvas = _dim(canvas, solids)
     covers = []
     for index, solid in enumerate(solids):
-        _draw_mask(canvas, solid, colour_of(index), line)
+        _draw_mask(canvas, solid, colour_of(_number(regions, index) - 1), line)
         covers.append(cover_grid(np.asarray(solid) > 127))
     for index, region in enumerate(regions):
-        _draw_prompts(canvas, region, scale, colour_of(index), line)
+        _draw_prompts(canvas, region, scale, colour_of(_number(regions, index) - 1), line)
     return _draw_labels(canvas, regions, covers, scale)
+
+
+def _number(regions: Sequence[DrawnRegion], index: int) -> int:
+    number = regions[index].number
+    return index + 1 if number is None else number
 
 
 def colour_of(index: int) -> Colour:
@@ -255,6 +263,7 @@ class _Label:
     index: int
     lines: list[str]
     size: tuple[int, int]
+    number: int
 
 
 def _draw_labels(
@@ -263,11 +272,9 @@ def _draw_labels(
     named = [index for index, region in enumerate(regions) if region.caption]
     if not named:
         return canvas
-    font = text_font(round(max(17.0, max(canvas.size) / 46)))
-    choices = [
-        [_measure(index, str(regions[index].caption), font, share * canvas.width) for share in (0.42, 0.3)]
-        for index in named
-    ]
+    captions = "".join(str(regions[index].caption) for index in named)
+    font = text_font(round(max(17.0, max(canvas.size) / 46)), captions)
+    choices = [[_measure(regions, index, font, share * canvas.width) for share in (0.42, 0.3)] for index in named]
     size = (canvas.width / scale, canvas.height / scale)
     anchors = [Rect(*(value * scale for value in regions[index].extent(size))) for index in named]
     clear = [m.rect.grown(2) for region in regions for m in _marker_rects(region, scale, canvas.size)]
@@ -286,7 +293,7 @@ def _draw_labels(
     ]
     for label, place, spot, anchor in zip(labels, places, spots, anchors, strict=True):
         if not place.overlaps(anchor.grown(1.5 * _pad(font))):
-            _draw_leader(canvas, place, spot, colour_of(label.index))
+            _draw_leader(canvas, place, spot, colour_of(label.number - 1))
     for label, place in zip(labels, places, strict=True):
         _draw_chip(canvas, place, label, font)
     return canvas
@@ -322,9 +329,9 @@ def _draw_chip(canvas: Image.Image, place: Rect, label: _Label, font: Font) -> N
     canvas.paste(_CHIP, (left, top), shape.point([round(v * 0.88) for v in range(256)]))
     badge = _badge_width(font)
     stripe = shape.crop((0, 0, badge, height))
-    canvas.paste(colour_of(label.index), (left, top), stripe)
+    canvas.paste(colour_of(label.number - 1), (left, top), stripe)
     draw = ImageDraw.Draw(canvas)
-    draw.text((left + badge / 2, top + height / 2), str(label.index + 1), fill=_INK, font=font, anchor="mm")
+    draw.text((left + badge / 2, top + height / 2), str(label.number), fill=_INK, font=font, anchor="mm")
     _write(draw, (left + badge + _pad(font), top + _pad(font)), label.lines, font)
 
 
@@ -339,7 +346,7 @@ def _draw_legend(
     """Numbers on the regions, the captions in as many columns beside the picture as its height asks for."""
     pad = _pad(font)
     column = round(max(0.45 * canvas.width, 18 * font_size(font)))
-    labels = [_measure(label.index, str(regions[label.index].caption), font, column) for label in labels]
+    labels = [_measure(regions, label.index, font, column) for label in labels]
     columns: list[list[_Label]] = [[]]
     filled = 0
     for label in labels:
@@ -375,8 +382,8 @@ def _draw_numbers(
         left, top = round(rect.left), round(rect.top)
         shape = _rounded(width, height, _pad(font))
         canvas.paste(_INK, (left - 1, top - 1), _rounded(width + 2, height + 2, _pad(font)))
-        canvas.paste(colour_of(label.index), (left, top), shape)
-        draw.text((left + width / 2, top + height / 2), str(label.index + 1), fill=_INK, font=font, anchor="mm")
+        canvas.paste(colour_of(label.number - 1), (left, top), shape)
+        draw.text((left + width / 2, top + height / 2), str(label.number), fill=_INK, font=font, anchor="mm")
 
 
 def _rounded(width: int, height: int, radius: int) -> Image.Image:
@@ -386,11 +393,12 @@ def _rounded(width: int, height: int, radius: int) -> Image.Image:
     return large.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _measure(index: int, caption: str, font: Font, widest: float) -> _Label:
+def _measure(regions: Sequence[DrawnRegion], index: int, font: Font, widest: float) -> _Label:
     room = max(widest - _badge_width(font) - 2 * _pad(font), 6 * font_size(font))
-    lines = wrap_text(caption, font, room)
+    lines = wrap_text(str(regions[index].caption), font, room)
     width = _badge_width(font) + 2 * _pad(font) + max(round(text_width(line, font)) for line in lines)
-    return _Label(index, lines, (width, len(lines) * line_height(font) + 2 * _pad(font)))
+    size = (width, len(lines) * line_height(font) + 2 * _pad(font))
+    return _Label(index, lines, size, _number(regions, index))
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], lines: list[str], font: Font) -> None:

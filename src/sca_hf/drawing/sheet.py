@@ -35,14 +35,15 @@ class SheetTile:
     note: str = ""
 
 
-def cut_region(image: Image.Image, region: DrawnRegion) -> Image.Image:
+def cut_region(image: Image.Image, region: DrawnRegion, size: tuple[int, int] = _TILE) -> Image.Image:
     """Cuts a region out with some of its surroundings and draws its mask, box and points; always of the same size.
 
     Args:
         image: the whole image.
         region: in pixels of the image; its caption is not drawn.
+        size: width and height of what comes back.
     """
-    window = _window(region, image.size)
+    window = _window(region, image.size, size[0] / size[1])
     left, top, right, bottom = window
     mask = region.mask[top:bottom, left:right] if region.mask is not None else None
     box = (
@@ -50,12 +51,12 @@ def cut_region(image: Image.Image, region: DrawnRegion) -> Image.Image:
     )
     points = [(x - left, y - top) for x, y in region.points]
     part = image.convert("RGB").crop(window)
-    scale = min(_TILE[0] / part.width, _TILE[1] / part.height)
-    size = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
+    scale = min(size[0] / part.width, size[1] / part.height)
+    fitted = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
     drawn = DrawnRegion(mask=mask, box=box, points=points, labels=region.labels)
-    part = draw_regions(part, [drawn], smallest=max(size), largest=max(size))
-    tile = Image.new("RGB", _TILE, _EMPTY)
-    tile.paste(part, ((_TILE[0] - size[0]) // 2, (_TILE[1] - size[1]) // 2))
+    part = draw_regions(part, [drawn], smallest=max(fitted), largest=max(fitted))
+    tile = Image.new("RGB", size, _EMPTY)
+    tile.paste(part, ((size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2))
     return tile
 
 
@@ -91,13 +92,12 @@ def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) ->
     return page
 
 
-def _window(region: DrawnRegion, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part of the image to show: of the tile's shape where the image is large enough, inside the image."""
+def _window(region: DrawnRegion, size: tuple[int, int], shape: float) -> tuple[int, int, int, int]:
+    """The part of the image to show: of this shape, width by height, where the image is large enough; inside it."""
     extent = region.extent(size)
     around = 2 * _SURROUNDINGS * max(extent.width, extent.height)
     # A region of a few pixels says nothing without a good deal of its image.
     wanted = np.maximum([extent.width + around, extent.height + around], max(48.0, max(size) / 10))
-    shape = _TILE[0] / _TILE[1]
     wanted = np.array([max(wanted[0], wanted[1] * shape), max(wanted[1], wanted[0] / shape)])
     wanted = np.minimum(wanted, size)
     start = np.clip(np.array(extent.centre) - wanted / 2, 0, np.array(size) - wanted)

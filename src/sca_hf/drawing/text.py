@@ -8,13 +8,47 @@ from PIL import ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
+# Fonts that systems come with, those that know most scripts behind those that read best.
+_FILES = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "Arial.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "DroidSansFallbackFull.ttf",
+    "wqy-microhei.ttc",
+    "Arial Unicode.ttf",
+    "msgothic.ttc",
+)
+
+
+def text_font(size: int, text: str = "") -> Font:
+    """The first font that is installed and knows most letters of a text; the last choice comes with Pillow.
+
+    Args:
+        size: height in pixels.
+        text: what is to be written.
+    """
+    fonts = _fonts(size)
+    letters = {letter for letter in text if not letter.isascii()}
+    return max(fonts, key=lambda font: sum(_knows(font, letter) for letter in letters))
+
+
 @lru_cache(maxsize=8)
-def text_font(size: int) -> Font:
-    """DejaVu where it is installed, since it knows most scripts; else the font that comes with Pillow."""
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", size)
-    except OSError:
-        return ImageFont.load_default(size)
+def _fonts(size: int) -> tuple[Font, ...]:
+    found: list[Font] = []
+    for file in _FILES:
+        try:
+            found.append(ImageFont.truetype(file, size))
+        except OSError:
+            continue
+    return (*found, ImageFont.load_default(size))
+
+
+@lru_cache(maxsize=4096)
+def _knows(font: Font, letter: str) -> bool:
+    """Whether a font draws a letter otherwise than a code that stands for none."""
+    drawn, missing = (bytes(font.getmask(text)) for text in (letter, "\uffff"))
+    return drawn != missing
 
 
 def font_size(font: Font) -> int:

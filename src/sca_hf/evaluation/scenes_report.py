@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..data.scene_captions import read_caption
 from ..data.scenes import Scene, SceneObject, scenes
-from .caption_metrics import cider_d, exact_match
+from .metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 
 
 ALWAYS = ("colour", "shape", "texture")
@@ -98,8 +98,8 @@ def caption_scores(results: Sequence[RegionResult]) -> dict[str, float]:
     scores["size_left_out"] = _share(words["size"] is None for words in plain)
     scores["relation_left_out"] = _share(words["relation"] is None for words in alone)
     scores["states_size_or_relation"] = _share(r.truth.size != "medium" or r.truth.relation is not None for r in told)
-    candidates = [result.caption.split() for result in told]
-    references = [[caption.split() for caption in result.truth.captions] for result in told]
+    candidates = [ptb_tokenize(result.caption) for result in told]
+    references = [ptb_tokenize_all(result.truth.captions) for result in told]
     scores["cider_d"] = cider_d(candidates, references)["corpus"]
     scores["exact_match"] = exact_match(candidates, references)["corpus"]
     return {name: round(value, 4) for name, value in scores.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +11,8 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
-from ..evaluation.caption_metrics import cider_d, exact_match
+from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
+from ..evaluation.metrics.exact import words
 from ..modeling.losses_sca import caption_loss, mask_loss
 
 
@@ -181,28 +181,23 @@ def _mean(sums: Mapping[int, tuple[float, int]]) -> float | None:
 def score_predictions(predictions: Sequence[Prediction]) -> dict[str, float]:
     """CIDEr-D (0 to 10), exact match, and where regions have names, accuracy and macro recall of naming.
 
-    Words are compared in lower case without punctuation. Naming is scored where a region's category is what the model
-    should say of it; macro recall is the mean over categories.
+    Captions are compared by their Penn-Treebank tokens. Naming is scored where a region's category is what the model
+    should say of it, in lower case without punctuation; macro recall is the mean over categories.
     """
     if not predictions:
         return {}
-    candidates = [words(p.caption) for p in predictions]
-    references = [[words(text) for text in p.references] for p in predictions]
+    candidates = [ptb_tokenize(p.caption) for p in predictions]
+    references = [ptb_tokenize_all(p.references) for p in predictions]
     metrics = {
         "cider_d": cider_d(candidates, references)["corpus"],
         "exact_match": exact_match(candidates, references)["corpus"],
     }
     hits: dict[tuple[str, ...], list[bool]] = {}
-    for said, prediction in zip(candidates, predictions, strict=True):
+    for prediction in predictions:
         name = words(prediction.category or "")
         if name and name in [words(text) for text in prediction.references]:
-            hits.setdefault(tuple(name), []).append(said == name)
+            hits.setdefault(tuple(name), []).append(words(prediction.caption) == name)
     if hits:
         metrics["naming_accuracy"] = sum(map(sum, hits.values())) / sum(map(len, hits.values()))
         metrics["naming_macro_recall"] = sum(sum(h) / len(h) for h in hits.values()) / len(hits)
     return metrics
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case."""
-    return re.findall(r"\w+(?:['-]\w+)*", text.lower())

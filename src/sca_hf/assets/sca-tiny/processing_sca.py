@@ -12,6 +12,8 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import is_torchvision_available
 
+from .anything_sca import caption_anything
+from .anything_settings_sca import AnythingSettings
 from .captions_sca import as_id_array, decode_rows, encode_captions, region_captions, region_tasks, text_tasks
 from .images_sca import as_images, check_size
 from .prompts_sca import build_prompts, resized_size
@@ -61,6 +63,7 @@ class ScaProcessor(ProcessorMixin):
         mask_size: side of the model's low-resolution masks, four times its grid of image embeddings; by default what
             the image processor makes of segmentation maps.
         format_version: of the settings, as stored; what newer code wrote is refused.
+        anything_settings: fields of [`AnythingSettings`] that suit the model better than SAM's own defaults.
     """
 
     valid_processor_kwargs = ScaProcessorKwargs
@@ -74,6 +77,7 @@ class ScaProcessor(ProcessorMixin):
         max_caption_length: int = 20,
         caption_add_bos: bool = False,
         mask_size: int | None = None,
+        anything_settings: dict[str, Any] | None = None,
         chat_template: str | None = None,
         format_version: int = FORMAT_VERSION,
     ) -> None:
@@ -94,6 +98,7 @@ class ScaProcessor(ProcessorMixin):
         self.mask_size = mask_size or _side(image_processor.mask_size)
         for size in (image_processor.size, self.mask_size):
             _side(size)
+        self.anything_settings = dict(anything_settings or {})
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -420,8 +425,9 @@ class ScaProcessor(ProcessorMixin):
 
         Returns:
             Per image, best first, S being the number chosen: `boxes` (S, 4) xyxy, pixels of the original; `masks`
-            (S, 4h, 4w) low-resolution logits; `iou_scores` (S,); `region_index` and `candidate_index` (S,), where they
-            stood. `boxes` and `masks` go back into a call as `input_boxes` or `input_masks` to caption what is chosen.
+            (S, 4h, 4w) low-resolution logits; `iou_scores` and `stability_scores` (S,); `region_index` and
+            `candidate_index` (S,), where they stood. `boxes` and `masks` go back into a call as `input_boxes` or
+            `input_masks` to caption what is chosen.
         """
         outputs = dict(outputs)
         sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
@@ -432,6 +438,30 @@ class ScaProcessor(ProcessorMixin):
                 outputs["pred_masks"], outputs["iou_scores"], real, sizes, resized, strict=True
             )
         ]
+
+    def caption_anything(
+        self, model: Any, image: Any, settings: Any = None, boxes: Any = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Find and caption everything in one image, see [`caption_anything`].
+
+        Args:
+            model: a [`ScaForConditionalGeneration`].
+            image: one image, in any form that a call takes.
+            settings: an [`AnythingSettings`], or fields of it that are to differ from `anything_settings`.
+            boxes: (N, 4) xyxy, pixels of the original, in place of the grid.
+            options: `encoded`, `progress`, and arguments of `generate`, for instance `num_beams`.
+
+        Returns:
+            One record per region: `segmentation`, `area`, `bbox`, `predicted_iou`, `stability_score`, `point_coords`,
+            `crop_box`, `caption`, `score`.
+        """
+        if not isinstance(settings, AnythingSettings):
+            settings = self.anything_settings_for(settings)
+        return caption_anything(model, self, image, settings, boxes, **options)
+
+    def anything_settings_for(self, changes: dict[str, Any] | None = None) -> AnythingSettings:
+        """Return the settings of [`~ScaProcessor.caption_anything`] that suit the model, with some changed."""
+        return AnythingSettings(**{**self.anything_settings, **(changes or {})})
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the processor together with its code files, so that it loads where this package is not installed."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .regions_sca import mask_boxes, select_masks
+from .regions_sca import mask_boxes, select_masks, stability_scores
 
 
 # Pixels of upscaled masks held at once; those of a whole batch would not fit.
@@ -69,6 +69,19 @@ def mask_records(
     return records
 
 
+def cut_padding(masks: torch.Tensor, resized: tuple[int, int], frame_size: int) -> torch.Tensor:
+    """Cut the padding off low-resolution masks: a view of (..., 4h, 4w) that holds all cells of the image.
+
+    Args:
+        masks: (..., 4h, 4w) logits of the padded square frame.
+        resized: height, width of the model's input before padding.
+        frame_size: side of the padded square, pixels of the resized image.
+    """
+    cell = frame_size / masks.shape[-1]
+    height, width = (min(masks.shape[-1], int(-(-side // cell))) for side in resized)
+    return masks[..., :height, :width]
+
+
 def choose_candidates(
     masks: torch.Tensor,
     ious: torch.Tensor,
@@ -94,9 +107,8 @@ def choose_candidates(
     real[regions] = True
     # Views: with a thousand points the masks fill a gigabyte, and few of them are good.
     flat, flat_ious = masks.flatten(0, 1), ious.float().masked_fill(~real, -torch.inf).flatten()
+    inside = cut_padding(flat, resized, frame_size)
     cell = frame_size / masks.shape[-1]  # pixels of the resized image
-    height, width = (min(masks.shape[-1], int(-(-side // cell))) for side in resized)
-    inside = flat[:, :height, :width]
     kept = select_masks(inside, flat_ious, **thresholds)
     boxes = mask_boxes(inside[kept] > thresholds.get("mask_threshold", 0.0))
     scale = torch.tensor([size[1] / resized[1], size[0] / resized[0]], device=boxes.device).repeat(2) * cell
@@ -106,6 +118,9 @@ def choose_candidates(
         "boxes": torch.minimum(boxes * scale, limit),
         "masks": flat[kept].float(),
         "iou_scores": flat_ious[kept],
+        "stability_scores": stability_scores(
+            inside[kept], thresholds.get("mask_threshold", 0.0), thresholds.get("stability_offset", 1.0)
+        ),
         "region_index": kept // candidates,
         "candidate_index": kept % candidates,
     }

@@ -226,6 +226,83 @@ def grid_points(size: tuple[int, int], points_per_side: int = 32) -> np.ndarray:
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
+def crop_boxes(
+    size: tuple[int, int], layers: int, overlap: float = 512 / 1500
+) -> list[list[tuple[int, int, int, int]]]:
+    """Return the whole image and, for layer i from 1, 2^i x 2^i crops that overlap.
+
+    Args:
+        size: (height, width), pixels.
+        layers: how many layers beside the whole image.
+        overlap: of neighbours in the first layer, as a share of the image's short side; half of it in the next.
+
+    Returns:
+        Per layer, the whole image being layer 0, its crops, xyxy in pixels.
+    """
+    height, width = size
+    boxes = [[(0, 0, width, height)]]
+    for layer in range(1, layers + 1):
+        count = 2**layer
+        shared = int(overlap * min(size) * 2 / count)
+        crop_width, crop_height = (-(-(shared * (count - 1) + side) // count) for side in (width, height))
+        left = [column * (crop_width - shared) for column in range(count)]
+        top = [row * (crop_height - shared) for row in range(count)]
+        crops = [(x, y, min(x + crop_width, width), min(y + crop_height, height)) for y in top for x in left]
+        boxes.append([crop for crop in crops if crop[0] < crop[2] and crop[1] < crop[3]])
+    return boxes
+
+
+def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
+    """Fill the holes and remove the islands of fewer than `min_area` pixels; the largest island stays in any case.
+
+    Args:
+        mask: (height, width) bool.
+        min_area: pixels; pixels that touch at a corner hang together.
+    """
+    holes, sizes = label_parts(~mask)
+    mask = mask | np.isin(holes, np.flatnonzero(sizes < min_area)[1:])
+    parts, sizes = label_parts(mask)
+    small = sizes < min_area
+    small[0] = False
+    if len(sizes) > 1 and small[1:].all():
+        small[1 + int(sizes[1:].argmax())] = False
+    return mask & ~small[parts]
+
+
+def label_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the parts of a mask that hang together, corners counting.
+
+    Returns:
+        (height, width) int64, 0 outside and from 1 the number of the part; and the pixels of each number, those of 0
+        being 0.
+    """
+    height, width = mask.shape
+    steps = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)  # 1 where a run begins, -1 behind its end
+    rows, starts = np.nonzero(steps == 1)
+    ends = np.nonzero(steps == -1)[1]
+    # Runs are in order of row and column, so those of the row above that a run touches stand side by side.
+    stride = width + 2
+    first = np.searchsorted(rows * stride + ends, (rows - 1) * stride + starts, side="left")
+    last = np.searchsorted(rows * stride + starts, (rows - 1) * stride + ends, side="right")
+    parent = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = parent[parent[run]]
+            run = parent[run]
+        return run
+
+    for run, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        for above in range(begin, end):
+            parent[root(above)] = root(run)
+    roots, part_of_run = np.unique([root(run) for run in range(len(rows))], return_inverse=True)
+    lengths = ends - starts
+    sizes = np.bincount(part_of_run + 1, weights=lengths, minlength=len(roots) + 1).astype(np.int64)
+    labels = np.zeros(mask.size, np.int64)
+    labels[mask.reshape(-1)] = np.repeat(part_of_run + 1, lengths)
+    return labels.reshape(height, width), sizes
+
+
 def select_masks(
     logits: torch.Tensor,
     iou_scores: torch.Tensor,
@@ -235,6 +312,7 @@ def select_masks(
     stability_offset: float = 1.0,
     mask_threshold: float = 0.0,
     nms_threshold: float = 0.7,
+    mask_nms_threshold: float = 1.0,
     min_area: float = 0.0,
     max_area: float = 1.0,
 ) -> torch.Tensor:
@@ -248,6 +326,7 @@ def select_masks(
         stability_offset: offset of the stability.
         mask_threshold: logit above which a pixel is in the mask.
         nms_threshold: box IoU above which only the better of two masks is kept; 1 keeps all.
+        mask_nms_threshold: the same of the masks themselves.
         min_area: smallest share of the image that a mask may cover; empty masks are never kept.
         max_area: largest share.
 
@@ -263,8 +342,33 @@ def select_masks(
     area = masks.flatten(1).sum(1) / (masks.shape[-1] * masks.shape[-2])
     fits = (area > 0) & (area >= min_area) & (area <= max_area)
     index, masks = index[fits], masks[fits]
-    kept = box_nms(mask_boxes(masks), iou_scores[index], nms_threshold)
+    kept = suppress(mask_boxes(masks), masks, iou_scores[index], nms_threshold, mask_nms_threshold)
     return index[kept.to(index.device)]
+
+
+def suppress(
+    boxes: torch.Tensor,
+    masks: torch.Tensor,
+    scores: torch.Tensor,
+    nms_threshold: float = 0.7,
+    mask_nms_threshold: float = 1.0,
+) -> torch.Tensor:
+    """Keep the best of what overlaps, by boxes first and by masks among what is left; see [`box_nms`], [`mask_nms`].
+
+    Args:
+        boxes: (N, 4) xyxy of the masks.
+        masks: (N, height, width) bool.
+        scores: (N,).
+        nms_threshold: box IoU; 1 keeps all.
+        mask_nms_threshold: mask IoU; 1 keeps all.
+
+    Returns:
+        (kept,) int64 indices, best first.
+    """
+    kept = box_nms(boxes, scores, nms_threshold).to(scores.device)
+    if mask_nms_threshold >= 1:
+        return kept
+    return kept[mask_nms(masks[kept], scores[kept], mask_nms_threshold).to(kept.device)]
 
 
 def _areas(boxes: torch.Tensor) -> torch.Tensor:

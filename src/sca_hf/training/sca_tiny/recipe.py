@@ -36,6 +36,16 @@ STAGES = {
     "categories": CaptioningSettings,
     "captions": CaptioningSettings,
 }
+# What finds the objects of validation scenes best.
+ANYTHING_SETTINGS = {
+    "points_per_side": 16,
+    "iou_threshold": 0.75,
+    "stability_threshold": 0.65,
+    "nms_threshold": 0.35,
+    "min_area": 0.005,
+    "max_area": 0.35,
+    "caption_prompt": "box",
+}
 Settings = TypeVar("Settings")
 
 
@@ -75,7 +85,9 @@ def _settings(kind: type[Settings], stage: str, values: dict[str, Any]) -> Setti
 def _captioner(start: Path, sam: Path, text: Path) -> tuple[ScaForConditionalGeneration, ScaProcessor]:
     if start == sam:
         model = new_captioner(sam, text)
-        return model, ScaProcessor.from_config(model.config, AutoTokenizer.from_pretrained(text))
+        processor = ScaProcessor.from_config(model.config, AutoTokenizer.from_pretrained(text))
+        processor.anything_settings = dict(ANYTHING_SETTINGS)
+        return model, processor
     return ScaForConditionalGeneration.from_pretrained(start), ScaProcessor.from_pretrained(start)
 
 

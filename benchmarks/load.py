@@ -1,0 +1,128 @@
+"""Many clients of one server for some minutes: errors, mixed-up answers, times, memory.
+
+python -m benchmarks.load --clients 20 --seconds 300
+"""
+
+import argparse
+import base64
+import io
+import json
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from sca_hf.data.scenes import scenes
+
+
+PICTURES = 8
+# MiB per minute, after a third of the time; the allocator settles until then.
+FLAT = 1.0
+
+
+class Clients:
+    """Threads that ask for regions of their own pictures, and compare each answer with the first one of its kind."""
+
+    def __init__(self, url: str, clients: int, seconds: float) -> None:
+        self.url, self.until = url, time.monotonic() + seconds
+        self.expected: dict[tuple[int, int], str] = {}
+        self.seconds: list[float] = []
+        self.errors: list[str] = []
+        self.mixed = 0
+        self.lock = threading.Lock()
+        self.scenes = list(scenes("test", PICTURES, 100))
+        self.images = [self._image(number) for number in range(PICTURES)]
+        self.threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
+
+    def _image(self, number: int) -> str:
+        buffer = io.BytesIO()
+        self.scenes[number].to_pil().save(buffer, "PNG")
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    def learn(self) -> None:
+        """Asks for every region by itself, with no one else around."""
+        for picture, scene in enumerate(self.scenes):
+            for region in range(len(scene.objects)):
+                self.expected[picture, region] = json.dumps(self.ask(picture, region))
+
+    def ask(self, picture: int, region: int) -> object:
+        """The record of one region."""
+        body = {"image": self.images[picture], "regions": [{"box": list(self.scenes[picture].objects[region].box)}]}
+        request = urllib.request.Request(
+            self.url + "/v1/caption", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            record = json.load(answer)["regions"][0]
+        # Rounding differs with the company in a batch, and a mask by a pixel with it.
+        return [record["caption"], round(record["score"], 3), round(record["iou"], 3)]
+
+    def _run(self, number: int) -> None:
+        chance = random.Random(number)
+        while time.monotonic() < self.until:
+            picture, region = chance.choice(list(self.expected))
+            began = time.monotonic()
+            try:
+                answer = json.dumps(self.ask(picture, region))
+            except (OSError, urllib.error.HTTPError) as error:
+                with self.lock:
+                    self.errors.append(str(error))
+                continue
+            with self.lock:
+                self.seconds.append(time.monotonic() - began)
+                self.mixed += answer != self.expected[picture, region]
+            time.sleep(chance.uniform(0, 0.2))
+
+
+def resident_mib(process: int) -> float:
+    """What a process holds in memory (Linux)."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--port", type=int, default=8123)
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "sca_hf.cli", "serve", "--port", str(options.port), "--device", "cpu"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{options.port}"
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(url + "/health", timeout=2).close()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise RuntimeError("the server ended") from None
+                time.sleep(0.5)
+        clients = Clients(url, options.clients, options.seconds)
+        clients.learn()
+        clients.until = time.monotonic() + options.seconds
+        began, memory = time.monotonic(), []
+        for thread in clients.threads:
+            thread.start()
+        while any(thread.is_alive() for thread in clients.threads):
+            memory.append((time.monotonic() - began, resident_mib(server.pid)))
+            time.sleep(1)
+    finally:
+        server.terminate()
+    settled = [point for point in memory if point[0] > options.seconds / 3]
+    slope = 60 * float(np.polyfit(*zip(*settled, strict=True), 1)[0])
+    cut = statistics.quantiles(clients.seconds, n=20)
+    print(f"{options.clients} clients, {options.seconds:g} s: {len(clients.seconds)} answers")
+    print(f"errors: {len(clients.errors)} {clients.errors[:3]}; answers of someone else: {clients.mixed}")
+    print(f"seconds: p50 {statistics.median(clients.seconds):.2f}, p95 {cut[-1]:.2f}")
+    print(f"memory: {settled[0][1]:.0f} to {settled[-1][1]:.0f} MiB, {slope:+.2f} MiB per minute")
+    return int(bool(clients.errors or clients.mixed or slope > FLAT))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""A run over many images: shared by processes, resumable, finished by whoever is last."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..captioning import bundled_model
+from ..drawing import DrawnRegion, draw_regions
+from ..processing.anything_sca import caption_anything
+from ..processing.regions_sca import decode_rle
+from .boxes import Boxes, boxes_of
+from .coco import write_coco
+from .journal import Journal, progress_bar, write_whole
+from .sources import ImageItem
+
+
+# What an image can do to us: not be there, not be a picture, be too large for the device.
+_IMAGE_ERRORS = (OSError, ValueError, TypeError, torch.OutOfMemoryError, MemoryError)
+
+
+@dataclass
+class FolderRun:
+    """What decides the result of a run.
+
+    Attributes:
+        output: folder for `records.jsonl`, `coco.json`, `failed.json` and the journal.
+        model: folder or repository id; None is the bundled one.
+        settings: fields of [`AnythingSettings`] that differ from the model's own.
+        generation: arguments of `generate`.
+        boxes: image name -> boxes, in place of the grid; "data" takes those of the data set.
+        overlays: also draw each image into `output`/overlays.
+        retry: try failed images again.
+        device: None takes CUDA where it is present.
+    """
+
+    output: str
+    model: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    boxes: Boxes | str | None = None
+    overlays: bool = False
+    retry: bool = False
+    device: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        boxes = self.boxes if self.boxes is None or isinstance(self.boxes, str) else sorted(self.boxes.items())
+        return {
+            "model": self.model or bundled_model().name,
+            "settings": self.settings,
+            "generation": self.generation,
+            "boxes": boxes,
+            "overlays": self.overlays,
+        }
+
+
+class ImageCaptioner:
+    """A loaded model that turns images of a run into lines of its journal."""
+
+    def __init__(self, run: FolderRun) -> None:
+        from ..captioning import load
+
+        self.run = run
+        self.model, self.processor = load(run.model, run.device)
+        self.settings = self.processor.anything_settings_for(run.settings)
+
+    def __call__(self, item: ImageItem) -> dict[str, Any]:
+        """Captions an image; what is wrong with it is part of the result."""
+        try:
+            return self._entry(item)
+        except _IMAGE_ERRORS as error:
+            return {"image": item.name, "error": " ".join(str(error).split()) or type(error).__name__}
+
+    def _entry(self, item: ImageItem) -> dict[str, Any]:
+        picture = item.load()
+        boxes = None
+        if self.run.boxes is not None:
+            boxes = item.boxes() if isinstance(self.run.boxes, str) else boxes_of(self.run.boxes, item.name)
+            if boxes is None:
+                raise ValueError(f"the file of boxes has none for {item.name}.")
+        records = caption_anything(self.model, self.processor, picture, self.settings, boxes, **self.run.generation)
+        if self.run.overlays:
+            self._draw(item, picture, records)
+        return {"image": item.name, "width": picture.width, "height": picture.height, "records": records}
+
+    def _draw(self, item: ImageItem, picture: Any, records: list[dict[str, Any]]) -> None:
+        # A data set's id may hold anything, and is no path.
+        safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in item.name)
+        path = Path(self.run.output) / "overlays" / f"{safe}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_records(picture, records).save(path)
+
+
+def draw_records(picture: Any, records: Iterable[dict[str, Any]]) -> Any:
+    """Draws the masks and captions of an image, numbered in their order, large ones below small ones."""
+    ordered = sorted(enumerate(records, 1), key=lambda numbered: -numbered[1]["area"])
+    drawn = [DrawnRegion(r["caption"], decode_rle(r["segmentation"]), number=number) for number, r in ordered]
+    return draw_regions(picture, drawn)
+
+
+@dataclass
+class RunResult:
+    """What a run came to; None while other processes are still at work."""
+
+    images: int
+    regions: int
+    failed: dict[str, str]
+
+
+def run_folder(
+    run: FolderRun,
+    items: list[ImageItem],
+    rank: int = 0,
+    world: int = 1,
+    caption: Callable[[list[ImageItem]], Iterable[dict[str, Any]]] | None = None,
+) -> RunResult | None:
+    """Captions the images of a process's share that are not done yet, and writes the result once all are.
+
+    Args:
+        run: what to do.
+        items: all images; process `rank` of `world` takes every `world`-th.
+        caption: captions a list of images in any order; by default one after the other, here.
+
+    Returns:
+        What all processes together came to, or None where some of it is not done yet.
+    """
+    journal = Journal(run.output, run.identity(), rank)
+    share = items[rank::world]
+    known = journal.places()
+    done = {name for name, place in known.items() if not (run.retry and place.failed)}
+    todo = [item for item in share if item.name not in done]
+    with progress_bar(len(share), len(share) - len(todo), show=rank == 0) as bar:
+        for entry in (caption or _one_by_one(run))(todo) if todo else ():
+            journal.add(entry)
+            bar.update()
+    journal.close()
+    return finish(run, items)
+
+
+def finish(run: FolderRun, items: list[ImageItem]) -> RunResult | None:
+    """Writes the result in the order of the images if every one of them is done.
+
+    Whoever is last does this; where two are, both write the same.
+    """
+    journal = Journal(run.output, run.identity(), rank=None)
+    places = journal.places()
+    names = [item.name for item in items]
+    if any(name not in places for name in names):
+        return None
+    good = [places[name] for name in names if not places[name].failed]
+    bad = [places[name] for name in names if places[name].failed]
+    failed = {entry["image"]: entry["error"] for entry in journal.entries(bad)}
+    regions = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal regions
+        for entry in journal.entries(good):
+            regions += len(entry["records"])
+            yield json.dumps(entry, ensure_ascii=False) + "\n"
+
+    output = Path(run.output)
+    write_whole(output / "records.jsonl", lines())
+    write_whole(output / "coco.json", write_coco(lambda: journal.entries(good)))
+    write_whole(output / "failed.json", iter([json.dumps(failed, ensure_ascii=False, indent=1) + "\n"]))
+    return RunResult(len(good), regions, failed)
+
+
+def process_of_torchrun() -> tuple[int, int]:
+    """Rank and number of the processes that torchrun started; 0 and 1 without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _one_by_one(run: FolderRun) -> Callable[[list[ImageItem]], Iterator[dict[str, Any]]]:
+    def captions(items: list[ImageItem]) -> Iterator[dict[str, Any]]:
+        captioner = ImageCaptioner(run)
+        for item in items:
+            yield captioner(item)
+
+    return captions

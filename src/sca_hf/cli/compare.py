@@ -1,0 +1,73 @@
+"""`sca-hf compare`: two files of predictions of the same regions, paired."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from .evaluate import add_scoring, align, bootstrap, describe, names, scoring_tools, span
+from .parsing import command, prepare
+
+
+_COMPARE_HELP = """\
+compare two files of predictions of the same regions
+
+Both are scored as by `sca-hf evaluate`. The difference is B - A; its interval and its p-value (two-sided, of no
+difference) come from a paired bootstrap: the same regions are drawn for both. Regions belong together by their ids, or
+else by image and region; where one file lacks a region, or has other references for it, they cannot be compared.
+"""
+_COMPARE_EXAMPLE = """\
+example:
+  sca-hf compare baseline.jsonl ours.jsonl --metrics CIDEr-D METEOR --json difference.json
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    declared = command(commands, "compare", run, _COMPARE_HELP, _COMPARE_EXAMPLE)
+    declared.add_argument("first", metavar="A", help="file of predictions")
+    declared.add_argument("second", metavar="B", help="another, of the same regions")
+    add_scoring(declared)
+    declared.add_argument("--json", metavar="OUT", help="write the comparison; - for the terminal")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    if options.resamples < 1:
+        raise ValueError("--resamples is 0: a comparison needs draws.")
+    if options.json not in (None, "-"):
+        prepare(Path(options.json))
+    from ..evaluation.scored_file import Bootstrap, compare_files, score_file, versions
+
+    how, tools = bootstrap(options), scoring_tools(options)
+    # Each file's own intervals are not asked for.
+    once = Bootstrap(0, how.seed, how.level, how.by)
+    files = [
+        score_file(path, names(options), tools, once, options.protocol) for path in (options.first, options.second)
+    ]
+    compared = compare_files(files[0], files[1], how)
+    results = {
+        "n": len(files[0].records),
+        "protocol": None if files[0].protocol is None else files[0].protocol.name,
+        "command": shlex.join(["sca-hf", *sys.argv[1:]]),
+        "versions": versions(),
+        "bootstrap": how.to_dict(),
+        "a": options.first,
+        "b": options.second,
+        "metrics": {name: difference.to_dict() for name, difference in compared.items()},
+    }
+    if options.json == "-":
+        json.dump(results, sys.stdout, ensure_ascii=False, indent=1)
+        print()
+        return
+    print("A", describe(files[0]), "\nB", describe(files[1]))
+    rows = [
+        (name, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.value:+.4f}", *span(d.interval), f"{d.p:.4f}")
+        for name, d in compared.items()
+    ]
+    print(align(rows, ("metric", "A", "B", "B - A", f"{100 * how.level:g} % interval, by {how.by}", "p")))
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        print(f"comparison: {options.json}")

@@ -1,0 +1,34 @@
+"""`sca-hf demo`: a page to click on."""
+
+import argparse
+from typing import Any
+
+from .parsing import command, quiet
+from .serve import add_server_options
+
+
+_HELP = """\
+open a page to point at things and read what they are
+
+Click, draw a box or brush over something in a picture; or let everything in it be captioned. The page offers the
+models named here and no others; the HTTP interface of `sca-hf serve` is there too, see /docs.
+"""
+_EXAMPLE = """\
+examples:
+  sca-hf demo
+  sca-hf demo --model sca-tiny --model ./my-model --port 7861
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    add_server_options(command(commands, "demo", run, _HELP, _EXAMPLE), port=7860)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command until it is interrupted."""
+    quiet()
+    from ..demo import serve
+
+    print(f"the page is at http://{options.host}:{options.port}")
+    serve(options.model, options.host, options.port, options.device)

@@ -1,0 +1,155 @@
+"""`sca-hf evaluate`: scores of predictions, with all that makes them comparable."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .parsing import command, natural, prepare
+
+
+if TYPE_CHECKING:
+    from ..evaluation.scored_file import Bootstrap, ScoredFile
+    from ..evaluation.scoring import ScoringTools
+
+_EVALUATE_HELP = """\
+score predictions of region captions
+
+PREDS is what `sca-hf predict` wrote (.jsonl, .parquet), or the original authors' .json. One region is one pair of a
+caption and its references; of several candidates the one with the best predicted IoU counts.
+
+Metrics, without --metrics the first three; no Java is needed but where it is said:
+  CIDEr-D  BLEU  ROUGE-L         of captions; CIDEr-D from 0 to 10, all others from 0 to 1
+  METEOR                         by its own program: pip install 'sca-hf[java]'
+  SPICE                          by its own program: pip install 'sca-hf[spice]', or the folder SPICE_HOME
+  exact-match                    share of captions that equal a reference
+  content-recall                 nouns and verbs of the references that are said: pip install 'sca-hf[spacy]'
+  masks  IoU-error               mIoU, oracle mIoU (best of the kept masks), cIoU; error of the predicted IoU
+  category-accuracy  semantic-IoU  semantic-similarity
+                                 of captions that should name the region's category
+
+A protocol says what a score was measured on (sca-hf predict --help lists them); a name whose counts of images and
+regions do not hold is refused.
+"""
+_EVALUATE_EXAMPLE = """\
+examples:
+  sca-hf evaluate predictions.jsonl --json scores.json --per-region
+  sca-hf evaluate vg.jsonl --protocol vg-full --metrics CIDEr-D METEOR masks --resample-by image
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    declared = command(commands, "evaluate", run, _EVALUATE_HELP, _EVALUATE_EXAMPLE)
+    declared.add_argument("predictions", metavar="PREDS", help="file of predictions")
+    add_scoring(declared)
+    declared.add_argument("--json", metavar="OUT", help="write the results, raw scales; - for the terminal")
+    declared.add_argument("--per-region", action="store_true", help="with the scores of every region, in the JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    if options.per_region and options.json is None:
+        raise ValueError("--per-region writes into the JSON: give --json too.")
+    if options.json not in (None, "-"):
+        prepare(Path(options.json))
+    from ..evaluation.scored_file import score_file
+
+    scored = score_file(
+        options.predictions, names(options), scoring_tools(options), bootstrap(options), options.protocol
+    )
+    results = scored.to_dict(shlex.join(["sca-hf", *sys.argv[1:]]), options.per_region)
+    if options.json == "-":
+        json.dump(results, sys.stdout, ensure_ascii=False, indent=1)
+        print()
+        return
+    print(format_scores(scored))
+    if options.json:
+        Path(options.json).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        print(f"results: {options.json}")
+
+
+def add_scoring(declared: Any) -> None:
+    """Declares what scoring commands share."""
+    declared.add_argument("--metrics", nargs="+", metavar="NAME", help="see above; separated by spaces or commas")
+    declared.add_argument("--protocol", metavar="NAME", help="what the predictions must be of (default: their run's)")
+    declared.add_argument(
+        "--resamples", type=natural, default=1000, metavar="N", help="bootstrap draws; 0: no intervals (%(default)s)"
+    )
+    declared.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    declared.add_argument("--level", type=_share, default=0.95, help="of the intervals (default: %(default)s)")
+    declared.add_argument(
+        "--resample-by",
+        choices=("region", "image"),
+        default="region",
+        help="draw regions (the default), or images with all their regions, which do not vary alone",
+    )
+    declared.add_argument("--df", metavar="FILE", help="document frequencies for CIDEr-D (default: these references)")
+    declared.add_argument("--spacy-model", default="en_core_web_lg", metavar="NAME", help="(default: %(default)s)")
+    declared.add_argument("--encoder", metavar="MODEL", help="text model for semantic-similarity")
+    declared.add_argument("--spice-cache", metavar="FILE", help="keep SPICE of every caption")
+
+
+def names(options: argparse.Namespace) -> list[str] | None:
+    """The metrics that are asked for."""
+    if options.metrics is None:
+        return None
+    return [name for part in options.metrics for name in part.split(",") if name]
+
+
+def scoring_tools(options: argparse.Namespace) -> "ScoringTools":
+    """What some metrics use."""
+    from ..evaluation.metrics import DocumentFrequency
+    from ..evaluation.scoring import ScoringTools
+
+    return ScoringTools(
+        df="corpus" if options.df is None else DocumentFrequency.load(options.df),
+        spacy_model=options.spacy_model,
+        encoder=options.encoder,
+        spice_cache=None if options.spice_cache is None else Path(options.spice_cache),
+    )
+
+
+def bootstrap(options: argparse.Namespace) -> "Bootstrap":
+    """How intervals are made."""
+    from ..evaluation.scored_file import Bootstrap
+
+    return Bootstrap(options.resamples, options.seed, options.level, options.resample_by)
+
+
+def format_scores(scored: "ScoredFile") -> str:
+    """A table of scores, under a line that says what they were measured on."""
+    rows: list[Sequence[str]] = []
+    for name, value in scored.evaluation.metrics.items():
+        rows.append((name, f"{value:.4f}", *span(scored.intervals.get(name))))
+    level = f"{100 * scored.bootstrap.level:g} % interval, by {scored.bootstrap.by}" if scored.intervals else ""
+    return "\n".join([describe(scored), align(rows, ("metric", "value", level))])
+
+
+def describe(scored: "ScoredFile") -> str:
+    """What a score was measured on, in a line."""
+    protocol = "none" if scored.protocol is None else str(scored.protocol)
+    beams = "" if scored.beams is None else f", beams {scored.beams}"
+    return f"{scored.path}: {len(scored.records):,} regions, protocol {protocol}, tokenizer ptb{beams}"
+
+
+def span(interval: Sequence[float] | None) -> list[str]:
+    """An interval as a cell, none where there is none."""
+    return [] if interval is None else [f"{interval[0]:.4f} to {interval[1]:.4f}"]
+
+
+def align(rows: Sequence[Sequence[str]], titles: Sequence[str]) -> str:
+    """Rows of cells as lines with even columns."""
+    lines = [titles[: max(map(len, rows))], *rows]
+    widths = [max(len(line[k]) for line in lines if k < len(line)) for k in range(max(map(len, lines)))]
+    return "\n".join("  ".join(cell.ljust(widths[k]) for k, cell in enumerate(line)).rstrip() for line in lines)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text!r}")
+    return value

@@ -1,0 +1,117 @@
+"""`sca-hf predict`: what a captioner says of every region of a data set."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from .parsing import command, positive, prepare, quiet
+
+
+_PREDICT_HELP = """\
+describe every region of a data set, to be scored
+
+Who describes: our own model by --model, or with --captioner NAME:option=value,... (or a YAML file with `captioner:`)
+  sca          model=...                  the same as --model
+  crop         model=GIT, BLIP, BLIP-2 or any image-text-to-text model, sam=...; the region is cut out along SAM's mask
+               vcot=true (visual chain-of-thought), heads=all, background=white|grey|black, margin=0.1, area=box,
+               edges=whole
+  kosmos2      model=...                  asked for the box by its own words for places
+  florence2    model=..., task=category   the same
+  chat         model=..., show=drawn_box|coordinates, question=..., coordinates=normalized|thousandths|pixels
+  predictions  path=FILE, shuffle=SEED    what a file has already said; shuffled, of other regions: a control
+
+A record for each region is written as it is made. Given again after a kill, the command goes on to the same records;
+with another setting it refuses. Under torchrun the processes share the work.
+
+A protocol names what a score is measured on. Under a name only the data with its counts of images and regions go:
+"""
+_PREDICT_EXAMPLE = """\
+examples:
+  sca-hf predict --data scenes:split=test,count=100 --output predictions.jsonl
+  sca-hf predict --model ./sca-gpt2-large --protocol vg-full --data grit:annotations=test.json,images=VG \\
+      --output vg.jsonl
+  sca-hf predict --captioner crop:model=./git-base,sam=./sam-vit-huge,vcot=true --data coco.yaml --output crops.jsonl
+  torchrun --nproc-per-node 8 -m sca_hf.cli predict --model ./my-model --data coco.yaml --output coco.parquet
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    from ..evaluation.protocols import PROTOCOLS
+
+    declared = command(commands, "predict", run, _PREDICT_HELP + _wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
+    who = declared.add_mutually_exclusive_group()
+    who.add_argument("--model", help="ours, a folder or repository id (default: the bundled sca-tiny)")
+    who.add_argument("--captioner", metavar="SPEC", help="any other, see above")
+    declared.add_argument("--data", required=True, metavar="SPEC", help="as for sca-hf data check (docs/data.md)")
+    declared.add_argument("--output", required=True, metavar="OUT", help=".jsonl, .parquet, or the authors' .json")
+    declared.add_argument("--protocol", metavar="NAME", choices=list(PROTOCOLS), help="see above")
+    prompts = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")
+    declared.add_argument("--prompt", choices=prompts, help="how regions are shown (default: box, or the protocol's)")
+    declared.add_argument("--control", choices=("blank",), help="blank: show grey pictures in place of the images")
+    declared.add_argument("--masks", choices=("none", "best", "all"), default="none", help="predicted masks to keep")
+    declared.add_argument(
+        "--num-beams", type=positive, metavar="N", help="beams (default: 1; with a protocol its own)"
+    )
+    declared.add_argument("--max-new-tokens", type=positive, default=20, metavar="N", help="(default: %(default)s)")
+    declared.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
+    declared.add_argument("--max-samples", type=positive, metavar="N", help="the first N images")
+    declared.add_argument("--seed", type=int, default=0, help="of random points (default: %(default)s)")
+    declared.add_argument("--system", metavar="NAME", help="what the records call the captioner")
+    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
+    declared.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    output = Path(options.output)
+    prepare(output)
+    quiet()
+    from ..data.loading import parse_options, parse_spec
+    from ..evaluation.captioners import CONTROLS, load_captioner
+    from ..evaluation.predict import PredictSettings, predict
+    from ..evaluation.prediction_run import check_output
+    from ..evaluation.protocols import find_protocol
+
+    check_output(output)
+    settings = PredictSettings(
+        options.prompt, options.protocol, options.seed, options.batch_size, options.masks, options.system
+    )
+    data = parse_spec(options.data)
+    if options.max_samples is not None:
+        data["max_samples"] = options.max_samples
+    beams = options.num_beams or (find_protocol(options.protocol).num_beams if options.protocol else 1)
+    generation = {"num_beams": beams, "max_new_tokens": options.max_new_tokens}
+    asked = {"captioner": "sca"} | ({} if options.model is None else {"model": options.model})
+    if options.captioner is not None:
+        asked = parse_options(options.captioner, "captioner", "captioner")
+    if "captioner" not in asked:
+        raise ValueError(f"{options.captioner} does not say which captioner: put `captioner: NAME` into it.")
+    captioner = load_captioner(asked.pop("captioner"), _device(options.device), options.dtype, generation, **asked)
+    if options.control is not None:
+        captioner = CONTROLS[options.control](captioner)
+    written = predict(captioner, data, output, settings, command=shlex.join(["sca-hf", *sys.argv[1:]]))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"predictions: {written}")
+
+
+def _device(asked: str | None) -> str | None:
+    """Each process of a machine has a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    if asked is not None or local is None:
+        return asked
+    import torch
+
+    return f"cuda:{local}" if torch.cuda.is_available() else None
+
+
+def _wrapped(names: Any) -> str:
+    import textwrap
+
+    return (
+        textwrap.fill(", ".join(names), 115, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        + "\n"
+    )

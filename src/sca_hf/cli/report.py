@@ -1,0 +1,57 @@
+"""`sca-hf report`: a page on what systems say of the same regions."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from .evaluate import add_scoring, bootstrap, describe, names, scoring_tools
+from .parsing import command, natural, quiet
+
+
+_REPORT_HELP = """\
+make a page of scores, breakdowns and regions to look at
+
+Every PREDS is a system's predictions of the same regions. In DIR come report.html, one page that needs no other file,
+and report.md: scores with intervals, differences from the first system, scores by size and by category, the worst and
+best regions by the first metric of the first system and some random ones with all captions side by side, and the
+scores as a block for the head of a model card. Pictures come from --data, the set that was predicted on.
+"""
+_REPORT_EXAMPLE = """\
+example:
+  sca-hf report ours.jsonl baseline.jsonl --data scenes:split=test,count=100 --output report
+"""
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    declared = command(commands, "report", run, _REPORT_HELP, _REPORT_EXAMPLE)
+    declared.add_argument("predictions", nargs="+", metavar="PREDS", help="files of predictions")
+    declared.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
+    declared.add_argument("--data", metavar="SPEC", help="data set with the pictures, as for sca-hf data check")
+    declared.add_argument("--title", default="Region captions", help="(default: %(default)s)")
+    declared.add_argument("--examples", type=natural, default=8, metavar="N", help="of each kind (%(default)s)")
+    declared.add_argument("--categories", type=natural, default=20, metavar="N", help="in the table (%(default)s)")
+    add_scoring(declared)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command."""
+    folder = Path(options.output)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder to write to.")
+    quiet()
+    from ..evaluation.report import build_contents, write_report
+    from ..evaluation.scored_file import score_file
+
+    how, tools = bootstrap(options), scoring_tools(options)
+    files = [score_file(path, names(options), tools, how, options.protocol) for path in options.predictions]
+    contents = build_contents(files, how, options.examples, options.categories, options.seed, options.title)
+    contents.data, contents.command = options.data, shlex.join(["sca-hf", *sys.argv[1:]])
+    for file in files:
+        print(describe(file))
+    page, text = write_report(contents, folder, options.data)
+    for note in contents.notes:
+        print(note)
+    print(f"page: {page}\ntext: {text}")

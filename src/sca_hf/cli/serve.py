@@ -1,0 +1,57 @@
+"""`sca-hf serve`: masks and captions over HTTP."""
+
+import argparse
+from typing import Any
+
+from .parsing import command, positive, quiet
+
+
+_HELP = """\
+answer requests for masks and captions over HTTP
+
+POST /v1/caption captions regions, POST /v1/anything everything in a picture; /docs describes them, /openapi.json for
+programs; /health and /metrics for those who watch over it. Requests that come together share a call of the model.
+Only the models named here can be asked for; nothing that a caller sends is opened as a path or an address.
+"""
+_EXAMPLE = """\
+example:
+  sca-hf serve --model ./my-model --port 8000
+  curl -s localhost:8000/v1/caption -d "{\\"image\\": \\"$(base64 -w0 street.jpg)\\", \\"regions\\": [{\\"box\\": [40, 60, 210, 300]}]}" -H "Content-Type: application/json"
+"""  # noqa: E501
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    declared = command(commands, "serve", run, _HELP, _EXAMPLE)
+    add_server_options(declared, port=8000)
+
+
+def add_server_options(declared: Any, port: int) -> None:
+    """Options that the page has too."""
+    declared.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="folder or repository id that may be asked for; repeatable, the first is the default (sca-tiny)",
+    )
+    declared.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
+    declared.add_argument("--port", type=positive, default=port, metavar="N", help="port to listen on (%(default)s)")
+    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the command until it is interrupted."""
+    quiet()
+    try:
+        import uvicorn
+
+        from ..serving.api import create_app
+    except ModuleNotFoundError as error:
+        raise ImportError(f"The server needs {error.name}: pip install 'sca-hf[serve]'.") from None
+    from ..serving.engine import Engine
+
+    engine = Engine(options.model, options.device)
+    engine.model()  # whoever comes first should not wait for it
+    print(f"sca-hf serves {', '.join(engine.models)} at http://{options.host}:{options.port}, described at /docs")
+    uvicorn.run(create_app(engine), host=options.host, port=options.port, log_level="warning")

@@ -1,0 +1,52 @@
+"""The page to click on. In a Space of the Hugging Face Hub, `app.py` is
+
+from sca_hf.demo import main
+main()
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+
+def build(models: Sequence[str] = (), device: str | None = None) -> Any:
+    """Builds the page as Gradio Blocks of its own, to be launched or mounted by the caller.
+
+    Args:
+        models: folders and repository ids that the page offers; none: the bundled one.
+        device: None takes CUDA where it is present.
+    """
+    from ..serving.engine import Engine
+
+    return _page().build_page(Engine(models, device))
+
+
+def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
+    """Serves the page, and the HTTP interface beside it, until interrupted."""
+    page = _page()
+    import uvicorn
+
+    from ..serving.engine import Engine
+
+    engine = Engine(models, device)
+    engine.model()  # whoever comes first should not wait for it
+    uvicorn.run(page.page_app(engine), host=host, port=port, log_level="warning")
+
+
+def main() -> None:
+    """Serves the page to everyone, as a Space does.
+
+    `SCA_MODELS` names its models, with spaces between them, and `PORT` its port.
+    """
+    serve(os.environ.get("SCA_MODELS", "").split(), "0.0.0.0", int(os.environ.get("PORT", "7860")))
+
+
+def _page() -> Any:
+    try:
+        from . import blocks
+    except ModuleNotFoundError as error:
+        raise ImportError(f"The page needs {error.name}: pip install 'sca-hf[demo]'.") from None
+    return blocks
+
+
+__all__ = ["build", "main", "serve"]

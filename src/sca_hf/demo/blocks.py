@@ -1,0 +1,331 @@
+"""The page as one component of Gradio: its markup, style and script lie in `page/`, what it asks for is answered here.
+
+Nothing that the browser sends is opened as a path or an address: pictures come as bytes and go by names that nobody
+can guess, models by names of a list.
+"""
+
+import base64
+import binascii
+import io
+import logging
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import wraps
+from importlib import resources
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from fastapi.responses import JSONResponse
+from PIL import Image
+
+from ..anything.folder import draw_records
+from ..data.scenes import scenes
+from ..drawing.overlay import PALETTE
+from ..processing.regions_sca import decode_rle, encode_rle
+from ..prompt_arguments import RegionPrompt
+from ..serving.api import create_app
+from ..serving.engine import Engine, StoredImage
+from ..serving.limits import RequestError
+from ..serving.store import ImageStore
+
+
+# The longer side of the picture that the browser shows, pixels.
+_VIEW = 1024
+_EXAMPLES = 4
+# Sums to 1: shares of the progress bar.
+_STEPS = {"encoding": (0.0, 0.15), "masks": (0.15, 0.7), "captions": (0.85, 0.15)}
+_MOST_DRAWN = 200
+# The longer side of the picture that is drawn to be kept.
+_DRAWN = 1200
+_log = logging.getLogger(__name__)
+Answer = dict[str, Any]
+
+
+def build_page(engine: Engine) -> gr.Blocks:
+    """Builds the page over an engine."""
+    answers = PageAnswers(engine)
+    with gr.Blocks(title="Segment and Caption Anything", analytics_enabled=False) as page:
+        gr.HTML(
+            html_template=_read("page.html"),
+            css_template=_read("page.css"),
+            js_on_load="".join(_read(name) for name in ("masks.js", "stage.js", "page.js")),
+            apply_default_css=False,
+            server_functions=answers.functions(),
+        )
+    return page
+
+
+def page_app(engine: Engine) -> Any:
+    """The page, and the HTTP interface beside it, as one application."""
+    app = create_app(engine)
+    app.add_middleware(NoFiles)
+    return gr.mount_gradio_app(app, build_page(engine), path="/", footer_links=[])
+
+
+class NoFiles:
+    """Closes Gradio's ways to write and read files: this page needs none of them."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers with 404 where a path asks for files."""
+        path = scope.get("path", "")
+        if any(part in path for part in ("/upload", "/file=", "/file/", "/proxy=", "/stream/")):
+            await JSONResponse({"error": "There is nothing here."}, 404)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _read(name: str) -> str:
+    return (resources.files("sca_hf.demo") / "page" / name).read_text(encoding="utf-8")
+
+
+def _answering(function: Callable[[Any, Answer], Answer]) -> Callable[[Any, Any], Answer]:
+    """Makes what goes wrong a sentence for the page to show."""
+
+    @wraps(function)
+    def answer(self: Any, payload: Any) -> Answer:
+        try:
+            # Gradio hands over one argument, or a list of them.
+            payload = payload[0] if isinstance(payload, list) and len(payload) == 1 else payload
+            if not isinstance(payload, dict):
+                raise RequestError("The page sent something that is no request.")
+            return function(self, payload)
+        except RequestError as error:
+            return {"error": str(error)}
+        except Exception:  # noqa: BLE001, people get a sentence, the log the traceback
+            _log.exception("a request of the page failed")
+            return {"error": "Something went wrong on the server; please try again."}
+
+    return answer
+
+
+class PageAnswers:
+    """What the page asks for; every answer is JSON, an error is `{"error": sentence}`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.pictures = engine, ImageStore()
+        self.examples = [scene.to_pil() for scene in scenes("test", _EXAMPLES, 10)]
+        self._progress: OrderedDict[str, Answer] = OrderedDict()
+        self._busy: set[str] = set()
+        self._lock = threading.Lock()
+
+    def functions(self) -> list[Callable[[Any], Answer]]:
+        """What Gradio is to offer to the page's script, each under its own name."""
+        names = ("start", "open_picture", "describe_model", "describe", "everything", "progress", "draw")
+        return [_plain(getattr(self, name)) for name in names]
+
+    @_answering
+    def start(self, payload: Answer) -> Answer:
+        """What a page needs to begin with."""
+        return {
+            "session": secrets.token_urlsafe(12),
+            "models": self.engine.models,
+            "model": self.engine.describe(),
+            "examples": [_data_url(example, "PNG") for example in self.examples],
+            "palette": PALETTE,
+            "limits": {"bytes": self.engine.limits.file_bytes},
+        }
+
+    @_answering
+    def describe_model(self, payload: Answer) -> Answer:
+        """What is known of a model, which is loaded now."""
+        return self.engine.describe(_text(payload, "model"))
+
+    @_answering
+    def open_picture(self, payload: Answer) -> Answer:
+        """Takes a picture, by its bytes or the number of an example.
+
+        Returns:
+            `image_id`, `width`, `height`, and `view`, the picture at the size at which it is shown.
+        """
+        if "example" in payload:
+            number = payload["example"]
+            if not isinstance(number, int) or not 0 <= number < len(self.examples):
+                raise RequestError("There is no such example.")
+            data = _bytes_of(self.examples[number], "PNG")
+        else:
+            try:
+                data = base64.b64decode(_text(payload, "data") or "", validate=True)
+            except (binascii.Error, ValueError):
+                raise RequestError("The picture did not arrive whole; please try again.") from None
+        image = self.engine.open_image(data)
+        self.engine.encode_soon(image, _text(payload, "model"))
+        picture = image.picture
+        view = picture.resize(_view_size(image), Image.Resampling.LANCZOS)
+        known = {"image_id": self.pictures.add(image), "width": picture.width, "height": picture.height}
+        return {**known, "view": _data_url(view, "PNG" if view.width * view.height <= 1 << 17 else "JPEG")}
+
+    @_answering
+    def describe(self, payload: Answer) -> Answer:
+        """Segments and captions one region.
+
+        Returns:
+            A record of the engine; each of its masks also has `area`, and `view`, the mask as the page shows it.
+        """
+        image = self._image(payload)
+        options = _options(payload)
+        region = _region(payload.get("region"), image)
+        future = self.engine.submit(image, [region], _text(payload, "model"), options.pop("task", None), options)
+        record = future.result()[0]
+        masks = [{**mask, **_viewed(mask["mask"], image)} for mask in record["masks"]]
+        return {"caption": record["caption"], "score": record["score"], "masks": masks}
+
+    @_answering
+    def everything(self, payload: Answer) -> Answer:
+        """Captions everything in a picture: one at a time for each page."""
+        image, options = self._image(payload), _options(payload)
+        session, job = _text(payload, "session") or "", _text(payload, "job") or ""
+        task = options.pop("task", None)
+        with self._lock:
+            if session in self._busy:
+                raise RequestError("Your last picture is still being worked on; please wait for it.", 429)
+            self._busy.add(session)
+        try:
+            settings = _settings(payload) | ({"task": task} if task else {})
+            records = self.engine.anything(
+                image, settings, _text(payload, "model"), options, lambda *step: self._note(job, *step)
+            )
+        finally:
+            with self._lock:
+                self._busy.discard(session)
+                self._progress.pop(job, None)
+        return {"regions": [{**r, "view": _viewed(r["segmentation"], image)["view"]} for r in records]}
+
+    @_answering
+    def progress(self, payload: Answer) -> Answer:
+        """How far `everything` is with a job: `share` of 1, and a `text`."""
+        with self._lock:
+            return self._progress.get(_text(payload, "job") or "", {"share": 0.0, "text": "waiting"})
+
+    @_answering
+    def draw(self, payload: Answer) -> Answer:
+        """Draws regions as `sca-hf caption --overlay` does: `png`, a base64 picture."""
+        image, regions = self._image(payload), payload.get("regions")
+        if not isinstance(regions, list) or len(regions) > _MOST_DRAWN:
+            raise RequestError(f"At most {_MOST_DRAWN} regions can be drawn.")
+        scale = min(1.0, _DRAWN / max(image.size))
+        size = (max(1, round(image.picture.width * scale)), max(1, round(image.picture.height * scale)))
+        records = []
+        for region in regions:
+            mask = _mask(region.get("segmentation") if isinstance(region, dict) else None, [image.size])
+            mask = _sampled(mask, size)
+            records.append(
+                {"caption": str(region.get("caption"))[:500], "segmentation": encode_rle(mask), "area": mask.sum()}
+            )
+        picture = image.picture.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image.picture
+        return {"png": base64.b64encode(_bytes_of(draw_records(picture, records), "PNG")).decode()}
+
+    def _image(self, payload: Answer) -> StoredImage:
+        return self.pictures.get(_text(payload, "image_id") or "")
+
+    def _note(self, job: str, step: str, done: int, total: int) -> None:
+        begin, width = _STEPS[step]
+        share = begin + width * (done / total if total else 0.0)
+        with self._lock:
+            self._progress[job] = {"share": share, "text": f"{step} {done} of {total}" if done else step}
+            while len(self._progress) > 256:
+                self._progress.popitem(last=False)
+
+
+def _plain(method: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
+    """A function of one argument with the method's name: Gradio marks it, which methods do not allow."""
+
+    def function(payload: Any) -> Answer:
+        return method(payload)
+
+    function.__name__ = method.__name__
+    return function
+
+
+def _text(payload: Answer, name: str) -> str | None:
+    value = payload.get(name)
+    if value is not None and not isinstance(value, str):
+        raise RequestError(f"{name} is not a text.")
+    return value
+
+
+def _options(payload: Answer) -> Answer:
+    options = payload.get("options") or {}
+    if not isinstance(options, dict) or not isinstance(options.get("task"), str | None):
+        raise RequestError("The options are not a table of names and values.")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _settings(payload: Answer) -> Answer:
+    known = ("points_per_side", "iou_threshold", "stability_threshold", "nms_threshold", "unique_captions")
+    settings = payload.get("settings") or {}
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(n), int | float | None) for n in known):
+        raise RequestError("The settings are not numbers.")
+    return {name: settings[name] for name in known if settings.get(name) is not None}
+
+
+def _region(values: Any, image: StoredImage) -> RegionPrompt:
+    if not isinstance(values, dict):
+        raise RequestError("There is no region to describe.")
+    box, points, labels = values.get("box"), values.get("points") or [], values.get("labels") or []
+    mask = None
+    if values.get("mask") is not None:
+        # A brush paints on the picture as it is shown.
+        mask = _mask(values["mask"], [image.size, _view_size(image)[::-1]])
+        if not mask.any():
+            raise RequestError("Nothing was painted; brush over something.")
+    if not isinstance(points, list) or not isinstance(labels, list) or len(points) != len(labels):
+        raise RequestError("Points and their labels do not fit together.")
+    rows = [(row, 2) for row in points] + ([] if box is None else [(box, 4)])
+    if not all(isinstance(row, list) and len(row) == n and all(map(_is_number, row)) for row, n in rows):
+        raise RequestError("Points are pairs of numbers, a box is four numbers.")
+    if not all(label in (0, 1) for label in labels):
+        raise RequestError("A point is inside or outside, 1 or 0.")
+    if box is None and mask is None and 1 not in labels:
+        raise RequestError("Point at something first, then at what does not belong to it.")
+    return RegionPrompt(box, points, labels, mask)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _mask(rle: Any, sizes: list[tuple[int, int]]) -> np.ndarray:
+    # The size is looked at first: a few characters could claim any.
+    if not isinstance(rle, dict) or tuple(rle.get("size") or ()) not in sizes:
+        raise RequestError("A mask is not of the picture's size.")
+    try:
+        return decode_rle(rle)
+    except ValueError:
+        raise RequestError("A mask is damaged.") from None
+
+
+def _view_size(image: StoredImage) -> tuple[int, int]:
+    """Width and height at which a picture is shown: small ones as they are, times a whole number."""
+    width, height = image.picture.size
+    longest = max(width, height)
+    scale = _VIEW / longest if longest > _VIEW else float(max(1, min(4, _VIEW // longest)))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _viewed(rle: Answer, image: StoredImage) -> Answer:
+    """The area of a mask, and the mask as the page shows it."""
+    mask = decode_rle(rle)
+    return {"area": int(mask.sum()), "view": encode_rle(_sampled(mask, _view_size(image)))}
+
+
+def _sampled(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at another size, of width and height, each pixel that of the nearest."""
+    rows = (np.arange(size[1]) * mask.shape[0]) // size[1]
+    columns = (np.arange(size[0]) * mask.shape[1]) // size[0]
+    return mask[rows][:, columns]
+
+
+def _bytes_of(picture: Image.Image, format: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **({"quality": 88} if format == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _data_url(picture: Image.Image, format: str) -> str:
+    return f"data:image/{format.lower()};base64,{base64.b64encode(_bytes_of(picture, format)).decode()}"

@@ -1,0 +1,100 @@
+"""Captions that are there already, and controls: what is scored by somebody who does not see, or looks elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...processing.regions_sca import decode_rle
+from ..predictions import PredictionError, PredictionRecord, read_predictions
+from .interface import Answer, AskedImage, Captioner
+
+
+_GREY = (128, 128, 128)
+
+
+class BlankImages:
+    """Another captioner, shown a grey picture of the same size in place of each image: what the prompt alone tells."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        self.captioner, self.segments = captioner, captioner.segments
+        self.name = f"{captioner.name}, blank images"
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what changes its answers."""
+        return {"control": "blank", **self.captioner.settings()}
+
+    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+        """Returns what the other captioner says of a blank."""
+        blanks = [replace(asked, image=Image.new("RGB", asked.image.size, _GREY)) for asked in images]
+        return self.captioner.describe(blanks, with_masks)
+
+
+class PredictionsFile:
+    """A file of predictions as a captioner: GRiT's, or anything else's.
+
+    Args:
+        path: see [`read_predictions`].
+        shuffle: None, or a seed: each region gets what was said of another region, never its own. What a system's
+            captions score by being like the data set's in general.
+    """
+
+    segments = False
+
+    def __init__(self, path: str | Path, shuffle: int | None = None, name: str | None = None) -> None:
+        records = read_predictions(path)
+        systems = {record.system for record in records}
+        own = systems.pop() if len(systems) == 1 else None
+        self.name = (name or own or Path(path).stem) + ("" if shuffle is None else ", shuffled regions")
+        self.path, self.shuffle = Path(path), shuffle
+        self._records = {_place(record): record for record in _shuffled(records, shuffle)}
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what changes its answers."""
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"kind": "predictions", "file": digest, "shuffle": self.shuffle}
+
+    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+        """Returns what the file says of each region, found by image and region; in a file with neither, by id."""
+        return [
+            [self._answer(asked.image_id, region.region_id, with_masks) for region in asked.regions]
+            for asked in images
+        ]
+
+    def _answer(self, image_id: str, region_id: str, with_masks: bool) -> Answer:
+        places = ((image_id, region_id), (None, f"{image_id}/{region_id}"), (None, region_id))
+        record = next((self._records[place] for place in places if place in self._records), None)
+        if record is None:
+            raise PredictionError(f"{self.path} has no prediction for image {image_id}, region {region_id}.")
+        rles = record.masks or ([record.mask] if record.mask else [])
+        masks = np.stack([decode_rle(rle) for rle in rles]) if with_masks and rles else None
+        return Answer(record.candidates, record.scores, record.iou_scores, masks)
+
+
+def _place(record: PredictionRecord) -> tuple[str | None, str | None]:
+    """What a record is found by: other tools number their records as they like."""
+    known = record.image_id is not None and record.region_id is not None
+    return (record.image_id, record.region_id) if known else (None, record.id)
+
+
+def _shuffled(records: list[PredictionRecord], seed: int | None) -> list[PredictionRecord]:
+    """Returns records whose answers are those of other regions, drawn anew for each seed."""
+    if seed is None:
+        return records
+    if len(records) < 2:
+        raise ValueError("one region cannot be shuffled; there must be another.")
+    order = np.random.default_rng(seed).permutation(len(records))
+    # Each takes from the next in a random ring, so that nobody keeps what is their own.
+    takes_from = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    answers = ("candidates", "scores", "iou_scores", "mask", "masks")
+    return [
+        replace(record, **{name: getattr(records[takes_from[index]], name) for name in answers})
+        for index, record in enumerate(records)
+    ]

@@ -1,0 +1,115 @@
+"""What a captioner is: images and their regions in, what it says of each region out.
+
+All coordinates are pixels of the original image, boxes xyxy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from ...modeling.bases_sca import hash_weights, source_of
+from ...prompt_arguments import RegionPrompt
+
+
+@dataclass
+class AskedRegion:
+    """One region to describe.
+
+    Attributes:
+        region_id: of the data set.
+        box: the region's own box, inside the image.
+        prompt: where the captioner is told to look.
+        repoint: None, or the seed of a point: the captioner segments what `prompt` shows, draws one pixel of that mask
+            (see [`point_in_mask`]) and then describes what is at this point.
+    """
+
+    region_id: str
+    box: list[float]
+    prompt: RegionPrompt
+    repoint: int | None = None
+
+
+@dataclass
+class AskedImage:
+    """One image and the regions of it to describe, at least one.
+
+    image: upright, RGB. task: "caption" or "recognition".
+    """
+
+    image: Image.Image
+    image_id: str
+    regions: list[AskedRegion]
+    task: str = "caption"
+
+
+@dataclass
+class Answer:
+    """What a captioner says of one region.
+
+    Attributes:
+        candidates: one text, or one per mask where a captioner describes several masks of a region.
+        scores: mean log-probability of the tokens of each candidate, where the captioner knows it.
+        iou_scores: the IoU that the captioner expects of each of its masks.
+        masks: (M, height, width) bool, in the order of `iou_scores`; None unless asked for.
+    """
+
+    candidates: list[str]
+    scores: list[float] | None = None
+    iou_scores: list[float] | None = None
+    masks: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def best(self) -> int:
+        """The mask of best expected IoU, the first of equals."""
+        return int(np.argmax(self.iou_scores)) if self.iou_scores else 0
+
+    @property
+    def best_mask(self) -> np.ndarray | None:
+        """The mask of best expected IoU (height, width), where masks were asked for; the only one of a file's."""
+        if self.masks is None:
+            return None
+        return self.masks[self.best if len(self.masks) > 1 else 0]
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    """Anything that describes regions of images.
+
+    name: what records call it.
+    segments: it has masks, and can follow `AskedRegion.repoint`.
+    """
+
+    name: str
+    segments: bool
+
+    def settings(self) -> dict[str, Any]:
+        """Returns everything that changes its answers, as plain JSON values: a resumed run must have the same."""
+        ...
+
+    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+        """Returns an answer for each region of each image, whatever else is asked for in the same call."""
+        ...
+
+
+def point_in_mask(mask: np.ndarray, box: Sequence[float], seed: int) -> list[float]:
+    """Returns x, y of the centre of a random pixel of a mask (height, width); the box's centre where it is empty."""
+    pixels = np.flatnonzero(mask)
+    if not len(pixels):
+        return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+    y, x = divmod(int(np.random.default_rng(seed).choice(pixels)), mask.shape[1])
+    return [x + 0.5, y + 0.5]
+
+
+def identity(model: str | os.PathLike[str]) -> str:
+    """Returns what tells a model's weights from others: a hash of a folder's files, or a repository's commit."""
+    if os.path.isdir(model):
+        return hash_weights(Path(model))
+    source = source_of(model, {})
+    return f"{source['repo_id']}@{source['revision']}"

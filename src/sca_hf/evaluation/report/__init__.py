@@ -1,0 +1,44 @@
+"""Reports: scores of systems side by side, broken down, with regions to look at; one HTML page and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .contents import ReportContents, build_contents
+from .render import render_html, render_markdown
+
+
+def write_report(
+    contents: ReportContents, folder: str | Path, data: str | Mapping[str, Any] | None = None
+) -> tuple[Path, Path]:
+    """Writes `report.html`, which needs no other file, and `report.md`.
+
+    Args:
+        contents: what `build_contents` put together.
+        folder: where to; it is made.
+        data: spec of the data set with the pictures (docs/data.md); None: the page shows none.
+
+    Returns:
+        The paths of both.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = [example for shown in contents.examples.values() for example in shown]
+    if data is None:
+        contents.notes.append("There are no pictures, since no data were named.")
+    else:
+        from .pictures import add_pictures
+
+        add_pictures(examples, data)
+        missing = sum(example.picture is None for example in examples)
+        if missing:
+            contents.notes.append(f"{missing} of {len(examples)} regions have no picture; why stands in its place.")
+    page, text = folder / "report.html", folder / "report.md"
+    page.write_text(render_html(contents), encoding="utf-8")
+    text.write_text(render_markdown(contents), encoding="utf-8")
+    return page, text
+
+
+__all__ = ["ReportContents", "build_contents", "render_html", "render_markdown", "write_report"]

@@ -1,0 +1,189 @@
+"""What stands in a report: scores of several systems on the same regions, broken down, and regions to look at."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..predictions import PredictionError, PredictionRecord
+from ..scored_file import Bootstrap, Difference, ScoredFile, compare_files, matching_order
+
+
+# Areas in pixels of the original image, as COCO has them.
+_SIZES = (("small", 0, 32**2), ("medium", 32**2, 96**2), ("large", 96**2, math.inf))
+
+
+@dataclass(frozen=True)
+class System:
+    """One column of a report: a name of its own, a scored file, and where the first system's regions are in it."""
+
+    name: str
+    scored: ScoredFile
+    order: list[int]
+
+    def record(self, region: int) -> PredictionRecord:
+        return self.scored.records[self.order[region]]
+
+    def score(self, metric: str, region: int) -> float:
+        return self.scored.evaluation.scores[metric].per_item[self.order[region]]
+
+    def part(self, metric: str, regions: Sequence[int]) -> float:
+        """The corpus value of some regions; CIDEr-D's document frequencies stay those of the whole."""
+        sums = self.scored.evaluation.scores[metric].sums
+        return float(sums.finish(sums.values[[self.order[k] for k in regions]].sum(0)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the regions, by a name."""
+
+    name: str
+    regions: list[int]
+
+
+@dataclass
+class Example:
+    """A region to look at.
+
+    said: each system's caption with its score by the metric that examples are chosen by.
+    picture: a data URI, or None with the reason in `missing`.
+    """
+
+    region: int
+    record: PredictionRecord
+    said: list[tuple[str, str, float]]
+    picture: str | None = None
+    missing: str = ""
+
+
+@dataclass
+class ReportContents:
+    """All of a report.
+
+    metric: what parts are scored by and examples are chosen by.
+    differences: of each further system from the first, by name and metric.
+    breakdowns: titles with parts of the regions.
+    examples: titles with regions.
+    """
+
+    title: str
+    systems: list[System]
+    metric: str
+    differences: dict[str, dict[str, Difference]]
+    breakdowns: dict[str, list[Part]]
+    examples: dict[str, list[Example]]
+    data: str | None = None
+    command: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.systems[0].scored.evaluation.scores)
+
+    @property
+    def regions(self) -> int:
+        return len(self.systems[0].scored.records)
+
+
+def build_contents(
+    files: Sequence[ScoredFile],
+    bootstrap: Bootstrap,
+    examples: int = 8,
+    categories: int = 20,
+    seed: int = 0,
+    title: str = "Region captions",
+) -> ReportContents:
+    """Puts a report together, without its pictures.
+
+    Args:
+        files: scored with the same metrics; of the same regions with the same references. The first one's scores
+            choose the worst and the best regions.
+        bootstrap: of the differences between systems.
+        examples: regions of each kind: worst, best, random.
+        categories: of the breakdown, the most frequent ones.
+        seed: of the random regions.
+    """
+    systems = [
+        System(name, file, matching_order(files[0], file)) for name, file in zip(_names(files), files, strict=True)
+    ]
+    first = systems[0]
+    metric = next(iter(first.scored.evaluation.scores))
+    differences = {}
+    if bootstrap.resamples:
+        differences = {s.name: compare_files(first.scored, s.scored, bootstrap) for s in systems[1:]}
+    breakdowns = {}
+    records = first.scored.records
+    for name, parts in (("size", _by_size(records)), ("category", _by_category(records, categories))):
+        if len(parts) > 1:
+            breakdowns[name] = parts
+    chosen = _choose(first, metric, examples, seed)
+    shown = {kind: [_example(systems, metric, k) for k in regions] for kind, regions in chosen.items()}
+    return ReportContents(title, systems, metric, differences, breakdowns, shown)
+
+
+def _names(files: Sequence[ScoredFile]) -> list[str]:
+    """A different name for each: its system's, else its file's, else its path."""
+    kinds: tuple[Callable[[ScoredFile], str], ...] = (lambda f: f.system, lambda f: f.path.stem, lambda f: str(f.path))
+    for kind in kinds:
+        names = [kind(file) for file in files]
+        if len(set(names)) == len(names):
+            return names
+    raise PredictionError(f"a file is given twice: {', '.join(str(file.path) for file in files)}.")
+
+
+def _by_size(records: Sequence[PredictionRecord]) -> list[Part]:
+    """Parts by the area of the true box."""
+    areas = [_area(record) for record in records]
+    if any(area is None for area in areas):
+        return []
+    parts = [
+        Part(f"{name} (< {_side(high)} px)" if high < math.inf else f"{name} (≥ {_side(low)} px)", found)
+        for name, low, high in _SIZES
+        if (found := [k for k, area in enumerate(areas) if area is not None and low <= area < high])
+    ]
+    return parts
+
+
+def _side(area: float) -> str:
+    side = round(math.sqrt(area))
+    return f"{side} × {side}"
+
+
+def _area(record: PredictionRecord) -> float | None:
+    if record.box is None:
+        return None
+    x0, y0, x1, y1 = record.box
+    return (x1 - x0) * (y1 - y0)
+
+
+def _by_category(records: Sequence[PredictionRecord], most: int) -> list[Part]:
+    """Parts by category, the most frequent first; what is left together."""
+    found: dict[str, list[int]] = {}
+    for k, record in enumerate(records):
+        if record.category:
+            found.setdefault(record.category, []).append(k)
+    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    parts = [Part(name, regions) for name, regions in ordered[:most]]
+    rest = [k for _, regions in ordered[most:] for k in regions]
+    if rest:
+        parts.append(Part(f"{len(ordered) - most} other categories", rest))
+    return parts
+
+
+def _choose(first: System, metric: str, count: int, seed: int) -> dict[str, list[int]]:
+    """Worst, best and random regions, each at most once; equals at random."""
+    draw = random.Random(seed)
+    shuffled = draw.sample(range(len(first.scored.records)), len(first.scored.records))
+    count = min(count, len(shuffled) // 3) or min(count, 1)
+    ranked = sorted(shuffled, key=lambda k: first.score(metric, k))
+    worst, best = ranked[:count], ranked[max(count, len(ranked) - count) :][::-1]
+    taken = {*worst, *best}
+    others = [k for k in shuffled if k not in taken][:count]
+    return {kind: regions for kind, regions in (("worst", worst), ("best", best), ("random", others)) if regions}
+
+
+def _example(systems: Sequence[System], metric: str, region: int) -> Example:
+    said = [(system.name, system.record(region).caption, system.score(metric, region)) for system in systems]
+    return Example(region, systems[0].record(region), said)

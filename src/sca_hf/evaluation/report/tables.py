@@ -1,0 +1,136 @@
+"""The tables of a report, and the block of a model card's head; the same for every form of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .contents import Part, ReportContents, System
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, a second line, and whether it is the best of its row."""
+
+    text: str
+    below: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a sentence on how to read it; the first column names the rows."""
+
+    title: str
+    note: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+# Less is better.
+_ERRORS = {"IoU-error"}
+
+
+def report_tables(contents: ReportContents) -> list[Table]:
+    """Returns scores, differences and breakdowns, those that there are."""
+    tables = [_scores(contents)]
+    if contents.differences:
+        tables.append(_differences(contents))
+    tables += [_breakdown(contents, name, parts) for name, parts in contents.breakdowns.items()]
+    return tables
+
+
+def facts(system: System) -> dict[str, str]:
+    """What a system's scores were measured on and by."""
+    file = system.scored
+    prompts = sorted({record.prompt for record in file.records if record.prompt})
+    found = {
+        "predictions": str(file.path),
+        "regions": f"{len(file.records):,}",
+        "protocol": "none" if file.protocol is None else str(file.protocol),
+        "prompt": ", ".join(prompts) or "not recorded",
+        "tokenizer": "ptb",
+        "beams": "not recorded" if file.beams is None else str(file.beams),
+    }
+    if command := (file.run or {}).get("command"):
+        found["made by"] = command
+    return found
+
+
+def model_index(contents: ReportContents) -> str:
+    """Returns the first system's scores as the block `model-index` of a model card, between its `---`."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    first = contents.systems[0]
+    file = first.scored
+    dataset = file.protocol.title if file.protocol is not None else contents.data or file.path.name
+    kind = file.protocol.name if file.protocol is not None else (contents.data or file.path.stem).split(":")[0]
+    beams = "" if file.beams is None else f", {file.beams} beams"
+    results = [
+        EvalResult(
+            task_type="image-to-text",
+            task_name="Region captioning",
+            dataset_type=kind,
+            dataset_name=dataset,
+            metric_type=name.lower(),
+            metric_name=f"{name} ({len(file.records)} regions, ptb tokens{beams})",
+            metric_value=round(value, 4),
+        )
+        for name, value in file.evaluation.metrics.items()
+    ]
+    text = ModelCardData(model_name=first.name, eval_results=results).to_yaml()
+    return f"---\n{text.strip()}\n---\n"
+
+
+def _scores(contents: ReportContents) -> Table:
+    how = contents.systems[0].scored.bootstrap
+    level = f"{100 * how.level:g} %"
+    note = "Raw scales: CIDEr-D from 0 to 10, the others from 0 to 1."
+    if how.resamples:
+        note += f" Below each value its {level} interval ({how.resamples} bootstrap draws of {how.by}s)."
+    rows = []
+    for metric in contents.metrics:
+        values = [system.scored.evaluation.metrics[metric] for system in contents.systems]
+        spans = [system.scored.intervals.get(metric) for system in contents.systems]
+        below = ["" if span is None else f"{span.low:.4f} to {span.high:.4f}" for span in spans]
+        rows.append([Cell(metric), *_cells(values, metric, below)])
+    return Table("Scores", note, ["metric", *_names(contents)], rows)
+
+
+def _differences(contents: ReportContents) -> Table:
+    rows = []
+    for metric in contents.metrics:
+        found = [by_metric[metric] for by_metric in contents.differences.values()]
+        below = [f"{d.interval.low:+.4f} to {d.interval.high:+.4f}, p {d.p:.3f}" for d in found]
+        rows.append([Cell(metric), *(Cell(f"{d.value:+.4f}", text) for d, text in zip(found, below, strict=True))])
+    first = contents.systems[0].name
+    note = f"By a paired bootstrap over the same regions; p is two-sided, of no difference from {first}."
+    return Table(f"Difference from {first}", note, ["metric", *contents.differences], rows)
+
+
+def _breakdown(contents: ReportContents, name: str, parts: Sequence[Part]) -> Table:
+    metric = contents.metric
+    rows = []
+    for part in parts:
+        values = [system.part(metric, part.regions) for system in contents.systems]
+        rows.append([Cell(part.name), Cell(f"{len(part.regions):,}"), *_cells(values, metric)])
+    about = {
+        "size": "By the area of the box, in pixels of the original image.",
+        "category": "The most frequent categories.",
+    }[name]
+    note = f"{metric} of each part. {about}"
+    if metric == "CIDEr-D":
+        note += " Document frequencies are those of all regions."
+    return Table(f"By {name}", note, [name, "regions", *_names(contents)], rows)
+
+
+def _cells(values: Sequence[float], metric: str, below: Sequence[str] = ()) -> list[Cell]:
+    """Cells with the best marked, where there are several."""
+    choose: Callable[[Sequence[float]], float] = min if metric in _ERRORS else max
+    best = choose(values) if len(values) > 1 else None
+    lines = below or [""] * len(values)
+    return [Cell(f"{value:.4f}", line, value == best) for value, line in zip(values, lines, strict=True)]
+
+
+def _names(contents: ReportContents) -> list[str]:
+    return [system.name for system in contents.systems]

@@ -1,0 +1,361 @@
+"""Caption anything: masks of a whole image from a grid of points or from given boxes, and a caption of each.
+
+The image is encoded once, all prompts get their masks in batches from that encoding, and only what is left after
+filtering and non-maximum suppression is captioned, in one call. Every step is a public one of processor and model.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from .anything_settings_sca import AnythingSettings
+from .images_sca import as_images
+from .records_sca import cut_padding
+from .regions_sca import (
+    box_nms,
+    clean_mask,
+    crop_boxes,
+    encode_rle,
+    grid_points,
+    mask_boxes,
+    stability_scores,
+    suppress,
+)
+
+
+# What `forward` takes per region, or per region and point.
+_REGIONAL = ("input_points", "input_labels", "input_boxes", "mask_index", "region_mask", "prompt_layout", "task_ids")
+# Pixels of upscaled masks held at once.
+_MASK_PIXELS = 1 << 26
+# A mask that ends this near to the edge of a crop is cut off by it; pixels of the original image.
+_EDGE = 20
+Progress = Callable[[str, int, int], None]
+Encoded = tuple[dict[str, Any], tuple[int, int]]
+
+
+@dataclass
+class _View:
+    """The image, or a crop of it, with its encoding and the masks found in it.
+
+    Attributes:
+        crop: xyxy, pixels of the original image.
+        encoded: what the model takes in place of pixels.
+        resized: height, width of the model's input before padding.
+        prompts: points (x, y) or boxes (x, y, x, y), pixels of the view.
+        found: tensors of S rows, one per mask: `boxes` (xyxy, pixels of the original image), `masks` (low-resolution
+            logits), `iou_scores`, `stability_scores`, `region_index` (of `prompts`).
+    """
+
+    crop: tuple[int, int, int, int]
+    encoded: dict[str, Any]
+    resized: tuple[int, int]
+    prompts: list[list[float]] = field(default_factory=list)
+    found: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of the original."""
+        return self.crop[3] - self.crop[1], self.crop[2] - self.crop[0]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget all masks but these."""
+        self.found = {name: value[rows.to(value.device)] for name, value in self.found.items()}
+
+
+@dataclass
+class _Found:
+    """A mask that is left: its record, and where it came from."""
+
+    record: dict[str, Any]
+    view: int
+    row: int
+    changed: bool
+
+
+def encode_image(model: Any, processor: Any, picture: Any) -> Encoded:
+    """Return what `forward` and `generate` take in place of pixels, and (height, width) of the model's input.
+
+    Args:
+        picture: one image, see [`as_images`].
+    """
+    inputs = processor(picture).to(model.device, model.dtype)
+    with torch.no_grad():
+        encoded = model.get_image_embeddings(inputs["pixel_values"])
+    names = ("image_embeddings", "intermediate_embeddings")  # the second only of SAM-HQ
+    values = encoded if isinstance(encoded, tuple) else (encoded,)
+    height, width = inputs["reshaped_input_sizes"][0].tolist()
+    return dict(zip(names, values, strict=False)), (height, width)
+
+
+@torch.no_grad()
+def caption_anything(
+    model: Any,
+    processor: Any,
+    image: Any,
+    settings: AnythingSettings | None = None,
+    boxes: Any = None,
+    encoded: Encoded | None = None,
+    progress: Progress | None = None,
+    **generation: Any,
+) -> list[dict[str, Any]]:
+    """Find and caption everything in one image.
+
+    Args:
+        model: a [`ScaForConditionalGeneration`].
+        processor: its [`ScaProcessor`].
+        image: one image, see [`as_images`].
+        settings: thresholds and the like; None takes the defaults.
+        boxes: (N, 4) xyxy, pixels of the original: caption these, all of them, in place of what a grid finds. Of the
+            settings only `points_per_batch`, `mask_threshold`, `stability_offset`, `unique_captions` and `task` count.
+        encoded: the image's encoding, if it is known, from [`encode_image`].
+        progress: called with a step's name, what of it is done, and of how much (0: not known).
+        generation: arguments of `generate`, for instance `num_beams`.
+
+    Returns:
+        Records, best estimated IoU first (boxes: in their order): `segmentation` (COCO RLE), `area` (pixels), `bbox`
+        (x, y, width, height), `predicted_iou`, `stability_score`, `point_coords` ([[x, y]]; of boxes instead
+        `box_prompt`, xyxy), `crop_box` (x, y, width, height), `caption`, `score` (mean log-probability of the
+        caption's tokens). All in pixels of the original, upright image.
+    """
+    settings = settings or AnythingSettings()
+    report = progress or (lambda step, done, total: None)
+    picture = as_images(image)[0]
+    size = (picture.height, picture.width)
+    if boxes is not None and not len(boxes):
+        return []
+    views = list(_views(model, processor, picture, settings, boxes, encoded, report))
+    if len(views) > 1:
+        _suppress_between(views, settings.crop_nms_threshold)
+    least = settings.min_region_area if boxes is None else 0
+    found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, least)]
+    if boxes is None:
+        crops_too = settings.crop_nms_threshold if len(views) > 1 else 0.0
+        found = _suppress_again(found, max(settings.nms_threshold, crops_too))
+    report("captions", 0, len(found))
+    _caption(model, processor, views, found, settings, generation)
+    records = [one.record for one in found]
+    if boxes is None:
+        records.sort(key=lambda record: -record["predicted_iou"])
+    return _unique(records) if settings.unique_captions else records
+
+
+def _views(
+    model: Any,
+    processor: Any,
+    picture: Any,
+    settings: AnythingSettings,
+    boxes: Any,
+    encoded: Encoded | None,
+    report: Progress,
+) -> Iterator[_View]:
+    """Yield the image, and its crops, with the masks that were found in each."""
+    size = (picture.height, picture.width)
+    layers = crop_boxes(size, settings.crop_layers if boxes is None else 0, settings.crop_overlap)
+    total, done = sum(map(len, layers)), 0
+    for layer, crops in enumerate(layers):
+        for crop in crops:
+            report("encoding", done, total)
+            known, part = (encoded, picture) if layer == 0 else (None, picture.crop(crop))
+            view = _View(crop, *(known or encode_image(model, processor, part)))
+            if boxes is not None:
+                view.prompts = [[float(value) for value in box] for box in boxes]
+                _segment_boxes(model, processor, view, settings, report)
+            else:
+                side = max(1, settings.points_per_side // settings.crop_points_downscale**layer)
+                view.prompts = grid_points(view.size, side).tolist()
+                _segment_points(model, processor, view, settings, report, size)
+            done += 1
+            yield view
+
+
+def _segment_points(
+    model: Any, processor: Any, view: _View, settings: AnythingSettings, report: Progress, size: tuple[int, int]
+) -> None:
+    """Find the masks of a view by its grid; what the edge of a crop cuts off is left to its neighbours."""
+    share = view.size[0] * view.size[1] / (size[0] * size[1])
+    prompts = [[point] for point in view.prompts]
+    inputs = processor(original_sizes=[view.size], input_points=[prompts], task=settings.task)
+    parts = []
+    for start, outputs in _batches(model, view, inputs, settings, report):
+        chosen = processor.select_regions(outputs, [view.size], [view.resized], **settings.thresholds(share))[0]
+        del chosen["candidate_index"]
+        parts.append({**chosen, "region_index": chosen["region_index"] + start})
+    view.found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    boxes = view.found["boxes"]
+    crop, whole = boxes.new_tensor(view.crop), boxes.new_tensor([0, 0, size[1], size[0]])
+    boxes = view.found["boxes"] = boxes + crop[:2].repeat(2)
+    cut = ((boxes - crop).abs() <= _EDGE) & ((boxes - whole).abs() > _EDGE)
+    view.keep(torch.nonzero(~cut.any(1)).flatten())
+    masks = view.found["masks"] > settings.mask_threshold
+    thresholds = (settings.nms_threshold, settings.mask_nms_threshold)
+    view.keep(suppress(view.found["boxes"], masks, view.found["iou_scores"], *thresholds))
+
+
+def _segment_boxes(model: Any, processor: Any, view: _View, settings: AnythingSettings, report: Progress) -> None:
+    """Take the best mask of each box."""
+    inputs = processor(original_sizes=[view.size], input_boxes=[view.prompts], task=settings.task)
+    frame = model.config.sam_config.vision_config.image_size
+    parts = []
+    for start, outputs in _batches(model, view, inputs, settings, report):
+        ious, masks = outputs.iou_scores[0].float(), outputs.pred_masks[0]
+        best = ious.argmax(1, keepdim=True)
+        masks = masks.take_along_dim(best[..., None, None], 1)[:, 0].float()
+        inside = cut_padding(masks, view.resized, frame)
+        stability = stability_scores(inside, settings.mask_threshold, settings.stability_offset)
+        index = torch.arange(start, start + len(masks), device=masks.device)
+        ious = ious.gather(1, best)[:, 0]
+        parts.append({"masks": masks, "iou_scores": ious, "stability_scores": stability, "region_index": index})
+    view.found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _batches(
+    model: Any, view: _View, inputs: Any, settings: AnythingSettings, report: Progress
+) -> Iterator[tuple[int, Any]]:
+    """Yield the masks of a view's prompts batch by batch, with the number of the first prompt of each."""
+    inputs, count = inputs.to(model.device), len(view.prompts)
+    for start in range(0, count, settings.points_per_batch):
+        report("masks", start, count)
+        part = slice(start, start + settings.points_per_batch)
+        yield start, model(**view.encoded, **{name: inputs[name][:, part] for name in _REGIONAL if name in inputs})
+
+
+def _suppress_between(views: list[_View], threshold: float) -> None:
+    """Of masks that two crops found, keep that of the smaller crop, which saw it larger."""
+    counts = [len(view.found["boxes"]) for view in views]
+    boxes = torch.cat([view.found["boxes"].cpu() for view in views])
+    areas = torch.tensor([float(view.size[0] * view.size[1]) for view in views])
+    kept = torch.zeros(len(boxes), dtype=torch.bool)
+    kept[box_nms(boxes, -areas.repeat_interleave(torch.tensor(counts)), threshold)] = True
+    for view, rows in zip(views, kept.split(counts), strict=True):
+        view.keep(torch.nonzero(rows).flatten())
+
+
+def _masks(
+    processor: Any, views: list[_View], index: int, size: tuple[int, int], settings: AnythingSettings, least: int
+) -> Iterator[_Found]:
+    """Yield the masks of one view in the pixels of the original, with all of their records but the captions."""
+    view = views[index]
+    x, y, right, bottom = view.crop
+    masks = view.found["masks"]
+    step = max(1, _MASK_PIXELS // max(view.size[0] * view.size[1], 1 << 20))
+    for start in range(0, len(masks), step):
+        part = [masks[start : start + step, None]]
+        upscaled = processor.post_process_masks(part, [view.size], [view.resized], settings.mask_threshold)[0]
+        for row, before in enumerate(upscaled[:, 0].cpu().numpy(), start):
+            after = clean_mask(before, least) if least else before
+            mask = np.zeros(size, bool)
+            mask[y:bottom, x:right] = after
+            left, top, far_x, far_y = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
+            record = {
+                "segmentation": encode_rle(mask),
+                "area": int(mask.sum()),
+                "bbox": [left, top, far_x - left, far_y - top],
+                "predicted_iou": float(view.found["iou_scores"][row]),
+                "stability_score": float(view.found["stability_scores"][row]),
+                **_prompt_field(view, int(view.found["region_index"][row])),
+                "crop_box": [x, y, right - x, bottom - y],
+            }
+            yield _Found(record, index, row, not np.array_equal(before, after))
+
+
+def _prompt_field(view: _View, index: int) -> dict[str, Any]:
+    prompt = [value + shift for value, shift in zip(view.prompts[index], view.crop[:2] * 2, strict=False)]
+    return {"box_prompt": prompt} if len(prompt) == 4 else {"point_coords": [prompt]}
+
+
+def _suppress_again(found: list[_Found], threshold: float) -> list[_Found]:
+    """Drop what cleaning left empty, and what has become alike: scaling loses specks, and cleaning more than those.
+
+    Masks that cleaning did not change go first.
+    """
+    found = [one for one in found if one.record["area"]]
+    boxes = torch.tensor([one.record["bbox"] for one in found]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = torch.tensor([one.record["predicted_iou"] - 1000.0 * one.changed for one in found])
+    return [found[index] for index in sorted(box_nms(boxes, scores, threshold).tolist())]
+
+
+def _caption(
+    model: Any,
+    processor: Any,
+    views: list[_View],
+    found: list[_Found],
+    settings: AnythingSettings,
+    generation: dict[str, Any],
+) -> None:
+    """Write the captions into the records, by one call; masks of the same prompt share their caption."""
+    asked: dict[int, dict[Any, Any]] = {}  # view -> key of a prompt -> the prompt
+    keys = []
+    kind = "given" if found and "box_prompt" in found[0].record else settings.caption_prompt
+    for one in found:
+        view = views[one.view]
+        prompt = int(view.found["region_index"][one.row])
+        key = prompt if kind in ("given", "point") else one.row
+        asked.setdefault(one.view, {}).setdefault(key, _caption_prompt(view, one, prompt, kind))
+        keys.append((one.view, key))
+    if not found:
+        return
+    name = {"given": "input_boxes", "point": "input_points", "box": "input_boxes", "mask": "input_masks"}[kind]
+    prompts = {name: [list(regions.values()) for regions in asked.values()]}
+    used = [views[index] for index in asked]
+    inputs = processor(original_sizes=[view.size for view in used], task=settings.task, **prompts).to(model.device)
+    outputs = model.generate(
+        **inputs, **_join(used), output_masks=False, **{"output_caption_scores": True, **generation}
+    )
+    told = processor.post_process_regions(outputs, [v.size for v in used], [v.resized for v in used])
+    places = {
+        (index, key): spoken
+        for (index, regions), spoken_here in zip(asked.items(), told, strict=True)
+        for key, spoken in zip(regions, spoken_here, strict=True)
+    }
+    for one, place in zip(found, keys, strict=True):
+        one.record |= _best(places[place])
+
+
+def _caption_prompt(view: _View, one: _Found, prompt: int, kind: str) -> Any:
+    """What the model is asked for to caption a mask, in pixels of its view."""
+    if kind == "given":
+        return view.prompts[prompt]
+    if kind == "point":
+        return [view.prompts[prompt]]
+    if kind == "mask":
+        return view.found["masks"][one.row].cpu().numpy()
+    x, y, width, height = one.record["bbox"]
+    return [x - view.crop[0], y - view.crop[1], x + width - view.crop[0], y + height - view.crop[1]]
+
+
+def _join(views: list[_View]) -> dict[str, Any]:
+    """The encodings of several views as those of one batch."""
+    joined: dict[str, Any] = {}
+    for name in views[0].encoded:
+        values = [view.encoded[name] for view in views]
+        if isinstance(values[0], torch.Tensor):
+            joined[name] = torch.cat(values)
+        else:
+            joined[name] = [torch.cat(parts) for parts in zip(*values, strict=True)]
+    return joined
+
+
+def _best(spoken: dict[str, Any]) -> dict[str, Any]:
+    """The caption of a region and its score; of several captions the likeliest."""
+    caption, score = spoken["caption"], spoken["score"]
+    while isinstance(caption, list):
+        place = max(range(len(caption)), key=lambda index: score[index]) if score is not None else 0
+        caption, score = caption[place], None if score is None else score[place]
+    return {"caption": caption, "score": score}
+
+
+def _unique(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep the best of the records of each caption."""
+    best: dict[str, dict[str, Any]] = {}
+    for record in records:
+        known = best.setdefault(record["caption"], record)
+        if record["predicted_iou"] > known["predicted_iou"]:
+            best[record["caption"]] = record
+    return [record for record in records if best[record["caption"]] is record]
+
+
+__all__ = ["caption_anything", "encode_image"]

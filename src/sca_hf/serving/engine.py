@@ -1,0 +1,352 @@
+"""One engine for all callers: models loaded once, images encoded once, regions of several requests in one call."""
+
+import hashlib
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..captioning import bundled_model, check_repository, load
+from ..processing.anything_sca import Progress, caption_anything, encode_image
+from ..processing.regions_sca import encode_rle
+from ..prompt_arguments import RegionPrompt, processor_arguments
+from .limits import Limits, RequestError
+
+
+BUNDLED = "sca-tiny"
+# Regions that requests share a call for, and how long the first of them waits for others.
+_BATCH_REGIONS, _BATCH_SECONDS = 64, 0.004
+# Pixels of masks, three to a region, that are unpacked at once.
+_MASK_PIXELS = 1 << 25
+# Of all that may wait, one in so many may wait for anything mode: each holds a thread of the server meanwhile.
+_ANYTHING_SHARE = 8
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A decoded picture and the name of its content."""
+
+    picture: Image.Image
+    key: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.picture.height, self.picture.width
+
+
+@dataclass
+class _Job:
+    """Regions of one image that wait for the model."""
+
+    model: str
+    image: StoredImage
+    regions: Sequence[RegionPrompt]
+    task: str
+    generation: dict[str, Any]
+    on_tokens: Callable[[list[str]], None] | None
+    result: Future[list[dict[str, Any]]] = field(default_factory=Future)
+
+    def joins(self, other: "_Job") -> bool:
+        """Can both be answered by one call?"""
+        alone = self.on_tokens or other.on_tokens or self.generation.get("do_sample")
+        return not alone and (self.model, self.generation) == (other.model, other.generation)
+
+
+class Engine:
+    """Loads models on first use and answers from threads of its own.
+
+    Args:
+        models: names that callers may ask for; folders are known to callers by their last part only.
+        device: None takes CUDA where it is present.
+        limits: the most that a request may take.
+        cached_images: encodings that are kept.
+        loaded_models: models that are kept loaded.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str] = (),
+        device: str | None = None,
+        limits: Limits | None = None,
+        cached_images: int = 64,
+        loaded_models: int = 2,
+    ) -> None:
+        self.limits, self.device = limits or Limits(), device
+        self._folders = {BUNDLED: str(bundled_model())} if not models else {}
+        for name in models:
+            known = BUNDLED if name == BUNDLED else Path(name).name if Path(name).is_dir() else name
+            if known in self._folders:
+                raise ValueError(f"two models are called {known}.")
+            self._folders[known] = str(bundled_model()) if name == BUNDLED else check_repository(name)
+        self._cached_images, self._loaded_models = cached_images, loaded_models
+        self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
+        self._encodings: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._lock, self._loading, self._encoding = threading.Lock(), threading.Lock(), threading.Lock()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(self.limits.waiting)
+        self._anything = threading.BoundedSemaphore(1)
+        self._anything_waiting = 0
+        self.counts = dict.fromkeys(("requests", "regions", "calls", "encodings", "refused", "seconds"), 0.0)
+        threading.Thread(target=self._work, name="sca-engine", daemon=True).start()
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models that callers may ask for; the first is the default."""
+        return list(self._folders)
+
+    def model(self, name: str | None = None) -> tuple[Any, Any]:
+        """A model and its processor, loaded now if they are not yet."""
+        name = self.known(name)
+        with self._loading:
+            if name not in self._models:
+                self._models[name] = load(self._folders[name], self.device)
+                while len(self._models) > self._loaded_models:
+                    self._models.popitem(last=False)
+            self._models.move_to_end(name)
+            return self._models[name]
+
+    def known(self, name: str | None) -> str:
+        """The name of a model that may be asked for; None is the first."""
+        if name is None:
+            return self.models[0]
+        if name not in self._folders:
+            raise RequestError(f"There is no model {name[:80]!r} here; there is {', '.join(self.models)}.", 404)
+        return name
+
+    def describe(self, name: str | None = None) -> dict[str, Any]:
+        """What a caller may want to know of a model."""
+        name = self.known(name)
+        model, processor = self.model(name)
+        text = model.config.text_config
+        return {
+            "name": name,
+            "language_model": getattr(text, "_name_or_path", "") or text.model_type,
+            "image_encoder": model.config.sam_config.model_type,
+            "image_size": model.config.sam_config.vision_config.image_size,
+            "parameters": model.num_parameters(),
+            "tasks": processor.tasks,
+            "anything": {
+                name: getattr(processor.anything_settings_for(), name)
+                for name in ("points_per_side", "iou_threshold", "stability_threshold", "nms_threshold")
+            },
+        }
+
+    def open_image(self, data: bytes) -> StoredImage:
+        """Decodes a picture within the limits."""
+        return StoredImage(self.limits.open_image(data), hashlib.sha256(data).hexdigest())
+
+    def encode(self, image: StoredImage, model: str | None = None) -> Any:
+        """An image's encoding, from the cache where it is there."""
+        name = self.known(model)
+        key = (name, image.key)
+        # One after the other: whoever asks for what is being encoded waits for it, rather than doing it again.
+        with self._encoding:
+            if key not in self._encodings:
+                self._encodings[key] = encode_image(*self.model(name), image.picture)
+                self._count(encodings=1)
+                while len(self._encodings) > self._cached_images:
+                    self._encodings.popitem(last=False)
+            self._encodings.move_to_end(key)
+            return self._encodings[key]
+
+    def encode_soon(self, image: StoredImage, model: str | None = None) -> None:
+        """Encodes an image while its owner still looks at it, so that the first question is answered quickly."""
+        threading.Thread(target=self.encode, args=(image, self.known(model)), daemon=True).start()
+
+    def submit(
+        self,
+        image: StoredImage,
+        regions: Sequence[RegionPrompt],
+        model: str | None = None,
+        task: str | None = None,
+        generation: dict[str, Any] | None = None,
+        on_tokens: Callable[[list[str]], None] | None = None,
+    ) -> Future[list[dict[str, Any]]]:
+        """Asks for the masks and captions of regions.
+
+        Args:
+            regions: at least one, pixels of the original.
+            task: a task of the model; None takes its default.
+            generation: see [`Limits.check_generation`].
+            on_tokens: called with the captions so far, after every token; not with beams.
+
+        Returns:
+            A future list with one record per region: `caption`, `score`, `iou`, `box` (xyxy), `mask` (COCO RLE) of the
+            best mask, and all `masks`, each with `mask`, `iou`, `box`.
+        """
+        name = self.known(model)
+        self.limits.check_regions(regions)
+        options = self.limits.check_generation(generation or {})
+        if on_tokens and options.get("num_beams", 1) > 1:
+            raise RequestError("Captions of a beam search cannot be streamed: they change until the end.")
+        processor = self.model(name)[1]
+        try:  # what is wrong with it is its own caller's, not that of those who share the call
+            processor(original_sizes=[image.size], task=task, **processor_arguments([regions]))
+        except (ValueError, TypeError) as error:
+            raise RequestError(_sentence(error)) from None
+        if task is None:
+            task = "caption" if "caption" in processor.tasks else processor.tasks[-1]
+        job = _Job(name, image, regions, task, options, on_tokens)
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            self._count(refused=1)
+            raise RequestError("Too many requests are waiting; please try again in a moment.", 429) from None
+        return job.result
+
+    def anything(
+        self,
+        image: StoredImage,
+        settings: dict[str, Any] | None = None,
+        model: str | None = None,
+        generation: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Captions everything in an image, see `caption_anything`; one at a time, others wait."""
+        name = self.known(model)
+        options = self.limits.check_generation(generation or {})
+        loaded, processor = self.model(name)
+        try:
+            chosen = processor.anything_settings_for(settings)
+        except (ValueError, TypeError) as error:
+            raise RequestError(_sentence(error)) from None
+        if chosen.points_per_side > self.limits.grid or chosen.crop_layers > 1:
+            raise RequestError(f"At most {self.limits.grid} points per side and one layer of crops are taken here.")
+        if chosen.task is not None and chosen.task not in processor.tasks:
+            raise RequestError(f"There is no task {chosen.task!r}; there is {', '.join(processor.tasks)}.")
+        with self._lock:
+            if self._anything_waiting >= self.limits.waiting // _ANYTHING_SHARE:
+                self.counts["refused"] += 1
+                raise RequestError("Too many requests are waiting; please try again in a moment.", 429)
+            self._anything_waiting += 1
+        try:
+            with self._anything:
+                encoded = self.encode(image, name)
+                started = time.perf_counter()
+                records = caption_anything(
+                    loaded, processor, image.picture, chosen, encoded=encoded, progress=progress, **options
+                )
+                spent = time.perf_counter() - started
+                self._count(requests=1, regions=len(records), calls=1, seconds=spent)
+                return records
+        finally:
+            with self._lock:
+                self._anything_waiting -= 1
+
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self._jobs.qsize() + self._anything_waiting
+
+    def close(self) -> None:
+        """Ends the engine's thread; what waits is still answered."""
+        self._jobs.put(None)
+
+    def _count(self, **more: float) -> None:
+        with self._lock:
+            for name, value in more.items():
+                self.counts[name] += value
+
+    def _work(self) -> None:
+        """Takes jobs, joins those that can be, and answers them."""
+        kept: _Job | None = None
+        while (first := kept or self._jobs.get()) is not None:
+            jobs, kept = [first], None
+            deadline = time.monotonic() + _BATCH_SECONDS
+            while sum(len(job.regions) for job in jobs) < _BATCH_REGIONS:
+                try:
+                    following = self._jobs.get(timeout=max(0.0, deadline - time.monotonic()))
+                except queue.Empty:
+                    break
+                if following is None or not first.joins(following):
+                    kept = following
+                    if following is None:
+                        self._jobs.put(None)
+                    break
+                jobs.append(following)
+            self._answer(jobs)
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        started = time.perf_counter()
+        try:
+            results = self._run(jobs)
+        except Exception as error:  # noqa: BLE001, it belongs to the callers, and the thread must live on
+            for job in jobs:
+                job.result.set_exception(error)
+            return
+        spent = time.perf_counter() - started
+        self._count(requests=len(jobs), regions=sum(map(len, results)), calls=1, seconds=spent)
+        for job, records in zip(jobs, results, strict=True):
+            job.result.set_result(records)
+
+    @torch.no_grad()
+    def _run(self, jobs: list[_Job]) -> list[list[dict[str, Any]]]:
+        name, generation = jobs[0].model, dict(jobs[0].generation)
+        model, processor = self.model(name)
+        encoded = [self.encode(job.image, name) for job in jobs]
+        images: dict[str, Any] = {"image_embeddings": torch.cat([one[0]["image_embeddings"] for one in encoded])}
+        if "intermediate_embeddings" in encoded[0][0]:  # SAM-HQ's early features
+            parts = zip(*(one[0]["intermediate_embeddings"] for one in encoded), strict=True)
+            images["intermediate_embeddings"] = [torch.cat(part) for part in parts]
+        sizes = [job.image.size for job in jobs]
+        prompts = processor_arguments([job.regions for job in jobs])
+        inputs = processor(original_sizes=sizes, task=[job.task for job in jobs], **prompts).to(model.device)
+        if jobs[0].on_tokens is not None:
+            watch = _Watch(jobs[0].on_tokens, processor.tokenizer)
+            generation["stopping_criteria"] = StoppingCriteriaList([watch])
+        outputs = model.generate(**inputs, **images, output_caption_scores=True, **generation)
+        texts = processor.batch_decode(outputs)
+        return [
+            [
+                {"caption": caption, "score": score, **masks}
+                for caption, score, masks in zip(
+                    texts[index],
+                    outputs.caption_scores[index].tolist(),
+                    _masks(processor, outputs, index, len(job.regions), job.image.size, encoded[index][1]),
+                    strict=False,  # scores have padding
+                )
+            ]
+            for index, job in enumerate(jobs)
+        ]
+
+
+class _Watch(StoppingCriteria):
+    """Looks at the captions after every token, and never stops them."""
+
+    def __init__(self, on_tokens: Callable[[list[str]], None], tokenizer: Any) -> None:
+        self.on_tokens, self.tokenizer = on_tokens, tokenizer
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.on_tokens([text.strip() for text in self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)])
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _masks(
+    processor: Any, outputs: Any, index: int, count: int, size: tuple[int, int], resized: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Yields the best mask and all masks of the regions of an image, unpacked a few at a time."""
+    step = max(1, _MASK_PIXELS // (size[0] * size[1]))
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        part = {name: outputs[name][index : index + 1, rows] for name in ("pred_masks", "iou_scores")}
+        for region in processor.post_process_regions(part, [size], [resized], all_masks=True)[0]:
+            masks = [
+                {"mask": encode_rle(mask), "iou": iou, "box": box}
+                for mask, iou, box in zip(region["mask"], region["iou"], region["box"], strict=True)
+            ]
+            yield {**max(masks, key=lambda mask: mask["iou"]), "masks": masks}
+
+
+def _sentence(error: Exception) -> str:
+    """What was wrong, as a sentence and without an image number that the caller never gave."""
+    text = str(error).replace("image 0, ", "").replace("image 0: ", "").strip()
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?")) else text + "."

@@ -1,0 +1,246 @@
+"""A run over a folder: what is broken is listed, what is killed goes on, what is shared is the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pycocotools.coco import COCO
+
+from sca_hf import ScaProcessor
+from sca_hf.anything.folder import FolderRun, run_folder
+from sca_hf.anything.journal import Journal
+from sca_hf.anything.sources import find_images
+from sca_hf.cli import main
+from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
+
+
+SETTINGS = {"points_per_side": 3, "iou_threshold": 0.0, "stability_threshold": 0.0}
+SETTINGS |= {"nms_threshold": 1.0, "mask_nms_threshold": 0.7}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    import torch
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny = tiny_model()
+    with torch.no_grad():
+        tiny.sam.mask_decoder.iou_prediction_head.proj_out.bias.fill_(0.5)
+        tiny.sam.mask_decoder.iou_prediction_head.proj_out.weight.mul_(0.05)
+    tiny.save_pretrained(folder)
+    ScaProcessor.from_config(tiny.config, tiny_tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def make_folder(folder: Path, good: int, broken: int) -> Path:
+    """Pictures in two folders, with broken ones between them."""
+    for number in range(good):
+        path = folder / ("a" if number % 2 else "b") / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiny_image(number, (40 + number % 3, 30)).save(path)
+    for number in range(broken):
+        data = (folder / "b" / "000.png").read_bytes()
+        (folder / f"broken-{number}.png").write_bytes([data[:200], b"", b"no picture"][number % 3])
+    return folder
+
+
+def anything(model, folder, output, *more) -> list[str]:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    return ["anything", str(folder), "--output", str(output), "--model", model, "--device", "cpu", *options, *more]
+
+
+def results(output) -> tuple[list, str, dict]:
+    output = Path(output)
+    records = [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
+    return records, (output / "coco.json").read_text(), json.loads((output / "failed.json").read_text())
+
+
+def check_coco(path, images):
+    """COCO's own tools load it, and find the same masks and areas in it."""
+    coco = COCO(str(path))
+    assert len(coco.getImgIds()) == images
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        mask = coco.annToMask(annotation)
+        image = coco.loadImgs(annotation["image_id"])[0]
+        assert mask.shape == (image["height"], image["width"]) and mask.sum() == annotation["area"]
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        x, y, width, height = annotation["bbox"]
+        assert (x, y, x + width, y + height) == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        assert isinstance(annotation["caption"], str) and annotation["iscrowd"] == 0
+
+
+def test_a_folder_becomes_records_and_coco_json_and_what_is_broken_is_listed(model, tmp_path, capsys):
+    folder = make_folder(tmp_path / "photos", 5, 3)
+    assert main(anything(model, folder, tmp_path / "out")) == 0
+    records, _, failed = results(tmp_path / "out")
+    assert [r["image"] for r in records] == ["a/001.png", "a/003.png", "b/000.png", "b/002.png", "b/004.png"]
+    assert sorted(failed) == ["broken-0.png", "broken-1.png", "broken-2.png"] and all(failed.values())
+    check_coco(tmp_path / "out" / "coco.json", 5)
+    output = capsys.readouterr()
+    assert "5 images" in output.out and "3 failed" in output.out and "failed: broken-1.png" in output.err
+
+
+def test_done_is_done_and_other_settings_are_refused(model, tmp_path, capsys, monkeypatch):
+    folder = make_folder(tmp_path / "photos", 2, 1)
+    assert main(anything(model, folder, tmp_path / "out")) == 0
+    before = results(tmp_path / "out")
+    monkeypatch.setattr("sca_hf.anything.folder.caption_anything", None)  # nothing is left to caption
+    assert main(anything(model, folder, tmp_path / "out")) == 0
+    assert results(tmp_path / "out") == before
+    assert main(anything(model, folder, tmp_path / "out", "--min-area=0.1")) == 2
+    assert "holds a run with settings" in capsys.readouterr().err
+
+
+def test_failed_images_can_be_tried_again(model, tmp_path):
+    folder = make_folder(tmp_path / "photos", 2, 1)
+    assert main(anything(model, folder, tmp_path / "out")) == 0
+    tiny_image(9, (30, 30)).save(folder / "broken-0.png")
+    assert main(anything(model, folder, tmp_path / "out")) == 0
+    assert "broken-0.png" in results(tmp_path / "out")[2]
+    assert main(anything(model, folder, tmp_path / "out", "--retry")) == 0
+    records, _, failed = results(tmp_path / "out")
+    assert not failed and "broken-0.png" in [record["image"] for record in records]
+
+
+def test_a_share_of_the_run_waits_for_the_others(model, tmp_path):
+    items = find_images([str(make_folder(tmp_path / "photos", 5, 1))])
+    whole = FolderRun(str(tmp_path / "one"), model, SETTINGS, device="cpu")
+    parts = FolderRun(str(tmp_path / "two"), model, SETTINGS, device="cpu")
+    result = run_folder(whole, items)
+    assert run_folder(parts, items, rank=1, world=2) is None
+    assert not (tmp_path / "two" / "coco.json").exists()
+    assert run_folder(parts, items, rank=0, world=2) == result
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+def test_a_line_cut_short_is_dropped_and_written_anew(tmp_path):
+    journal = Journal(tmp_path, {"model": "m"})
+    journal.add({"image": "one", "records": []})
+    journal.add({"image": "two", "records": []})
+    journal.close()
+    path = tmp_path / "journal" / "part-00000.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert set(Journal(tmp_path, {"model": "m"}, rank=None).places()) == {"one"}
+    journal = Journal(tmp_path, {"model": "m"})
+    journal.add({"image": "two", "records": [1]})
+    journal.close()
+    places = Journal(tmp_path, {"model": "m"}, rank=None).places()
+    assert [e["records"] for e in journal.entries([places["two"], places["one"]])] == [[1], []]
+
+
+def test_a_failure_gives_way_to_a_success_whatever_the_name(tmp_path):
+    name = 'a "quoted", "error": \\ name\u2028.png'
+    for rank, entry in enumerate([{"error": "no"}, {"records": [], "note": "error"}, {"error": "no"}]):
+        journal = Journal(tmp_path, {}, rank)
+        journal.add({"image": name, **entry})
+        journal.close()
+    places = journal.places()
+    assert list(places) == [name] and not places[name].failed
+
+
+def test_two_processes_cannot_write_the_same_part(tmp_path):
+    held = Journal(tmp_path, {})
+    with pytest.raises(RuntimeError, match="being written by another process"):
+        Journal(tmp_path, {})
+    held.close()
+    Journal(tmp_path, {}).close()
+
+
+DETECTIONS = {
+    "coco": {
+        "images": [{"id": 7, "file_name": "a/001.png"}, {"id": 8, "file_name": "b/000.png"}],
+        "annotations": [{"image_id": 7, "bbox": [2, 3, 20, 10]}, {"image_id": 8, "bbox": [1, 1, 9, 9], "score": 0.9}],
+    },
+    "results": [
+        {"image_id": 1, "bbox": [2, 3, 20, 10], "score": 0.9},
+        {"image_id": 0, "bbox": [1, 1, 9, 9], "score": 0.9},
+        {"image_id": 0, "bbox": [5, 5, 9, 9], "score": 0.1},
+    ],
+    "regions": {"a/001.png": [{"box": [2, 3, 22, 13]}], "000.png": [{"box": [1, 1, 10, 10]}]},
+}
+
+
+@pytest.mark.parametrize("form", DETECTIONS)
+def test_boxes_of_a_detector_take_the_place_of_the_grid(form, model, tmp_path):
+    folder = make_folder(tmp_path / "photos", 2, 0)
+    (tmp_path / "boxes.json").write_text(json.dumps(DETECTIONS[form]))
+    more = ["--boxes", str(tmp_path / "boxes.json"), "--min-score", "0.5", "--overlays"]
+    assert main(anything(model, folder, tmp_path / "out", *more)) == 0
+    records, _, _ = results(tmp_path / "out")
+    assert [[r["box_prompt"] for r in image["records"]] for image in records] == [[[2, 3, 22, 13]], [[1, 1, 10, 10]]]
+    assert sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir()) == ["a-001-png.png", "b-000-png.png"]
+
+
+def test_data_sets_are_sources_too_and_have_boxes(model, tmp_path):
+    spec = "scenes:split=test,count=2,start=5"
+    assert main(anything(model, spec, tmp_path / "out", "--boxes", "data")) == 0
+    records, _, _ = results(tmp_path / "out")
+    assert len(records) == 2 and all(r["box_prompt"] for image in records for r in image["records"])
+
+
+def test_single_images_are_printed(model, tmp_path, capsys):
+    tiny_image(1).save(tmp_path / "one.png")
+    arguments = anything(model, tmp_path / "one.png", "x")
+    del arguments[2:4]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("one.png: ") and "iou 0." in out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["missing-folder"], "no image, no folder and no data spec"),
+        (["."], "there is no image"),
+        (["x.png", "--points-per-side", "500"], "points_per_side is 500"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["anything", *arguments, "--output", "out"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def start(model, folder, output, rank=0, world=1, *more) -> subprocess.Popen:
+    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    command = [sys.executable, "-m", "sca_hf.cli", *anything(model, folder, output, *more)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def lines_of(output) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in Path(output).glob("journal/part-*.jsonl"))
+
+
+@pytest.mark.slow
+def test_500_images_with_10_broken_survive_5_kills_and_2_processes_equal_1(model, tmp_path):
+    folder = make_folder(tmp_path / "photos", 490, 10)
+    for kill in range(1, 6):
+        process = start(model, folder, tmp_path / "killed")
+        while lines_of(tmp_path / "killed") < 80 * kill and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "killed" / "coco.json").exists()
+    assert start(model, folder, tmp_path / "killed").wait() == 0
+    records, _, failed = results(tmp_path / "killed")
+    names = [record["image"] for record in records]
+    assert len(names) == len(set(names)) == 490 and len(failed) == 10
+    check_coco(tmp_path / "killed" / "coco.json", 490)
+    assert lines_of(tmp_path / "killed") == 500, "no image was done twice"
+    pair = [start(model, folder, tmp_path / "pair", rank, 2) for rank in (0, 1)]
+    assert [process.wait() for process in pair] == [0, 0]
+    assert results(tmp_path / "pair") == results(tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same(model, tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    folder = make_folder(tmp_path / "photos", 12, 2)
+    assert start(model, folder, tmp_path / "alone").wait() == 0
+    assert start(model, folder, tmp_path / "ray", 0, 1, "--ray", "2").wait() == 0
+    assert results(tmp_path / "ray") == results(tmp_path / "alone")

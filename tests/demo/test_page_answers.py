@@ -1,0 +1,148 @@
+"""What the page is answered, without a browser: records, sentences for mistakes, and no way to the disk."""
+
+import base64
+import io
+
+import pytest
+
+from sca_hf.data.scenes import scenes
+from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.serving import Engine
+
+
+pytest.importorskip("gradio", reason="the extra demo is not installed")
+
+from fastapi.testclient import TestClient
+
+from sca_hf.demo.blocks import PageAnswers, page_app
+
+
+SCENE = next(scenes("test", 1, 10))
+
+
+@pytest.fixture(scope="module")
+def engine():
+    one = Engine(device="cpu")
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def answers(engine):
+    return PageAnswers(engine)
+
+
+@pytest.fixture(scope="module")
+def picture(answers):
+    return answers.open_picture({"example": 0})
+
+
+def test_a_page_begins_with_models_examples_and_a_session_of_its_own(answers):
+    one, other = answers.start({}), answers.start({})
+    assert one["models"] == ["sca-tiny"] and one["model"]["tasks"] == ["recognition", "caption"]
+    assert len(one["examples"]) == 4 and one["session"] != other["session"]
+    assert all(example.startswith("data:image/png;base64,") for example in one["examples"])
+
+
+def test_a_region_has_its_masks_at_the_size_of_the_picture_and_of_the_view(answers, picture):
+    region = {"points": [list(SCENE.objects[0].point)], "labels": [1]}
+    record = answers.describe([{"image_id": picture["image_id"], "region": region, "options": {"num_beams": 1}}])
+    assert record["caption"] and record["score"] < 0 and len(record["masks"]) == 3
+    for mask in record["masks"]:
+        full, view = decode_rle(mask["mask"]), decode_rle(mask["view"])
+        assert full.shape == SCENE.labels.shape and full.sum() == mask["area"]
+        factor = view.shape[0] // full.shape[0]
+        assert (view[::factor, ::factor] == full).all()
+
+
+def test_a_brush_paints_on_the_view(answers, picture):
+    mask = SCENE.mask(0).repeat(4, 0).repeat(4, 1)
+    record = answers.describe({"image_id": picture["image_id"], "region": {"mask": encode_rle(mask)}})
+    full = answers.describe({"image_id": picture["image_id"], "region": {"mask": encode_rle(SCENE.mask(0))}})
+    assert record["caption"] == full["caption"]
+
+
+def test_everything_is_told_and_drawn(answers, picture):
+    said = answers.everything({"image_id": picture["image_id"], "settings": {"points_per_side": 8}, "job": "j"})
+    assert said["regions"] and all(region["view"] for region in said["regions"])
+    kept = [{"caption": r["caption"], "segmentation": r["segmentation"]} for r in said["regions"]]
+    drawn = answers.draw({"image_id": picture["image_id"], "regions": kept})
+    assert base64.b64decode(drawn["png"]).startswith(b"\x89PNG")
+    assert answers.progress({"job": "j"}) == {"share": 0.0, "text": "waiting"}, "what is done is forgotten"
+
+
+def test_a_session_has_one_job(answers, picture, monkeypatch):
+    seen = {}
+
+    def meanwhile(*arguments, **options):
+        arguments[-1]("masks", 3, 12)
+        seen["progress"] = answers.progress({"job": "first"})
+        seen["same"] = answers.everything({"image_id": picture["image_id"], "session": "mine", "job": "second"})
+        return []
+
+    monkeypatch.setattr(answers.engine, "anything", meanwhile)
+    assert answers.everything({"image_id": picture["image_id"], "session": "mine", "job": "first"}) == {"regions": []}
+    assert "still being worked on" in seen["same"]["error"]
+    assert 0.15 < seen["progress"]["share"] < 0.85 and seen["progress"]["text"] == "masks 3 of 12"
+
+
+GOOD = {"points": [[50, 50]], "labels": [1]}
+WRONG = {
+    "no request": ("describe", "hello"),
+    "an unknown picture": ("describe", {"image_id": "../../etc/passwd", "region": GOOD}),
+    "no region": ("describe", {"region": None}),
+    "an empty region": ("describe", {"region": {}}),
+    "a point outside alone": ("describe", {"region": {"points": [[5, 5]], "labels": [0]}}),
+    "a point of words": ("describe", {"region": {"points": [["a", "b"]], "labels": [1]}}),
+    "a point that is NaN": ("describe", {"region": {"points": [[float("nan"), 4]], "labels": [1]}}),
+    "a point far away": ("describe", {"region": {"points": [[5000, 4]], "labels": [1]}}),
+    "labels missing": ("describe", {"region": {"points": [[5, 4]]}}),
+    "a box of two": ("describe", {"region": {"box": [1, 2]}}),
+    "a mask of another size": ("describe", {"region": {"mask": {"size": [9, 9], "counts": [81]}}}),
+    "an empty mask": ("describe", {"region": {"mask": {"size": [192, 192], "counts": [36864]}}}),
+    "a damaged mask": ("describe", {"region": {"mask": {"size": [192, 192], "counts": "?"}}}),
+    "too many beams": ("describe", {"region": GOOD, "options": {"num_beams": 99}}),
+    "an unknown option": ("describe", {"region": GOOD, "options": {"stopping_criteria": 1}}),
+    "options of another kind": ("describe", {"region": GOOD, "options": [1]}),
+    "an unknown task": ("describe", {"region": GOOD, "options": {"task": "poetry"}}),
+    "a model by its path": ("describe", {"region": GOOD, "model": "/tmp"}),
+    "a model that is a number": ("describe_model", {"model": 3}),
+    "an example of nowhere": ("open_picture", {"example": 99}),
+    "a broken file": ("open_picture", {"data": base64.b64encode(b"no picture").decode()}),
+    "no base64": ("open_picture", {"data": "%"}),
+    "a grid too dense": ("everything", {"settings": {"points_per_side": 1000}}),
+    "a threshold of 9": ("everything", {"settings": {"iou_threshold": 9}}),
+    "settings of words": ("everything", {"settings": {"iou_threshold": "high"}}),
+    "a thousand drawings": ("draw", {"regions": [{}] * 1000}),
+    "a drawing of nothing": ("draw", {"regions": [None]}),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_a_sentence(mistake, answers, picture, caplog):
+    name, payload = WRONG[mistake]
+    if isinstance(payload, dict):
+        payload = {"image_id": picture["image_id"], **payload}
+    error = getattr(answers, name)(payload)["error"]
+    assert not error[0].isspace() and error.endswith(".") and "Traceback" not in error
+    assert "went wrong on the server" not in error, caplog.text
+
+
+def test_the_application_has_page_and_interface_and_no_way_to_files(engine):
+    client = TestClient(page_app(engine))
+    assert "gradio" in client.get("/").text.lower()
+    assert client.get("/health").json()["status"] == "ok"
+    upload = {"files": ("x.txt", io.BytesIO(b"hello"), "text/plain")}
+    for path in ("/gradio_api/upload", "/upload"):
+        assert client.post(path, files=upload).status_code == 404
+    for path in ("/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/"):
+        assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize("command", ["anything", "demo", "serve"])
+def test_the_commands_explain_themselves(command, capsys):
+    from sca_hf.cli import build_parser
+
+    with pytest.raises(SystemExit, match="0"):
+        build_parser().parse_args([command, "--help"])
+    assert f"\n  sca-hf {command}" in capsys.readouterr().out
