@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -322,14 +323,14 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, kind, name, revision):
         self.writer(name)
         files = self.find(name, kind).resolve(revision).files
+        hosted = self.server.store.content(files[".gitignore"]).decode() if ".gitignore" in files else ""
+        ignored = self.json().get("gitIgnore", hosted).split()
         answers = []
         for file in self.json()["files"]:
             large = is_large(file["path"], file["size"], base64.b64decode(file["sample"]))
             known = files.get(file["path"])
-            mode = "lfs" if large else "regular"
-            answers.append(
-                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known and known.etag}
-            )
+            answer = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "oid": known and known.etag}
+            answers.append({**answer, "shouldIgnore": any(fnmatch(file["path"], pattern) for pattern in ignored)})
         return self.answer({"files": answers})
 
     def commit(self, kind, name, revision):
@@ -465,7 +466,9 @@ def check_head(card: str) -> list[str]:
         return ["the metadata must be a mapping"]
     errors = []
     for key in ("license", "library_name", "pipeline_tag"):
-        if key in head and not (isinstance(head[key], str) and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", head[key])):
+        values = head.get(key, [])
+        values = values if isinstance(values, list) and key == "license" else [values] if key in head else []
+        if not all(isinstance(value, str) and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", value) for value in values):
             errors.append(f'"{key}" must be a lower-case name')
     for key in ("base_model", "datasets", "tags", "language"):
         values = head.get(key, [])

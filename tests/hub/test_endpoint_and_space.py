@@ -134,13 +134,14 @@ DEMO = '''
 """Stands for the page: loads the model as the page does, and answers once."""
 
 
-def main(model):
+def serve(models, host, port):
     import json
 
     from sca_hf.captioning import caption_images, load
     from sca_hf.prompt_arguments import RegionPrompt
 
-    loaded = load(model, "cpu")
+    assert (models[0].split("/")[-1], host, port) == ("shown", "0.0.0.0", 7860)
+    loaded = load(models[0], "cpu")
     for _, regions in caption_images(*loaded, ["image.png"], [[RegionPrompt(box=[5, 5, 40, 30])]]):
         print(json.dumps(regions[0].caption))
 '''

@@ -224,7 +224,8 @@ def test_what_must_not_be_published_is_refused_by_name(whole, fault):
 def test_a_bad_card_is_found_before_anything_is_uploaded(online, quick, whole, evaluation, tmp_path):
     template = tmp_path / "card.md"
     for text, message in (
-        ("---\nlicense: [a]\n---\n# x", "Invalid metadata|license"),
+        ("---\nlicense: {a: b}\n---\n# x", "is neither a name nor a list of names"),
+        ("---\nlicense: MIT!\n---\n# x", "must be a lower-case name"),
         ("---\nlicense: mit\n---\n$price", "asks for 'price'"),
         ("# no head", "must begin with a head"),
     ):

@@ -50,7 +50,7 @@ def card_text(
     fill: bool = True,
     evaluations: Sequence[Path] = (),
     bases: Mapping[str, Mapping[str, str]] | None = None,
-    licences: Mapping[str, str | None] | None = None,
+    licences: Mapping[str, Any] | None = None,
     recipe: Path | None = None,
 ) -> str:
     """The card of a model.
@@ -77,8 +77,8 @@ def card_text(
     bases = {part: bases[part] for part in BASES if "repo_id" in bases.get(part, {})}
     frozen = {**(licences or {}), **head.get("licenses", {})}
     for licence in (head.get("license"), *frozen.values()):
-        if not isinstance(licence, str | None):
-            raise ValueError(f"{source}: the licence {licence!r} is no name.")
+        if not all(isinstance(one, str | None) for one in (licence if isinstance(licence, list) else [licence])):
+            raise ValueError(f"{source}: the licence {licence!r} is neither a name nor a list of names.")
     names = {"name": repo_id.split("/")[-1], "repo_id": repo_id, "revision": revision}
     fields = {
         **names,
@@ -160,7 +160,7 @@ def _data(
     head: Mapping[str, Any],
     bases: Mapping[str, Mapping[str, str]],
     name: str,
-    licences: Mapping[str, str | None],
+    licences: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
 ) -> ModelCardData:
     own = dict(head)

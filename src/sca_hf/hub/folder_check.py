@@ -83,14 +83,14 @@ def check_folder(folder: Path) -> FolderFacts:
     return facts
 
 
-def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> dict[str, str | None]:
+def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> dict[str, Any]:
     """Whether others can fetch what a mixer-only folder names; returns the licence of each base, None where unsaid.
 
     Raises:
         PublishError: a base is a folder, is not pinned to a commit, or is not to be seen.
     """
     needed = facts.kind == "mixer"
-    licences: dict[str, str | None] = {}
+    licences: dict[str, Any] = {}
     for name, source in facts.bases.items():
         if "path" in source:
             if needed:
@@ -111,8 +111,7 @@ def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> di
             ) from error
         if needed and info.private and not private:
             raise PublishError(f"{where} ({name}) is private: others could not load this model. Use --private.")
-        licence = getattr(info.card_data, "license", None)
-        licences[name] = licence if isinstance(licence, str) else None
+        licences[name] = getattr(info.card_data, "license", None)
     return licences
 
 

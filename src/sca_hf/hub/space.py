@@ -17,11 +17,13 @@ _APP = Template('''\
 
 from huggingface_hub import snapshot_download
 
-from sca_hf.demo import main
+from sca_hf.demo import serve
 
 
 if __name__ == "__main__":
-    main(model=snapshot_download("$repo_id", revision="$revision"))
+    # The page calls a model by the name of its folder.
+    folder = snapshot_download("$repo_id", revision="$revision", local_dir="models/$name")
+    serve([folder], host="0.0.0.0", port=7860)
 ''')
 _CARD = Template("""\
 ---
@@ -64,8 +66,8 @@ def requirements() -> list[str]:
     """What this package needs to show a demo, as its own metadata has it."""
     needed = []
     for line in metadata.requires("sca-hf") or []:
-        requirement, _, marker = line.partition(";")
-        if not marker or "demo" in marker:
+        requirement, _, marker = line.replace('"', "'").partition(";")
+        if not marker or "'demo'" in marker or "'serve'" in marker:
             needed.append(requirement.strip())
     return sorted(needed)
 

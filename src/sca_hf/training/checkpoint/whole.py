@@ -21,7 +21,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
 from ...modeling.adapters_sca import ADAPTER_FOLDER
@@ -135,6 +135,8 @@ class WholeCheckpoints(Trainer):
         """Trains as the Trainer does, from a whole checkpoint of the same run if one is asked for."""
         if self.args.should_save:
             clear_leftovers(self.args.output_dir)
+            if self.args.push_to_hub:
+                keep_from_the_hub(Path(self.args.output_dir))
         self.accelerator.wait_for_everyone()
         self._run = describe_run(self)
         self._resumed = self._agree_on_checkpoint(resume_from_checkpoint)
@@ -275,6 +277,14 @@ class WholeCheckpoints(Trainer):
         # A resumed run does not repeat an evaluation that came after its checkpoint.
         with kept_randomness():
             return super()._evaluate(*args, **kwargs)
+
+
+def keep_from_the_hub(folder: Path) -> None:
+    """Has the Hub leave out the Trainer's arguments: a pickle, which names the folders of this machine."""
+    path = folder / ".gitignore"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{TRAINING_ARGS_NAME}\n", encoding="utf-8")
 
 
 def copy_code(checkpoint: Path, folder: Path) -> None:
