@@ -118,9 +118,10 @@ def predict(
 
 def _rows(data: Mapping[str, Any]) -> Any:
     """Opens the data, pictures not decoded: most of them are done when a run goes on."""
+    rows = load_spec(data)  # says what to install where `datasets` is missing
     from datasets import Image
 
-    return load_spec(data).cast_column("image", Image(decode=False))
+    return rows.cast_column("image", Image(decode=False))
 
 
 def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

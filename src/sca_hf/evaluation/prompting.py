@@ -1,7 +1,6 @@
 """How regions of a data set are shown to a captioner: the kinds of prompts, drawn for each region from a seed.
 
-All coordinates are floats in pixels of the original image, where the authors' ablation used whole ones of the resized
-image.
+All coordinates are floats in pixels of the original image, where the authors' ablation drew in the resized one.
 """
 
 from __future__ import annotations
