@@ -72,8 +72,9 @@ style: $(VENV)/.installed-dev ## format and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## speed against the library's plain modules
+bench: $(VENV)/.installed-dev ## speed against the library's plain modules, and of CIDEr-D against pycocoevalcap
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.captions
 
 docs: $(VENV)/.installed-dev ## the README's picture and outputs, made anew with the bundled model
 	$(BIN)/python docs/refresh.py

@@ -65,6 +65,15 @@ def test_json_on_the_terminal_and_formats_score_alike(tmp_path, capsys):
     assert found[0]["exact-match"] == pytest.approx(20 / 30)
 
 
+def test_what_is_not_a_number_is_null(tmp_path, capsys):
+    empty = {"size": [4, 4], "counts": [16]}
+    path = write(tmp_path / "p.jsonl", mask=empty, reference_mask=empty)
+    _, printed, _ = run(capsys, "evaluate", path, "--metrics", "masks", "--json", "-")
+    results = json.loads(printed, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert results["metrics"] == {"mask-mIoU": 1, "mask-mIoU-oracle": 1, "mask-cIoU": None}
+    assert results["intervals"]["mask-cIoU"] == [None, None]
+
+
 def test_images_are_drawn_with_all_their_regions(tmp_path, capsys):
     # Each image has its own mistakes: by image the score varies more.
     path = write(tmp_path / "p.jsonl", lambda caption, k: "x" if k // 3 % 2 else caption)

@@ -31,7 +31,7 @@ def full_record(**changes):
         "masks": [encode_rle(np.zeros((4, 6), bool)), MASK],
         "reference_mask": MASK,
         "system": "ours",
-        "metadata": {"beams": 3, "nested": {"a": [1, None]}},
+        "metadata": {"beams": 3, "width": 7, "nested": {"a": [1, None]}},
     }
     return PredictionRecord.from_dict({**values, **changes})
 

@@ -1,14 +1,13 @@
 """`sca-hf compare`: two files of predictions of the same regions, paired."""
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from .evaluate import add_scoring, align, bootstrap, describe, names, scoring_tools, span
-from .parsing import command, prepare
+from .parsing import command, prepare, results_json
 
 
 _COMPARE_HELP = """\
@@ -59,15 +58,14 @@ def run(options: argparse.Namespace) -> None:
         "metrics": {name: difference.to_dict() for name, difference in compared.items()},
     }
     if options.json == "-":
-        json.dump(results, sys.stdout, ensure_ascii=False, indent=1)
-        print()
+        print(results_json(results), end="")
         return
-    print("A", describe(files[0]), "\nB", describe(files[1]))
+    print(f"A {describe(files[0])}\nB {describe(files[1])}")
     rows = [
         (name, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.value:+.4f}", *span(d.interval), f"{d.p:.4f}")
         for name, d in compared.items()
     ]
     print(align(rows, ("metric", "A", "B", "B - A", f"{100 * how.level:g} % interval, by {how.by}", "p")))
     if options.json:
-        Path(options.json).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        Path(options.json).write_text(results_json(results), encoding="utf-8")
         print(f"comparison: {options.json}")

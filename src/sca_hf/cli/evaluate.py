@@ -1,14 +1,13 @@
 """`sca-hf evaluate`: scores of predictions, with all that makes them comparable."""
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parsing import command, natural, prepare
+from .parsing import command, natural, prepare, results_json
 
 
 if TYPE_CHECKING:
@@ -63,12 +62,11 @@ def run(options: argparse.Namespace) -> None:
     )
     results = scored.to_dict(shlex.join(["sca-hf", *sys.argv[1:]]), options.per_region)
     if options.json == "-":
-        json.dump(results, sys.stdout, ensure_ascii=False, indent=1)
-        print()
+        print(results_json(results), end="")
         return
     print(format_scores(scored))
     if options.json:
-        Path(options.json).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        Path(options.json).write_text(results_json(results), encoding="utf-8")
         print(f"results: {options.json}")
 
 

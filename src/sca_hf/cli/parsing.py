@@ -54,6 +54,19 @@ def write_json(records: list[dict[str, Any]], file: TextIO) -> None:
     file.write("[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n")
 
 
+def results_json(results: Any) -> str:
+    """Results as JSON; what could not be scored (not a number) is null."""
+    return json.dumps(_without_nan(results), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
 def quiet() -> None:
     """Leaves the terminal to the result: no progress bars of loading, no retries announced."""
     import huggingface_hub

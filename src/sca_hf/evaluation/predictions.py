@@ -113,7 +113,9 @@ class PredictionRecord:
         for ours, theirs in _ORIGINAL_METADATA.items():
             if ours in values:
                 metadata[theirs] = values.pop(ours)
-        return {**original, "metadata": {**metadata, **values}}
+        if values:
+            metadata[_OTHERS] = values
+        return {**original, "metadata": metadata}
 
     @property
     def best(self) -> int:
@@ -136,6 +138,7 @@ class PredictionRecord:
 
 _NAMES = {field.name for field in fields(PredictionRecord)}
 _SPLIT = "inference"  # of every record of the original
+_OTHERS = "sca_hf"  # where in its metadata our fields stand that it lacks
 _ORIGINAL_METADATA = {
     "box": "metadata_input_boxes",
     "image_id": "metadata_image_id",
@@ -256,12 +259,13 @@ def _parse(text: bytes | str, where: str) -> Any:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Our names for the fields of either layout."""
+    """Our names for the fields of either layout; the original's is told by its `_id`."""
     flat = dict(values)
-    if "_id" in flat:
-        flat.setdefault("id", flat.pop("_id"))
-        if flat.get("split") == _SPLIT:
-            del flat["split"]
+    if "_id" not in flat:
+        return flat
+    flat.setdefault("id", flat.pop("_id"))
+    if flat.get("split") == _SPLIT:
+        del flat["split"]
     logits = flat.pop("logits", None)
     if isinstance(logits, Mapping):
         flat.setdefault("iou_scores", logits.get("iou_scores"))
@@ -271,9 +275,8 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
         for ours, theirs in _ORIGINAL_METADATA.items():
             if theirs in rest:
                 flat.setdefault(ours, _single(rest.pop(theirs)))
-        # What `to_original` had no other place for.
-        for name in _NAMES.intersection(rest) - {"metadata"}:
-            flat.setdefault(name, rest.pop(name))
+        others = rest.pop(_OTHERS, None)
+        flat.update(others if isinstance(others, Mapping) else {})
         flat["metadata"] = rest or None
     return flat
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from fixtures import FOLDER, given_tokens, recorded
+from recorded_scores import FOLDER, given_tokens, recorded
 
 from sca_hf.evaluation.metrics import java, meteor, spice
 from sca_hf.evaluation.metrics.meteor import meteor_sums

@@ -1,7 +1,7 @@
 """CIDEr-D, BLEU and ROUGE-L equal what the reference tool gave for the same tokens, per corpus and per pair."""
 
 import pytest
-from fixtures import coco_items, given_tokens, recorded
+from recorded_scores import coco_items, given_tokens, recorded
 
 from sca_hf.evaluation.metrics import bleu, cider_d, ptb_tokenize, ptb_tokenize_all, rouge_l
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fixtures import FOLDER, coco_items, recorded
+from recorded_scores import FOLDER, coco_items, recorded
 
 from sca_hf.evaluation.metrics.tokenizer import normalize_spaces, ptb_tokenize
 
