@@ -6,8 +6,12 @@ import io
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -147,27 +151,58 @@ def serve(models, host, port):
 '''
 
 
-@pytest.mark.slow
-def test_the_folder_of_a_space_starts_and_answers(online, repository, tmp_path):
+@pytest.fixture
+def space(online, repository, tmp_path):
+    """A published Space's folder, and the environment of the process that runs it."""
     api = HfApi(online.url)
-    api.create_repo("ann/shown")
+    api.create_repo("ann/shown", exist_ok=True)
     commit = upload(api, "ann/shown", repository)
     folder = write_space(tmp_path / "space", "ann/shown", commit)
     publish_space(api, folder, "ann/shown")
+    head = (folder / "README.md").read_text()
+    assert "sdk: gradio" in head and "app_file: app.py" in head and commit in head
+    tiny_image(3).save(folder / "image.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    own = {"HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    return folder, environment | own
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_space_runs_alone(online, space, repository):
+    """With something small in place of the page, which needs more than the tests have."""
     files = online.repository("ann/shown", "space").resolve("main").files
     assert {"app.py", "README.md", "requirements.txt", "sca_hf/__init__.py"} <= set(files)
     assert not any("assets" in name or "__pycache__" in name for name in files)
-    head = online.store.content(files["README.md"]).decode()
-    assert "sdk: gradio" in head and "app_file: app.py" in head and commit in head
-    # The page itself has its own tests; here something small in its place shows that the folder runs alone.
-    (folder / "sca_hf" / "demo").mkdir(exist_ok=True)
+    folder, environment = space
     (folder / "sca_hf" / "demo" / "__init__.py").write_text(DEMO)
-    tiny_image(3).save(folder / "image.png")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
-    environment |= {"HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run([sys.executable, "app.py"], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     inputs = ScaProcessor.from_pretrained(repository)(tiny_image(3), input_boxes=[[5, 5, 40, 30]])
     model = ScaForConditionalGeneration.from_pretrained(repository)
     expected = ScaProcessor.from_pretrained(repository).batch_decode(model.generate(**inputs))
     assert json.loads(done.stdout) == expected[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("gradio", "uvicorn"))), reason="needs sca-hf[demo,serve]")
+def test_the_page_of_a_space_answers(space):
+    folder, environment = space
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = folder / "app.py"
+    app.write_text(app.read_text().replace("7860", str(port)).replace("0.0.0.0", "127.0.0.1"))
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment)
+    try:
+        answer = None
+        while answer is None and process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=30) as reply:
+                    answer = json.load(reply)
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        assert answer == {"models": ["shown"]}
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30).status == 200
+    finally:
+        process.terminate()
+        process.wait()
