@@ -120,7 +120,8 @@ def main() -> int:
     print(f"{options.clients} clients, {options.seconds:g} s: {len(clients.seconds)} answers")
     print(f"errors: {len(clients.errors)} {clients.errors[:3]}; answers of someone else: {clients.mixed}")
     print(f"seconds: p50 {statistics.median(clients.seconds):.2f}, p95 {cut[-1]:.2f}")
-    print(f"memory: {settled[0][1]:.0f} to {settled[-1][1]:.0f} MiB, {slope:+.2f} MiB per minute")
+    tenths = [f"{held:.0f}" for _, held in memory[:: max(1, len(memory) // 10)]]
+    print(f"memory: {slope:+.2f} MiB per minute after a third of the time; MiB at each tenth: {' '.join(tenths)}")
     return int(bool(clients.errors or clients.mixed or slope > FLAT))
 
 

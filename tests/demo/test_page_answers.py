@@ -37,6 +37,14 @@ def picture(answers):
     return answers.open_picture({"example": 0})
 
 
+def test_the_page_can_be_built_by_others():
+    import gradio
+
+    from sca_hf.demo import build, main
+
+    assert isinstance(build(device="cpu"), gradio.Blocks) and callable(main)
+
+
 def test_a_page_begins_with_models_examples_and_a_session_of_its_own(answers):
     one, other = answers.start({}), answers.start({})
     assert one["models"] == ["sca-tiny"] and one["model"]["tasks"] == ["recognition", "caption"]

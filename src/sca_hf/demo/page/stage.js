@@ -45,15 +45,13 @@ function makeStage(canvas, page) {
 
   // The surface of a region in its own light, in a picture that is dimmed around it.
   function drawSurface(mask) {
-    const cut = document.createElement("canvas");
-    cut.width = mask.width;
-    cut.height = mask.height;
-    const inner = cut.getContext("2d");
-    mask.solid ??= paintMask(mask, [0, 0, 0], 255, 0);
-    inner.drawImage(mask.solid, 0, 0);
-    inner.globalCompositeOperation = "source-in";
-    inner.drawImage(stage.picture, mask.x, mask.y, mask.width, mask.height, 0, 0, mask.width, mask.height);
-    context.drawImage(cut, mask.x, mask.y);
+    if (!mask.surface) {
+      mask.surface = paintMask(mask, [0, 0, 0], 255, 0);
+      const inner = mask.surface.getContext("2d");
+      inner.globalCompositeOperation = "source-in";
+      inner.drawImage(stage.picture, mask.x, mask.y, mask.width, mask.height, 0, 0, mask.width, mask.height);
+    }
+    context.drawImage(mask.surface, mask.x, mask.y);
   }
 
   function drawPrompt(region, line) {
