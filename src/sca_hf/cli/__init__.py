@@ -1,6 +1,7 @@
 """The command line, `sca-hf`. Each command imports what it needs, so that one does not wait for the others."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads a command line; ends the program with 2 where it is not understood."""
+    """Reads a command line, kept as `line`; ends the program with 2 where it is not understood."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = build_parser()
     options, unknown = parser.parse_known_args(arguments)
     # Of a recipe every key is an option; its command checks them.
@@ -70,6 +72,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if unknown:
         options.overrides = unknown
+    options.line = shlex.join(["sca-hf", *arguments])
     return options
 
 

@@ -1,8 +1,6 @@
 """`sca-hf compare`: two files of predictions of the same regions, paired."""
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     results = {
         "n": len(files[0].records),
         "protocol": None if files[0].protocol is None else files[0].protocol.name,
-        "command": shlex.join(["sca-hf", *sys.argv[1:]]),
+        "command": options.line,
         "versions": versions(),
         "bootstrap": how.to_dict(),
         "a": options.first,

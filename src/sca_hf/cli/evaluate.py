@@ -1,8 +1,6 @@
 """`sca-hf evaluate`: scores of predictions, with all that makes them comparable."""
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     scored = score_file(
         options.predictions, names(options), scoring_tools(options), bootstrap(options), options.protocol
     )
-    results = scored.to_dict(shlex.join(["sca-hf", *sys.argv[1:]]), options.per_region)
+    results = scored.to_dict(options.line, options.per_region)
     if options.json == "-":
         print(results_json(results), end="")
         return

@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     captioner = load_captioner(asked.pop("captioner"), _device(options.device), options.dtype, generation, **asked)
     if options.control is not None:
         captioner = CONTROLS[options.control](captioner)
-    written = predict(captioner, data, output, settings, command=shlex.join(["sca-hf", *sys.argv[1:]]))
+    written = predict(captioner, data, output, settings, command=options.line)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"predictions: {written}")
 

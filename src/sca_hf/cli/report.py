@@ -1,8 +1,6 @@
 """`sca-hf report`: a page on what systems say of the same regions."""
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     how, tools = bootstrap(options), scoring_tools(options)
     files = [score_file(path, names(options), tools, how, options.protocol) for path in options.predictions]
     contents = build_contents(files, how, options.examples, options.categories, options.seed, options.title)
-    contents.data, contents.command = options.data, shlex.join(["sca-hf", *sys.argv[1:]])
+    contents.data, contents.command = options.data, options.line
     for file in files:
         print(describe(file))
     page, text = write_report(contents, folder, options.data)
