@@ -8,6 +8,7 @@ going on with other data, another seed or another batch size is an error and not
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -19,6 +20,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -202,8 +205,8 @@ class WholeCheckpoints(Trainer):
             # It would take one step more before it looks.
             epochs, batches = self.state.num_train_epochs, 0
         self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
-        if self._resumed and self.args.push_to_hub:
-            # The run may have ended before the Hub had this checkpoint; where it has, no commit is made.
+        if self._resumed and self.args.push_to_hub and not self._is_on_the_hub(self._resumed):
+            # The run may have ended before the Hub had this checkpoint.
             self._push_from_checkpoint(str(self._resumed))
         return epochs, batches
 
@@ -267,6 +270,14 @@ class WholeCheckpoints(Trainer):
             copy_code(Path(checkpoint_folder), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
 
+    def _is_on_the_hub(self, checkpoint: Path) -> bool:
+        """Whether the repository holds a checkpoint's weights; pushed again they would make a commit of no change."""
+        weights = [*checkpoint.glob("*.safetensors"), *(checkpoint / ADAPTER_FOLDER).glob("*.safetensors")]
+        names = [path.relative_to(checkpoint).as_posix() for path in weights]
+        found = HfApi(token=self.args.hub_token).get_paths_info(self.hub_model_id, names)
+        there = {entry.path: entry.lfs.sha256 for entry in found if isinstance(entry, RepoFile) and entry.lfs}
+        return all(there.get(name) == _sha256(path) for name, path in zip(names, weights, strict=True))
+
     def _warn_of_failed_pushes(self) -> None:
         """The library forgets them; the next push brings everything all the same."""
         for job in getattr(getattr(self, "push_in_progress", None), "jobs", ()):
@@ -277,6 +288,11 @@ class WholeCheckpoints(Trainer):
         # A resumed run does not repeat an evaluation that came after its checkpoint.
         with kept_randomness():
             return super()._evaluate(*args, **kwargs)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def keep_from_the_hub(folder: Path) -> None:
