@@ -104,10 +104,10 @@ def pickled(name):
     return change
 
 
-def processor(**changes):
+def processor(image_processor=None, **changes):
     def change(folder):
         content = json.loads((folder / "processor_config.json").read_text())
-        content["image_processor"] |= changes.pop("image_processor", {})
+        content["image_processor"] |= image_processor or {}
         (folder / "processor_config.json").write_text(json.dumps(content | changes))
 
     return change
@@ -205,7 +205,7 @@ def listing(folder):
 def test_tampered_repositories_are_refused(originals, tmp_path, name):
     repository = make(originals, tmp_path, name)
     before = listing(tmp_path)
-    with pytest.raises((ValueError, RuntimeError, OSError, Exception), match=ALL[name][2]) as error:
+    with pytest.raises(Exception, match=ALL[name][2]) as error:
         ScaProcessor.from_pretrained(repository)
         ScaForConditionalGeneration.from_pretrained(repository)
     assert len(str(error.value)) > 10
