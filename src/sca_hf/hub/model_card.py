@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from ..evaluation.scenes_report import markdown_table
+from .card import markdown_rows
 from .repository_info import RepositoryInfo, describe_repository
 
 
@@ -91,12 +92,12 @@ def _parts(info: RepositoryInfo) -> str:
     rows = [[part.name, part.description, f"{part.parameters:,}", f"{part.trainable:,}"] for part in info.parts]
     total, trainable = (sum(getattr(part, key) for part in info.parts) for key in ("parameters", "trainable"))
     rows.append(["total", "", f"{total:,}", f"{trainable:,}"])
-    return _table(["part", "what", "parameters", "trainable"], rows)
+    return markdown_rows(["part", "what", "parameters", "trainable"], rows)
 
 
 def _recipe(recipe: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [[stage, ", ".join(f"{key} {value}" for key, value in values.items())] for stage, values in recipe.items()]
-    return _table(["stage", "settings"], rows)
+    return markdown_rows(["stage", "settings"], rows)
 
 
 def _losses(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -106,21 +107,17 @@ def _losses(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         chosen = [steps[round(i * (len(steps) - 1) / (_ROWS - 1))] for i in range(_ROWS)] if steps else []
         shown = ", ".join(f"{float(entry['loss']):.3f} at {entry['step']}" for entry in _distinct(chosen))
         rows.append([stage, shown or "not logged"])
-    return _table(["stage", "loss at step"], rows)
+    return markdown_rows(["stage", "loss at step"], rows)
 
 
 def _curve(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     log = [entry for entry in history.get("captions", ()) if "eval_box_colour" in entry]
     rows = [[str(entry["step"]), *(f"{float(entry[f'eval_box_{key}']):.3f}" for key in _CURVE)] for entry in log]
-    return _table(["step", *(key.replace("_", " ") for key in _CURVE)], rows)
+    return markdown_rows(["step", *(key.replace("_", " ") for key in _CURVE)], rows)
 
 
 def _distinct(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list({entry["step"]: entry for entry in entries}.values())
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -205,7 +205,7 @@ class WholeCheckpoints(Trainer):
             # It would take one step more before it looks.
             epochs, batches = self.state.num_train_epochs, 0
         self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
-        if self._resumed and self.args.push_to_hub and not self._is_on_the_hub(self._resumed):
+        if self._resumed and self._pushes and not self._is_on_the_hub(self._resumed):
             # The run may have ended before the Hub had this checkpoint.
             self._push_from_checkpoint(str(self._resumed))
         return epochs, batches
@@ -266,9 +266,15 @@ class WholeCheckpoints(Trainer):
             # The upload before still reads the files that this one is going to write.
             self._finish_current_push()
         self._warn_of_failed_pushes()
-        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+        if self._pushes:
             copy_code(Path(checkpoint_folder), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
+
+    @property
+    def _pushes(self) -> bool:
+        """Whether this process pushes checkpoints: one does, and others need not ask the Hub anything."""
+        args = self.args
+        return args.push_to_hub and args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
 
     def _is_on_the_hub(self, checkpoint: Path) -> bool:
         """Whether the repository holds a checkpoint's weights; pushed again they would make a commit of no change."""
