@@ -111,6 +111,93 @@ class AnythingRequest(_Picture):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+class Refusal(BaseModel):
+    """What was wrong with a request."""
+
+    error: str = Field(description="a sentence")
+
+
+class Mask(BaseModel):
+    """A mask of a region, as large as the picture."""
+
+    mask: Rle
+    iou: float = Field(description="the model's own guess of its IoU with the true mask")
+    box: tuple[float, float, float, float] | None = Field(description="that just holds the mask; null if it is empty")
+
+
+class Region(Mask):
+    """A region with its best mask."""
+
+    caption: str
+    score: float = Field(description="mean log-probability of the caption's tokens")
+    masks: list[Mask] | None = Field(None, description="the candidates, if all_masks asked for them")
+
+
+class CaptionAnswer(BaseModel):
+    """Regions in the order of the request."""
+
+    regions: list[Region]
+
+
+class Found(BaseModel):
+    """One thing in a picture; the fields of SAM's automatic masks, a caption and its score."""
+
+    segmentation: Rle
+    area: int
+    bbox: tuple[float, float, float, float] = Field(description="x, y, width, height")
+    predicted_iou: float
+    stability_score: float
+    point_coords: list[tuple[float, float]] | None = Field(description="the point that found it")
+    crop_box: tuple[float, float, float, float] = Field(description="x, y, width, height of the cut it was found in")
+    caption: str
+    score: float
+
+
+class AnythingAnswer(BaseModel):
+    """Best first."""
+
+    regions: list[Found]
+
+
+class CocoAnswer(BaseModel):
+    """COCO instances, each annotation with a `caption`."""
+
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+
+
+class KeptImage(BaseModel):
+    """The name of a picture that is kept."""
+
+    image_id: str
+    width: int
+    height: int
+
+
+class Models(BaseModel):
+    """Names of models, the default one first."""
+
+    models: list[str]
+
+
+class Health(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok"]
+    version: str
+    waiting: int = Field(description="requests that wait")
+
+
+# Documents answers without checking them again on their way out; the tests do.
+def _answers(model: Any, *refusals: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": model}, **{code: {"model": Refusal} for code in refusals}}
+
+
+_FILE = {"type": "string", "format": "binary"}
+_REFUSED = (400, 404, 410, 413, 415, 422, 429)
+
+
 def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
     """Builds the application over an engine."""
     app = FastAPI(title="sca-hf", version=__version__, description=_DESCRIPTION)
@@ -130,12 +217,18 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
             raise RequestError("image is not base64.") from None
         return await run_in_threadpool(engine.open_image, data)
 
-    @app.post("/v1/images", summary="Keep a picture for several requests: its file is the body", status_code=201)
+    @app.post(
+        "/v1/images",
+        summary="Keep a picture for several requests: its file is the body",
+        status_code=201,
+        responses=_answers(KeptImage, 413, 415, 422, status=201),
+        openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _FILE}}}},
+    )
     async def keep(request: Request) -> dict[str, Any]:
         image = await run_in_threadpool(engine.open_image, await request.body())
         return {"image_id": pictures.add(image), "width": image.picture.width, "height": image.picture.height}
 
-    @app.post("/v1/caption", summary="Masks and captions of regions")
+    @app.post("/v1/caption", summary="Masks and captions of regions", responses=_answers(CaptionAnswer, *_REFUSED))
     async def caption(request: CaptionRequest) -> Any:
         if len(request.regions) > engine.limits.regions:
             raise RequestError(f"{len(request.regions)} regions are too many; at most {engine.limits.regions}.", 413)
@@ -154,7 +247,11 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
         future = await run_in_threadpool(engine.submit, *arguments)
         return {"regions": _trimmed(await asyncio.wrap_future(future), request.all_masks)}
 
-    @app.post("/v1/anything", summary="Masks and captions of everything in a picture")
+    @app.post(
+        "/v1/anything",
+        summary="Masks and captions of everything in a picture",
+        responses=_answers(AnythingAnswer | CocoAnswer, *_REFUSED),
+    )
     async def anything(request: AnythingRequest) -> Any:
         image = await picture_of(request)
         generation = {"num_beams": request.num_beams, "max_new_tokens": request.max_new_tokens}
@@ -171,15 +268,19 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
 def _add_state(app: FastAPI, engine: Engine) -> None:
     """The endpoints that look at the engine."""
 
-    @app.get("/v1/models", summary="The models that can be asked for")
+    @app.get("/v1/models", summary="The models that can be asked for", responses=_answers(Models))
     async def models() -> dict[str, Any]:
         return {"models": engine.models}
 
-    @app.get("/v1/models/{name:path}", summary="What one of them is")
+    @app.get(
+        "/v1/models/{name:path}",
+        summary="What one of them is",
+        responses={404: {"model": Refusal}, 422: {"model": Refusal}},
+    )
     async def model(name: str) -> dict[str, Any]:
         return await run_in_threadpool(engine.describe, name)
 
-    @app.get("/health", summary="Is the server up, and how many requests wait?")
+    @app.get("/health", summary="Is the server up, and how many requests wait?", responses=_answers(Health))
     async def health() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, "waiting": engine.waiting()}
 
