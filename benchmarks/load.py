@@ -1,13 +1,16 @@
 """Many clients of one server for some minutes: errors, mixed-up answers, times, memory.
 
 python -m benchmarks.load --clients 20 --seconds 300
+python -m benchmarks.load --clients 10 --pages 10 --seconds 300  # pages: tabs of Chromium, each a session of its own
 """
 
 import argparse
+import asyncio
 import base64
 import io
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +37,7 @@ class Clients:
     def __init__(self, url: str, clients: int, seconds: float) -> None:
         self.url, self.until = url, time.monotonic() + seconds
         self.expected: dict[tuple[int, int], str] = {}
+        self.pointed: dict[tuple[int, int], str] = {}
         self.seconds: list[float] = []
         self.errors: list[str] = []
         self.mixed = 0
@@ -51,10 +56,13 @@ class Clients:
         for picture, scene in enumerate(self.scenes):
             for region in range(len(scene.objects)):
                 self.expected[picture, region] = json.dumps(self.ask(picture, region))
+                point = {"points": [list(scene.objects[region].point)]}
+                self.pointed[picture, region] = self.ask(picture, region, point)[0]
 
-    def ask(self, picture: int, region: int) -> object:
-        """The record of one region."""
-        body = {"image": self.images[picture], "regions": [{"box": list(self.scenes[picture].objects[region].box)}]}
+    def ask(self, picture: int, region: int, prompt: Any = None) -> list[Any]:
+        """The record of one region, by its box if nothing else is said."""
+        prompt = prompt or {"box": list(self.scenes[picture].objects[region].box)}
+        body = {"image": self.images[picture], "regions": [prompt]}
         request = urllib.request.Request(
             self.url + "/v1/caption", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
@@ -80,6 +88,68 @@ class Clients:
             time.sleep(chance.uniform(0, 0.2))
 
 
+class Pages:
+    """Sessions of the page in a browser, each with a picture of its own, that point at things and read what they are.
+
+    Args:
+        clients: what is to be read; errors, times and mixed-up answers are noted there.
+    """
+
+    def __init__(self, clients: Clients, pages: int) -> None:
+        self.clients, self.pages = clients, pages
+        self.seconds: list[float] = []
+
+    def run(self) -> None:
+        """Until the clients' time is over."""
+        asyncio.run(self._all())
+
+    async def _all(self) -> None:
+        from playwright.async_api import async_playwright
+
+        async with async_playwright() as driver:
+            chromium = shutil.which("chromium") or shutil.which("google-chrome")
+            browser = await driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            await asyncio.gather(*(self._session(browser, number) for number in range(self.pages)))
+            await browser.close()
+
+    async def _session(self, browser: Any, number: int) -> None:
+        chance, picture = random.Random(number), number % PICTURES
+        scene = self.clients.scenes[picture]
+        try:
+            context = await browser.new_context(viewport={"width": 1000, "height": 900})
+            tab = await context.new_page()
+            tab.set_default_timeout(120_000)
+            tab.on("pageerror", lambda error: self.clients.errors.append(f"page: {error}"))
+            await tab.goto(self.clients.url, wait_until="domcontentloaded")
+            await tab.wait_for_selector(".sca[data-ready]")
+            file = {"name": "scene.png", "mimeType": "image/png"}
+            buffer = base64.b64decode(self.clients.images[picture])
+            await tab.set_input_files('[data-id="file"]', {**file, "buffer": buffer})
+            await tab.wait_for_selector("canvas:not([hidden])")
+            while time.monotonic() < self.clients.until:
+                await self._click(tab, scene, picture, chance.randrange(len(scene.objects)))
+                await asyncio.sleep(chance.uniform(0.5, 2))
+            await context.close()
+        except Exception as error:  # noqa: BLE001, whatever a session meets is what this looks for
+            self.clients.errors.append(f"page {number}: {error}")
+
+    async def _click(self, tab: Any, scene: Any, picture: int, region: int) -> None:
+        bounds = await tab.locator("canvas").bounding_box()
+        (x, y), (height, width) = scene.objects[region].point, scene.labels.shape
+        began = time.monotonic()
+        place = bounds["x"] + bounds["width"] * x / width, bounds["y"] + bounds["height"] * y / height
+        await tab.mouse.click(*place)
+        await tab.wait_for_function(
+            "() => document.querySelectorAll('.regions .numbers').length === 1"
+            " && !document.querySelector('.regions .caption').textContent.endsWith('…')"
+        )
+        self.seconds.append(time.monotonic() - began)
+        said = await tab.inner_text(".regions .caption")
+        self.clients.mixed += said != self.clients.pointed[picture, region]
+        await tab.click('[data-act="clear"]')
+        await tab.wait_for_function("() => !document.querySelector('.regions .numbers')")
+
+
 def resident_mib(process: int) -> float:
     """What a process holds in memory (Linux)."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
@@ -88,10 +158,12 @@ def resident_mib(process: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--pages", type=int, default=0, help="sessions of the page, beside the clients")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--port", type=int, default=8123)
     options = parser.parse_args()
-    command = [sys.executable, "-m", "sca_hf.cli", "serve", "--port", str(options.port), "--device", "cpu"]
+    served = "demo" if options.pages else "serve"  # the page's server has the HTTP interface too
+    command = [sys.executable, "-m", "sca_hf.cli", served, "--port", str(options.port), "--device", "cpu"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{options.port}"
     try:
@@ -106,7 +178,9 @@ def main() -> int:
         clients = Clients(url, options.clients, options.seconds)
         clients.learn()
         clients.until = time.monotonic() + options.seconds
-        began, memory = time.monotonic(), []
+        began, memory, pages = time.monotonic(), [], Pages(clients, options.pages)
+        if options.pages:
+            clients.threads.append(threading.Thread(target=pages.run))
         for thread in clients.threads:
             thread.start()
         while any(thread.is_alive() for thread in clients.threads):
@@ -117,9 +191,14 @@ def main() -> int:
     settled = [point for point in memory if point[0] > options.seconds / 3]
     slope = 60 * float(np.polyfit(*zip(*settled, strict=True), 1)[0])
     cut = statistics.quantiles(clients.seconds, n=20)
-    print(f"{options.clients} clients, {options.seconds:g} s: {len(clients.seconds)} answers")
+    print(
+        f"{options.clients} clients and {options.pages} pages, {options.seconds:g} s: {len(clients.seconds)} answers"
+    )
     print(f"errors: {len(clients.errors)} {clients.errors[:3]}; answers of someone else: {clients.mixed}")
     print(f"seconds: p50 {statistics.median(clients.seconds):.2f}, p95 {cut[-1]:.2f}")
+    if pages.seconds:
+        cut = statistics.quantiles(pages.seconds, n=20)
+        print(f"{len(pages.seconds)} clicks on pages: p50 {statistics.median(pages.seconds):.2f}, p95 {cut[-1]:.2f}")
     tenths = [f"{held:.0f}" for _, held in memory[:: max(1, len(memory) // 10)]]
     print(f"memory: {slope:+.2f} MiB per minute after a third of the time; MiB at each tenth: {' '.join(tenths)}")
     return int(bool(clients.errors or clients.mixed or slope > FLAT))

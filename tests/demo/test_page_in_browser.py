@@ -262,20 +262,43 @@ def test_a_broken_file_is_a_sentence(browser, url, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_fits_and_looks_right(browser, url, width, theme):
+def test_it_fits_and_looks_right_in_every_state(browser, url, width, theme, tmp_path):
     page = Page(browser, url, width, theme)
-    page.shot("1-start")
+
+    def seen(state):
+        page.shot(state)
+        assert page.tab.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+        small = "b => b.offsetHeight && b.offsetHeight < 30"
+        assert not page.tab.evaluate(f"() => [...document.querySelectorAll('.sca button')].filter({small}).length")
+
+    seen("1-start")
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    page.tab.set_input_files('[data-id="file"]', tmp_path / "broken.png")
+    page.tab.wait_for_selector(".error:not([hidden])")
+    seen("2-error")
     page.open_example()
     for number, one in enumerate(SCENE.objects[:2], 1):
         page.tab.mouse.click(*page.at(*one.point))
         page.captions(number)
-    page.shot("2-points")
+    seen("3-points")
+    page.tab.click('[data-tool="box"]')
+    page.drag(SCENE.objects[1].box[:2], SCENE.objects[1].box[2:])
+    page.captions(3)
+    seen("4-box")
+    page.tab.click('[data-tool="brush"]')
+    x, y = SCENE.objects[2].point
+    page.drag((x - 6, y), (x + 6, y), (x, y + 5))
+    page.captions(4)
+    seen("5-brush")
     page.tab.click('[data-mode="anything"]')
     page.tab.click('[data-id="run"]')
+    page.tab.wait_for_selector('[data-id="run"]:not([disabled])')
     page.tab.wait_for_selector(".regions .numbers")
-    page.shot("3-anything")
-    assert page.tab.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
-    small = page.tab.evaluate(
-        "() => [...document.querySelectorAll('.sca button')].filter(b => b.offsetHeight && b.offsetHeight < 30).length"
-    )
-    assert small == 0 and not page.errors
+    seen("6-anything")
+    page.tab.hover(".regions .numbers >> nth=0")
+    seen("7-hover")
+    page.tab.click(".drawer summary")
+    page.tab.select_option('[data-id="model"]', "the-other")
+    page.tab.wait_for_function("() => document.querySelector('.facts dd').textContent === 'the-other'")
+    seen("8-drawer-other-model")
+    assert not page.errors

@@ -6,9 +6,10 @@ import io
 import pytest
 
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from sca_hf.data.scenes import scenes
