@@ -4,11 +4,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from sca_hf.captioning import bundled_model
+from sca_hf.cli import main
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_config, tiny_sam_config
 from sca_hf.training.arguments import ScaTrainingArguments
+from sca_hf.training.estimates.inference import weight_memories
 from sca_hf.training.estimates.known_configs import KNOWN_CONFIGS, known_config
-from sca_hf.training.estimates.memory import estimate_config, smaller_settings
+from sca_hf.training.estimates.memory import estimate_config, part_memories, smaller_settings
 from sca_hf.training.estimates.simulation import LiveBytes, _CudaAutocast, simulate_step, without_contents
 from sca_hf.training.preparation import prepare_model
 from sca_hf.training.presets import apply_preset
@@ -127,6 +130,30 @@ def test_precision_counts():
     with pytest.raises(ValueError, match="cannot be quantized"):
         settings = {"quantize_language_model": "torchao-int8", "preset": "mixer+lm"}
         estimate_config(tiny_config(), {**TRAINING, **settings})
+
+
+def test_weights_of_a_model_that_only_answers(capsys):
+    """As loaded in each precision, buffers too; what torchao can and cannot take is known."""
+    config = tiny_config()
+    by_precision = weight_memories(config)
+    for title, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = ScaForConditionalGeneration(config).to(dtype)
+        held = {id(t): t.numel() * t.element_size() for t in model.parameters()}
+        assert sum(part.parameters for part in by_precision[title]) * dtype.itemsize == sum(held.values())
+    half, eight, four = (by_precision[title][2] for title in ("bfloat16", "+ LM int8", "+ LM 4-bit"))
+    layers = sum(
+        p.numel() for n, p in model.language_model.named_parameters() if p.ndim == 2 and ".h." in n
+    )  # all linear layers of GPT-2 but the head, which is its word embeddings
+    assert half.bytes - eight.bytes == layers and four.bytes < eight.bytes
+    assert [part.bytes for part in by_precision["+ LM int8"][:2]] == [p.bytes for p in by_precision["bfloat16"][:2]]
+    model = model.requires_grad_(False)
+    gpt2 = list(part_memories(model, "torchao-int8"))[2]
+    assert set(gpt2.bytes_by_dtype) == {"bfloat16"}, "torchao quantises no Conv1D"
+    main(["estimate", str(bundled_model()), "--gpu-memory", "1MB"])
+    printed = capsys.readouterr().out
+    assert "total" in printed and "too large" in printed
+    assert main(["estimate", str(bundled_model()), "--images", "3"])
+    assert "are for recipes" in capsys.readouterr().err
 
 
 def test_what_is_held_in_half_precision_is_what_a_run_holds(tmp_path):

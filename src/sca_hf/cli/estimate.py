@@ -1,4 +1,4 @@
-"""`sca-hf estimate`: the memory that a recipe takes, before anything is loaded."""
+"""`sca-hf estimate`: the memory that a recipe or a model takes, before anything is loaded."""
 
 import argparse
 from pathlib import Path
@@ -8,23 +8,25 @@ from .parsing import command, positive, quiet
 
 
 _ESTIMATE_HELP = """\
-estimate the GPU memory that training by a recipe takes
+estimate the GPU memory that training by a recipe takes, or the weights of a model
 
-One training step is run on tensors without contents, so that neither weights nor a GPU nor the data are needed:
-parameters, gradients and optimizer states are counted exactly, activations as one step with the longest captions
-keeps them. Keys of the recipe can be set as for sca-hf train.
+Of a model: what its weights take in each precision that it can be loaded in. Of a recipe: one training step is run on
+tensors without contents, so that neither weights nor a GPU nor the data are needed; parameters, gradients and
+optimizer states are counted exactly, activations as one step with the longest captions keeps them. Keys of the recipe
+can be set as for sca-hf train.
 """
 _ESTIMATE_EXAMPLE = """\
 examples:
-  sca-hf estimate recipes/visual_genome_phi_2.yaml --gpu-memory 24GB
+  sca-hf estimate recipes/swap_phi_2.yaml --gpu-memory 24GB
   sca-hf estimate recipes/finetune_voc.yaml --training.regions_per_image=48 --images 5000
+  sca-hf estimate ./my-model --gpu-memory 8GB
 """
 
 
 def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "estimate", run, _ESTIMATE_HELP, _ESTIMATE_EXAMPLE)
-    declared.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe to estimate")
+    declared.add_argument("what", metavar="RECIPE.yaml|MODEL", help="a recipe, or a model's folder or repository id")
     declared.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="does it fit this? for instance 24GB")
     declared.add_argument("--images", type=positive, metavar="N", help="images for the size of the embedding cache")
     declared.set_defaults(overrides=[])
@@ -33,11 +35,19 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     quiet()
+    if not options.what.endswith((".yaml", ".yml")):
+        if options.images or options.overrides:
+            raise ValueError(f"--images and keys of a recipe are for recipes; {options.what} is taken for a model.")
+        from ..hub.repository_info import read_config
+        from ..training.estimates.inference import report_model
+
+        print(report_model(read_config(options.what), options.gpu_memory))
+        return
     from ..training.estimates.report import report_recipe
     from ..training.recipe.schema import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    print(report_recipe(recipe, Path(options.recipe).parent, options.gpu_memory, options.images))
+    recipe = load_recipe(options.what, options.overrides)
+    print(report_recipe(recipe, Path(options.what).parent, options.gpu_memory, options.images))
 
 
 def _size(text: str) -> int:

@@ -60,12 +60,18 @@ class RepositoryInfo:
         return "\n".join(lines)
 
 
-def describe_repository(name: str) -> RepositoryInfo:
-    """Reads configuration and weight headers of a folder or repository id."""
+def read_config(name: str) -> ScaConfig:
+    """Reads the configuration of a folder or repository id."""
     check_repository(name)
     config = ScaConfig.from_pretrained(name)
     if config.model_type != ScaConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
+    return config
+
+
+def describe_repository(name: str) -> RepositoryInfo:
+    """Reads configuration and weight headers of a folder or repository id."""
+    config = read_config(name)
     bases = config.base_model_repos or {}
     with torch.device("meta"):
         model = ScaForConditionalGeneration(config)

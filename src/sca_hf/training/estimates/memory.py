@@ -108,7 +108,7 @@ def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str =
             batch = _batch(config, args)
             step = simulate_step(model, batch, half)
     regions, tokens = batch["input_ids"].shape[1:]
-    parts = list(_parts(model, args.quantize_language_model))
+    parts = list(part_memories(model, args.quantize_language_model))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     embedding = 2 * config.sam_config.vision_config.output_channels * _grid(config) ** 2
     states = _optimizer_share(args.optim, notes)
@@ -180,7 +180,8 @@ def _grid(config: ScaConfig) -> int:
     return vision.image_size // vision.patch_size
 
 
-def _parts(model: Any, quantised: str | None) -> Iterator[PartMemory]:
+def part_memories(model: Any, quantised: str | None) -> Iterator[PartMemory]:
+    """Yields what the weights of SAM, mixer and language model take, the frozen language model held in a form."""
     for name, attribute in (("SAM", "sam"), ("mixer", "mixer"), ("language model", "language_model")):
         module = getattr(model, attribute)
         parameters = list(module.parameters())
@@ -199,7 +200,8 @@ def _quantised_share(language_model: Any, form: str | None) -> dict[int, str]:
     if form is None:
         return {}
     head = language_model.get_output_embeddings()
-    layers = [part for part in language_model.modules() if isinstance(part, nn.Linear | Conv1D) and part is not head]
+    kinds = (nn.Linear,) if form.startswith("torchao") else (nn.Linear, Conv1D)  # torchao leaves GPT-2's layers alone
+    layers = [part for part in language_model.modules() if isinstance(part, kinds) and part is not head]
     return {id(layer.weight): form for layer in layers if not layer.weight.requires_grad}
 
 
