@@ -43,10 +43,11 @@ def colour_at(picture: Image.Image, box: list[float]) -> np.ndarray:
     return np.asarray(picture)[int(y), int(x)].astype(int)
 
 
+@pytest.mark.parametrize("stretch", [0.0, 0.8])
 @pytest.mark.parametrize("with_mask", [False, True])
-def test_pasted_regions_are_where_their_boxes_say(with_mask):
+def test_pasted_regions_are_where_their_boxes_say(with_mask, stretch):
     records = [record(name, with_mask) for name in COLOURS]
-    paster = RegionPaster(records, number=5, size=(0.15, 0.3), rotate=180, colour=0.0)
+    paster = RegionPaster(records, number=5, size=(0.15, 0.3), rotate=180, stretch=stretch, colour=0.0)
     rng, pasted = np.random.default_rng(0), 0
     for _ in range(20):
         result = paster(records[0], rng)
@@ -64,6 +65,20 @@ def test_pasted_regions_are_where_their_boxes_say(with_mask):
                 rows, columns = np.nonzero(mask)
                 assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == region["box"]
     assert pasted > 20
+
+
+def test_stretched_regions_keep_their_area_and_change_their_shape():
+    records = [record(name, with_mask=True) for name in COLOURS]
+    ratios, areas = [], []
+    for stretch in (0.0, 1.0):
+        paster = RegionPaster(records, number=3, size=(0.25, 0.25), stretch=stretch, colour=0.0)
+        rng = np.random.default_rng(0)
+        regions = [one for _ in range(30) for one in paster(records[0], rng)["regions"][1:]]
+        sides = np.array([np.diff(np.reshape(one["box"], (2, 2)), axis=0)[0] for one in regions])
+        ratios.append(np.log(sides[:, 0] / sides[:, 1]).std())
+        areas.append(np.mean([decode_rle(one["mask"]).sum() for one in regions]))
+    assert ratios[0] < 0.05 and ratios[1] > 0.2
+    assert areas[1] == pytest.approx(areas[0], rel=0.05)
 
 
 def test_the_record_and_its_picture_stay_as_they_were():
@@ -102,7 +117,9 @@ def test_pasted_regions_hide_no_other():
                 assert np.prod(sides.clip(0)) <= 0.1 * least + 1e-9
 
 
-@pytest.mark.parametrize("wrong", [{"number": 0}, {"size": (0.5, 0.2)}, {"rotate": -1}, {"colour": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"number": 0}, {"size": (0.5, 0.2)}, {"rotate": -1}, {"stretch": 3}, {"colour": 1.5}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="paste has number"):
         RegionPaster([record("red thing")], **wrong)

@@ -25,7 +25,8 @@ _CROP_SIDE = 256
 _CACHE_BYTES = 256 * 2**20
 # A pasted region may hide no more than this share of another, or of itself.
 _OVERLAP = 0.1
-_ATTEMPTS = 2
+# Places tried per wanted region: in a full picture most are taken.
+_ATTEMPTS = 8
 
 
 class TrainingAugmentation:
@@ -112,6 +113,8 @@ class RegionPaster:
         number: up to so many regions are pasted into a picture, as many drawn as not.
         size: least and greatest longer side of a pasted region, as a share of the picture's longer side.
         rotate: turns regions by up to so many degrees either way.
+        stretch: along an axis at any angle regions become up to exp(stretch) times as long as across it, as things do
+            that are looked at from the side; their area stays.
         colour: changes brightness and contrast of pasted regions by up to this share.
     """
 
@@ -121,14 +124,18 @@ class RegionPaster:
         number: int = 6,
         size: tuple[float, float] = (0.15, 0.45),
         rotate: float = 0.0,
+        stretch: float = 0.0,
         colour: float = 0.3,
     ) -> None:
-        if number < 1 or not 0 < size[0] <= size[1] <= 1 or rotate < 0 or not 0 <= colour < 1:
+        bounded = 0 < size[0] <= size[1] <= 1 and 0 <= stretch <= 2 and 0 <= colour < 1
+        if number < 1 or rotate < 0 or not bounded:
             raise ValueError(
-                f"paste has number {number}, size {size}, rotate {rotate}, colour {colour}; expected a number of at "
-                "least 1, sizes in (0, 1] in ascending order, degrees of at least 0, and a share in [0, 1)."
+                f"paste has number {number}, size {size}, rotate {rotate}, stretch {stretch}, colour {colour}; "
+                "expected a number of at least 1, ascending sizes in (0, 1], no negative degrees, a stretch in [0, 2] "
+                "and a share in [0, 1)."
             )
-        self.dataset, self.number, self.size, self.rotate, self.colour = dataset, number, tuple(size), rotate, colour
+        self.dataset, self.number, self.size = dataset, number, tuple(size)
+        self.rotate, self.stretch, self.colour = rotate, stretch, colour
         self.sources = _regions_by_text(dataset)
         self._crops: OrderedDict[tuple[int, int], tuple[Image.Image, Image.Image, bool]] = OrderedDict()
         self._bytes = 0
@@ -164,6 +171,10 @@ class RegionPaster:
         scale = side / max(crop.size)
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        if self.stretch:
+            axis, half_log = rng.uniform(0, math.pi), rng.uniform(0, self.stretch) / 2
+            turn = np.array([[math.cos(axis), -math.sin(axis)], [math.sin(axis), math.cos(axis)]])
+            matrix = matrix @ (turn * [math.exp(half_log), math.exp(-half_log)]) @ turn.T
         half = np.array(crop.size) / 2
         # Bounds of the ellipse within the turned box: those of its corners would be far too wide for most things.
         extent = np.sqrt(matrix**2 @ half**2)
