@@ -87,6 +87,27 @@ def test_the_mask_loss_does_not_depend_on_how_a_batch_is_split(make_model, split
     assert loss > captions + 0.01
 
 
+@pytest.mark.parametrize("sam_type", ["sam", "sam_hq"])
+def test_three_masks_and_the_single_one_learn_whichever_is_asked_for(make_model, sam_type):
+    model, inputs = make_model(sam_type=sam_type, mask_loss_weight=0.7, freeze_base_models=False).eval(), batch()
+    text = {"labels": inputs.pop("labels"), "input_ids": inputs.pop("input_ids")}
+    parts = {wanted: model(**inputs, multimask_output=wanted) for wanted in (True, False)}
+    assert [len(part.iou_scores[0, 0]) for part in parts.values()] == [3, 1]
+    model.train()
+    for wanted, part in parts.items():
+        model.zero_grad()
+        outputs = model(**inputs, multimask_output=wanted)
+        torch.testing.assert_close(outputs.loss, parts[True].loss + parts[False].loss)
+        torch.testing.assert_close(outputs.pred_masks, part.pred_masks)
+        outputs.loss.backward()
+        heads = model.sam.mask_decoder.output_hypernetworks_mlps
+        # Of the three only the best one of a region learns.
+        assert heads[0].proj_out.weight.grad.abs().sum() > 0
+        assert any(head.proj_out.weight.grad.abs().sum() > 0 for head in heads[1:])
+    with pytest.raises(ValueError, match="mask_labels need masks"):
+        model(**inputs, **text, output_masks=False)
+
+
 def test_the_loss_is_the_first_output(model):
     inputs = batch()
     assert torch.equal(model(**inputs, return_dict=False)[0], model(**inputs).loss)

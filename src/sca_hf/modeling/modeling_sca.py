@@ -105,6 +105,8 @@ class _RegionFeatures:
     queries: torch.Tensor | None  # (N, A, Q, C)
     pred_masks: torch.Tensor | None  # (N, M, 4h, 4w)
     iou_scores: torch.Tensor | None  # (N, M)
+    other_masks: torch.Tensor | None  # those of the other `multimask_output`
+    other_scores: torch.Tensor | None
 
 
 class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMixin):
@@ -261,7 +263,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             attention_mask: (B, R, T) 1 on the caption, 0 on padding.
             labels: (B, R, T) the ids again with -100 on padding, not shifted.
             mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1]; NaN throughout for regions
-                whose mask is not known.
+                whose mask is not known. In training mode the three masks and the single one learn from them, whichever
+                `multimask_output` asks for.
             output_masks: compute masks and IoU; None does so without text, or with `mask_labels`.
             region_chunk_size: regions that run at once; None fits the device. Changes no result.
             num_items_in_batch: what the summed caption loss is divided by, and with it each region's mask loss times
@@ -274,6 +277,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
         if input_ids is not None and not input_ids.shape[-1]:
             raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
+        if mask_labels is not None and output_masks is False:
+            raise ValueError("mask_labels need masks to compare with: leave out output_masks=False.")
         if output_masks is None:
             output_masks = input_ids is None or mask_labels is not None
         features = self._region_features(
@@ -291,6 +296,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             multimask_output=multimask_output,
             region_chunk_size=region_chunk_size,
             want_masks=output_masks,
+            want_other_masks=self.training and mask_labels is not None and self.config.mask_loss_weight > 0,
             want_queries=input_ids is not None,
         )
         plan = features.plan
@@ -320,12 +326,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             results |= {name: spoken.get(name) for name in ("hidden_states", "attentions")}
         if mask_labels is not None and self.config.mask_loss_weight > 0:
             check_regional(plan.shape, pred_masks=results["pred_masks"][:, :, 0], mask_labels=mask_labels)
-            shares = None
-            if labels is not None:
-                # Tokens weigh regions as they weigh captions: only their number is known over all parts of a step.
-                tokens = (plan.real(labels) != -100).sum(dim=1)
-                shares = tokens / (tokens.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-            loss = mask_loss(features.pred_masks, features.iou_scores, plan.real(mask_labels), shares)
+            loss = self._mask_loss(features, mask_labels, labels, num_items_in_batch)
             results["loss"] = results.get("loss", 0) + self.config.mask_loss_weight * loss
         return ScaOutput(**results)
 
@@ -416,6 +417,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         region_chunk_size: int | None,
         want_masks: bool,
         want_queries: bool,
+        want_other_masks: bool = False,
         **prompts: torch.Tensor | None,
     ) -> _RegionFeatures:
         """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk."""
@@ -437,22 +439,27 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         size = region_chunk_size or default_chunk_size(
             len(segmenter.positions), images.shape[1], images.dtype, images.device
         )
-        queries, masks, scores = [], [], []
+        outputs = (multimask_output, not multimask_output)[: want_masks + want_other_masks]
+        queries: list[torch.Tensor] = []
+        masks: dict[bool, list[torch.Tensor]] = {wanted: [] for wanted in outputs}
+        scores: dict[bool, list[torch.Tensor]] = {wanted: [] for wanted in outputs}
         for group in plan.groups:
             for chunk in group.chunks(size):
                 regions = segmenter.decode(chunk)
-                if want_masks:
-                    chunk_masks, chunk_scores = segmenter.masks(regions, multimask_output)
-                    masks.append(chunk_masks)
-                    scores.append(chunk_scores)
+                for wanted in outputs:
+                    chunk_masks, chunk_scores = segmenter.masks(regions, wanted)
+                    masks[wanted].append(chunk_masks)
+                    scores[wanted].append(chunk_scores)
                 if want_queries:
                     queries.append(self.mixer(regions.tokens, regions.image_tokens, folded))
         return _RegionFeatures(
             plan=plan,
             image_embeddings=images,
             queries=plan.ordered(queries) if want_queries else None,
-            pred_masks=plan.ordered(masks) if want_masks else None,
-            iou_scores=plan.ordered(scores) if want_masks else None,
+            pred_masks=plan.ordered(masks[multimask_output]) if want_masks else None,
+            iou_scores=plan.ordered(scores[multimask_output]) if want_masks else None,
+            other_masks=plan.ordered(masks[not multimask_output]) if want_other_masks else None,
+            other_scores=plan.ordered(scores[not multimask_output]) if want_other_masks else None,
         )
 
     def _encode(
@@ -491,6 +498,26 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         row = self.config.mixer_config.tasks.index("caption")
         ids = torch.full((len(features.queries),), row, device=features.queries.device)
         return self.mixer.prefix(features.queries, ids)
+
+    def _mask_loss(
+        self,
+        features: _RegionFeatures,
+        mask_labels: torch.Tensor,
+        labels: torch.Tensor | None,
+        num_items: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        """The loss of the masks that were asked for; in training also that of the others."""
+        plan, shares = features.plan, None
+        if labels is not None:
+            # Tokens weigh regions as they weigh captions: only their number is known over all parts of a step.
+            tokens = (plan.real(labels) != -100).sum(dim=1)
+            shares = tokens / (tokens.sum().clamp(min=1) if num_items is None else num_items)
+        known = plan.real(mask_labels)
+        loss = mask_loss(features.pred_masks, features.iou_scores, known, shares)
+        if features.other_masks is not None:
+            # Whoever trains three masks will also be asked for one, and the encoder changes under both.
+            loss = loss + mask_loss(features.other_masks, features.other_scores, known, shares)
+        return loss
 
     def _caption_loss(
         self, logits: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None

@@ -15,8 +15,7 @@ from ..modeling.adapters_sca import is_adapter_key
 logger = logging.get_logger(__name__)
 
 _DECODER = "sam.mask_decoder"
-# Three candidate masks are trained; the network of the single mask does not run, and under DDP nothing may idle.
-_SINGLE_MASK = f"{_DECODER}.output_hypernetworks_mlps.0"
+# Without a mask loss these get no gradient, and under DDP nothing may idle.
 _MASK_HEADS = tuple(
     f"{_DECODER}.{name}"
     for name in (
@@ -95,9 +94,7 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
         raise ValueError(f"mask_loss_weight is {mask_loss_weight}, but the preset {name} trains nothing of masks.")
     if preset.trains_masks and not weight > 0:
         logger.warning("SAM is trained by captions alone (mask_loss_weight is 0): its masks will drift.")
-    idle: tuple[str, ...] = ()
-    if preset.trains_masks:
-        idle = (_SINGLE_MASK,) if weight > 0 else _MASK_HEADS
+    idle = _MASK_HEADS if preset.trains_masks and not weight > 0 else ()
     for parameter_name, parameter in model.named_parameters():
         adapter = is_adapter_key(parameter_name)
         trained = preset.with_adapters if adapter else _within(parameter_name, preset.trained)
