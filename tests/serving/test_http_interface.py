@@ -296,3 +296,11 @@ def test_two_models_of_one_name_are_refused(tmp_path):
     (tmp_path / "sca-tiny").symlink_to(bundled_model())
     with pytest.raises(ValueError, match="two models are called sca-tiny"):
         Engine(["sca-tiny", str(tmp_path / "sca-tiny")])
+
+
+def test_threads_share_memory_where_the_c_library_lets_them():
+    import platform
+
+    from sca_hf.serving.running import limit_arenas
+
+    assert limit_arenas() == (platform.libc_ver()[0] == "glibc")

@@ -44,14 +44,14 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted."""
     quiet()
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401 (told at once where it is missing)
 
         from ..serving.api import create_app
     except ModuleNotFoundError as error:
         raise ImportError(f"The server needs {error.name}: pip install 'sca-hf[serve]'.") from None
-    from ..serving.engine import Engine
+    from ..serving.running import serve_app
 
-    engine = Engine(options.model, options.device)
-    engine.model()  # whoever comes first should not wait for it
-    print(f"sca-hf serves {', '.join(engine.models)} at http://{options.host}:{options.port}, described at /docs")
-    uvicorn.run(create_app(engine), host=options.host, port=options.port, log_level="warning")
+    def tell(engine: Any) -> None:
+        print(f"sca-hf serves {', '.join(engine.models)} at http://{options.host}:{options.port}, described at /docs")
+
+    serve_app(create_app, options.model, options.host, options.port, options.device, tell)

@@ -24,13 +24,9 @@ def build(models: Sequence[str] = (), device: str | None = None) -> Any:
 def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
     """Serves the page, and the HTTP interface beside it, until interrupted."""
     page = _page()
-    import uvicorn
+    from ..serving.running import serve_app
 
-    from ..serving.engine import Engine
-
-    engine = Engine(models, device)
-    engine.model()  # whoever comes first should not wait for it
-    uvicorn.run(page.page_app(engine), host=host, port=port, log_level="warning")
+    serve_app(page.page_app, models, host, port, device)
 
 
 def main() -> None:
