@@ -69,19 +69,20 @@ class LiveBytes(TorchDispatchMode):
         # Arguments that were there before are not counted, nor what is only another view of them.
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
-                self._known.add(tensor.untyped_storage()._cdata)
+                self._count(tensor.untyped_storage(), made=False)
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, storage: torch.UntypedStorage, made: bool = True) -> None:
         key = storage._cdata
         if key in self._known:
             return
         self._known.add(key)
-        size = storage.nbytes()
+        # Forgotten when it goes, counted or not: another storage may be made at its address.
+        size = storage.nbytes() if made else 0
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._free, key, size)
