@@ -190,15 +190,12 @@ def main() -> int:
         server.terminate()
     settled = [point for point in memory if point[0] > options.seconds / 3]
     slope = 60 * float(np.polyfit(*zip(*settled, strict=True), 1)[0])
-    cut = statistics.quantiles(clients.seconds, n=20)
-    print(
-        f"{options.clients} clients and {options.pages} pages, {options.seconds:g} s: {len(clients.seconds)} answers"
-    )
+    print(f"{options.clients} clients and {options.pages} pages, {options.seconds:g} s")
     print(f"errors: {len(clients.errors)} {clients.errors[:3]}; answers of someone else: {clients.mixed}")
-    print(f"seconds: p50 {statistics.median(clients.seconds):.2f}, p95 {cut[-1]:.2f}")
-    if pages.seconds:
-        cut = statistics.quantiles(pages.seconds, n=20)
-        print(f"{len(pages.seconds)} clicks on pages: p50 {statistics.median(pages.seconds):.2f}, p95 {cut[-1]:.2f}")
+    for kind, seconds in (("answers", clients.seconds), ("clicks on pages", pages.seconds)):
+        if len(seconds) > 1:
+            late = statistics.quantiles(seconds, n=20)[-1]
+            print(f"seconds of {len(seconds)} {kind}: p50 {statistics.median(seconds):.2f}, p95 {late:.2f}")
     tenths = [f"{held:.0f}" for _, held in memory[:: max(1, len(memory) // 10)]]
     print(f"memory: {slope:+.2f} MiB per minute after a third of the time; MiB at each tenth: {' '.join(tenths)}")
     return int(bool(clients.errors or clients.mixed or slope > FLAT))

@@ -19,7 +19,6 @@ from sca_hf.serving.api import create_app
 
 # Each of the operations that take a body gets so many of either kind; the ones that take none have one request.
 EXAMPLES = 60
-POSTED = ("/v1/images", "/v1/caption", "/v1/anything")
 QUICK = settings(
     max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )

@@ -44,12 +44,10 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted."""
     quiet()
     try:
-        import uvicorn  # noqa: F401 (told at once where it is missing)
-
         from ..serving.api import create_app
+        from ..serving.running import serve_app
     except ModuleNotFoundError as error:
         raise ImportError(f"The server needs {error.name}: pip install 'sca-hf[serve]'.") from None
-    from ..serving.running import serve_app
 
     def tell(engine: Any) -> None:
         print(f"sca-hf serves {', '.join(engine.models)} at http://{options.host}:{options.port}, described at /docs")

@@ -61,7 +61,7 @@ class RepositoryInfo:
 
 
 def read_config(name: str) -> ScaConfig:
-    """Reads the configuration of a folder or repository id."""
+    """Reads the configuration of a folder or repository id; refuses one of another kind of model."""
     check_repository(name)
     config = ScaConfig.from_pretrained(name)
     if config.model_type != ScaConfig.model_type:

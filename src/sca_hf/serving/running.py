@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import uvicorn
+
 from .engine import Engine
 
 
@@ -13,19 +15,18 @@ _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 def serve_app(
     make_app: Callable[[Engine], Any],
-    models: Sequence[str] = (),
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    device: str | None = None,
+    models: Sequence[str],
+    host: str,
+    port: int,
+    device: str | None,
     started: Callable[[Engine], None] = lambda engine: None,
 ) -> None:
     """Serves what `make_app` makes of an engine for these models.
 
     Args:
+        models, device: see [`Engine`].
         started: called with the engine, its default model loaded, before requests are taken.
     """
-    import uvicorn
-
     limit_arenas()
     engine = Engine(models, device)
     engine.model()  # whoever comes first should not wait for it

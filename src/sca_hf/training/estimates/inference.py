@@ -6,7 +6,7 @@ import torch
 
 from ...modeling.configuration_sca import ScaConfig
 from ...modeling.modeling_sca import ScaForConditionalGeneration
-from .memory import PartMemory, part_memories
+from .memory import PartMemory, grid_side, part_memories
 
 
 # Title, precision of the weights, form that the language model is quantised to.
@@ -20,10 +20,10 @@ PRECISIONS = (
 
 def weight_memories(config: ScaConfig) -> dict[str, list[PartMemory]]:
     """Returns what each part's weights and buffers take, by precision."""
+    with torch.device("meta"):
+        model = ScaForConditionalGeneration(config).requires_grad_(False)
     memories = {}
     for title, dtype, quantised in PRECISIONS:
-        with torch.device("meta"):
-            model = ScaForConditionalGeneration(config).requires_grad_(False)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         memories[title] = list(part_memories(model, quantised))
@@ -48,7 +48,6 @@ def report_model(config: ScaConfig, gpu_memory: int | None = None) -> str:
         rows.append([f"left of {gpu_memory / 2**30:g} GiB", *room])
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
-    vision = config.sam_config.vision_config
-    embedding = vision.output_channels * (vision.image_size // vision.patch_size) ** 2 * 4
+    embedding = config.sam_config.vision_config.output_channels * grid_side(config) ** 2 * 4
     note = f"An encoded image takes {embedding / 2**20:.1f} MiB in float32. The language model is quantised as by"
     return "\n".join([*lines, f"{note} bitsandbytes; activations and CUDA come on top."])

@@ -110,7 +110,7 @@ def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str =
     regions, tokens = batch["input_ids"].shape[1:]
     parts = list(part_memories(model, args.quantize_language_model))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    embedding = 2 * config.sam_config.vision_config.output_channels * _grid(config) ** 2
+    embedding = 2 * config.sam_config.vision_config.output_channels * grid_side(config) ** 2
     states = _optimizer_share(args.optim, notes)
     if args.regions_per_image is None:
         notes.append(f"regions_per_image is null: an image with {_ALL_REGIONS} regions is assumed.")
@@ -157,7 +157,7 @@ def _prepared(config: ScaConfig, args: ScaTrainingArguments, dtype: str, autocas
 def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
     """The largest batch that the collator makes: every caption as long as it may be, every region a box."""
     images, regions = args.per_device_train_batch_size, args.regions_per_image or _ALL_REGIONS
-    grid, vision = _grid(config), config.sam_config.vision_config
+    grid, vision = grid_side(config), config.sam_config.vision_config
     ids = torch.zeros(images, regions, config.max_caption_length, dtype=torch.long)
     batch: dict[str, Any] = dict(
         input_boxes=torch.zeros(images, regions, 4),
@@ -175,7 +175,8 @@ def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
     return batch
 
 
-def _grid(config: ScaConfig) -> int:
+def grid_side(config: ScaConfig) -> int:
+    """Cells along each side of an image embedding."""
     vision = config.sam_config.vision_config
     return vision.image_size // vision.patch_size
 
