@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -129,3 +130,35 @@ def test_what_cannot_be_reported_is_said(tmp_path, capsys):
     assert main(["report", path, path, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "expected a folder" in error and "a file is given twice" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_whole(reported, tmp_path, width):
+    browsing = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium here")
+    (tmp_path / "report.html").write_text(reported[0], "utf-8")
+    with browsing.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        complaints = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto((tmp_path / "report.html").as_uri())
+        loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+        assert len(loaded) == 6 and all(loaded) and not complaints
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # What does not fit is scrolled to within its table; no word of a heading is torn.
+        torn = page.evaluate(
+            """[...document.querySelectorAll('th')].filter(cell => {
+                const range = document.createRange();
+                const text = [...cell.childNodes].find(node => node.nodeType === 3);
+                return text && [...text.data.matchAll(/\\S+/g)].some(word => {
+                    range.setStart(text, word.index), range.setEnd(text, word.index + word[0].length);
+                    return word[0].length < 14 && range.getClientRects().length > 1;
+                });
+            }).map(cell => cell.textContent)"""
+        )
+        assert torn == []
+        browser.close()
