@@ -24,6 +24,7 @@ import torch
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.data.images import record_image
 from sca_hf.training.arguments import ScaTrainingArguments
+from sca_hf.training.details import box_means
 from sca_hf.training.recipe.run import build_datasets, build_model, run_recipe
 from sca_hf.training.recipe.schema import Recipe, load_recipe
 from sca_hf.training.trainer import ScaTrainer
@@ -85,19 +86,13 @@ def linear_probe(model: Any, processor: Any, train: Any, test: Any) -> dict[str,
 
 @torch.inference_mode()
 def _region_features(model: Any, processor: Any, records: Any) -> np.ndarray:
-    """(N, C) image embeddings averaged over boxes, cells at the edge by the share that is covered."""
+    """(N, C) image embeddings averaged over boxes."""
     features = []
     for record in records:
         boxes = [[region["box"] for region in record["regions"]]]
         inputs = processor(record_image(record), input_boxes=boxes)
-        embedding = model.get_image_embeddings(inputs["pixel_values"])[0]  # (C, h, w)
-        side = inputs["pixel_values"].shape[-1] / embedding.shape[-1]
-        edges = torch.arange(embedding.shape[-1] + 1) * side
-        low, high = inputs["input_boxes"][0].split(2, dim=-1)  # (R, 2) each
-        covered = (high[..., None].minimum(edges[1:]) - low[..., None].maximum(edges[:-1])).clamp(min=0)  # (R, 2, w)
-        weights = covered[:, 1, :, None] * covered[:, 0, None, :]  # (R, h, w)
-        weights = weights / weights.sum((-2, -1), keepdim=True)
-        features.append(torch.einsum("rhw,chw->rc", weights, embedding))
+        embeddings = model.get_image_embeddings(inputs["pixel_values"])
+        features.append(box_means(embeddings, inputs["input_boxes"], inputs["pixel_values"].shape[-1])[0])
     return torch.cat(features).numpy()
 
 

@@ -206,6 +206,20 @@ def test_a_region_keeps_every_kind_of_text_or_goes():
     assert len(Augmentation(flip=1)(record(*named), rng())["regions"]) == 2
 
 
+def test_quarter_turns_keep_boxes_tight():
+    corner = np.zeros((HEIGHT, WIDTH), bool)
+    corner[10:30, 5:65] = True  # a rectangle, whose box an ellipse would not fill
+    image = Image.fromarray(np.where(corner[..., None], np.uint8(255), np.uint8(0)).repeat(3, 2))
+    turn, seen = Augmentation(quarter_turns=True), set()
+    for seed in range(20):
+        turned = turn(record(region(box=(5, 10, 65, 30)), image=image), rng(seed))
+        shown = np.asarray(turned["image"])[..., 0] > 127
+        assert shown.sum() == corner.sum()
+        assert turned["regions"][0]["box"] == pytest.approx(bounds(shown), abs=1e-6)
+        seen.add((turned["width"], turned["height"], *np.round(turned["regions"][0]["box"]).astype(int).tolist()))
+    assert len(seen) == 4
+
+
 def test_a_turned_picture_keeps_no_caption_with_a_direction():
     both = record(region(captions=["a disc", "a disc above the line"]))
     turn, seen = Augmentation(rotate=180), set()
@@ -252,6 +266,7 @@ def test_masks_as_arrays_stay_arrays_and_those_of_another_size_are_refused():
     [
         ({"flip": 0.5}, True, False),
         ({"rotate": 5}, True, False),
+        ({"quarter_turns": True}, True, False),
         ({"scale": [1, 1]}, True, False),
         ({"colour": 0.1}, False, False),
         ({}, False, True),
@@ -274,7 +289,7 @@ def test_specifications_are_read():
     [
         ("jitter", "expected .lsj-LEAST-GREATEST. such as"),
         ("lsj-2.0-0.1", "two factors above 0, the smaller first"),
-        ({"color": 0.1}, "unknown color; it has flip, scale, rotate, colour"),
+        ({"color": 0.1}, "unknown color; it has flip, scale, rotate, quarter_turns, colour"),
         ({"flip": 2}, "flip is 2, expected a number from 0 to 1"),
         ({"scale": 2}, "scale is 2, expected two factors"),
         ({"crop": 0}, "crop is 0, expected a number of pixels from 8 on"),

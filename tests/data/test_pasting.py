@@ -67,6 +67,18 @@ def test_pasted_regions_are_where_their_boxes_say(with_mask, stretch):
     assert pasted > 20
 
 
+def test_quarter_turns_alone_leave_sides_upright():
+    name = next(iter(COLOURS))
+    wide = {**record(name), "regions": [{**record(name)["regions"][0], "box": [10.0, 10, 50, 30]}]}
+    paster = RegionPaster([wide], number=3, size=(0.2, 0.2), colour=0.0, quarter_turns=True)
+    rng, shapes = np.random.default_rng(0), set()
+    for _ in range(20):
+        for region in paster(wide, rng)["regions"][1:]:
+            x0, y0, x1, y1 = region["box"]
+            shapes.add((round(x1 - x0), round(y1 - y0)))
+    assert shapes == {(24, 12), (12, 24)}
+
+
 def test_stretched_regions_keep_their_area_and_change_their_shape():
     records = [record(name, with_mask=True) for name in COLOURS]
     ratios, areas = [], []

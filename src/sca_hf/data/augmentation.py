@@ -44,6 +44,7 @@ class Augmentation:
             way on both axes; the rest of the square is padded with the mean colour, right and below. None: the whole
             picture, shrunk to `crop` pixels on its longest side where it is larger.
         rotate: turned by an angle drawn evenly up to so many degrees either way.
+        quarter_turns: turned by none to three quarters besides, which keeps boxes as tight as they were.
         colour: brightness, contrast and saturation are each changed by a factor drawn evenly up to so far from 1.
         crop: side of the square in pixels; the model's image size is best.
         min_visible: a region is kept if at least this share of its area is, and a pixel of each side of its box.
@@ -52,6 +53,7 @@ class Augmentation:
     flip: float = 0.0
     scale: tuple[float, float] | None = None
     rotate: float = 0.0
+    quarter_turns: bool = False
     colour: float = 0.0
     crop: int = 1024
     min_visible: float = 0.25
@@ -69,7 +71,7 @@ class Augmentation:
     @property
     def changes_geometry(self) -> bool:
         """Whether regions move, so that they no longer fit an embedding of the unchanged picture."""
-        return self.flip > 0 or self.scale is not None or self.rotate > 0
+        return self.flip > 0 or self.scale is not None or self.rotate > 0 or self.quarter_turns
 
     @property
     def keeps_image(self) -> bool:
@@ -87,6 +89,8 @@ class Augmentation:
             )
         image = record_image(record)
         mirrored, angle = bool(rng.random() < self.flip), float(rng.uniform(-self.rotate, self.rotate))
+        if self.quarter_turns:
+            angle += 90.0 * int(rng.integers(4))
         regions = _reworded(record["regions"], mirrored, angle)
         if 2 * len(regions) <= len(record["regions"]):
             mirrored, angle, regions = False, 0.0, list(record["regions"])

@@ -113,6 +113,7 @@ class RegionPaster:
         number: up to so many regions are pasted into a picture, as many drawn as not.
         size: least and greatest longer side of a pasted region, as a share of the picture's longer side.
         rotate: turns regions by up to so many degrees either way.
+        quarter_turns: turns them by none to three quarters besides.
         stretch: along an axis at any angle regions become up to exp(stretch) times as long as across it, as things do
             that are looked at from the side; their area stays.
         colour: changes brightness and contrast of pasted regions by up to this share.
@@ -126,6 +127,7 @@ class RegionPaster:
         rotate: float = 0.0,
         stretch: float = 0.0,
         colour: float = 0.3,
+        quarter_turns: bool = False,
     ) -> None:
         bounded = 0 < size[0] <= size[1] <= 1 and 0 <= stretch <= 2 and 0 <= colour < 1
         if number < 1 or rotate < 0 or not bounded:
@@ -136,6 +138,7 @@ class RegionPaster:
             )
         self.dataset, self.number, self.size = dataset, number, tuple(size)
         self.rotate, self.stretch, self.colour = rotate, stretch, colour
+        self.quarter_turns = quarter_turns
         self.sources = _regions_by_text(dataset)
         self._crops: OrderedDict[tuple[int, int], tuple[Image.Image, Image.Image, bool]] = OrderedDict()
         self._bytes = 0
@@ -170,6 +173,8 @@ class RegionPaster:
             crop, alpha = crop.reduce(shrink), alpha.reduce(shrink)
         scale = side / max(crop.size)
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
+        if self.quarter_turns:
+            angle += math.pi / 2 * int(rng.integers(4))
         matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         if self.stretch:
             axis, half_log = rng.uniform(0, math.pi), rng.uniform(0, self.stretch) / 2

@@ -1,6 +1,8 @@
 """Configuration of Segment and Caption Anything: SAM, the text feature mixer and a causal language model."""
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -9,6 +11,9 @@ from .safety_sca import check_bases, check_format, check_numbers, check_referenc
 
 
 SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
+
+# No configuration makes a load ask for absurd amounts of memory.
+_WIDEST_DETAIL = 4096
 
 # What the library's language models call their dropout probabilities.
 _DROPOUT_FIELDS = (
@@ -92,6 +97,8 @@ class ScaConfig(PreTrainedConfig):
         caption_add_bos: the captions that the model was trained on begin with the tokenizer's BOS.
         max_caption_length: tokens a training caption is cut to, its EOS included.
         freeze_base_models: SAM and the language model take no gradients.
+        detail_widths: channels of the stages of a [`ScaDetailEncoder`] beside SAM's image encoder; each halves the
+            picture, all together as often as SAM's patches do. None: without one, as published.
         base_model_repos: for a mixer-only repository, where `"sam"` and `"language_model"` come from; written by
             `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
         language_model_adapter: for a mixer-only repository, that it also holds adapters of the language model.
@@ -119,6 +126,7 @@ class ScaConfig(PreTrainedConfig):
     caption_add_bos: bool = False
     max_caption_length: int = 20
     freeze_base_models: bool = True
+    detail_widths: list[int] | tuple[int, ...] | None = None
     base_model_repos: dict | None = None
     language_model_adapter: bool = False
     # A repository that does not say is of the first.
@@ -139,6 +147,9 @@ class ScaConfig(PreTrainedConfig):
                 f"sam_config has model_type {self.sam_config.model_type!r}; supported are "
                 f"{' and '.join(map(repr, SUPPORTED_SAM_TYPES))}."
             )
+        if self.detail_widths is not None:
+            self.detail_widths = list(self.detail_widths)
+            check_detail_widths(self.detail_widths, self.sam_config)
         widths = {
             "hidden_size": self.sam_config.mask_decoder_config.hidden_size,
             "text_hidden_size": text_embedding_size(self.text_config),
@@ -163,6 +174,16 @@ class ScaConfig(PreTrainedConfig):
 def text_embedding_size(text_config: PreTrainedConfig) -> int:
     """Width D of a language model's input embeddings (OPT projects its words to another width than its layers')."""
     return getattr(text_config, "word_embed_proj_dim", None) or text_config.hidden_size
+
+
+def check_detail_widths(widths: Sequence[int], sam_config: PreTrainedConfig) -> None:
+    """Raise if a detail encoder with such stages would not end on the grid of SAM's patches."""
+    patch = sam_config.vision_config.patch_size
+    if patch != 2 ** len(widths) or not all(1 <= width <= _WIDEST_DETAIL for width in widths):
+        raise ValueError(
+            f"detail_widths is {list(widths)}: each stage halves the picture, so that SAM's patches of {patch} pixels "
+            f"need {math.log2(patch):g} stages of 1 to {_WIDEST_DETAIL} channels."
+        )
 
 
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:

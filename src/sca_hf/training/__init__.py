@@ -3,7 +3,9 @@
 from ..data.pasting import training_augmentation
 from .arguments import ScaTrainingArguments
 from .collator import RegionCollator
+from .details import teach_details
 from .draws import DrawnRecords, DrawnStream
+from .image_encoder import add_detail_encoder, set_image_size
 from .presets import PRESETS, apply_preset
 from .trainer import ScaTrainer
 
@@ -15,6 +17,9 @@ __all__ = [
     "DrawnRecords",
     "DrawnStream",
     "training_augmentation",
+    "add_detail_encoder",
+    "set_image_size",
+    "teach_details",
     "PRESETS",
     "apply_preset",
 ]

@@ -39,6 +39,8 @@ class ScaTrainingArguments(TrainingArguments):
         box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
         task: "recognition" or "caption" for all records. None: each record's own.
         augmentation: of images and regions, such as "lsj-0.1-2.0", see `sca_hf.data.pasting.training_augmentation`.
+        detail_steps: before all else, so many steps teach the model's detail encoder alone the regions' names, see
+            `sca_hf.training.details`.
         embedding_cache: folder where embeddings of images are kept, so that the encoder runs once per image.
         eval_generate: evaluation also generates captions and scores them.
         eval_prompt: kind of prompt in evaluation.
@@ -76,6 +78,7 @@ class ScaTrainingArguments(TrainingArguments):
     box_jitter: float = 0.1
     task: str | None = None
     augmentation: dict[str, Any] | str | None = None
+    detail_steps: int = 0
     embedding_cache: str | None = None
 
     eval_generate: bool = True

@@ -128,15 +128,17 @@ class EmbeddingCache:
                 "the image encoder has changed since its embedding cache was opened: open another EmbeddingCache, "
                 "after the model is loaded and cast."
             )
-        encoder = self._model.sam.vision_encoder
-        training = encoder.training
-        device = next(encoder.parameters()).device
+        encoders = self._model.image_encoders
+        training = [encoder.training for encoder in encoders]
+        device = next(encoders[0].parameters()).device
         try:
-            encoder.eval()
+            for encoder in encoders:
+                encoder.eval()
             with torch.no_grad():
                 encoded = self._model.get_image_embeddings(pixel_values.to(device))
         finally:
-            encoder.train(training)
+            for encoder, mode in zip(encoders, training, strict=True):
+                encoder.train(mode)
         return (encoded[0] if isinstance(encoded, tuple) else encoded).to("cpu", torch.float16)
 
     def pixels(self, record: Mapping[str, Any]) -> torch.Tensor:
@@ -145,8 +147,7 @@ class EmbeddingCache:
 
     def check_frozen(self) -> None:
         """Refuses an encoder that is trained."""
-        encoder = self._model.sam.vision_encoder if self._model is not None else None
-        if encoder is not None and any(parameter.requires_grad for parameter in encoder.parameters()):
+        if self._model is not None and any(parameter.requires_grad for parameter in self._parameters()):
             raise EmbeddingCacheError(
                 "the image encoder is trained, so that its embeddings change with every step: freeze it, or train "
                 "without the embedding cache."
@@ -154,14 +155,17 @@ class EmbeddingCache:
 
     def _checked_fingerprint(self) -> str:
         self.check_frozen()
-        parameters = list(self._model.sam.vision_encoder.parameters())
+        parameters = self._parameters()
         if any(hasattr(parameter, "to_local") for parameter in parameters):
             raise EmbeddingCacheError("the image encoder lies in shards: fill its embedding cache before training.")
         # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if seen != self._seen:
-            self._seen, self._last = seen, encoder_fingerprint(self._model.sam.vision_encoder)
+            self._seen, self._last = seen, encoder_fingerprint(*self._model.image_encoders)
         return self._last
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for encoder in self._model.image_encoders for parameter in encoder.parameters()]
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -284,8 +288,8 @@ def refuse_augmentation(augmentation: Any) -> None:
         )
 
 
-def encoder_fingerprint(encoder: torch.nn.Module) -> str:
-    """Returns the SHA-256 of an encoder's parameters and buffers: names, shapes, types and every number."""
+def encoder_fingerprint(*encoders: torch.nn.Module) -> str:
+    """Returns the SHA-256 of encoders' parameters and buffers: names, shapes, types and every number."""
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:
         name, tensor = item
@@ -294,7 +298,8 @@ def encoder_fingerprint(encoder: torch.nn.Module) -> str:
         return hashlib.sha256(head.encode() + hashlib.sha256(numbers).digest()).digest()
 
     with ThreadPoolExecutor() as pool:
-        parts = pool.map(digest, sorted(encoder.state_dict().items()))
+        weights = (item for encoder in encoders for item in sorted(encoder.state_dict().items()))
+        parts = pool.map(digest, weights)
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

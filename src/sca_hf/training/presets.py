@@ -74,7 +74,7 @@ PRESETS = {
     # Masks of another kind than SAM's; needs masks in the records.
     "mixer+mask_decoder": Preset(("mixer", _DECODER)),
     # Small models: SAM's encoder runs backwards too.
-    "all": Preset(("mixer", "sam", "language_model")),
+    "all": Preset(("mixer", "sam", "detail_encoder", "language_model")),
 }
 
 

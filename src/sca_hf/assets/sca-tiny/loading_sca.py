@@ -324,7 +324,9 @@ class ScaLoadingMixin:
         self._attach(**parts)
         if self.config.language_model_adapter:
             load_adapter(self.language_model, self.name_or_path, where)
-        self.mixer.to(self.sam.device)
+        for part in (self.mixer, self.detail_encoder):
+            if part is not None:
+                part.to(self.sam.device)
         self.base_sources = complete_sources(sources)
         # A mixer-only model stays one when it is saved again.
         if self.base_sources and not self._trainable_base_weights():

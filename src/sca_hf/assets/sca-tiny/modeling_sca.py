@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .checks_sca import as_mask_table, check_prompts, check_regional, refuse_unknown
 from .configuration_sca import ScaConfig
+from .detail_sca import ScaDetailEncoder
 from .generation_sca import caption_generation_config, continue_prefixes, resolve_generation_config
 from .grouping_sca import RegionPlan, plan_regions
 from .heads_sca import head_on, spread
@@ -138,8 +139,16 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             self.language_model = AutoModelForCausalLM.from_config(config.text_config)
             self.generation_config = caption_generation_config(self.language_model)
         self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
+        self.detail_encoder = ScaDetailEncoder(config) if config.detail_widths else None
         self.post_init()
         self._freeze_base_models()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if self.detail_encoder is not None and isinstance(module, nn.Conv2d):  # SAM makes its own
+            self.detail_encoder.init_convolution(module)
+        else:
+            super()._init_weights(module)
 
     def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
         """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
@@ -152,7 +161,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
 
     def _freeze_base_models(self) -> None:
         if self.config.freeze_base_models:
-            for part in (self.sam, self.language_model):
+            for part in (self.sam, self.detail_encoder, self.language_model):
                 if part is not None:
                     part.requires_grad_(False)
 
@@ -172,6 +181,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
         self.train(self.training)
+
+    @property
+    def image_encoders(self) -> list[nn.Module]:
+        """What makes the image embeddings: SAM's encoder, and the detail encoder where there is one."""
+        return [part for part in (self.sam.vision_encoder, self.detail_encoder) if part is not None]
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
@@ -212,10 +226,14 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             raise ValueError(
                 f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
             )
-        output = encoder(pixel_values.to(weight.dtype))
+        pixel_values = pixel_values.to(weight.dtype)
+        output = encoder(pixel_values)
+        embeddings = output[0]
+        if self.detail_encoder is not None:
+            embeddings = embeddings + self.detail_encoder(pixel_values).to(embeddings.dtype)
         if self.config.sam_config.model_type == "sam_hq":
-            return output[0], output[1]
-        return output[0]
+            return embeddings, output[1]
+        return embeddings
 
     @can_return_tuple
     def forward(

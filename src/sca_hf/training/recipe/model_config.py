@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...captioning import bundled_model
 from ...modeling.configuration_sca import ScaConfig, text_embedding_size
 from ..estimates.known_configs import known_config
-from ..image_size import with_image_size
+from ..image_encoder import with_image_size
 from .schema import ModelSection, load_recipe
 
 
@@ -54,8 +54,9 @@ def recipe_config(model: ModelSection, beside: Path | None = None) -> tuple[ScaC
     if model.swap_image_encoder:
         parts["sam_config"] = _base_config(model.swap_image_encoder, model.swap_image_encoder_revision, "sam", notes)
     if model.image_size:
-        parts["sam_config"] = with_image_size(parts["sam_config"], model.image_size)
+        parts["sam_config"] = with_image_size(parts["sam_config"], model.image_size, model.patch_size)
     fields = {name: getattr(config, name) for name in ("label_smoothing", "max_caption_length", "mask_loss_weight")}
+    fields["detail_widths"] = model.detail_widths or config.detail_widths
     return ScaConfig(**parts, mixer_config=mixer, **{**fields, **model.config_fields}), notes
 
 

@@ -21,7 +21,8 @@ from ...processing.processing_sca import ScaProcessor
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.staging import staged
 from ..checkpoint.whole import clear_leftovers, last_checkpoint
-from ..image_size import set_image_size
+from ..details import teach_details
+from ..image_encoder import add_detail_encoder, set_image_size
 from ..presets import PRESETS
 from ..trainer import ScaTrainer
 from .card import plain_scores, run_card
@@ -82,6 +83,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
         resume = last_checkpoint(output) is not None
         if args.should_save and not resume:
             (output / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    if args.detail_steps and not resume:
+        _teach_details(trainer, model, processor)
     done = trainer.train(resume_from_checkpoint=resume or None)
     metrics: dict[str, Any] = {"train": done.metrics}
     if evaluation is not None:
@@ -132,8 +135,10 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         anew += model.swap_image_encoder(model_source(section.swap_image_encoder), dtype=dtype, **where, **options)
         image_processor = None
     if section.image_size is not None:
-        anew += set_image_size(model, section.image_size)
+        anew += set_image_size(model, section.image_size, section.patch_size)
         image_processor = None
+    if section.detail_widths is not None:
+        anew += add_detail_encoder(model, section.detail_widths)
     for name, value in section.config_fields.items():
         setattr(model.config, name, value)
     if section.max_caption_length is not None:
@@ -142,10 +147,27 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     return model, ScaProcessor.from_config(model.config, tokenizer, image_processor), list(dict.fromkeys(anew))
 
 
+def _teach_details(trainer: ScaTrainer, model: Any, processor: ScaProcessor) -> None:
+    args = trainer.args
+    teach_details(
+        model,
+        processor,
+        trainer.train_dataset,
+        args.output_dir,
+        steps=args.detail_steps,
+        batch_size=args.per_device_train_batch_size,
+        seed=args.seed,
+        disable_tqdm=args.disable_tqdm,
+    )
+    set_seed(args.seed)  # the same whether they were taught now or lay there
+
+
 def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
     """Gives each part its precision, whatever it was stored in."""
     cast_but_positions(model.sam, dtype)
     model.mixer.to(dtype)
+    if model.detail_encoder is not None:
+        model.detail_encoder.to(dtype)
     model.language_model.to(text_dtype)
 
 

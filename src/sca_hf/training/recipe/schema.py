@@ -41,6 +41,8 @@ class ModelSection:
     mixer: fields of [`ScaMixerConfig`] for a new mixer.
     swap_language_model, swap_image_encoder: folder or repository id to put in place of a part.
     image_size: side of the input in pixels; SAM's position tables are interpolated to it.
+    patch_size: of SAM's patches at that size, a multiple of the old one; None leaves it.
+    detail_widths: a new convolutional branch beside SAM's image encoder, see [`ScaDetailEncoder`]; for small models.
     dtype: of the weights that are trained; frozen ones follow `training.frozen_dtype`.
     label_smoothing, max_caption_length, caption_add_bos: see [`ScaConfig`]; None leaves them as they are.
     """
@@ -57,6 +59,8 @@ class ModelSection:
     swap_image_encoder: str | None = None
     swap_image_encoder_revision: str | None = None
     image_size: int | None = None
+    patch_size: int | None = None
+    detail_widths: list[int] | None = None
     dtype: str = "float32"
     attn_implementation: str | None = None
     label_smoothing: float | None = None

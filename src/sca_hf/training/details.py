@@ -1,0 +1,188 @@
+"""Teaches a model's detail encoder, alone and first, to tell regions by their names.
+
+Its convolutions are a small share of what a step of the whole model computes, so alone they learn several times as
+fast; the model then learns to say what they see. The paper of SCA pretrains on names too (section 3.4), its mixer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from ..data.images import record_image
+from ..data.region import RegionRecordError
+from ..modeling.detail_sca import ScaDetailEncoder
+from .checkpoint.staging import staged
+from .draws import draw_generator
+from .prompts import PromptSource, draw_prompt
+
+
+# Where finished weights lie in the folder of a run.
+DETAILS = "details"
+_WEIGHTS = "detail_encoder.safetensors"
+_NO_NAME = -100
+_LEARNING_RATE = 3e-3
+_LABEL_SMOOTHING = 0.05
+
+
+def teach_details(
+    model: Any,
+    processor: Any,
+    records: Any,
+    output_dir: str | Path,
+    steps: int = 1500,
+    batch_size: int = 8,
+    max_regions: int = 8,
+    box_jitter: float = 0.04,
+    seed: int = 0,
+    disable_tqdm: bool = False,
+) -> None:
+    """Trains `model.detail_encoder` in place, by the library's Trainer, to name regions from their boxes.
+
+    A linear layer on the encoder's features, averaged over each region's box, learns with it and is thrown away.
+
+    Args:
+        model: `ScaForConditionalGeneration` with a detail encoder, see `add_detail_encoder`.
+        processor: its `ScaProcessor`.
+        records: `DrawnRecords`, augmented; regions are told apart by `category`.
+        output_dir: folder for the finished weights. Where they are there already they are loaded, and no step is made.
+        steps: of the optimizer, by a cosine schedule.
+        batch_size: images per step and process.
+        max_regions: drawn per image and step.
+        box_jitter: standard deviation of each edge of a box, as a share of the box's side.
+        seed: of weights and order.
+        disable_tqdm: shows no progress.
+    """
+    encoder = model.detail_encoder
+    if encoder is None:
+        raise ValueError("the model has no detail encoder to teach: add_detail_encoder(model, widths) first.")
+    file = Path(output_dir) / DETAILS / _WEIGHTS
+    if not file.exists():
+        _teach(
+            encoder,
+            records,
+            NamedRegionCollator(processor, region_names(records.dataset), max_regions, box_jitter),
+            file,
+            TrainingArguments(
+                output_dir=str(file.parent),
+                max_steps=steps,
+                per_device_train_batch_size=batch_size,
+                learning_rate=_LEARNING_RATE,
+                lr_scheduler_type="cosine",
+                warmup_steps=min(100, steps // 10),
+                weight_decay=0.02,
+                adam_beta2=0.98,
+                save_strategy="no",
+                logging_steps=50,
+                report_to="none",
+                remove_unused_columns=False,
+                disable_tqdm=disable_tqdm,
+                seed=seed,
+            ),
+        )
+    encoder.load_state_dict(load_file(file))
+
+
+def _teach(
+    encoder: ScaDetailEncoder, records: Any, collator: NamedRegionCollator, file: Path, args: TrainingArguments
+) -> None:
+    """Trains the encoder and writes its weights, whole or not at all."""
+    frozen = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
+    training = encoder.training
+    encoder.requires_grad_(True)
+    encoder.learns_statistics = True
+    try:
+        naming = RegionNaming(encoder, len(collator.names))
+        trainer = Trainer(naming, args, train_dataset=records, data_collator=collator)
+        trainer.train()
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            with staged(file.parent) as folder:
+                save_file(
+                    {name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / file.name
+                )
+        trainer.accelerator.wait_for_everyone()
+    finally:
+        encoder.learns_statistics = False
+        encoder.train(training)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+class RegionNaming(nn.Module):
+    """A detail encoder and a linear layer that names regions by their mean features."""
+
+    def __init__(self, encoder: ScaDetailEncoder, names: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.projection.in_channels, names)
+
+    def forward(
+        self, pixel_values: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Loss and logits (B, R, names) for boxes (B, R, 4) in pixels of the input; labels (B, R), -100 for none."""
+        logits = self.head(box_means(self.encoder.features(pixel_values), boxes, pixel_values.shape[-1]))
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=_NO_NAME, label_smoothing=_LABEL_SMOOTHING
+        )
+        return {"loss": loss, "logits": logits}
+
+
+def box_means(features: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor:
+    """Averages features (B, C, h, w) over boxes (B, R, 4) in pixels of the square input: (B, R, C).
+
+    Cells at a box's edge count by the share that is covered.
+    """
+    edges = torch.arange(features.shape[-1] + 1, device=boxes.device) * (side / features.shape[-1])
+    low, high = boxes.split(2, dim=-1)  # (B, R, 2) each
+    covered = (high[..., None].minimum(edges[1:]) - low[..., None].maximum(edges[:-1])).clamp(min=0)  # (B, R, 2, w)
+    weights = covered[..., 1, :, None] * covered[..., 0, None, :]  # (B, R, h, w)
+    weights = weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    return torch.einsum("brhw,bchw->brc", weights.to(features.dtype), features)
+
+
+def region_names(dataset: Any) -> list[str]:
+    """All names of a data set's regions, in order; an error where a region has none."""
+    texts = dataset.select_columns(["image_id", "regions"]) if hasattr(dataset, "select_columns") else dataset
+    names = set()
+    for record in texts:
+        for region in record["regions"]:
+            if not region.get("category"):
+                raise RegionRecordError(
+                    f"image {record['image_id']}, region {region.get('region_id', '?')} has no category, by which the "
+                    "detail encoder is taught."
+                )
+            names.add(region["category"])
+    return sorted(names)
+
+
+@dataclass
+class NamedRegionCollator:
+    """Makes batches for [`RegionNaming`] of region records; see [`teach_details`]."""
+
+    processor: Any
+    names: Sequence[str]
+    max_regions: int = 8
+    box_jitter: float = 0.04
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        boxes, labels = [], torch.full((len(records), self.max_regions), _NO_NAME)
+        for row, record in enumerate(records):
+            rng = draw_generator(record["draw"])
+            where, size = f"image {record.get('image_id', '?')}", (record["width"], record["height"])
+            chosen = [record["regions"][k] for k in rng.permutation(len(record["regions"]))[: self.max_regions]]
+            sources = [PromptSource(region, size, where) for region in chosen]
+            drawn = [draw_prompt("jittered_box", source, rng, self.box_jitter) for source in sources]
+            boxes.append([prompt["input_boxes"] for prompt in drawn])
+            labels[row, : len(chosen)] = torch.tensor([self.names.index(region["category"]) for region in chosen])
+        inputs = self.processor(images=[record_image(record) for record in records], input_boxes=boxes)
+        shown = inputs["input_boxes"].shape[1]
+        return {"pixel_values": inputs["pixel_values"], "boxes": inputs["input_boxes"], "labels": labels[:, :shown]}
