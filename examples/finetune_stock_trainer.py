@@ -5,18 +5,29 @@ from transformers import Trainer, TrainingArguments
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.captioning import bundled_model
 from sca_hf.data import load_regions
-from sca_hf.training import DrawnRecords, RegionCollator, apply_preset, training_augmentation
+from sca_hf.training import (
+    DrawnRecords,
+    RegionCollator,
+    add_detail_encoder,
+    apply_preset,
+    set_image_size,
+    teach_details,
+    training_augmentation,
+)
 
 
 model = ScaForConditionalGeneration.from_pretrained(bundled_model())
-processor = ScaProcessor.from_pretrained(bundled_model())
+set_image_size(model, 192, patch_size=16)  # finer pictures, which SAM reads as it did,
+add_detail_encoder(model, [16, 32, 64, 128])  # and convolutions that see what is finer in them
+processor = ScaProcessor.from_config(model.config, ScaProcessor.from_pretrained(bundled_model()).tokenizer)
 regions = load_regions("voc", root="my-boxes").train_test_split(0.2, seed=0)
-apply_preset(model, "all")  # a small model and few pictures: all of it learns. The default, "mixer", is as published
-side = model.config.sam_config.vision_config.image_size
-changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, side, regions["train"])
+changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, 192, regions["train"])
+records = DrawnRecords(regions["train"], seed=0, augmentation=changes)
+teach_details(model, processor, records, "runs/my-boxes", steps=1500)  # the names alone, first
+apply_preset(model, "mixer+lm")  # a small language model learns new words; a large one does well with "mixer"
 arguments = TrainingArguments(
     output_dir="runs/my-boxes",
-    max_steps=1500,
+    max_steps=600,
     learning_rate=1e-3,
     lr_scheduler_type="cosine",
     warmup_steps=100,
@@ -28,7 +39,7 @@ arguments = TrainingArguments(
 trainer = Trainer(
     model,
     arguments,
-    train_dataset=DrawnRecords(regions["train"], seed=0, augmentation=changes),
+    train_dataset=records,
     eval_dataset=regions["test"],
     data_collator=RegionCollator(processor),
     processing_class=processor,

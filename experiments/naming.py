@@ -91,7 +91,7 @@ def _region_features(model: Any, processor: Any, records: Any) -> np.ndarray:
     for record in records:
         boxes = [[region["box"] for region in record["regions"]]]
         inputs = processor(record_image(record), input_boxes=boxes)
-        embeddings = model.get_image_embeddings(inputs["pixel_values"])
+        embeddings = model.sam.get_image_embeddings(inputs["pixel_values"])
         features.append(box_means(embeddings, inputs["input_boxes"], inputs["pixel_values"].shape[-1])[0])
     return torch.cat(features).numpy()
 

@@ -1,4 +1,4 @@
-"""The convolutional branch beside SAM's image encoder: nothing until it is trained, and part of the model after."""
+"""The convolutional look at regions: nothing until it is trained, part of the model after, and never of masks."""
 
 import copy
 
@@ -7,38 +7,58 @@ import torch
 from safetensors.torch import load_file
 
 from sca_hf import ScaForConditionalGeneration
+from sca_hf.hub.repository_info import describe_repository
+from sca_hf.modeling.detail_sca import box_weights, mask_weights
 from sca_hf.testing import tiny_image, tiny_model
-from sca_hf.training import apply_preset
+from sca_hf.training import add_detail_encoder, apply_preset
 from sca_hf.training.embedding_cache import EmbeddingCache, EmbeddingCacheError
-from sca_hf.training.image_encoder import add_detail_encoder
 
 
 WIDTHS = [8, 8, 16]
+BOXES = [[[3, 3, 40, 40], [20, 10, 60, 50]], [[5, 5, 30, 60], [1, 1, 20, 20]]]
+
+
+@pytest.fixture(params=["sam", "sam_hq"])
+def sam_type(request):
+    return request.param
 
 
 @pytest.fixture
-def detailed():
+def detailed(sam_type):
     """A model whose branch says something, as after training."""
-    model = tiny_model(detail_widths=WIDTHS)
+    model = tiny_model(sam_type=sam_type, detail_widths=WIDTHS)
     with torch.no_grad():
         model.detail_encoder.projection.weight.normal_(std=0.3)
     return model
 
 
-def pixels(processor, *seeds):
-    return processor(images=[tiny_image(seed) for seed in seeds])["pixel_values"]
+@pytest.fixture
+def plain(detailed, sam_type):
+    """The same without it."""
+    model = tiny_model(sam_type=sam_type)
+    own = {name: value for name, value in detailed.state_dict().items() if not name.startswith("detail_encoder")}
+    model.load_state_dict(own)
+    return model
 
 
-@pytest.mark.parametrize("sam_type", ["sam", "sam_hq"])
+def batch(processor, **prompts):
+    prompts = prompts or {"input_boxes": BOXES}
+    captions = [["a plain blue triangle", "two green apples"]] * 2
+    return processor([tiny_image(0), tiny_image(1)], **prompts, captions=captions, return_tensors="pt")
+
+
+def prefixes(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).prefix_embeds
+
+
 def test_a_new_branch_adds_nothing(processor, sam_type):
     plain = tiny_model(sam_type=sam_type)
     model = copy.deepcopy(plain)
     assert add_detail_encoder(model, WIDTHS) == ["detail_encoder"]
-    inputs = processor(tiny_image(0), input_boxes=[[[3, 3, 40, 40], [20, 10, 60, 50]]])
-    before, after = plain.generate(**inputs), model.generate(**inputs)
-    assert torch.equal(before.pred_masks, after.pred_masks) and torch.equal(before.sequences, after.sequences)
-    built = tiny_model(sam_type=sam_type, detail_widths=WIDTHS)
-    fresh = ScaForConditionalGeneration(built.config)
+    inputs = batch(processor)
+    assert torch.equal(prefixes(model, inputs), prefixes(plain, inputs))
+    fresh = ScaForConditionalGeneration(tiny_model(sam_type=sam_type, detail_widths=WIDTHS).config)
     for one in (model, fresh):
         assert not one.detail_encoder.projection.weight.any() and not one.detail_encoder.projection.bias.any()
         assert one.detail_encoder.stem.weight.std() > 0.1
@@ -46,14 +66,13 @@ def test_a_new_branch_adds_nothing(processor, sam_type):
 
 def test_it_learns_from_its_first_step(processor):
     model = tiny_model()
-    apply_preset(model, "all")
     add_detail_encoder(model, WIDTHS)
-    captions = [["a plain blue triangle"]]
-    batch = processor(tiny_image(0), input_boxes=[[[3, 3, 40, 40]]], captions=captions)
+    apply_preset(model, "mixer")
+    inputs = batch(processor)
     optimizer = torch.optim.SGD(model.detail_encoder.parameters(), lr=1e-4)
     losses = []
     for _ in range(2):
-        loss = model(**batch).loss  # without dropout
+        loss = model(**inputs).loss
         loss.backward()
         losses.append(loss.item())
         optimizer.step()
@@ -61,51 +80,86 @@ def test_it_learns_from_its_first_step(processor):
     assert model.detail_encoder.stem.weight.grad.abs().sum() > 0  # from the second step on
 
 
-def test_it_counts_and_does_not_depend_on_other_images(detailed, processor):
-    plain = tiny_model()
-    plain.load_state_dict({k: v for k, v in detailed.state_dict().items() if not k.startswith("detail_encoder")})
-    together = detailed.get_image_embeddings(pixels(processor, 0, 1))
-    assert (together - plain.get_image_embeddings(pixels(processor, 0, 1))).abs().max() > 0.1
-    torch.testing.assert_close(together[1:], detailed.get_image_embeddings(pixels(processor, 1)), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    "prompts", [{"input_boxes": BOXES}, {"input_points": [[[[20, 20]], [[40, 30]]], [[[15, 30]], [[10, 10]]]]}]
+)
+def test_captions_see_it_and_masks_do_not(detailed, plain, processor, prompts):
+    inputs = batch(processor, **prompts)
+    assert (prefixes(detailed, inputs) - prefixes(plain, inputs)).abs().max() > 0.1
+    with torch.no_grad():
+        seen, unseen = detailed(**inputs, output_masks=True), plain(**inputs, output_masks=True)
+    assert torch.equal(seen.pred_masks, unseen.pred_masks) and torch.equal(seen.iou_scores, unseen.iou_scores)
+
+
+def test_it_does_not_depend_on_company(detailed, processor):
+    whole = prefixes(detailed, batch(processor))
+    for row in range(2):
+        captions = [["a plain blue triangle", "two green apples"]]
+        alone = processor(tiny_image(row), input_boxes=[BOXES[row]], captions=captions, return_tensors="pt")
+        torch.testing.assert_close(prefixes(detailed, alone)[0], whole[row], rtol=1e-4, atol=1e-4)
+        chunked = prefixes(detailed, {**alone, "region_chunk_size": 1})
+        torch.testing.assert_close(chunked[0], whole[row], rtol=1e-4, atol=1e-4)
+        # Whether masks are asked for must not matter to where a point's features come from.
+    points = {"input_points": [[[[20, 20]], [[40, 30]]], [[[15, 30]], [[10, 10]]]]}
+    inputs = batch(processor, **points)
+    wanted = prefixes(detailed, inputs)
+    for multimask in (True, False):
+        with torch.no_grad():
+            found = detailed(**inputs, output_masks=True, multimask_output=multimask).prefix_embeds
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_can_be_encoded_once(detailed, processor):
+    inputs = batch(processor)
+    embeddings, intermediate = detailed.get_image_embeddings(inputs["pixel_values"])
+    rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    given = {"image_embeddings": embeddings, "intermediate_embeddings": intermediate}
+    assert torch.equal(prefixes(detailed, {**rest, **given}), prefixes(detailed, inputs))
+    with pytest.raises(ValueError, match="needs the intermediate_embeddings"):
+        detailed(**rest, image_embeddings=embeddings)
 
 
 def test_it_is_saved_and_loaded(detailed, processor, tmp_path):
     detailed.save_pretrained(tmp_path / "whole")
     loaded = ScaForConditionalGeneration.from_pretrained(tmp_path / "whole")
-    wanted = detailed.get_image_embeddings(pixels(processor, 0))
-    assert torch.equal(loaded.get_image_embeddings(pixels(processor, 0)), wanted)
-    assert not any(weight.requires_grad for weight in loaded.detail_encoder.parameters())  # as SAM beside it
+    inputs = batch(processor)
+    assert torch.equal(prefixes(loaded, inputs), prefixes(detailed, inputs))
     loaded.save_pretrained(tmp_path / "mixer", include_bases=False)
     keys = load_file(tmp_path / "mixer" / "model.safetensors")
     assert {key.split(".")[0] for key in keys} == {"mixer", "detail_encoder"}
     again = ScaForConditionalGeneration.from_pretrained(tmp_path / "mixer")
-    assert torch.equal(again.get_image_embeddings(pixels(processor, 0)), wanted)
+    assert torch.equal(prefixes(again, inputs), prefixes(detailed, inputs))
     half = ScaForConditionalGeneration.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     assert half.detail_encoder.stem.weight.dtype == torch.bfloat16
-    assert half.get_image_embeddings(pixels(processor, 0)).dtype == torch.bfloat16
+    assert half.generate(**inputs).sequences.shape[:2] == (2, 2)
+    assert "detail encoder" in str(describe_repository(str(tmp_path / "whole")))
 
 
-@pytest.mark.parametrize(("name", "trained"), [("mixer", False), ("all", True)])
-def test_it_is_trained_where_sam_is(detailed, name, trained):
-    apply_preset(detailed, name, mask_loss_weight=1.0 if trained else None)
-    assert all(weight.requires_grad == trained for weight in detailed.detail_encoder.parameters())
-
-
-def test_cached_embeddings_hold_it(detailed, processor, tmp_path):
+def test_it_is_trained_with_the_mixer(detailed):
     apply_preset(detailed, "mixer")
-    cache = EmbeddingCache(tmp_path, detailed, processor)
-    embedding = cache.encode(pixels(processor, 0))
-    torch.testing.assert_close(
-        embedding.float(), detailed.get_image_embeddings(pixels(processor, 0)), rtol=1e-2, atol=1e-2
-    )
-    with torch.no_grad():
-        detailed.detail_encoder.projection.bias += 0.1
-    assert EmbeddingCache(tmp_path, detailed, processor).folder != cache.folder
-    with pytest.raises(EmbeddingCacheError, match="has changed"):
-        cache.encode(pixels(processor, 0))
-    detailed.detail_encoder.requires_grad_(True)
-    with pytest.raises(EmbeddingCacheError, match="image encoder is trained"):
+    assert all(weight.requires_grad for weight in detailed.detail_encoder.parameters())
+    assert detailed.config.freeze_base_models
+
+
+def test_embeddings_on_disk_would_lack_it(detailed, processor, tmp_path):
+    with pytest.raises(EmbeddingCacheError, match="detail encoder needs the pixels"):
         EmbeddingCache(tmp_path, detailed, processor)
+
+
+def test_weights_of_boxes_are_what_is_covered():
+    boxes = torch.tensor([[0.0, 0, 8, 8], [8, 8, 24, 16], [4, 0, 12, 8], [5, 5, 5, 5]])  # cells of 8 pixels
+    weights = box_weights(boxes, 32, 4)
+    torch.testing.assert_close(weights.sum((1, 2)), torch.ones(4))
+    assert weights[0, 0, 0] == 1 and weights[1, 1].tolist() == [0, 0.5, 0.5, 0]
+    assert weights[2, 0].tolist() == [0.5, 0.5, 0, 0] and weights[3, 0, 0] == 1
+
+
+def test_weights_of_masks_are_of_the_best():
+    masks = torch.full((1, 2, 8, 8), -200.0)
+    masks[0, 0, :4, :4] = 200
+    masks[0, 1, 4:, :] = 200
+    assert mask_weights(masks, torch.tensor([[0.9, 0.1]]))[0].tolist() == [[1, 0], [0, 0]]
+    assert mask_weights(masks, torch.tensor([[0.1, 0.9]]))[0].tolist() == [[0, 0], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize("widths", [[8, 8], [], [8, 8, 8, 8], [8, 0, 8], [8, 8, 10**6]])

@@ -8,6 +8,7 @@ from transformers import AutoModel
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.modeling import loading_sca
 from sca_hf.testing import tiny_image, tiny_sam_config, tiny_tokenizer
+from sca_hf.training import add_detail_encoder
 
 
 MIXER = {"num_hidden_layers": 2, "num_attention_heads": 4, "mlp_dim": 64}
@@ -125,3 +126,14 @@ def test_another_image_size_needs_another_processor(trained, processor):
         trained.generate(**boxes(processor))
     anew = ScaProcessor.from_config(trained.config, tiny_tokenizer())
     assert trained.generate(**boxes(anew)).pred_masks.shape[-1] == 48
+
+
+def test_another_grid_than_the_detail_encoders_is_refused(make_model):
+    model = make_model("gpt2")
+    add_detail_encoder(model, [8, 8, 16])
+    other = sam_of_size("base")
+    other.config.vision_config.patch_size = 16
+    before = model.sam
+    with pytest.raises(ValueError, match="patches of 16 pixels need 4 stages"):
+        model.swap_image_encoder(other)
+    assert model.sam is before

@@ -11,7 +11,7 @@ from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.hub.repository_info import describe_repository
 from sca_hf.testing import tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
-from sca_hf.training.image_encoder import set_image_size
+from sca_hf.training.image_encoder import add_detail_encoder, set_image_size
 from sca_hf.training.recipe import run as recipe_module
 from sca_hf.training.recipe.run import build_datasets, build_model, run_recipe
 from sca_hf.training.recipe.schema import ModelSection, Recipe, load_recipe
@@ -195,6 +195,39 @@ def test_the_same_image_size_changes_nothing_and_a_wrong_one_is_refused(model):
     assert set_image_size(model, tiny_sam_config().vision_config.image_size) == [] and model.sam is sam
     with pytest.raises(ValueError, match="image_size is 65, expected a multiple of the patch size 8"):
         set_image_size(model, 65)
+
+
+def test_larger_patches_of_a_larger_picture_are_read_as_the_smaller_were(model):
+    small = torch.randn(1, 3, 64, 64)
+    before = model.sam.get_image_embeddings(small)
+    large = small.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert "mixer" in set_image_size(model, 128, patch_size=16)
+    assert model.config.sam_config.prompt_encoder_config.image_embedding_size == 8
+    torch.testing.assert_close(model.sam.get_image_embeddings(large), before, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="patch_size is 24, expected a multiple of the old 16"):
+        set_image_size(model, 192, patch_size=24)
+    add_detail_encoder(model, [4, 4, 4, 8])
+    with pytest.raises(ValueError, match="keeps its patch size"):
+        set_image_size(model, 256, patch_size=32)
+
+
+def test_a_recipe_teaches_details_first_and_once(base, regions, tmp_path):
+    closer = {"from": str(base), "image_size": 128, "patch_size": 16, "detail_widths": [4, 4, 4, 8]}
+    given = recipe(base, regions, tmp_path / "run", model=closer, max_steps=2, detail_steps=3, preset="mixer")
+    result = run_recipe(given)
+    assert result.metrics["trained_anew"][-1] == "detail_encoder"
+    model = ScaForConditionalGeneration.from_pretrained(result.model)
+    assert model.detail_encoder.stem_norm.num_batches_tracked == 3 and model.detail_encoder.projection.weight.any()
+    assert ScaProcessor.from_pretrained(result.model).image_processor.size["longest_edge"] == 128
+    # A run that was killed before its first checkpoint teaches nothing again, and ends the same.
+    taught = tmp_path / "run" / "details"
+    other = tmp_path / "again"
+    other.mkdir()
+    taught.rename(other / "details")
+    again = run_recipe(recipe(base, regions, other, model=closer, max_steps=2, detail_steps=3, preset="mixer"))
+    weights = ScaForConditionalGeneration.from_pretrained(again.model).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(weights[name], value), name
 
 
 def test_sets_are_mixed_and_held_out_one_by_one(tmp_path):

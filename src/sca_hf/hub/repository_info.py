@@ -81,7 +81,9 @@ def describe_repository(name: str) -> RepositoryInfo:
             ("SAM", "sam", model.sam, _describe_sam(config)),
             ("mixer", "mixer", model.mixer, _describe_mixer(config)),
             ("language model", "language_model", model.language_model, _describe_text(config)),
+            ("detail encoder", "detail_encoder", model.detail_encoder, f"convolutions of {config.detail_widths}"),
         )
+        if module is not None
     ]
     loaded = str(config.dtype or torch.float32).removeprefix("torch.")
     kind = "mixer-only" if bases else "whole"

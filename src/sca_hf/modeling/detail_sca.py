@@ -1,4 +1,4 @@
-"""A small convolutional branch beside SAM's image encoder, for small models that see few pictures."""
+"""A small convolutional look at each region's pixels beside SAM's, for small models that learn from few pictures."""
 
 from itertools import pairwise
 
@@ -11,34 +11,37 @@ from .configuration_sca import ScaConfig
 
 
 class ScaDetailEncoder(nn.Module):
-    """Convolutions on the pixels, whose output is added to SAM's image embeddings.
+    """Convolutions on the pixels; their mean over a region is added to its caption queries after the mixer.
 
     A transformer on patches learns what fine strokes mean from very many pictures; convolutions need few (compare
-    "Early convolutions help transformers see better", arXiv 2106.14881). The paper of SCA has no such branch. A new
-    one adds nothing: its last layer is zero.
+    "Early convolutions help transformers see better", arXiv 2106.14881). The paper of SCA has no such branch. SAM, and
+    with it every mask, stays what it is, and a new branch adds nothing: its last layer is zero.
 
-    Its normalisation has the statistics of the pictures that it was taught on before (`sca_hf.training.details`), in
-    training mode too: what is said of an image does not depend on those beside it. While `learns_statistics` is set,
-    it takes those of the batch and keeps count.
+    Its normalisation has the statistics of the pictures that it was taught on (`sca_hf.training.details`), in training
+    mode too: what is said of an image does not depend on those beside it. While `learns_statistics` is set, it takes
+    those of the batch and keeps count.
     """
 
     learns_statistics = False
 
     def __init__(self, config: ScaConfig) -> None:
         super().__init__()
-        widths, vision = list(config.detail_widths or ()), config.sam_config.vision_config
-        self.stem = nn.Conv2d(vision.num_channels, widths[0], 5, stride=2, padding=2, bias=False)
+        widths, channels = list(config.detail_widths or ()), config.sam_config.vision_config.num_channels
+        self.stem = nn.Conv2d(channels, widths[0], 5, stride=2, padding=2, bias=False)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         self.blocks = nn.ModuleList(ResidualBlock(before, after) for before, after in pairwise(widths))
-        self.projection = nn.Conv2d(widths[-1], vision.output_channels, 1)
+        self.projection = nn.Linear(widths[-1], config.mixer_config.hidden_size)
 
-    def init_convolution(self, convolution: nn.Conv2d) -> None:
-        """Begin anew: at random, but for the last one, which adds nothing."""
-        if convolution is self.projection:
-            init.zeros_(convolution.weight)
-            init.zeros_(convolution.bias)
+    def init_weights(self, module: nn.Module) -> bool:
+        """Begin a convolution at random, or the last layer such that it adds nothing; False for other modules."""
+        if module is self.projection:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
         else:
-            init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            return False
+        return True
 
     def train(self, mode: bool = True) -> "ScaDetailEncoder":
         """Set training mode, but for normalisation that learns no statistics."""
@@ -50,15 +53,22 @@ class ScaDetailEncoder(nn.Module):
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised pixels to what is added to SAM's embeddings, (B, C, h, w)."""
-        return self.projection(self.features(pixel_values))
-
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised pixels to (B, width of the last stage, h, w)."""
+        """(B, 3, H, W) normalised pixels to features (B, W, h, w) on the grid of SAM's embeddings."""
         features = F.relu(self.stem_norm(self.stem(pixel_values.to(self.stem.weight.dtype))))
         for block in self.blocks:
             features = block(features)
         return features
+
+    def describe(self, features: torch.Tensor, image_index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """What is added to the queries of n regions, (n, C).
+
+        Args:
+            features: (B, W, h, w).
+            image_index: (n,) image of each region.
+            weights: (n, h, w), how much each cell is the region's; they sum to 1.
+        """
+        mean = torch.einsum("nhw,nchw->nc", weights.to(features.dtype), features[image_index])
+        return self.projection(mean)
 
 
 class ResidualBlock(nn.Module):
@@ -78,4 +88,25 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut_norm(self.shortcut(features)))
 
 
-__all__ = ["ScaDetailEncoder"]
+def box_weights(boxes: torch.Tensor, side: int, grid: int) -> torch.Tensor:
+    """Shares (..., grid, grid) of boxes (..., 4), xyxy in pixels of a square input, in each cell; they sum to 1.
+
+    A box is looked at as a pixel wide at least.
+    """
+    edges = torch.arange(grid + 1, device=boxes.device, dtype=boxes.dtype) * (side / grid)
+    low, high = boxes.split(2, dim=-1)  # (..., 2) each
+    thin = ((1 - (high - low)) / 2).clamp(min=0)
+    low, high = low - thin, high + thin
+    covered = (high[..., None].minimum(edges[1:]) - low[..., None].maximum(edges[:-1])).clamp(min=0)
+    shares = covered[..., 1, :, None] * covered[..., 0, None, :]
+    return shares / shares.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+
+
+def mask_weights(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Shares (n, h, w) of the best of mask logits (n, M, 4h, 4w), by scores (n, M), in each cell; they sum to 1."""
+    best = masks.gather(1, scores.argmax(1)[:, None, None, None].expand(-1, 1, *masks.shape[2:]))
+    shares = F.avg_pool2d(best.detach().sigmoid(), 4)[:, 0]
+    return shares / shares.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+
+
+__all__ = ["ScaDetailEncoder", "box_weights", "mask_weights"]

@@ -28,15 +28,15 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .checks_sca import as_mask_table, check_prompts, check_regional, refuse_unknown
 from .configuration_sca import ScaConfig
-from .detail_sca import ScaDetailEncoder
+from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
 from .generation_sca import caption_generation_config, continue_prefixes, resolve_generation_config
-from .grouping_sca import RegionPlan, plan_regions
+from .grouping_sca import PromptGroup, RegionPlan, plan_regions
 from .heads_sca import head_on, spread
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .memory_sca import region_chunk_size as default_chunk_size
 from .mixer_sca import ScaTextFeatureMixer
-from .segmentation_sca import SamSegmenter
+from .segmentation_sca import DecodedRegions, SamSegmenter
 
 
 # What the processor returns and neither forward nor generate needs.
@@ -145,9 +145,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if self.detail_encoder is not None and isinstance(module, nn.Conv2d):  # SAM makes its own
-            self.detail_encoder.init_convolution(module)
-        else:
+        if self.detail_encoder is None or not self.detail_encoder.init_weights(module):
             super()._init_weights(module)
 
     def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
@@ -161,7 +159,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
 
     def _freeze_base_models(self) -> None:
         if self.config.freeze_base_models:
-            for part in (self.sam, self.detail_encoder, self.language_model):
+            for part in (self.sam, self.language_model):
                 if part is not None:
                     part.requires_grad_(False)
 
@@ -181,11 +179,6 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
         self.train(self.training)
-
-    @property
-    def image_encoders(self) -> list[nn.Module]:
-        """What makes the image embeddings: SAM's encoder, and the detail encoder where there is one."""
-        return [part for part in (self.sam.vision_encoder, self.detail_encoder) if part is not None]
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
@@ -216,8 +209,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             pixel_values: (B, 3, H, W), normalised pixels of the resized and padded images.
 
         Returns:
-            (B, C, h, w). For SAM-HQ, whose masks need early features too, a pair of this and its
-            `intermediate_embeddings`.
+            (B, C, h, w). For SAM-HQ, whose masks need early features too, and for a model with a detail encoder a
+            pair of this and `intermediate_embeddings`.
         """
         encoder = self.sam.vision_encoder
         weight = encoder.patch_embed.projection.weight
@@ -226,14 +219,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             raise ValueError(
                 f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
             )
-        pixel_values = pixel_values.to(weight.dtype)
-        output = encoder(pixel_values)
-        embeddings = output[0]
+        output = encoder(pixel_values.to(weight.dtype))
+        is_hq = self.config.sam_config.model_type == "sam_hq"
+        intermediate = list(output[1]) if is_hq else []
         if self.detail_encoder is not None:
-            embeddings = embeddings + self.detail_encoder(pixel_values).to(embeddings.dtype)
-        if self.config.sam_config.model_type == "sam_hq":
-            return embeddings, output[1]
-        return embeddings
+            intermediate.append(self.detail_encoder(pixel_values))
+        return (output[0], intermediate) if intermediate else output[0]
 
     @can_return_tuple
     def forward(
@@ -266,7 +257,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         Args:
             pixel_values: (B, 3, H, W) normalised pixels of the resized and padded images.
             image_embeddings: (B, C, h, w) from `get_image_embeddings`, in place of `pixel_values`.
-            intermediate_embeddings: from `get_image_embeddings`, beside `image_embeddings`; SAM-HQ only.
+            intermediate_embeddings: from `get_image_embeddings`, beside `image_embeddings`, where that returns them.
             input_points: (B, R, P, 2) x, y in pixels of the resized image.
             input_labels: (B, R, P): 1 in the region, 0 outside, -1 not a point, -10 padding. None: all 1.
             input_boxes: (B, R, 4) xyxy in pixels of the resized image.
@@ -439,7 +430,9 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         **prompts: torch.Tensor | None,
     ) -> _RegionFeatures:
         """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk."""
-        images, early = self._encode(pixel_values, image_embeddings, intermediate_embeddings, want_masks)
+        images, early, details = self._encode(
+            pixel_values, image_embeddings, intermediate_embeddings, want_masks, want_queries
+        )
         check_prompts(len(images), prompts)
         input_masks, prompts["mask_index"] = as_mask_table(input_masks, prompts, images)
         plan = plan_regions(
@@ -464,12 +457,17 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         for group in plan.groups:
             for chunk in group.chunks(size):
                 regions = segmenter.decode(chunk)
-                for wanted in outputs:
-                    chunk_masks, chunk_scores = segmenter.masks(regions, wanted)
+                found = {wanted: segmenter.masks(regions, wanted) for wanted in outputs}
+                for wanted, (chunk_masks, chunk_scores) in found.items():
                     masks[wanted].append(chunk_masks)
                     scores[wanted].append(chunk_scores)
                 if want_queries:
-                    queries.append(self.mixer(regions.tokens, regions.image_tokens, folded))
+                    mixed = self.mixer(regions.tokens, regions.image_tokens, folded)
+                    if details is not None:
+                        weights = self._detail_weights(segmenter, chunk, regions, found.get(True))
+                        described = self.detail_encoder.describe(details, chunk.image_index, weights)
+                        mixed = mixed + described[:, None, None].to(mixed.dtype)
+                    queries.append(mixed)
         return _RegionFeatures(
             plan=plan,
             image_embeddings=images,
@@ -486,18 +484,24 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         image_embeddings: torch.Tensor | None,
         intermediate_embeddings: list[torch.Tensor] | None,
         want_masks: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Image embeddings (B, C, h, w), and SAM-HQ's earliest features (B, h, w, width)."""
+        want_queries: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Image embeddings (B, C, h, w), SAM-HQ's earliest features (B, h, w, width) and the detail encoder's."""
         if (pixel_values is None) == (image_embeddings is None):
             raise ValueError("Give either pixel_values or image_embeddings, and not both.")
         is_hq = self.config.sam_config.model_type == "sam_hq"
         if pixel_values is not None:
             encoded = self.get_image_embeddings(pixel_values)
-            image_embeddings, intermediate_embeddings = encoded if is_hq else (encoded, None)
+            image_embeddings, intermediate_embeddings = encoded if isinstance(encoded, tuple) else (encoded, None)
         elif is_hq and want_masks and not intermediate_embeddings:
             raise ValueError(
                 "SAM-HQ needs the intermediate_embeddings that get_image_embeddings returned for its masks; pass them "
                 "beside image_embeddings, or output_masks=False."
+            )
+        elif self.detail_encoder is not None and want_queries and not intermediate_embeddings:
+            raise ValueError(
+                "a model with a detail encoder needs the intermediate_embeddings that get_image_embeddings returned; "
+                "pass them beside image_embeddings."
             )
         vision = self.config.sam_config.vision_config
         form = (vision.output_channels, *(vision.image_size // vision.patch_size,) * 2)
@@ -505,7 +509,22 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             raise ValueError(
                 f"image_embeddings must be (B, {', '.join(map(str, form))}), got {tuple(image_embeddings.shape)}."
             )
-        return image_embeddings, intermediate_embeddings[0] if intermediate_embeddings else None
+        early = intermediate_embeddings[0] if intermediate_embeddings and is_hq else None
+        details = intermediate_embeddings[-1] if intermediate_embeddings and self.detail_encoder is not None else None
+        return image_embeddings, early, details
+
+    def _detail_weights(
+        self,
+        segmenter: SamSegmenter,
+        chunk: PromptGroup,
+        regions: DecodedRegions,
+        found: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks."""
+        if chunk.boxes is not None:
+            vision = self.config.sam_config.vision_config
+            return box_weights(chunk.boxes, vision.image_size, vision.image_size // vision.patch_size)
+        return mask_weights(*(found or segmenter.masks(regions, True)))
 
     def _prefix(self, features: _RegionFeatures, task_ids: torch.Tensor | None) -> torch.Tensor:
         """Language model prefix of every region, (N, A, L, D)."""

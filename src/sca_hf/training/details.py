@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..data.images import record_image
 from ..data.region import RegionRecordError
-from ..modeling.detail_sca import ScaDetailEncoder
+from ..modeling.detail_sca import ScaDetailEncoder, box_weights
 from .checkpoint.staging import staged
 from .draws import draw_generator
 from .prompts import PromptSource, draw_prompt
@@ -123,13 +123,13 @@ class RegionNaming(nn.Module):
     def __init__(self, encoder: ScaDetailEncoder, names: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.projection.in_channels, names)
+        self.head = nn.Linear(encoder.projection.in_features, names)
 
     def forward(
         self, pixel_values: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Loss and logits (B, R, names) for boxes (B, R, 4) in pixels of the input; labels (B, R), -100 for none."""
-        logits = self.head(box_means(self.encoder.features(pixel_values), boxes, pixel_values.shape[-1]))
+        logits = self.head(box_means(self.encoder(pixel_values), boxes, pixel_values.shape[-1]))
         loss = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=_NO_NAME, label_smoothing=_LABEL_SMOOTHING
         )
@@ -137,15 +137,8 @@ class RegionNaming(nn.Module):
 
 
 def box_means(features: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor:
-    """Averages features (B, C, h, w) over boxes (B, R, 4) in pixels of the square input: (B, R, C).
-
-    Cells at a box's edge count by the share that is covered.
-    """
-    edges = torch.arange(features.shape[-1] + 1, device=boxes.device) * (side / features.shape[-1])
-    low, high = boxes.split(2, dim=-1)  # (B, R, 2) each
-    covered = (high[..., None].minimum(edges[1:]) - low[..., None].maximum(edges[:-1])).clamp(min=0)  # (B, R, 2, w)
-    weights = covered[..., 1, :, None] * covered[..., 0, None, :]  # (B, R, h, w)
-    weights = weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    """Averages features (B, C, h, w) over boxes (B, R, 4) in pixels of the square input: (B, R, C)."""
+    weights = box_weights(boxes, side, features.shape[-1])
     return torch.einsum("brhw,bchw->brc", weights.to(features.dtype), features)
 
 

@@ -53,6 +53,11 @@ class EmbeddingCache:
                 "SAM-HQ makes its masks of early features as well, which the embedding cache does not keep: train "
                 "without the mask loss, or without the cache."
             )
+        if model.detail_encoder is not None:
+            raise EmbeddingCacheError(
+                "the embedding cache keeps SAM's embeddings, and this model's detail encoder needs the pixels: train "
+                "without the cache."
+            )
         self._model, self._processor = model, processor
         self._seen: list[tuple[int, int]] = []
         vision = model.config.sam_config.vision_config
@@ -128,17 +133,15 @@ class EmbeddingCache:
                 "the image encoder has changed since its embedding cache was opened: open another EmbeddingCache, "
                 "after the model is loaded and cast."
             )
-        encoders = self._model.image_encoders
-        training = [encoder.training for encoder in encoders]
-        device = next(encoders[0].parameters()).device
+        encoder = self._model.sam.vision_encoder
+        training = encoder.training
+        device = next(encoder.parameters()).device
         try:
-            for encoder in encoders:
-                encoder.eval()
+            encoder.eval()
             with torch.no_grad():
                 encoded = self._model.get_image_embeddings(pixel_values.to(device))
         finally:
-            for encoder, mode in zip(encoders, training, strict=True):
-                encoder.train(mode)
+            encoder.train(training)
         return (encoded[0] if isinstance(encoded, tuple) else encoded).to("cpu", torch.float16)
 
     def pixels(self, record: Mapping[str, Any]) -> torch.Tensor:
@@ -147,7 +150,8 @@ class EmbeddingCache:
 
     def check_frozen(self) -> None:
         """Refuses an encoder that is trained."""
-        if self._model is not None and any(parameter.requires_grad for parameter in self._parameters()):
+        encoder = self._model.sam.vision_encoder if self._model is not None else None
+        if encoder is not None and any(parameter.requires_grad for parameter in encoder.parameters()):
             raise EmbeddingCacheError(
                 "the image encoder is trained, so that its embeddings change with every step: freeze it, or train "
                 "without the embedding cache."
@@ -155,17 +159,14 @@ class EmbeddingCache:
 
     def _checked_fingerprint(self) -> str:
         self.check_frozen()
-        parameters = self._parameters()
+        parameters = list(self._model.sam.vision_encoder.parameters())
         if any(hasattr(parameter, "to_local") for parameter in parameters):
             raise EmbeddingCacheError("the image encoder lies in shards: fill its embedding cache before training.")
         # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if seen != self._seen:
-            self._seen, self._last = seen, encoder_fingerprint(*self._model.image_encoders)
+            self._seen, self._last = seen, encoder_fingerprint(self._model.sam.vision_encoder)
         return self._last
-
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for encoder in self._model.image_encoders for parameter in encoder.parameters()]
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -288,8 +289,8 @@ def refuse_augmentation(augmentation: Any) -> None:
         )
 
 
-def encoder_fingerprint(*encoders: torch.nn.Module) -> str:
-    """Returns the SHA-256 of encoders' parameters and buffers: names, shapes, types and every number."""
+def encoder_fingerprint(encoder: torch.nn.Module) -> str:
+    """Returns the SHA-256 of an encoder's parameters and buffers: names, shapes, types and every number."""
 
     def digest(item: tuple[str, torch.Tensor]) -> bytes:
         name, tensor = item
@@ -298,8 +299,7 @@ def encoder_fingerprint(*encoders: torch.nn.Module) -> str:
         return hashlib.sha256(head.encode() + hashlib.sha256(numbers).digest()).digest()
 
     with ThreadPoolExecutor() as pool:
-        weights = (item for encoder in encoders for item in sorted(encoder.state_dict().items()))
-        parts = pool.map(digest, weights)
+        parts = pool.map(digest, sorted(encoder.state_dict().items()))
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

@@ -71,7 +71,7 @@ def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list
 
 
 def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
-    """Puts a convolutional branch beside SAM's image encoder, in place; until it is trained it adds nothing.
+    """Has the mixer look at each region's pixels by convolutions too, in place; until it is trained it adds nothing.
 
     With it a small model learns to tell fine things apart from few pictures; see `ScaDetailEncoder`.
 
@@ -86,10 +86,9 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
         raise ValueError("the model has a detail encoder already.")
     check_detail_widths(widths, model.config.sam_config)
     model.config.detail_widths = list(widths)
-    like = next(model.sam.vision_encoder.parameters())
-    model.detail_encoder = ScaDetailEncoder(model.config).to(like.device, like.dtype)
+    model.detail_encoder = ScaDetailEncoder(model.config)
     model.detail_encoder.apply(model._init_weights)
-    model.detail_encoder.requires_grad_(like.requires_grad).train(model.training)
+    model.detail_encoder.to(model.mixer.device, model.mixer.dtype).train(model.training)
     return ["detail_encoder"]
 
 

@@ -58,7 +58,7 @@ def hold_frozen(model: Any, dtype: str | None) -> None:
     """Casts the image encoder and the language model, as far as they are frozen; adapters stay as they are."""
     if dtype is None:
         return
-    frozen = [part for part in (*model.image_encoders, model.language_model) if not _trains_own_weights(part)]
+    frozen = [part for part in (model.sam.vision_encoder, model.language_model) if not _trains_own_weights(part)]
     if not frozen:
         raise ValueError(f"frozen_dtype is {dtype}, but neither the image encoder nor the language model is frozen.")
     for part in frozen:

@@ -15,6 +15,8 @@ from ..modeling.adapters_sca import is_adapter_key
 logger = logging.get_logger(__name__)
 
 _DECODER = "sam.mask_decoder"
+# What is SCA's own, and takes part in every preset; most models have no detail encoder.
+_OWN = ("mixer", "detail_encoder")
 # Without a mask loss these get no gradient, and under DDP nothing may idle.
 _MASK_HEADS = tuple(
     f"{_DECODER}.{name}"
@@ -56,7 +58,7 @@ class Preset:
     @property
     def trains_bases(self) -> bool:
         """Whether weights of SAM or the language model change."""
-        return any(name != "mixer" for name in self.trained)
+        return any(name not in _OWN for name in self.trained)
 
     @property
     def trains_masks(self) -> bool:
@@ -66,15 +68,15 @@ class Preset:
 
 PRESETS = {
     # As published: SAM and the language model stay as they are.
-    "mixer": Preset(("mixer",)),
+    "mixer": Preset(_OWN),
     # A large language model that must learn other words.
-    "mixer+lora": Preset(("mixer",), with_adapters=True),
+    "mixer+lora": Preset(_OWN, with_adapters=True),
     # A small language model.
-    "mixer+lm": Preset(("mixer", "language_model")),
+    "mixer+lm": Preset((*_OWN, "language_model")),
     # Masks of another kind than SAM's; needs masks in the records.
-    "mixer+mask_decoder": Preset(("mixer", _DECODER)),
+    "mixer+mask_decoder": Preset((*_OWN, _DECODER)),
     # Small models: SAM's encoder runs backwards too.
-    "all": Preset(("mixer", "sam", "detail_encoder", "language_model")),
+    "all": Preset((*_OWN, "sam", "language_model")),
 }
 
 

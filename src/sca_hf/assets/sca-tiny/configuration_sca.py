@@ -97,8 +97,8 @@ class ScaConfig(PreTrainedConfig):
         caption_add_bos: the captions that the model was trained on begin with the tokenizer's BOS.
         max_caption_length: tokens a training caption is cut to, its EOS included.
         freeze_base_models: SAM and the language model take no gradients.
-        detail_widths: channels of the stages of a [`ScaDetailEncoder`] beside SAM's image encoder; each halves the
-            picture, all together as often as SAM's patches do. None: without one, as published.
+        detail_widths: channels of the stages of a [`ScaDetailEncoder`]; each halves the picture, all together as often
+            as SAM's patches do. None: without one, as published.
         base_model_repos: for a mixer-only repository, where `"sam"` and `"language_model"` come from; written by
             `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
         language_model_adapter: for a mixer-only repository, that it also holds adapters of the language model.

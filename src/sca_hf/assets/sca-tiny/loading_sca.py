@@ -31,7 +31,7 @@ from .bases_sca import (
     load_pinned,
     source_of,
 )
-from .configuration_sca import ScaConfig, ScaMixerConfig, text_embedding_size
+from .configuration_sca import ScaConfig, ScaMixerConfig, check_detail_widths, text_embedding_size
 from .generation_sca import caption_generation_config
 from .safety_sca import FORMAT_VERSION, check_weight_files
 
@@ -268,6 +268,8 @@ class ScaLoadingMixin:
                 f"the new SAM's mask decoder is {width} wide, but the mixer {self.config.mixer_config.hidden_size}: "
                 "build a new model with from_sam_text_pretrained."
             )
+        if self.config.detail_widths:
+            check_detail_widths(self.config.detail_widths, sam_model.config)
         self._put_in_place(SAM, sam_model, source, kwargs)
         return _to_train_again(["mixer"])
 

@@ -42,7 +42,7 @@ class ModelSection:
     swap_language_model, swap_image_encoder: folder or repository id to put in place of a part.
     image_size: side of the input in pixels; SAM's position tables are interpolated to it.
     patch_size: of SAM's patches at that size, a multiple of the old one; None leaves it.
-    detail_widths: a new convolutional branch beside SAM's image encoder, see [`ScaDetailEncoder`]; for small models.
+    detail_widths: of a new [`ScaDetailEncoder`], for small models.
     dtype: of the weights that are trained; frozen ones follow `training.frozen_dtype`.
     label_smoothing, max_caption_length, caption_add_bos: see [`ScaConfig`]; None leaves them as they are.
     """
