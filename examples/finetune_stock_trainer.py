@@ -5,23 +5,14 @@ from transformers import Trainer, TrainingArguments
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.captioning import bundled_model
 from sca_hf.data import load_regions
-from sca_hf.training import (
-    DrawnRecords,
-    RegionCollator,
-    add_detail_encoder,
-    apply_preset,
-    set_image_size,
-    teach_details,
-    training_augmentation,
-)
+from sca_hf.training import DrawnRecords, RegionCollator, apply_preset, sharpen, teach_details, training_augmentation
 
 
 model = ScaForConditionalGeneration.from_pretrained(bundled_model())
-set_image_size(model, 192, patch_size=16)  # finer pictures, which SAM reads as it did,
-add_detail_encoder(model, [16, 32, 64, 128])  # and convolutions that see what is finer in them
-processor = ScaProcessor.from_config(model.config, ScaProcessor.from_pretrained(bundled_model()).tokenizer)
+processor = sharpen(model, ScaProcessor.from_pretrained(bundled_model()))  # small and few things need a closer look
 regions = load_regions("voc", root="my-boxes").train_test_split(0.2, seed=0)
-changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, 192, regions["train"])
+side = model.config.sam_config.vision_config.image_size
+changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, side, regions["train"])
 records = DrawnRecords(regions["train"], seed=0, augmentation=changes)
 teach_details(model, processor, records, "runs/my-boxes", steps=1500)  # the names alone, first
 apply_preset(model, "mixer+lm")  # a small language model learns new words; a large one does well with "mixer"

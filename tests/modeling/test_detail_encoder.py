@@ -10,7 +10,7 @@ from sca_hf import ScaForConditionalGeneration
 from sca_hf.hub.repository_info import describe_repository
 from sca_hf.modeling.detail_sca import box_weights, mask_weights
 from sca_hf.testing import tiny_image, tiny_model
-from sca_hf.training import add_detail_encoder, apply_preset
+from sca_hf.training import add_detail_encoder, apply_preset, sharpen
 from sca_hf.training.embedding_cache import EmbeddingCache, EmbeddingCacheError
 
 
@@ -168,6 +168,19 @@ def test_stages_that_do_not_end_on_sams_grid_are_refused(widths):
         tiny_model(detail_widths=widths)
     with pytest.raises(ValueError, match="detail_widths"):
         add_detail_encoder(tiny_model(), widths)
+
+
+def test_sharpening_keeps_masks_and_begins_with_the_same_captions(processor):
+    model = tiny_model()
+    small = batch(processor)
+    before = model.generate(**small)
+    sharper = sharpen(model, processor)
+    assert sharper.image_processor.size["longest_edge"] == 128 and model.config.detail_widths == [16, 32, 64, 128]
+    # Each pixel twice: what SAM made of the smaller picture.
+    doubled = small["pixel_values"].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    after = model.generate(**{**small, "pixel_values": doubled, "input_boxes": 2 * small["input_boxes"]})
+    torch.testing.assert_close(after.pred_masks, before.pred_masks, rtol=1e-3, atol=1e-3)
+    assert torch.equal(after.sequences, before.sequences)
 
 
 def test_a_second_branch_is_refused(detailed):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from sca_hf.data.region import RegionRecordError
 from sca_hf.testing import tiny_model
-from sca_hf.training import DrawnRecords, teach_details
+from sca_hf.training import DrawnRecords, DrawnStream, teach_details
 from sca_hf.training.details import NamedRegionCollator, RegionNaming, box_means, region_names
 
 
@@ -117,6 +117,11 @@ def test_a_region_without_a_category_is_an_error(model, processor, tmp_path):
     pictures.rows[1]["regions"][0]["category"] = None
     with pytest.raises(RegionRecordError, match="image 1, region 0 has no category"):
         teach_details(model, processor, DrawnRecords(pictures, 0), tmp_path)
+
+
+def test_a_stream_is_an_error(model, processor, tmp_path):
+    with pytest.raises(ValueError, match="not on a streamed one"):
+        teach_details(model, processor, DrawnStream(Pictures(2), 0), tmp_path)
 
 
 def test_a_model_without_one_is_an_error(processor, tmp_path):

@@ -5,7 +5,7 @@ from .arguments import ScaTrainingArguments
 from .collator import RegionCollator
 from .details import teach_details
 from .draws import DrawnRecords, DrawnStream
-from .image_encoder import add_detail_encoder, set_image_size
+from .image_encoder import add_detail_encoder, set_image_size, sharpen
 from .presets import PRESETS, apply_preset
 from .trainer import ScaTrainer
 
@@ -19,6 +19,7 @@ __all__ = [
     "training_augmentation",
     "add_detail_encoder",
     "set_image_size",
+    "sharpen",
     "teach_details",
     "PRESETS",
     "apply_preset",

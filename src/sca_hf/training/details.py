@@ -64,6 +64,8 @@ def teach_details(
     encoder = model.detail_encoder
     if encoder is None:
         raise ValueError("the model has no detail encoder to teach: add_detail_encoder(model, widths) first.")
+    if not hasattr(records, "__len__"):
+        raise ValueError("details are taught on a data set whose names are known beforehand, not on a streamed one.")
     file = Path(output_dir) / DETAILS / _WEIGHTS
     if not file.exists():
         _teach(

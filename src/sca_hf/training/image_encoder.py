@@ -12,8 +12,10 @@ from transformers import AutoModel, PreTrainedConfig
 
 from ..modeling.configuration_sca import check_detail_widths
 from ..modeling.detail_sca import ScaDetailEncoder
+from ..processing.processing_sca import ScaProcessor
 
 
+_WIDEST = 128  # of a detail encoder's stages, where nobody says otherwise
 _FILTERS = "vision_encoder.patch_embed.projection.weight"
 
 
@@ -90,6 +92,26 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
     model.detail_encoder.apply(model._init_weights)
     model.detail_encoder.to(model.mixer.device, model.mixer.dtype).train(model.training)
     return ["detail_encoder"]
+
+
+def sharpen(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
+    """Has a small model look closely: at pictures `factor` times as large, with a new detail encoder, in place.
+
+    SAM sees and costs what it did, see `set_image_size`; `sca_hf.training.details` teaches the detail encoder.
+
+    Args:
+        model: `ScaForConditionalGeneration` without a detail encoder.
+        processor: its `ScaProcessor`.
+        factor: a power of two.
+
+    Returns:
+        The processor of the changed model.
+    """
+    vision = model.config.sam_config.vision_config
+    set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
+    stages = (factor * vision.patch_size).bit_length() - 1
+    add_detail_encoder(model, [max(8, _WIDEST >> stage) for stage in reversed(range(stages))])
+    return ScaProcessor.from_config(model.config, processor.tokenizer)
 
 
 def _of_larger_patches(filters: torch.Tensor, shape: torch.Size) -> torch.Tensor:
