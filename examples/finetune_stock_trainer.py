@@ -22,7 +22,6 @@ arguments = TrainingArguments(
     learning_rate=1e-3,
     lr_scheduler_type="cosine",
     warmup_steps=100,
-    adam_beta2=0.98,
     eval_strategy="steps",
     label_names=["labels"],  # by default the labels of points count too, and there is no eval_loss
     remove_unused_columns=False,  # records are no arguments of the model: the collator makes those
