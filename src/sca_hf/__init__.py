@@ -17,7 +17,8 @@ except (ImportError, RuntimeError):
 
 from .modeling.configuration_sca import ScaConfig, ScaMixerConfig
 from .modeling.mixer_sca import ScaTextFeatureMixer
-from .modeling.modeling_sca import ScaForConditionalGeneration, ScaGenerateOutput, ScaOutput
+from .modeling.modeling_sca import ScaForConditionalGeneration
+from .modeling.outputs_sca import ScaGenerateOutput, ScaOutput
 from .processing.processing_sca import ScaProcessor
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sca_hf.modeling.modeling_sca import ScaOutput
+from sca_hf import ScaOutput
 from sca_hf.processing.anything_sca import encode_image
 from sca_hf.processing.anything_settings_sca import AnythingSettings
 from sca_hf.processing.regions_sca import box_iou, clean_mask, crop_boxes, decode_rle, label_parts, mask_iou

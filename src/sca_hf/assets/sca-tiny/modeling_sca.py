@@ -11,7 +11,6 @@ Model-side coordinates are float32 pixels of the resized image (longest side = S
 """
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .memory_sca import region_chunk_size as default_chunk_size
 from .mixer_sca import ScaTextFeatureMixer
+from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .segmentation_sca import DecodedRegions, SamSegmenter
 
 
@@ -45,69 +45,6 @@ _TRAINING_KEYS = frozenset({"input_ids", "attention_mask", "labels", "mask_label
 # Above this many regions per call, caption scores are computed on request only.
 _SCORED_REGIONS = 256
 _GENERATE_ARGUMENTS = frozenset(inspect.signature(GenerationMixin.generate).parameters) - {"self", "inputs", "kwargs"}
-
-
-@dataclass
-class ScaOutput(ModelOutput):
-    """Output of [`ScaForConditionalGeneration.forward`].
-
-    Attributes:
-        loss: scalar, when `labels` or weighted `mask_labels` are given.
-        logits: (B, R, T, V); position t predicts text token t. (B, R, A, T, V) with several caption heads. Zero for
-            padded regions, and while training wherever there is no label.
-        pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input.
-        iou_scores: (B, R, M) predicted IoU of each mask.
-        query_embeds: (B, R, A, Q, C) caption queries after the mixer.
-        prefix_embeds: (B, R, A, L, D) what stands in front of the text in the language model.
-        image_embeddings: (B, C, h, w).
-        hidden_states: with `output_hidden_states`, what each layer of the language model returned for the N real
-            regions, (N * A, L + T - 1, D).
-        attentions: with `output_attentions`, its attention weights, (N * A, its heads, L + T - 1, L + T - 1).
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    pred_masks: torch.Tensor | None = None
-    iou_scores: torch.Tensor | None = None
-    query_embeds: torch.Tensor | None = None
-    prefix_embeds: torch.Tensor | None = None
-    image_embeddings: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class ScaGenerateOutput(ModelOutput):
-    """Output of [`ScaForConditionalGeneration.generate`].
-
-    Attributes:
-        sequences: (B, R, T) ids of new tokens, right-padded; (B, R, n, T) for n > 1 captions per region (caption heads
-            times `num_return_sequences`, heads outermost).
-        caption_scores: (B, R) or (B, R, n) mean log-probability of the caption's tokens, its end token included, under
-            the language model's unprocessed distribution. None if not asked for.
-        pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input. None if not asked for.
-        iou_scores: (B, R, M) predicted IoU of each mask.
-        region_mask: (B, R) True for real regions; values of the others are padding.
-    """
-
-    sequences: torch.LongTensor | None = None
-    caption_scores: torch.FloatTensor | None = None
-    pred_masks: torch.FloatTensor | None = None
-    iou_scores: torch.FloatTensor | None = None
-    region_mask: torch.BoolTensor | None = None
-
-
-@dataclass
-class _RegionFeatures:
-    """Results for the N real regions of a call, in ascending order; None where not asked for."""
-
-    plan: RegionPlan
-    image_embeddings: torch.Tensor
-    queries: torch.Tensor | None  # (N, A, Q, C)
-    pred_masks: torch.Tensor | None  # (N, M, 4h, 4w)
-    iou_scores: torch.Tensor | None  # (N, M)
-    other_masks: torch.Tensor | None  # those of the other `multimask_output`
-    other_scores: torch.Tensor | None
 
 
 class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMixin):
@@ -428,7 +365,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         want_queries: bool,
         want_other_masks: bool = False,
         **prompts: torch.Tensor | None,
-    ) -> _RegionFeatures:
+    ) -> RegionFeatures:
         """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk."""
         images, early, details = self._encode(
             pixel_values, image_embeddings, intermediate_embeddings, want_masks, want_queries
@@ -468,7 +405,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
                         described = self.detail_encoder.describe(details, chunk.image_index, weights)
                         mixed = mixed + described[:, None, None].to(mixed.dtype)
                     queries.append(mixed)
-        return _RegionFeatures(
+        return RegionFeatures(
             plan=plan,
             image_embeddings=images,
             queries=plan.ordered(queries) if want_queries else None,
@@ -526,7 +463,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             return box_weights(chunk.boxes, vision.image_size, vision.image_size // vision.patch_size)
         return mask_weights(*(found or segmenter.masks(regions, True)))
 
-    def _prefix(self, features: _RegionFeatures, task_ids: torch.Tensor | None) -> torch.Tensor:
+    def _prefix(self, features: RegionFeatures, task_ids: torch.Tensor | None) -> torch.Tensor:
         """Language model prefix of every region, (N, A, L, D)."""
         if task_ids is not None:
             return self.mixer.prefix(features.queries, features.plan.real(task_ids))
@@ -538,7 +475,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
 
     def _mask_loss(
         self,
-        features: _RegionFeatures,
+        features: RegionFeatures,
         mask_labels: torch.Tensor,
         labels: torch.Tensor | None,
         num_items: torch.Tensor | int | None,

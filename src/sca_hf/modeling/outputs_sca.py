@@ -1,0 +1,74 @@
+"""What the model returns; letters for shapes as in modeling_sca.py."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from .grouping_sca import RegionPlan
+
+
+@dataclass
+class ScaOutput(ModelOutput):
+    """Output of [`ScaForConditionalGeneration.forward`].
+
+    Attributes:
+        loss: scalar, when `labels` or weighted `mask_labels` are given.
+        logits: (B, R, T, V); position t predicts text token t. (B, R, A, T, V) with several caption heads. Zero for
+            padded regions, and while training wherever there is no label.
+        pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input.
+        iou_scores: (B, R, M) predicted IoU of each mask.
+        query_embeds: (B, R, A, Q, C) caption queries after the mixer.
+        prefix_embeds: (B, R, A, L, D) what stands in front of the text in the language model.
+        image_embeddings: (B, C, h, w).
+        hidden_states: with `output_hidden_states`, what each layer of the language model returned for the N real
+            regions, (N * A, L + T - 1, D).
+        attentions: with `output_attentions`, its attention weights, (N * A, its heads, L + T - 1, L + T - 1).
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    pred_masks: torch.Tensor | None = None
+    iou_scores: torch.Tensor | None = None
+    query_embeds: torch.Tensor | None = None
+    prefix_embeds: torch.Tensor | None = None
+    image_embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class ScaGenerateOutput(ModelOutput):
+    """Output of [`ScaForConditionalGeneration.generate`].
+
+    Attributes:
+        sequences: (B, R, T) ids of new tokens, right-padded; (B, R, n, T) for n > 1 captions per region (caption heads
+            times `num_return_sequences`, heads outermost).
+        caption_scores: (B, R) or (B, R, n) mean log-probability of the caption's tokens, its end token included, under
+            the language model's unprocessed distribution. None if not asked for.
+        pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input. None if not asked for.
+        iou_scores: (B, R, M) predicted IoU of each mask.
+        region_mask: (B, R) True for real regions; values of the others are padding.
+    """
+
+    sequences: torch.LongTensor | None = None
+    caption_scores: torch.FloatTensor | None = None
+    pred_masks: torch.FloatTensor | None = None
+    iou_scores: torch.FloatTensor | None = None
+    region_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class RegionFeatures:
+    """Results for the N real regions of a call, in ascending order; None where not asked for."""
+
+    plan: RegionPlan
+    image_embeddings: torch.Tensor
+    queries: torch.Tensor | None  # (N, A, Q, C)
+    pred_masks: torch.Tensor | None  # (N, M, 4h, 4w)
+    iou_scores: torch.Tensor | None  # (N, M)
+    other_masks: torch.Tensor | None  # those of the other `multimask_output`
+    other_scores: torch.Tensor | None
+
+
+__all__ = ["RegionFeatures", "ScaGenerateOutput", "ScaOutput"]
