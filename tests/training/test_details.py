@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from sca_hf.data.region import RegionRecordError
 from sca_hf.testing import tiny_model
@@ -56,7 +57,8 @@ def model():
 
 def teach(model, processor, folder, steps=30):
     records = DrawnRecords(Pictures(8), seed=0)
-    teach_details(model, processor, records, folder, steps=steps, batch_size=4, disable_tqdm=True)
+    quiet = TrainingArguments(str(folder), disable_tqdm=True, use_cpu=True)
+    teach_details(model, processor, records, folder, steps=steps, batch_size=4, like=quiet)
     return records
 
 

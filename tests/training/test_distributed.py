@@ -15,7 +15,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
-from sca_hf.testing import tiny_model
+from sca_hf.processing.processing_sca import ScaProcessor
+from sca_hf.testing import tiny_model, tiny_tokenizer
 from tests.training.distributed_run import CONFIGS, run
 
 
@@ -92,6 +93,33 @@ def test_two_processes_train_and_evaluate_as_one_does(start, tmp_path):
         left = result(tmp_path / name)[1]
         assert left["captions"] == said["captions"]
         assert left["metrics"]["eval_loss"] == pytest.approx(said["metrics"]["eval_loss"], abs=1e-5)
+
+
+def test_two_processes_without_gpus_are_one_run_of_a_recipe(start, tmp_path):
+    """Nobody said that there are none; details are taught by both, too."""
+    recipe = {
+        "model": {"from": str(start), "detail_widths": [4, 4, 8]},
+        "data": {
+            "train": [{"format": "scenes", "count": 8}],
+            "eval": [{"format": "scenes", "split": "validation", "count": 2}],
+        },
+        "training": {"max_steps": 2, "detail_steps": 2, "report_to": "none", "per_device_train_batch_size": 2},
+        "output": str(tmp_path / "run"),
+    }
+    ScaProcessor.from_config(
+        ScaForConditionalGeneration.from_pretrained(start).config, tiny_tokenizer()
+    ).save_pretrained(start)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "sca_hf.cli", "train", str(tmp_path / "recipe.yaml")]
+    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-6000:]
+    model = ScaForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
+    assert model.detail_encoder.stem_norm.num_batches_tracked == 2
+    # Two steps of two images from each of two processes: one epoch.
+    assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["epoch"] == 1.0
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

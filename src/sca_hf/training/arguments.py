@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from transformers import TrainingArguments
 
 from .presets import PRESETS
@@ -92,6 +94,9 @@ class ScaTrainingArguments(TrainingArguments):
         # Without a name the Trainer takes the labels of points for labels to predict, and reports no loss.
         if self.label_names is None:
             self.label_names = ["labels"]
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            # Unless it is told so, the library takes each of several processes on CPUs for a run of its own.
+            self.use_cpu = True
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             # A streamed set would be read by one process, which cannot cut up batches that differ in size.

@@ -29,6 +29,7 @@ from .prompts import PromptSource, draw_prompt
 DETAILS = "details"
 _WEIGHTS = "detail_encoder.safetensors"
 _NO_NAME = -100
+_OF_THE_RUN = ("use_cpu", "ddp_backend", "ddp_timeout", "dataloader_num_workers", "disable_tqdm")
 _LEARNING_RATE = 3e-3
 _LABEL_SMOOTHING = 0.05
 
@@ -43,7 +44,7 @@ def teach_details(
     max_regions: int = 8,
     box_jitter: float = 0.04,
     seed: int = 0,
-    disable_tqdm: bool = False,
+    like: TrainingArguments | None = None,
 ) -> None:
     """Trains `model.detail_encoder` in place, by the library's Trainer, to name regions from their boxes.
 
@@ -59,7 +60,8 @@ def teach_details(
         max_regions: drawn per image and step.
         box_jitter: standard deviation of each edge of a box, as a share of the box's side.
         seed: of weights and order.
-        disable_tqdm: shows no progress.
+        like: arguments of the run that this is part of; devices, workers and whether progress is shown are its own.
+            Processes of one run must agree on these.
     """
     encoder = model.detail_encoder
     if encoder is None:
@@ -86,8 +88,8 @@ def teach_details(
                 logging_steps=50,
                 report_to="none",
                 remove_unused_columns=False,
-                disable_tqdm=disable_tqdm,
                 seed=seed,
+                **{name: getattr(like, name) for name in _OF_THE_RUN if like is not None},
             ),
         )
     encoder.load_state_dict(load_file(file))

@@ -157,7 +157,7 @@ def _teach_details(trainer: ScaTrainer, model: Any, processor: ScaProcessor) -> 
         steps=args.detail_steps,
         batch_size=args.per_device_train_batch_size,
         seed=args.seed,
-        disable_tqdm=args.disable_tqdm,
+        like=args,
     )
     set_seed(args.seed)  # the same whether they were taught now or lay there
 
