@@ -80,7 +80,7 @@ docs: $(VENV)/.installed-dev ## the README's picture and outputs, made anew with
 	$(BIN)/python docs/refresh.py
 
 assets: ## the code of modeling/ and processing/ copied beside the bundled weights, after a change of either
-	cd src/sca_hf && for file in assets/sca-tiny/*.py; do cp */$$(basename $$file) $$file; done
+	cp src/sca_hf/modeling/*_sca.py src/sca_hf/processing/*_sca.py src/sca_hf/assets/sca-tiny/
 
 build: $(BIN)/python ## a wheel in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .

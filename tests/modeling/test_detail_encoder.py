@@ -99,7 +99,7 @@ def test_it_does_not_depend_on_company(detailed, processor):
         torch.testing.assert_close(prefixes(detailed, alone)[0], whole[row], rtol=1e-4, atol=1e-4)
         chunked = prefixes(detailed, {**alone, "region_chunk_size": 1})
         torch.testing.assert_close(chunked[0], whole[row], rtol=1e-4, atol=1e-4)
-        # Whether masks are asked for must not matter to where a point's features come from.
+    # Whether masks are asked for must not matter to where a point's features come from.
     points = {"input_points": [[[[20, 20]], [[40, 30]]], [[[15, 30]], [[10, 10]]]]}
     inputs = batch(processor, **points)
     wanted = prefixes(detailed, inputs)

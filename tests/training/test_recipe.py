@@ -211,6 +211,13 @@ def test_larger_patches_of_a_larger_picture_are_read_as_the_smaller_were(model):
         set_image_size(model, 256, patch_size=32)
 
 
+def test_a_patch_size_alone_and_steps_below_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.patch_size needs model\.image_size"):
+        ModelSection(from_="x", patch_size=16)
+    with pytest.raises(ValueError, match="detail_steps is -1"):
+        ScaTrainingArguments(str(tmp_path), detail_steps=-1, use_cpu=True)
+
+
 def test_a_recipe_teaches_details_first_and_once(base, regions, tmp_path):
     closer = {"from": str(base), "image_size": 128, "patch_size": 16, "detail_widths": [4, 4, 4, 8]}
     given = recipe(base, regions, tmp_path / "run", model=closer, max_steps=2, detail_steps=3, preset="mixer")

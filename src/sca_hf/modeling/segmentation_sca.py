@@ -78,8 +78,8 @@ class SamSegmenter:
         if prompts is not None:
             tokens = torch.cat([tokens, prompts.to(self.dtype)], dim=1)  # (n, t, C)
         if group.mask_index is None or self.mask_embeds is None:
-            image_input = _per_region(self.shared_tokens, group.image_index)
-            projected = _per_region(self.shared_projection, group.image_index)
+            image_input = per_region(self.shared_tokens, group.image_index)
+            projected = per_region(self.shared_projection, group.image_index)
         else:
             image_input = _as_tokens(self.images[group.image_index] + self.mask_embeds[group.mask_index])
             projected = None
@@ -143,7 +143,7 @@ class SamSegmenter:
         """Add the high-quality mask of SAM-HQ to masks sorted by score, as `SamHQModel` does by default."""
         decoder = self.decoder
         if regions.image_input is None:
-            pixels, refined = (_per_region(x, regions.image_index) for x in self.shared_hq_pixels)
+            pixels, refined = (per_region(x, regions.image_index) for x in self.shared_hq_pixels)
         else:
             pixels, refined = self._hq_pixels(regions.image_input, self.hq_features[regions.image_index])
         scores, order = scores.sort(dim=1, descending=True)
@@ -181,7 +181,7 @@ def _as_tokens(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(2).transpose(1, 2).contiguous()
 
 
-def _per_region(per_image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+def per_region(per_image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
     """Rows of `per_image` for each region; a single image is not copied."""
     if per_image.shape[0] == 1:
         return per_image.expand(len(image_index), -1, -1)
@@ -197,4 +197,4 @@ def _split_cells(cells: torch.Tensor, conv: nn.ConvTranspose2d) -> torch.Tensor:
     return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
 
 
-__all__ = ["DecodedRegions", "SamSegmenter"]
+__all__ = ["DecodedRegions", "SamSegmenter", "per_region"]

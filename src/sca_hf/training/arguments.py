@@ -113,6 +113,8 @@ class ScaTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but the model smooths its caption loss "
                 "itself: set model.config.label_smoothing instead."
             )
+        if self.detail_steps < 0:
+            raise ValueError(f"detail_steps is {self.detail_steps}, expected a number from 0 on.")
         for name in ("module_learning_rates", "prompt_shares"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):

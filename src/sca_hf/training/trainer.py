@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback
+from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import ScaTrainingArguments
 from .checkpoint.run_identity import kept_randomness
+from .details import teach_details
 from .evaluation import IndexedCollator, IndexedRecords, Prediction, Tally, score_predictions, with_embeddings
 from .inputs import RunInputs
 from .lora import restore_adapter
@@ -80,6 +81,28 @@ class ScaTrainer(ShardedCheckpoints):
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
             self.remove_callback(ProgressCallback)
             self.add_callback(RegionProgress)
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Teaches the detail encoder first, where that is asked for and nothing is gone on from."""
+        if self.args.detail_steps and not resume_from_checkpoint:
+            self._teach_details()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _teach_details(self) -> None:
+        args = self.args
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("detail_steps are not made under FSDP or DeepSpeed: teach the details in a run without.")
+        teach_details(
+            self.model,
+            self.processing_class,
+            self.train_dataset,
+            args.output_dir,
+            steps=args.detail_steps,
+            batch_size=args.per_device_train_batch_size,
+            seed=args.seed,
+            like=args,
+        )
+        set_seed(args.seed)  # the same whether they were taught now or lay there
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Groups parameters by module, then lets the library make its optimizer of them."""

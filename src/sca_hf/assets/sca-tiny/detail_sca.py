@@ -8,6 +8,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_sca import ScaConfig
+from .segmentation_sca import per_region
 
 
 class ScaDetailEncoder(nn.Module):
@@ -67,7 +68,8 @@ class ScaDetailEncoder(nn.Module):
             image_index: (n,) image of each region.
             weights: (n, h, w), how much each cell is the region's; they sum to 1.
         """
-        mean = torch.einsum("nhw,nchw->nc", weights.to(features.dtype), features[image_index])
+        cells = per_region(features.flatten(2), image_index)  # (n, W, hw)
+        mean = torch.einsum("nk,nck->nc", weights.flatten(1).to(features.dtype), cells)
         return self.projection(mean)
 
 

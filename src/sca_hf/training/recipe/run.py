@@ -21,7 +21,6 @@ from ...processing.processing_sca import ScaProcessor
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.staging import staged
 from ..checkpoint.whole import clear_leftovers, last_checkpoint
-from ..details import teach_details
 from ..image_encoder import add_detail_encoder, set_image_size
 from ..presets import PRESETS
 from ..trainer import ScaTrainer
@@ -83,8 +82,6 @@ def run_recipe(recipe: Recipe) -> RunResult:
         resume = last_checkpoint(output) is not None
         if args.should_save and not resume:
             (output / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    if args.detail_steps and not resume:
-        _teach_details(trainer, model, processor)
     done = trainer.train(resume_from_checkpoint=resume or None)
     metrics: dict[str, Any] = {"train": done.metrics}
     if evaluation is not None:
@@ -145,21 +142,6 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         model.generation_config.max_new_tokens = section.max_caption_length
     model.check_tokenizer(tokenizer)
     return model, ScaProcessor.from_config(model.config, tokenizer, image_processor), list(dict.fromkeys(anew))
-
-
-def _teach_details(trainer: ScaTrainer, model: Any, processor: ScaProcessor) -> None:
-    args = trainer.args
-    teach_details(
-        model,
-        processor,
-        trainer.train_dataset,
-        args.output_dir,
-        steps=args.detail_steps,
-        batch_size=args.per_device_train_batch_size,
-        seed=args.seed,
-        like=args,
-    )
-    set_seed(args.seed)  # the same whether they were taught now or lay there
 
 
 def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:

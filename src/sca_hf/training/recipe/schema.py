@@ -73,7 +73,7 @@ class ModelSection:
             raise ValueError("model needs either from, or both sam and language_model.")
         if self.from_ is not None and self.mixer:
             raise ValueError("model.mixer shapes a new mixer, but model.from brings its own: remove one of them.")
-        owners = {"revision": "from", **{f"{name}_revision": name for name in _REVISED}}
+        owners = {"revision": "from", "patch_size": "image_size", **{f"{name}_revision": name for name in _REVISED}}
         for name, owner in owners.items():
             if getattr(self, name) is not None and getattr(self, "from_" if owner == "from" else owner) is None:
                 raise ValueError(f"model.{name} needs model.{owner}.")
