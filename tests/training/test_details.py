@@ -49,14 +49,24 @@ class Pictures:
         return self.rows[index]
 
 
+class OnlyTexts(Pictures):
+    """Whose names may be read, and whose pictures may not."""
+
+    def __iter__(self):
+        return ({**row, "image": None} for row in self.rows)
+
+    def __getitem__(self, index):
+        raise AssertionError("a picture was opened")
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
     return tiny_model(detail_widths=WIDTHS)
 
 
-def teach(model, processor, folder, steps=30):
-    records = DrawnRecords(Pictures(8), seed=0)
+def teach(model, processor, folder, steps=30, pictures=None):
+    records = DrawnRecords(pictures or Pictures(8), seed=0)
     quiet = TrainingArguments(str(folder), disable_tqdm=True, use_cpu=True)
     teach_details(model, processor, records, folder, steps=steps, batch_size=4, like=quiet)
     return records
@@ -94,9 +104,19 @@ def test_what_was_taught_is_not_taught_again(model, processor, tmp_path):
     other = copy.deepcopy(model)
     teach(model, processor, tmp_path)
     stored = load_file(tmp_path / "details" / "detail_encoder.safetensors")
-    teach(other, processor, tmp_path, steps=10**9)
+    teach(other, processor, tmp_path, pictures=OnlyTexts(8))
     for name, value in other.detail_encoder.state_dict().items():
         assert torch.equal(value, stored[name]) and torch.equal(value, model.detail_encoder.state_dict()[name])
+
+
+def test_what_was_taught_otherwise_is_not_taken(model, processor, tmp_path):
+    teach(model, processor, tmp_path, steps=2)
+    with pytest.raises(ValueError, match=r"taught otherwise \(steps was 2, is 3\): remove .*details to teach it anew"):
+        teach(model, processor, tmp_path, steps=3)
+    pictures = Pictures(8)
+    pictures.rows[3]["regions"][1]["category"] = "green thing"
+    with pytest.raises(ValueError, match=r"names was \['blue thing', 'red thing'\], is \['blue thing', 'green thing'"):
+        teach(model, processor, tmp_path, steps=2, pictures=pictures)
 
 
 def test_box_means_weigh_cells_by_what_is_covered():

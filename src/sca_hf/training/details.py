@@ -6,6 +6,7 @@ fast; the model then learns to say what they see. The paper of SCA pretrains on 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -28,6 +30,7 @@ from .prompts import PromptSource, draw_prompt
 # Where finished weights lie in the folder of a run.
 DETAILS = "details"
 _WEIGHTS = "detail_encoder.safetensors"
+_SETTINGS = "settings"
 _NO_NAME = -100
 _OF_THE_RUN = ("use_cpu", "ddp_backend", "ddp_timeout", "dataloader_num_workers", "disable_tqdm")
 _LEARNING_RATE = 3e-3
@@ -54,7 +57,8 @@ def teach_details(
         model: `ScaForConditionalGeneration` with a detail encoder, see `add_detail_encoder`.
         processor: its `ScaProcessor`.
         records: `DrawnRecords`, augmented; regions are told apart by `category`.
-        output_dir: folder for the finished weights. Where they are there already they are loaded, and no step is made.
+        output_dir: folder for the finished weights. Where they are there already they are loaded, and no step is made;
+            it is an error if they learned by other settings than these, or other names.
         steps: of the optimizer, by a cosine schedule.
         batch_size: images per step and process.
         max_regions: drawn per image and step.
@@ -69,12 +73,23 @@ def teach_details(
     if not hasattr(records, "__len__"):
         raise ValueError("details are taught on a data set whose names are known beforehand, not on a streamed one.")
     file = Path(output_dir) / DETAILS / _WEIGHTS
-    if not file.exists():
+    names = region_names(records.dataset)
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "max_regions": max_regions,
+        "box_jitter": box_jitter,
+    }
+    settings |= {"seed": seed, "names": names}
+    if file.exists():
+        _check_settings(file, settings)
+    else:
         _teach(
             encoder,
             records,
-            NamedRegionCollator(processor, region_names(records.dataset), max_regions, box_jitter),
+            NamedRegionCollator(processor, names, max_regions, box_jitter),
             file,
+            settings,
             TrainingArguments(
                 output_dir=str(file.parent),
                 max_steps=steps,
@@ -95,8 +110,22 @@ def teach_details(
     encoder.load_state_dict(load_file(file))
 
 
+def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """An error where weights that lie there have learned otherwise than is asked for now."""
+    with safe_open(file, "pt") as stored:
+        before = json.loads((stored.metadata() or {}).get(_SETTINGS, "{}"))
+    changed = [f"{key} was {before.get(key)}, is {now}" for key, now in settings.items() if before.get(key) != now]
+    if changed:
+        raise ValueError(f"{file} was taught otherwise ({'; '.join(changed)}): remove {file.parent} to teach it anew.")
+
+
 def _teach(
-    encoder: ScaDetailEncoder, records: Any, collator: NamedRegionCollator, file: Path, args: TrainingArguments
+    encoder: ScaDetailEncoder,
+    records: Any,
+    collator: NamedRegionCollator,
+    file: Path,
+    settings: Mapping[str, Any],
+    args: TrainingArguments,
 ) -> None:
     """Trains the encoder and writes its weights, whole or not at all."""
     frozen = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
@@ -110,9 +139,8 @@ def _teach(
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             with staged(file.parent) as folder:
-                save_file(
-                    {name: value.contiguous() for name, value in encoder.state_dict().items()}, folder / file.name
-                )
+                weights = {name: value.contiguous() for name, value in encoder.state_dict().items()}
+                save_file(weights, folder / file.name, {_SETTINGS: json.dumps(settings)})
         trainer.accelerator.wait_for_everyone()
     finally:
         encoder.learns_statistics = False
