@@ -4,16 +4,16 @@ from transformers import Trainer, TrainingArguments
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.captioning import bundled_model
-from sca_hf.data import load_regions
-from sca_hf.training import DrawnRecords, RegionCollator, apply_preset, sharpen, teach_details, training_augmentation
+from sca_hf.data import hold_out, load_regions
+from sca_hf.training import DrawnRecords, RegionCollator, apply_preset, teach_details, training_augmentation
 
 
 model = ScaForConditionalGeneration.from_pretrained(bundled_model())
-processor = sharpen(model, ScaProcessor.from_pretrained(bundled_model()))  # small and few things need a closer look
-regions = load_regions("voc", root="my-boxes").train_test_split(0.2, seed=0)
+processor = ScaProcessor.from_pretrained(bundled_model())
+(regions,), (held_out,) = hold_out([load_regions("voc", root="my-boxes")], 0.2)
 side = model.config.sam_config.vision_config.image_size
-changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, side, regions["train"])
-records = DrawnRecords(regions["train"], seed=0, augmentation=changes)
+changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, side, regions)
+records = DrawnRecords(regions, seed=0, augmentation=changes)
 teach_details(model, processor, records, "runs/my-boxes", steps=1500)  # the names alone, first
 apply_preset(model, "mixer+lm")  # a small language model learns new words; a large one does well with "mixer"
 arguments = TrainingArguments(
@@ -30,7 +30,7 @@ trainer = Trainer(
     model,
     arguments,
     train_dataset=records,
-    eval_dataset=regions["test"],
+    eval_dataset=held_out,
     data_collator=RegionCollator(processor),
     processing_class=processor,
 )

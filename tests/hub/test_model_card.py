@@ -24,7 +24,10 @@ def report():
     }
     log = [{"step": step, "loss": 1 / step} for step in range(100, 2000, 100)]
     evaluated = [{"step": 500, **{f"eval_box_{name}": value for name, value in SCORES.items()}}]
+    named = {"accuracy": 0.9512, "macro_recall": 0.8765}
+    columns = {**dict.fromkeys(("box", "commonest class"), named), "point": {"accuracy": 0.25, "macro_recall": 0.125}}
     return {
+        "naming": {"red_things": [{**columns, "held out": {"pictures": 7, "regions": 12}}]},
         "split": "test",
         "scenes": 17,
         "scores": rows,
@@ -46,14 +49,16 @@ def test_the_card_holds_what_was_measured(report, folder, model):
     assert "98.8 %" in card and "17 unseen scenes of the test split" in card and "blank image" in card
     assert f"{model.num_parameters():,}" in card and f"{model.num_parameters(only_trainable=True):,}" in card
     assert "steps 3, seed 4" in card and "0.010 at 100" in card and "| 500 | 0.500 |" in card
+    assert "| red things | 7 | 12 | 0.951 | 0.250 | 0.876 | 0.125 | 0.951 |" in card
     assert "$" not in card
 
 
 def test_the_head_is_what_the_hub_reads(report, folder):
     head = yaml.safe_load(write_model_card(TEMPLATE, folder, report).read_text().split("---\n")[1])
-    box, point = head["model-index"][0]["results"]
+    box, point, things = head["model-index"][0]["results"]
     values = {metric["type"]: metric["value"] for metric in box["metrics"]}
     assert values["colour"] == 0.9876 and len(point["metrics"]) == len(values) == 8
+    assert [metric["value"] for metric in things["metrics"]] == [0.9512]
     assert head["license"] == "apache-2.0"
 
 

@@ -1,6 +1,7 @@
 """The convolutional look at regions: nothing until it is trained, part of the model after, and never of masks."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -183,6 +184,10 @@ def test_sharpening_keeps_masks_and_begins_with_the_same_captions(processor):
     assert torch.equal(after.sequences, before.sequences)
 
 
-def test_a_second_branch_is_refused(detailed):
-    with pytest.raises(ValueError, match="has a detail encoder already"):
-        add_detail_encoder(detailed, WIDTHS)
+def test_another_branch_is_refused_and_the_same_is_kept(detailed, processor):
+    encoder = detailed.detail_encoder
+    assert add_detail_encoder(detailed, WIDTHS) == [] and detailed.detail_encoder is encoder
+    with pytest.raises(ValueError, match=re.escape(f"has a detail encoder of widths {WIDTHS} already")):
+        add_detail_encoder(detailed, [*WIDTHS[:-1], WIDTHS[-1] + 8])
+    with pytest.raises(ValueError, match="has a detail encoder already: teach_details teaches it more"):
+        sharpen(detailed, processor)

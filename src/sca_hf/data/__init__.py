@@ -1,8 +1,9 @@
-"""Data sets of regions: the record, readers of the community's formats, mixing."""
+"""Data sets of regions: the record, readers of the community's formats, mixing, splitting."""
 
 from .loading import READERS, load_regions, load_spec, parse_spec
 from .mixing import mix_regions
 from .region import Region, RegionRecord, RegionRecordError, region_features
+from .splitting import hold_out
 
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "load_spec",
     "parse_spec",
     "mix_regions",
+    "hold_out",
     "Region",
     "RegionRecord",
     "RegionRecordError",

@@ -1,6 +1,7 @@
 """Fills a model card from what training and evaluation wrote, so that no figure in it is typed by hand.
 
-python -m sca_hf.hub.model_card model_cards/sca_tiny.md --model MODEL --report runs/sca-tiny/report.json
+python -m sca_hf.hub.model_card model_cards/sca_tiny.md --model MODEL --report runs/sca-tiny/report.json \
+    --last-stage runs/sca_tiny_real --scores runs/scores/scenes_report.json --naming runs/shipped/naming.json
 """
 
 import argparse
@@ -28,6 +29,7 @@ _HEAD = {
     "exact_match": "exact match",
 }
 _CURVE = ("colour", "shape", "texture", "size", "relation", "cider_d")
+_NAMED_FROM = ("box", "point")
 # Rows of a table of losses.
 _ROWS = 6
 
@@ -38,7 +40,8 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
     Args:
         template: Markdown with `$name` for each of the fields below; one that is not known is an error.
         model: folder of the saved model.
-        report: what `sca_tiny` writes: scores, versions, recipe, history.
+        report: what `sca_tiny` writes: scores, versions, recipe, history; and `naming`, what `experiments.naming`
+            writes of the finished model on pictures kept out of its training: by data set, runs with their scores.
     """
     # JSON has null for what could not be scored, the table wants not-a-number.
     scores = {
@@ -60,6 +63,7 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
         "recipe": _recipe(report["recipe"]),
         "losses": _losses(report["history"]),
         "curve": _curve(report["history"]),
+        "naming": _naming(report["naming"]),
     }
     card = model / "README.md"
     try:
@@ -85,6 +89,19 @@ def _head(report: Mapping[str, Any]) -> str:
         for key, name in _HEAD.items():
             if not math.isnan(value := report["scores"][prompt][key]):
                 lines += [f"    - type: {key}", f"      name: {name}", f"      value: {value}"]
+    for data, (run, *_) in report["naming"].items():
+        lines += [
+            "  - task:",
+            "      type: image-to-text",
+            "      name: region naming from a box",
+            "    dataset:",
+            f"      name: {_words(data)}, kept out of training",
+            f"      type: {data}",
+            "    metrics:",
+            "    - type: accuracy",
+            "      name: accuracy",
+            f"      value: {run['box']['accuracy']:.4f}",
+        ]
     return "\n".join(lines)
 
 
@@ -93,6 +110,22 @@ def _parts(info: RepositoryInfo) -> str:
     total, trainable = (sum(getattr(part, key) for part in info.parts) for key in ("parameters", "trainable"))
     rows.append(["total", "", f"{total:,}", f"{trainable:,}"])
     return markdown_rows(["part", "what", "parameters", "trainable"], rows)
+
+
+def _naming(naming: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> str:
+    header = ["data", "pictures", "regions", *(f"{prompt}, accuracy" for prompt in _NAMED_FROM)]
+    header += [f"{prompt}, macro recall" for prompt in _NAMED_FROM] + ["commonest class, accuracy"]
+    rows = []
+    for data, (run, *_) in naming.items():
+        scores = [run[prompt][key] for key in ("accuracy", "macro_recall") for prompt in _NAMED_FROM]
+        scores.append(run["commonest class"]["accuracy"])
+        counts = [f"{run['held out'][key]:.0f}" for key in ("pictures", "regions")]
+        rows.append([_words(data), *counts, *(f"{score:.3f}" for score in scores)])
+    return markdown_rows(header, rows)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _recipe(recipe: Mapping[str, Mapping[str, Any]]) -> str:
@@ -126,8 +159,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("template", type=Path, help="Markdown with $fields")
     parser.add_argument("--model", type=Path, required=True, help="folder of the saved model, where the card goes")
     parser.add_argument("--report", type=Path, required=True, help="report.json of the training run")
+    parser.add_argument("--last-stage", type=Path, required=True, help="output of the recipe on real pictures")
+    parser.add_argument("--scores", type=Path, required=True, help="scenes_report.json of the finished model")
+    parser.add_argument("--naming", type=Path, required=True, help="naming.json of the finished model")
     options = parser.parse_args(arguments)
-    write_model_card(options.template, options.model, json.loads(options.report.read_text(encoding="utf-8")))
+    report, state, scores, naming = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (options.report, options.last_stage / "trainer_state.json", options.scores, options.naming)
+    )
+    history = {**report["history"], "real pictures": state["log_history"]}
+    write_model_card(options.template, options.model, {**report, **scores, "history": history, "naming": naming})
 
 
 if __name__ == "__main__":

@@ -78,14 +78,16 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
     With it a small model learns to tell fine things apart from few pictures; see `ScaDetailEncoder`.
 
     Args:
-        model: `ScaForConditionalGeneration` without one.
+        model: `ScaForConditionalGeneration` without one, or with one of these widths, which it keeps.
         widths: channels of its stages, as the configuration's `detail_widths`.
 
     Returns:
         Names of the modules that must be trained to gain anything.
     """
     if model.detail_encoder is not None:
-        raise ValueError("the model has a detail encoder already.")
+        if list(widths) == list(model.config.detail_widths):
+            return []
+        raise ValueError(f"the model has a detail encoder of widths {list(model.config.detail_widths)} already.")
     check_detail_widths(widths, model.config.sam_config)
     model.config.detail_widths = list(widths)
     model.detail_encoder = ScaDetailEncoder(model.config)
@@ -107,6 +109,8 @@ def sharpen(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
     Returns:
         The processor of the changed model.
     """
+    if model.detail_encoder is not None:
+        raise ValueError("the model has a detail encoder already: teach_details teaches it more.")
     vision = model.config.sam_config.vision_config
     set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
     stages = (factor * vision.patch_size).bit_length() - 1
