@@ -175,7 +175,9 @@ def test_sharpening_keeps_masks_and_begins_with_the_same_captions(processor):
     model = tiny_model()
     small = batch(processor)
     before = model.generate(**small)
+    processor.anything_settings = {"points_per_side": 7}
     sharper = sharpen(model, processor)
+    assert sharper.anything_settings == {"points_per_side": 7}
     assert sharper.image_processor.size["longest_edge"] == 128 and model.config.detail_widths == [16, 32, 64, 128]
     # Each pixel twice: what SAM made of the smaller picture. It reads coordinates half a pixel further on.
     doubled = small["pixel_values"].repeat_interleave(2, -1).repeat_interleave(2, -2)

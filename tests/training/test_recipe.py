@@ -174,6 +174,16 @@ def test_weights_stored_in_half_precision_are_trained_in_single(base, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32} and anew == []
 
 
+def test_settings_for_everything_stay_with_their_image_encoder(base, processor, tmp_path):
+    processor.anything_settings = {"points_per_side": 7}
+    processor.save_pretrained(base)
+    args = ScaTrainingArguments(str(tmp_path), use_cpu=True)
+    closer = ModelSection(from_=str(base), image_size=128, patch_size=16)
+    other = ModelSection(from_=str(base), swap_image_encoder=str(base))
+    for section, points in ((ModelSection(from_=str(base)), 7), (closer, 7), (other, 32)):
+        assert build_model(section, args)[1].anything_settings_for().points_per_side == points
+
+
 def test_another_image_size_interpolates_positions(base, regions, tmp_path):
     section = ModelSection(from_=str(base), image_size=96)
     model, processor, anew = build_model(section, ScaTrainingArguments(str(tmp_path), use_cpu=True))

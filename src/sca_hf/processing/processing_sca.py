@@ -102,13 +102,20 @@ class ScaProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def from_config(cls, config: Any, tokenizer: Any, image_processor: Any = None) -> "ScaProcessor":
+    def from_config(
+        cls,
+        config: Any,
+        tokenizer: Any,
+        image_processor: Any = None,
+        anything_settings: dict[str, Any] | None = None,
+    ) -> "ScaProcessor":
         """Build the processor that fits a model: sizes, tasks and caption settings of its [`ScaConfig`].
 
         Args:
             config: the model's configuration.
             tokenizer: the language model's.
             image_processor: the library's, for the model's image size; made here where None.
+            anything_settings: what suits the model's SAM better than SAM's own defaults.
         """
         vision = config.sam_config.vision_config
         side, mask_size = vision.image_size, 4 * (vision.image_size // vision.patch_size)
@@ -129,6 +136,7 @@ class ScaProcessor(ProcessorMixin):
             max_caption_length=config.max_caption_length,
             caption_add_bos=config.caption_add_bos,
             mask_size=mask_size,
+            anything_settings=anything_settings,
         )
 
     def __call__(

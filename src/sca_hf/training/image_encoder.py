@@ -115,7 +115,7 @@ def sharpen(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
     set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
     stages = (factor * vision.patch_size).bit_length() - 1
     add_detail_encoder(model, [max(8, _WIDEST >> stage) for stage in reversed(range(stages))])
-    return ScaProcessor.from_config(model.config, processor.tokenizer)
+    return ScaProcessor.from_config(model.config, processor.tokenizer, anything_settings=processor.anything_settings)
 
 
 def _of_larger_patches(filters: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -107,6 +107,7 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         model = ScaForConditionalGeneration.from_pretrained(source, **where, **options)
         processor = ScaProcessor.from_pretrained(source, **where)
         tokenizer, image_processor = processor.tokenizer, processor.image_processor
+        anything_settings = processor.anything_settings
         _cast(model, dtype, text_dtype)
     else:
         model = ScaForConditionalGeneration.from_sam_text_pretrained(
@@ -120,7 +121,7 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
             **options,
         )
         tokenizer = _tokenizer(section.language_model, section.language_model_revision)
-        image_processor = None
+        image_processor = anything_settings = None
         anew = ["mixer"]
     if section.swap_language_model is not None:
         where = {"revision": section.swap_language_model_revision or "main"}
@@ -130,7 +131,7 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     if section.swap_image_encoder is not None:
         where = {"revision": section.swap_image_encoder_revision or "main"}
         anew += model.swap_image_encoder(model_source(section.swap_image_encoder), dtype=dtype, **where, **options)
-        image_processor = None
+        image_processor = anything_settings = None  # they were for the other one
     if section.image_size is not None:
         anew += set_image_size(model, section.image_size, section.patch_size)
         image_processor = None
@@ -141,7 +142,8 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     if section.max_caption_length is not None:
         model.generation_config.max_new_tokens = section.max_caption_length
     model.check_tokenizer(tokenizer)
-    return model, ScaProcessor.from_config(model.config, tokenizer, image_processor), list(dict.fromkeys(anew))
+    processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
+    return model, processor, list(dict.fromkeys(anew))
 
 
 def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
