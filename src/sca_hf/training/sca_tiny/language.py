@@ -128,7 +128,7 @@ def tiny_gpt2_config(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
         attn_pdrop=0.0,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        # None for padding, as GPT-2 has it: with one the library looks for it at each step of generation, and warns.
     )
 
 
