@@ -1,6 +1,6 @@
 """How well a finetuned model names the regions of held-out images, beside what needs no finetuning.
 
-    python -m experiments.naming --recipe recipes/real/playing_cards.yaml --model MODEL --output runs/naming
+    python -m experiments.naming --model MODEL --seeds 0 1 2 --output runs/naming
 
 The recipes look for their data in data/, below the folder in which the command runs. MODEL must not have seen the
 pictures that a seed keeps out: the bundled sca-tiny has seen all but those of seed 0. `--no-training` scores it as it
@@ -35,6 +35,10 @@ from sca_hf.training.trainer import ScaTrainer
 
 # Two-sided 95 % of Student's t by degrees of freedom: the splits are few.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+REAL = [
+    Path(__file__).parents[1] / "recipes" / "real" / f"{name}.yaml"
+    for name in ("road_signs", "playing_cards", "blood_cells", "dates_figs_nuts")
+]
 COLUMNS = ("box", "point", "wrong pictures", "linear probe", "commonest class")
 
 
@@ -51,7 +55,7 @@ def measure(recipe: Recipe, trains: bool = True) -> dict[str, dict[str, float]]:
     if trains:
         folder = run_recipe(recipe).model
         model, processor = ScaForConditionalGeneration.from_pretrained(folder), ScaProcessor.from_pretrained(folder)
-    seconds = time.monotonic() - begun
+        scores["seconds"] = {"training": time.monotonic() - begun}
     for name, prompt, records in (
         ("box", "box", test),
         ("point", "center_point", test),
@@ -60,7 +64,7 @@ def measure(recipe: Recipe, trains: bool = True) -> dict[str, dict[str, float]]:
         args = ScaTrainingArguments(output_dir=recipe.output, eval_prompt=prompt, sample_sheet=0, report_to="none")
         metrics = ScaTrainer(model, args, processing_class=processor).evaluate(records)
         scores[name] = {key: metrics[f"eval_naming_{key}"] for key in ("accuracy", "macro_recall")}
-    return scores | {"seconds": {"training": seconds}}
+    return scores
 
 
 def exchange_pictures(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -141,7 +145,7 @@ def markdown_rows(name: str, runs: list[dict[str, dict[str, float]]]) -> str:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", nargs="+", required=True, help="recipes with data.holdout")
+    parser.add_argument("--recipe", nargs="+", default=REAL, help="with data.holdout (default: those of recipes/real)")
     parser.add_argument("--model", required=True, help="to start from, in place of the recipe's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of splits and training")
     parser.add_argument("--no-training", action="store_true", help="score the model as it is")

@@ -175,6 +175,7 @@ def test_sharpening_keeps_masks_and_begins_with_the_same_captions(processor):
     model = tiny_model()
     small = batch(processor)
     before = model.generate(**small)
+    processor = copy.copy(processor)
     processor.anything_settings = {"points_per_side": 7}
     sharper = sharpen(model, processor)
     assert sharper.anything_settings == {"points_per_side": 7}

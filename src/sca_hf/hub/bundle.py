@@ -1,6 +1,6 @@
 """Store a trained model as it comes with the package: half the bytes, the same three lines, float32 in memory.
 
-python -m sca_hf.hub.bundle runs/sca-tiny/captions/model src/sca_hf/assets/sca-tiny
+python -m sca_hf.hub.bundle runs/sca_tiny_real/model src/sca_hf/assets/sca-tiny
 """
 
 import argparse
@@ -29,6 +29,7 @@ def bundle(source: Path, destination: Path) -> Path:
     # Where the training data and checkpoints lay is nobody's business, and differs from machine to machine.
     for config in (model.config, model.config.sam_config, model.config.text_config):
         config._name_or_path = ""
+    model.config.freeze_base_models = True  # whatever its last stage trained, finetuning begins as published
     unfinished = destination.with_name(destination.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished, state_dict=weights, include_bases=True)

@@ -47,7 +47,8 @@ def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list
         patch_size: a multiple of the old one; None leaves it as it is.
 
     Returns:
-        Names of the modules that do best with more training.
+        Names of the modules that do best with more training: none where the grid of patches stays, as then SAM sees
+        what it did.
     """
     old = model.sam
     vision = old.config.vision_config
@@ -69,7 +70,8 @@ def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list
     model.attach_base_models(new.train(old.training), model.language_model)
     model.base_sources = None
     model.include_bases = True
-    return ["sam.vision_encoder", "mixer"]
+    before, now = (sam.config.prompt_encoder_config.image_embedding_size for sam in (old, new))
+    return [] if now == before else ["sam.vision_encoder", "mixer"]
 
 
 def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:

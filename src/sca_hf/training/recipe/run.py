@@ -56,7 +56,7 @@ class RunResult:
         if self.found_finished:
             lines[0] += f" (finished before; remove {self.model.parent} or give another output to train again)"
         if anew := self.metrics.get("trained_anew"):
-            lines.append(f"began anew and learned by this recipe alone: {', '.join(anew)}")
+            lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(anew)}")
         return "\n".join([*lines, *(f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items())])
 
 

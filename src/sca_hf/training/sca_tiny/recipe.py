@@ -3,7 +3,8 @@
     python -m sca_hf.training.sca_tiny recipes/sca_tiny.yaml --output runs/sca-tiny
 
 Every stage saves checkpoints as it goes: after an interruption the same command goes on where it stopped. A stage that
-is done is not run again. About 100 minutes on two CPU cores.
+is done is not run again. About 100 minutes on two CPU cores. What comes with the package has then seen real pictures
+too, by `sca-hf train recipes/sca_tiny_real.yaml`.
 """
 
 from __future__ import annotations
