@@ -12,8 +12,8 @@ model = ScaForConditionalGeneration.from_pretrained(bundled_model())
 processor = ScaProcessor.from_pretrained(bundled_model())
 (regions,), (held_out,) = hold_out([load_regions("voc", root="my-boxes")], 0.2)
 side = model.config.sam_config.vision_config.image_size
-changes = training_augmentation({"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25}, side, regions)
-records = DrawnRecords(regions, seed=0, augmentation=changes)
+changes = {"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25, "paste": {"number": 4, "size": [0.1, 0.5], "rotate": 8}}
+records = DrawnRecords(regions, seed=0, augmentation=training_augmentation(changes, side, regions))
 teach_details(model, processor, records, "runs/my-boxes", steps=1500)  # the names alone, first
 apply_preset(model, "mixer+lm")  # a small language model learns new words; a large one does well with "mixer"
 arguments = TrainingArguments(
