@@ -35,6 +35,7 @@ def test_python_prints_what_is_shown(index, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "[transformers]" not in done.stderr, "the library warns of something"
     following = BLOCKS[index + 1] if index + 1 < len(BLOCKS) else None
     if following is not None and following[1] == "text":
         assert NUMBER.split(done.stdout) == NUMBER.split(following[2])
