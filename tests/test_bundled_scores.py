@@ -15,7 +15,7 @@ from sca_hf.training.recipe.schema import load_recipe
 
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("SCA_SHARED", ROOT.parent / "shared")) / "data"
+DATA = Path(os.environ.get("SCA_SHARED", ROOT.parent / "shared")).resolve() / "data"
 NAMED = {"road_signs": 0.85, "playing_cards": 0.75, "blood_cells": 0.93, "dates_figs_nuts": 0.93}
 
 

@@ -11,7 +11,7 @@ from sca_hf import ScaForConditionalGeneration, ScaProcessor
 
 
 ROOT = Path(__file__).parents[1]
-SIGNS = Path(os.environ.get("SCA_SHARED", ROOT.parent / "shared")) / "data" / "road_signs_voc"
+SIGNS = Path(os.environ.get("SCA_SHARED", ROOT.parent / "shared")).resolve() / "data" / "road_signs_voc"
 
 
 @pytest.mark.slow

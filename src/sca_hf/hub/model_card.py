@@ -74,35 +74,26 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
 
 
 def _head(report: Mapping[str, Any]) -> str:
-    """The results as the Hub's model index wants them, an entry for a box and one for a point."""
+    """The results as the Hub's model index wants them: scenes from a box and a point, each real set from boxes."""
     lines = []
     for prompt in ("box", "point"):
-        lines += [
-            "  - task:",
-            "      type: image-to-text",
-            f"      name: region captioning from a {prompt}",
-            "    dataset:",
-            f"      name: scenes, {report['split']}, {report['scenes']} images",
-            "      type: scenes",
-            "    metrics:",
-        ]
-        for key, name in _HEAD.items():
-            if not math.isnan(value := report["scores"][prompt][key]):
-                lines += [f"    - type: {key}", f"      name: {name}", f"      value: {value}"]
+        scores = {(key, name): report["scores"][prompt][key] for key, name in _HEAD.items()}
+        data = f"scenes, {report['split']}, {report['scenes']} images"
+        lines += _result(f"region captioning from a {prompt}", data, "scenes", scores)
     for data, (run, *_) in report["naming"].items():
-        lines += [
-            "  - task:",
-            "      type: image-to-text",
-            "      name: region naming from a box",
-            "    dataset:",
-            f"      name: {_words(data)}, kept out of training",
-            f"      type: {data}",
-            "    metrics:",
-            "    - type: accuracy",
-            "      name: accuracy",
-            f"      value: {run['box']['accuracy']:.4f}",
-        ]
+        scores = {("accuracy", "accuracy"): round(run["box"]["accuracy"], 4)}
+        lines += _result("region naming from a box", f"{_words(data)}, kept out of training", data, scores)
     return "\n".join(lines)
+
+
+def _result(task: str, data: str, data_type: str, scores: Mapping[tuple[str, str], float]) -> list[str]:
+    """Lines of one entry of the model index; scores by type and name, those that could not be made left out."""
+    lines = ["  - task:", "      type: image-to-text", f"      name: {task}"]
+    lines += ["    dataset:", f"      name: {data}", f"      type: {data_type}", "    metrics:"]
+    for (key, name), value in scores.items():
+        if not math.isnan(value):
+            lines += [f"    - type: {key}", f"      name: {name}", f"      value: {value}"]
+    return lines
 
 
 def _parts(info: RepositoryInfo) -> str:
