@@ -2,6 +2,7 @@
 
 import copy
 import os
+from pathlib import Path
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +21,19 @@ def seeded():
     from transformers import set_seed
 
     set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """`shared("data/road_signs_voc")`: what lies outside of the repository, below $SCA_SHARED, or a skip."""
+    root = Path(os.environ.get("SCA_SHARED", Path(__file__).parents[2] / "shared")).resolve()
+
+    def find(name):
+        if not (root / name).exists():
+            pytest.skip(f"{root / name} is not there (SCA_SHARED names the folder that {name} lies in)")
+        return root / name
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The bundled model knows what its card says: drawn scenes, and real pictures that were kept out of its training."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from sca_hf.training.recipe.schema import load_recipe
 
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("SCA_SHARED", ROOT.parent / "shared")).resolve() / "data"
 NAMED = {"road_signs": 0.85, "playing_cards": 0.75, "blood_cells": 0.93, "dates_figs_nuts": 0.93}
 
 
@@ -37,13 +35,12 @@ def test_scenes_are_described(bundled, prompt, mask_iou):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_regions_of_pictures_kept_out_of_training_are_named(bundled, name, tmp_path, monkeypatch):
-    if not DATA.is_dir():
-        pytest.skip(f"{DATA} is not there (SCA_SHARED names the folder above it)")
+def test_regions_of_pictures_kept_out_of_training_are_named(bundled, name, shared, tmp_path, monkeypatch):
+    data = shared("data")
     model, processor = bundled
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
-    Path("data").symlink_to(DATA)
+    Path("data").symlink_to(data)
     _, kept_out = build_datasets(load_recipe(ROOT / "recipes" / "real" / f"{name}.yaml").data)
     args = ScaTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, sample_sheet=0, report_to="none")
     metrics = ScaTrainer(model, args, processing_class=processor).evaluate(kept_out)

@@ -1,7 +1,6 @@
 """The programs of examples/ run as they stand, two steps instead of hundreds."""
 
 import json
-import os
 import runpy
 from pathlib import Path
 
@@ -11,19 +10,17 @@ from sca_hf import ScaForConditionalGeneration, ScaProcessor
 
 
 ROOT = Path(__file__).parents[1]
-SIGNS = Path(os.environ.get("SCA_SHARED", ROOT.parent / "shared")).resolve() / "data" / "road_signs_voc"
 
 
 @pytest.mark.slow
-def test_finetuning_with_the_stock_trainer(tmp_path, monkeypatch):
-    if not SIGNS.is_dir():
-        pytest.skip(f"{SIGNS} is not there (SCA_SHARED names the folder above data/)")
+def test_finetuning_with_the_stock_trainer(tmp_path, monkeypatch, shared):
+    signs = shared("data/road_signs_voc")
     program = (ROOT / "examples" / "finetune_stock_trainer.py").read_text()
     for steps, fewer in (("max_steps=600", 'max_steps=2, use_cpu=True, report_to="none"'), ("steps=1500", "steps=2")):
         assert program.count(steps) == 1
         program = program.replace(steps, fewer)
     (tmp_path / "program.py").write_text(program)
-    (tmp_path / "my-boxes").symlink_to(SIGNS)
+    (tmp_path / "my-boxes").symlink_to(signs)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     runpy.run_path("program.py")

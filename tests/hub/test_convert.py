@@ -1,5 +1,4 @@
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_tokenizer
 
 
-SHARED = Path(os.environ.get("SCA_SHARED", Path(__file__).parents[3] / "shared"))
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "original_sca_gpt2"
 
 
@@ -24,13 +22,8 @@ def same_weights(model, other):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_every_published_key_is_accounted_for():
-    path = SHARED / "fixtures" / "published_keys_gpt2_large.json"
-    if not path.is_file():
-        pytest.skip(
-            f"the names of the published checkpoint are not at {path}; set SCA_SHARED to the folder above fixtures/"
-        )
-    published = json.loads(path.read_text())
+def test_every_published_key_is_accounted_for(shared):
+    published = json.loads(shared("fixtures/published_keys_gpt2_large.json").read_text())
     config = translate_config(
         {
             "model_type": "sca",

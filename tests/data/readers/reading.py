@@ -1,9 +1,5 @@
 """What the tests of the readers share."""
 
-import os
-from pathlib import Path
-
-import pytest
 from PIL import Image
 
 from sca_hf.data.loading import RecordSource
@@ -31,11 +27,3 @@ def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def shared_data(name):
-    """A data set outside of the repository, or a skip."""
-    root = Path(os.environ.get("SCA_SHARED", Path(__file__).parents[3] / ".." / "shared")) / "data" / name
-    if not root.is_dir():
-        pytest.skip(f"{root} is not there (SCA_SHARED names the folder)")
-    return root

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from reading import picture, read, regions, shared_data, write
+from reading import picture, read, regions, write
 
 from sca_hf.data.region import RegionRecordError
 from sca_hf.data.report import ReadReport
@@ -70,8 +70,8 @@ def test_all_polygons_of_a_region_are_its_mask(coco):
 
 
 @pytest.mark.parametrize("name", ["coco_permissive", "dates_figs_nuts"])
-def test_real_masks_are_the_ones_that_the_community_reads(name):
-    root = shared_data(name)
+def test_real_masks_are_the_ones_that_the_community_reads(name, shared):
+    root = shared(f"data/{name}")
     records = read("coco", annotations=root / "instances.json", images=root / "images", crowd="keep")
     reference = COCO(str(root / "instances.json"))
     found = {region["region_id"]: region for region in regions(records)}

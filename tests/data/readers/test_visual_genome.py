@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from reading import picture, read, regions, shared_data
+from reading import picture, read, regions
 
 from sca_hf.data.region import RegionRecordError
 from sca_hf.data.report import ReadReport
@@ -168,5 +168,5 @@ def test_what_is_not_given_is_asked_for(root):
             read("visual_genome", **options)
 
 
-def test_the_real_set_is_read_whole():
-    assert len(regions(read("visual_genome", root=shared_data("coco_permissive")))) == 161
+def test_the_real_set_is_read_whole(shared):
+    assert len(regions(read("visual_genome", root=shared("data/coco_permissive")))) == 161

@@ -1,7 +1,7 @@
 """Pascal VOC: pixels that count from 1, and XML as many tools write it."""
 
 import pytest
-from reading import picture, read, regions, shared_data, write
+from reading import picture, read, regions, write
 
 from sca_hf.data.region import RegionRecordError
 from sca_hf.data.report import ReadReport
@@ -243,9 +243,9 @@ def test_options_and_folders_are_checked(root):
             read("voc", root=root, **options)
 
 
-def test_real_sets_are_read_whole():
-    assert len(regions(read("voc", root=shared_data("road_signs_voc")))) == 146
-    assert len(regions(read("voc", root=shared_data("playing_cards_voc")))) == 272
+def test_real_sets_are_read_whole(shared):
+    assert len(regions(read("voc", root=shared("data/road_signs_voc")))) == 146
+    assert len(regions(read("voc", root=shared("data/playing_cards_voc")))) == 272
     report = ReadReport()
-    cells = read("voc", "skip", report, root=shared_data("blood_cells_voc"))
+    cells = read("voc", "skip", report, root=shared("data/blood_cells_voc"))
     assert len(cells) == 120 and len(regions(cells)) == 1580 and report.skipped_regions == 2

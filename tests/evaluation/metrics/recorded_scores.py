@@ -1,14 +1,10 @@
 """Recorded scores and tokens of the reference tools; see the provenance inside the files."""
 
 import json
-import os
 from pathlib import Path
-
-import pytest
 
 
 FOLDER = Path(__file__).parents[2] / "fixtures"
-SHARED = Path(os.environ.get("SCA_SHARED", Path(__file__).parents[4] / "shared"))
 
 
 def recorded():
@@ -23,9 +19,6 @@ def given_tokens(items):
     return candidates, [[text.split() for text in item["ptb_references"]] for item in items]
 
 
-def coco_items():
+def coco_items(shared):
     """A thousand captions of COCO with their references; skips where they are not at hand."""
-    path = SHARED / "fixtures" / "coco_fakecap" / "items.json"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    return json.loads(path.read_text("utf-8"))["items"]
+    return json.loads(shared("fixtures/coco_fakecap/items.json").read_text("utf-8"))["items"]

@@ -22,15 +22,15 @@ def test_scores_of_given_tokens_equal_the_recorded_ones(name):
     assert found["per_item"] == pytest.approx(wanted["per_item"], abs=TOLERANCES[name], rel=0)
 
 
-def test_published_scores_of_coco_captions():
-    found = scores(*given_tokens(coco_items()))
+def test_published_scores_of_coco_captions(shared):
+    found = scores(*given_tokens(coco_items(shared)))
     published = {"bleu1": 0.579, "bleu2": 0.404, "bleu3": 0.279, "bleu4": 0.191, "rouge_l": 0.396, "cider_d": 0.600}
     assert {name: round(found[name]["corpus"], 3) for name in published} == published
 
 
 @pytest.mark.parametrize("source", ["recorded", "coco"])
-def test_our_own_tokens_score_the_same(source):
-    items = recorded()[0] if source == "recorded" else coco_items()
+def test_our_own_tokens_score_the_same(source, shared):
+    items = recorded()[0] if source == "recorded" else coco_items(shared)
     wanted = scores(*given_tokens(items))
     candidates = [ptb_tokenize(item["candidate"]) for item in items]
     found = scores(candidates, [ptb_tokenize_all(item["references"]) for item in items])
