@@ -1,7 +1,8 @@
 """Fills a model card from what training and evaluation wrote, so that no figure in it is typed by hand.
 
 python -m sca_hf.hub.model_card model_cards/sca_tiny.md --model MODEL --report runs/sca-tiny/report.json \
-    --last-stage runs/sca_tiny_real --scores runs/scores/scenes_report.json --naming runs/shipped/naming.json
+    --stages runs/sca_tiny_real runs/sca_tiny_settled \
+    --scores runs/scores/scenes_report.json --naming runs/shipped/naming.json
 """
 
 import argparse
@@ -12,8 +13,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from huggingface_hub.utils import yaml_dump
+
 from ..evaluation.scenes_report import markdown_table
-from .card import markdown_rows
+from .card import TASK, markdown_rows
 from .repository_info import RepositoryInfo, describe_repository
 
 
@@ -52,7 +57,7 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
     info = describe_repository(str(model))
     fields = {
         **report["versions"],
-        "results": _head(report),
+        "results": _head(model.resolve().name, report),
         "parts": _parts(info),
         "loaded": info.loaded,
         "scenes": f"{report['scenes']}",
@@ -73,27 +78,38 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
     return card
 
 
-def _head(report: Mapping[str, Any]) -> str:
-    """The results as the Hub's model index wants them: scenes from a box and a point, each real set from boxes."""
-    lines = []
-    for prompt in ("box", "point"):
-        scores = {(key, name): report["scores"][prompt][key] for key, name in _HEAD.items()}
-        data = f"scenes, {report['split']}, {report['scenes']} images"
-        lines += _result(f"region captioning from a {prompt}", data, "scenes", scores)
-    for data, (run, *_) in report["naming"].items():
-        scores = {("accuracy", "accuracy"): round(run["box"]["accuracy"], 4)}
-        lines += _result("region naming from a box", f"{_words(data)}, kept out of training", data, scores)
-    return "\n".join(lines)
-
-
-def _result(task: str, data: str, data_type: str, scores: Mapping[tuple[str, str], float]) -> list[str]:
-    """Lines of one entry of the model index; scores by type and name, those that could not be made left out."""
-    lines = ["  - task:", "      type: image-to-text", f"      name: {task}"]
-    lines += ["    dataset:", f"      name: {data}", f"      type: {data_type}", "    metrics:"]
-    for (key, name), value in scores.items():
-        if not math.isnan(value):
-            lines += [f"    - type: {key}", f"      name: {name}", f"      value: {value}"]
-    return lines
+def _head(name: str, report: Mapping[str, Any]) -> str:
+    """The model index of the Hub: scenes from boxes and points, each real set from boxes; no score that is missing."""
+    results = [
+        EvalResult(
+            task_type=TASK,
+            task_name="region captioning",
+            dataset_type="scenes",
+            dataset_name=f"scenes, {report['split']}, {report['scenes']} images",
+            dataset_config=f"from a {prompt}",
+            dataset_split=report["split"],
+            metric_type=key,
+            metric_name=metric,
+            metric_value=report["scores"][prompt][key],
+        )
+        for prompt in ("box", "point")
+        for key, metric in _HEAD.items()
+        if not math.isnan(report["scores"][prompt][key])
+    ]
+    results += [
+        EvalResult(
+            task_type=TASK,
+            task_name="region naming",
+            dataset_type=data,
+            dataset_name=f"{_words(data)}, kept out of training",
+            dataset_config="from a box",
+            metric_type="accuracy",
+            metric_name="accuracy",
+            metric_value=round(run["box"]["accuracy"], 4),
+        )
+        for data, (run, *_) in report["naming"].items()
+    ]
+    return yaml_dump({"model-index": eval_results_to_model_index(name, results)}).strip()
 
 
 def _parts(info: RepositoryInfo) -> str:
@@ -150,15 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("template", type=Path, help="Markdown with $fields")
     parser.add_argument("--model", type=Path, required=True, help="folder of the saved model, where the card goes")
     parser.add_argument("--report", type=Path, required=True, help="report.json of the training run")
-    parser.add_argument("--last-stage", type=Path, required=True, help="output of the recipe on real pictures")
+    parser.add_argument("--stages", type=Path, nargs="+", required=True, help="outputs of the recipes that came after")
     parser.add_argument("--scores", type=Path, required=True, help="scenes_report.json of the finished model")
     parser.add_argument("--naming", type=Path, required=True, help="naming.json of the finished model")
     options = parser.parse_args(arguments)
-    report, state, scores, naming = (
+    report, scores, naming, *states = (
         json.loads(path.read_text(encoding="utf-8"))
-        for path in (options.report, options.last_stage / "trainer_state.json", options.scores, options.naming)
+        for path in (
+            options.report,
+            options.scores,
+            options.naming,
+            *(stage / "trainer_state.json" for stage in options.stages),
+        )
     )
-    history = {**report["history"], "real pictures": state["log_history"]}
+    logs = {stage.name: state["log_history"] for stage, state in zip(options.stages, states, strict=True)}
+    history = {**report["history"], **logs}
     write_model_card(options.template, options.model, {**report, **scores, "history": history, "naming": naming})
 
 
