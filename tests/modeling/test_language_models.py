@@ -146,6 +146,15 @@ def test_a_generation_config_is_as_good_as_keywords(model):
     assert torch.equal(found.caption_scores, expected.caption_scores)
 
 
+def test_no_step_looks_for_padding(model, monkeypatch):
+    """GPT-2 does, which waits for the device and warns, where its configuration has the id the Trainer put there."""
+    config = model.language_model.config
+    assert config.pad_token_id == 0
+    monkeypatch.setattr(torch.Tensor, "__contains__", lambda tensor, value: pytest.fail("a step looked for padding"))
+    assert model.generate(**prompts()).sequences.shape[:2] == (2, 3)
+    assert config.pad_token_id == 0
+
+
 RELOAD = """
 import sys, torch
 from sca_hf import ScaForConditionalGeneration

@@ -1,6 +1,8 @@
 """Captions from prefixes: the library's own `generate` on the language model, in as few calls as the memory allows."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,12 +82,13 @@ def continue_prefixes(
     prefixes = prefixes.to(language_model.get_input_embeddings().weight.dtype)
     for part in prefixes.split(batch_size):
         rows = part.flatten(0, 1)  # (part * A, L, D)
-        output = language_model.generate(
-            inputs_embeds=rows,
-            attention_mask=torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device),
-            generation_config=config,
-            **extra,
-        )
+        with _nothing_padded(language_model):
+            output = language_model.generate(
+                inputs_embeds=rows,
+                attention_mask=torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device),
+                generation_config=config,
+                **extra,
+            )
         sequences.append(output.sequences.unflatten(0, (len(part), -1)))
         if with_scores:
             scores.append(caption_scores(output, config.eos_token_id).unflatten(0, (len(part), -1)))
@@ -95,6 +98,24 @@ def continue_prefixes(
     # The library's beam search fills with the first end token where the padding id is 0.
     ids = ids.masked_fill(_after_end(ids, config.eos_token_id), pad)
     return ids, torch.cat(scores) if with_scores else None
+
+
+@contextmanager
+def _nothing_padded(language_model: PreTrainedModel) -> Iterator[None]:
+    """Rows are of one length; a model that knows a padding id looks for it in every step's tokens all the same.
+
+    GPT-2 does, which waits for the device and warns. The Trainer copies the tokenizer's id into the configuration.
+    """
+    config = language_model.config
+    padding = getattr(config, "pad_token_id", None)
+    if padding is None:
+        yield
+        return
+    config.pad_token_id = None
+    try:
+        yield
+    finally:
+        config.pad_token_id = padding
 
 
 def caption_scores(output: Any, eos_token_id: int | list[int] | None) -> torch.Tensor:
