@@ -31,9 +31,10 @@ LIMITS = {"accumulated": 1e-6, "ddp": 1e-6, "fsdp": 1e-5}
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A model to begin with, from a folder that mixer-only checkpoints can name."""
+    """A model to begin with, with all parts there may be, from a folder that mixer-only checkpoints can name."""
     folder = tmp_path_factory.mktemp("start")
-    tiny_model(text_config={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}).save_pretrained(folder)
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    tiny_model(text_config=still, detail_widths=[4, 4, 8]).save_pretrained(folder)
     return folder
 
 

@@ -29,7 +29,7 @@ class ScaDetailEncoder(nn.Module):
         super().__init__()
         widths, channels = list(config.detail_widths or ()), config.sam_config.vision_config.num_channels
         self.stem = nn.Conv2d(channels, widths[0], 5, stride=2, padding=2, bias=False)
-        self.stem_norm = nn.BatchNorm2d(widths[0])
+        self.stem_norm = PictureNorm(widths[0])
         self.blocks = nn.ModuleList(ResidualBlock(before, after) for before, after in pairwise(widths))
         self.projection = nn.Linear(widths[-1], config.mixer_config.hidden_size)
 
@@ -49,7 +49,7 @@ class ScaDetailEncoder(nn.Module):
         super().train(mode)
         if not self.learns_statistics:
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, PictureNorm):
                     module.eval()
         return self
 
@@ -73,17 +73,30 @@ class ScaDetailEncoder(nn.Module):
         return self.projection(mean)
 
 
+class PictureNorm(nn.BatchNorm2d):
+    """Normalisation by fixed statistics, in the precision of its weights.
+
+    FSDP hands out weights in half precision and leaves statistics, which are none, as they are.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(features)
+        mean, variance = (values.to(self.weight.dtype) for values in (self.running_mean, self.running_var))
+        return F.batch_norm(features, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions that halve the picture, beside one that only projects it."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(after)
+        self.norm1 = PictureNorm(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(after)
+        self.norm2 = PictureNorm(after)
         self.shortcut = nn.Conv2d(before, after, 1, stride=2, bias=False)
-        self.shortcut_norm = nn.BatchNorm2d(after)
+        self.shortcut_norm = PictureNorm(after)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         inner = F.relu(self.norm1(self.conv1(features)))
