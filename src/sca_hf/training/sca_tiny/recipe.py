@@ -42,6 +42,7 @@ ANYTHING_SETTINGS = {
     "points_per_side": 16,
     "iou_threshold": 0.75,
     "stability_threshold": 0.65,
+    "min_region_area": 150,
     "nms_threshold": 0.35,
     "min_area": 0.005,
     "max_area": 0.35,
