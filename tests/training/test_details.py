@@ -109,6 +109,15 @@ def test_what_was_taught_is_not_taught_again(model, processor, tmp_path):
         assert torch.equal(value, stored[name]) and torch.equal(value, model.detail_encoder.state_dict()[name])
 
 
+def test_the_seed_decides_whatever_was_drawn_before(model, processor, tmp_path):
+    other = copy.deepcopy(model)
+    teach(model, processor, tmp_path / "one", steps=3)
+    torch.manual_seed(7)
+    teach(other, processor, tmp_path / "other", steps=3)
+    for name, value in other.detail_encoder.state_dict().items():
+        assert torch.equal(value, model.detail_encoder.state_dict()[name]), name
+
+
 def test_what_was_taught_otherwise_is_not_taken(model, processor, tmp_path):
     teach(model, processor, tmp_path, steps=2)
     with pytest.raises(ValueError, match=r"taught otherwise \(steps was 2, is 3\): remove .*details to teach it anew"):

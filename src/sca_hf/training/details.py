@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from ..data.images import record_image
 from ..data.region import RegionRecordError
@@ -133,6 +133,7 @@ def _teach(
     encoder.requires_grad_(True)
     encoder.learns_statistics = True
     try:
+        set_seed(args.seed)  # the Trainer does so after the layer of the names is made
         naming = RegionNaming(encoder, len(collator.names))
         trainer = Trainer(naming, args, train_dataset=records, data_collator=collator)
         trainer.train()
