@@ -80,18 +80,18 @@ def continue_prefixes(
     sequences, scores = [], []
     # A frozen language model may be held in half precision beside a float32 mixer.
     prefixes = prefixes.to(language_model.get_input_embeddings().weight.dtype)
-    for part in prefixes.split(batch_size):
-        rows = part.flatten(0, 1)  # (part * A, L, D)
-        with _nothing_padded(language_model):
+    with _nothing_padded(language_model):
+        for part in prefixes.split(batch_size):
+            rows = part.flatten(0, 1)  # (part * A, L, D)
             output = language_model.generate(
                 inputs_embeds=rows,
                 attention_mask=torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device),
                 generation_config=config,
                 **extra,
             )
-        sequences.append(output.sequences.unflatten(0, (len(part), -1)))
-        if with_scores:
-            scores.append(caption_scores(output, config.eos_token_id).unflatten(0, (len(part), -1)))
+            sequences.append(output.sequences.unflatten(0, (len(part), -1)))
+            if with_scores:
+                scores.append(caption_scores(output, config.eos_token_id).unflatten(0, (len(part), -1)))
     longest = max(ids.shape[2] for ids in sequences)
     pad = config.pad_token_id or 0
     ids = torch.cat([F.pad(ids, (0, longest - ids.shape[2]), value=pad) for ids in sequences])
