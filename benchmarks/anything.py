@@ -49,7 +49,7 @@ def processor_of(model: ScaForConditionalGeneration) -> ScaProcessor:
 
 
 def noise_image(size: Size) -> Image.Image:
-    """A square picture of coarse random colours under noise, of the model's own size."""
+    """A square picture of coarse random colors under noise, of the model's own size."""
     generator = np.random.default_rng(5)
     coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((size.image_size,) * 2, Image.Resampling.BICUBIC)).astype(np.int64)
@@ -77,11 +77,11 @@ def choose_settings(
     for overlap in (0.7, 0.6, 0.5, 0.4):
         for count in range(most, len(ious) - 1, most // 2):
             limits = {
-                "iou_threshold": _between(ious, count),
-                "stability_threshold": stable,
-                "stability_offset": offset,
-                "nms_threshold": 1.0,
-                "mask_nms_threshold": overlap,
+                "pred_iou_thresh": _between(ious, count),
+                "stability_score_thresh": stable,
+                "stability_score_offset": offset,
+                "box_nms_thresh": 1.0,
+                "mask_nms_thresh": overlap,
             }
             if least <= len(select_masks(logits, ious, **limits)) <= most:
                 return AnythingSettings(points_per_side=points, **limits)
@@ -147,13 +147,13 @@ def plain(module: PlainSca, processor: ScaProcessor, image: Image.Image, setting
 
 def plain_choice(logits: torch.Tensor, ious: torch.Tensor, settings: AnythingSettings) -> list[int]:
     """Choose masks one after the other, best first."""
-    stability = stability_scores(logits, offset=settings.stability_offset)
+    stability = stability_scores(logits, offset=settings.stability_score_offset)
     kept: list[int] = []
     for index in ious.argsort(descending=True, stable=True).tolist():
-        if ious[index] <= settings.iou_threshold or stability[index] < settings.stability_threshold:
+        if ious[index] <= settings.pred_iou_thresh or stability[index] < settings.stability_score_thresh:
             continue
         mask = logits[index] > 0
-        if mask.any() and all(_iou(mask, logits[other] > 0) <= settings.mask_nms_threshold for other in kept):
+        if mask.any() and all(_iou(mask, logits[other] > 0) <= settings.mask_nms_thresh for other in kept):
             kept.append(index)
     return kept
 

@@ -60,7 +60,7 @@ def random_boxes(count: int, image_size: int, device: torch.device) -> torch.Ten
 
 
 def random_pixels(size: Size, device: torch.device) -> torch.Tensor:
-    """One normalised image (1, 3, H, W)."""
+    """One normalized image (1, 3, H, W)."""
     return torch.randn(1, 3, size.image_size, size.image_size, generator=torch.Generator().manual_seed(2)).to(device)
 
 

@@ -25,7 +25,7 @@ SHOWN = re.compile(r"(```python\n)(.*?)(```\n\n```text\n)(.*?)(```)", re.DOTALL)
 
 
 def draw() -> None:
-    """Renders the scene and the model's answers over it, in few enough colours for a small file."""
+    """Renders the scene and the model's answers over it, in few enough colors for a small file."""
     scene = render_scene(SEED)
     scene.to_pil().save(IMAGES / "scene.png", optimize=True)
     prompts = [

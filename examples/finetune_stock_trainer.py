@@ -5,16 +5,16 @@ from transformers import Trainer, TrainingArguments
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.captioning import bundled_model
 from sca_hf.data import hold_out, load_regions
-from sca_hf.training import DrawnRecords, RegionCollator, apply_preset, teach_details, training_augmentation
+from sca_hf.training import RegionCollator, SeededDataset, apply_preset, pretrain_detail_encoder, training_augmentation
 
 
 model = ScaForConditionalGeneration.from_pretrained(bundled_model())
 processor = ScaProcessor.from_pretrained(bundled_model())
 (regions,), (held_out,) = hold_out([load_regions("voc", root="my-boxes")], 0.2)
 side = model.config.sam_config.vision_config.image_size
-changes = {"scale": [0.7, 1.8], "rotate": 8, "colour": 0.25, "paste": {"number": 4, "size": [0.1, 0.5], "rotate": 8}}
-records = DrawnRecords(regions, seed=0, augmentation=training_augmentation(changes, side, regions))
-teach_details(model, processor, records, "runs/my-boxes", steps=1500)  # the names alone, first
+changes = {"scale": [0.7, 1.8], "rotate": 8, "color": 0.25, "paste": {"number": 4, "size": [0.1, 0.5], "rotate": 8}}
+records = SeededDataset(regions, seed=0, augmentation=training_augmentation(changes, side, regions))
+pretrain_detail_encoder(model, processor, records, "runs/my-boxes", steps=1500)  # the names alone, first
 apply_preset(model, "mixer+lm")  # a small language model learns new words; a large one does well with "mixer"
 arguments = TrainingArguments(
     output_dir="runs/my-boxes",

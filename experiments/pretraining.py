@@ -23,7 +23,7 @@ from sca_hf.evaluation.scenes_report import caption_scores, run_scenes
 from sca_hf.training.sca_tiny.captioning import CaptioningSettings, new_captioner, train_captioning
 
 
-SCORES = ("cider_d", "colour", "shape", "texture", "size", "relation")
+SCORES = ("cider_d", "color", "shape", "texture", "size", "relation")
 
 
 def stage(folder: Path, start: Path | None, options: argparse.Namespace, **settings: float) -> Path:

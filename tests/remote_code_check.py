@@ -35,7 +35,7 @@ def describe(model, processor) -> dict:
     inputs = processor(**example_batch(), return_tensors="pt")
     outputs = model.generate(**inputs, num_beams=2)
     captions = [text for image in processor.batch_decode(outputs) for text in image]
-    settings = {"points_per_side": 4, "iou_threshold": 0.0, "stability_threshold": 0.0}
+    settings = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
     everything = processor.caption_anything(model, example_batch()["images"][0], settings)
     return {
         "ids": outputs.sequences.numpy(),

@@ -30,7 +30,7 @@ def test_scenes_are_described(bundled, prompt, mask_iou):
     """100 of the card's 1,000 scenes; a share of their 250 captions may lie some points beside that of all."""
     scores = caption_scores(run_scenes(*bundled, scenes("test", 100), prompt))
     assert scores["mask_iou"] >= mask_iou
-    assert scores["colour"] >= 0.95 and scores["texture"] >= 0.9 and scores["shape"] >= 0.9
+    assert scores["color"] >= 0.95 and scores["texture"] >= 0.9 and scores["shape"] >= 0.9
     assert scores["size"] >= 0.8 and scores["relation"] >= 0.65
 
 

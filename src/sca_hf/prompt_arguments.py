@@ -97,7 +97,7 @@ def read_mask_file(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} is not JSON: {error}.") from None
     if array.ndim != 2:
         raise ValueError(f"{path} has shape {array.shape}, a mask is (height, width).")
-    # A grey picture has soft edges; a picture of labels or 0 and 1 has not.
+    # A gray picture has soft edges; a picture of labels or 0 and 1 has not.
     soft = array.dtype == np.uint8 and array.max(initial=0) == 255
     return array > 127 if soft else array != 0
 

@@ -149,7 +149,7 @@ def tiny_tokenizer(**special_tokens: str | None) -> PreTrainedTokenizerFast:
 
 
 def tiny_image(seed: int = 0, size: tuple[int, int] = (80, 60)) -> Image.Image:
-    """A picture of `size` (width, height) with a coloured rectangle on noise."""
+    """A picture of `size` (width, height) with a colored rectangle on noise."""
     generator = np.random.default_rng(seed)
     width, height = size
     pixels = generator.integers(0, 128, (height, width, 3), dtype=np.uint8)

@@ -19,8 +19,8 @@ from sca_hf.cli import main
 from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
 
 
-SETTINGS = {"points_per_side": 3, "iou_threshold": 0.0, "stability_threshold": 0.0}
-SETTINGS |= {"nms_threshold": 1.0, "mask_nms_threshold": 0.7}
+SETTINGS = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+SETTINGS |= {"box_nms_thresh": 1.0, "mask_nms_thresh": 0.7}
 
 
 @pytest.fixture(scope="module")

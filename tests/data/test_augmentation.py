@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from sca_hf.data.augmentation import MEAN_COLOUR, Augmentation, augmentation_from
+from sca_hf.data.augmentation import MEAN_COLOR, Augmentation, augmentation_from
 from sca_hf.data.region import RegionRecordError
 from sca_hf.data.views import View, moved_region, picture_view
 from sca_hf.processing.regions_sca import decode_rle, encode_rle
@@ -113,7 +113,7 @@ def test_the_published_jitter_is_reproduced():
     assert (found["width"], found["height"]) == found["image"].size == (96, 96)
     pixels = np.asarray(found["image"])
     assert (pixels[:32, :48] == (255, 0, 0)).all()
-    assert (pixels[32:] == MEAN_COLOUR).all() and (pixels[:, 48:] == MEAN_COLOUR).all()
+    assert (pixels[32:] == MEAN_COLOR).all() and (pixels[:, 48:] == MEAN_COLOR).all()
     np.testing.assert_allclose(found["regions"][0]["box"], np.array([28, 18, 52, 42]) * 0.4)
 
 
@@ -233,18 +233,18 @@ def test_a_turned_picture_keeps_no_caption_with_a_direction():
     assert seen == {True, False}
 
 
-def test_colour_changes_the_picture_only():
+def test_color_changes_the_picture_only():
     image = Image.effect_noise((WIDTH, HEIGHT), 60).convert("RGB")
     start = record(image=image)
-    found = Augmentation(colour=0.4)(start, rng())
+    found = Augmentation(color=0.4)(start, rng())
     assert found["regions"] == start["regions"] and found["image"].size == image.size
     assert np.abs(np.asarray(found["image"], int) - np.asarray(image, int)).mean() > 5
-    padded = np.asarray(Augmentation(colour=0.4, scale=(0.5, 0.5), crop=96)(start, rng())["image"])
-    assert (padded[32:] == MEAN_COLOUR).all()
+    padded = np.asarray(Augmentation(color=0.4, scale=(0.5, 0.5), crop=96)(start, rng())["image"])
+    assert (padded[32:] == MEAN_COLOR).all()
 
 
 def test_the_generator_settles_everything_and_the_record_stays_as_it_is():
-    augmentation = Augmentation(flip=0.5, scale=(0.5, 2), rotate=30, colour=0.3, crop=96)
+    augmentation = Augmentation(flip=0.5, scale=(0.5, 2), rotate=30, color=0.3, crop=96)
     start = record(region(disc(), points=[[40, 30]], labels=[1]))
     before = {**start, "regions": [dict(r) for r in start["regions"]]}
     first, second, other = (augmentation(start, rng(seed)) for seed in (5, 5, 6))
@@ -268,7 +268,7 @@ def test_masks_as_arrays_stay_arrays_and_those_of_another_size_are_refused():
         ({"rotate": 5}, True, False),
         ({"quarter_turns": True}, True, False),
         ({"scale": [1, 1]}, True, False),
-        ({"colour": 0.1}, False, False),
+        ({"color": 0.1}, False, False),
         ({}, False, True),
     ],
 )
@@ -289,7 +289,7 @@ def test_specifications_are_read():
     [
         ("jitter", "expected .lsj-LEAST-GREATEST. such as"),
         ("lsj-2.0-0.1", "two factors above 0, the smaller first"),
-        ({"color": 0.1}, "unknown color; it has flip, scale, rotate, quarter_turns, colour"),
+        ({"color": 0.1}, "unknown color; it has flip, scale, rotate, quarter_turns, color"),
         ({"flip": 2}, "flip is 2, expected a number from 0 to 1"),
         ({"scale": 2}, "scale is 2, expected two factors"),
         ({"crop": 0}, "crop is 0, expected a number of pixels from 8 on"),

@@ -10,13 +10,13 @@ from sca_hf.data.pasting import RegionPaster, training_augmentation
 from sca_hf.processing.regions_sca import decode_rle, encode_rle
 
 
-COLOURS = {"red thing": (230, 20, 20), "green thing": (20, 230, 20)}
+COLORS = {"red thing": (230, 20, 20), "green thing": (20, 230, 20)}
 BACKGROUND = (40, 40, 40)
 
 
 def record(name: str, with_mask: bool = False, size: tuple[int, int] = (120, 90)) -> dict:
     picture = Image.new("RGB", size, BACKGROUND)
-    picture.paste(COLOURS[name], (10, 20, 40, 40))
+    picture.paste(COLORS[name], (10, 20, 40, 40))
     mask = np.zeros(size[::-1], bool)
     mask[20:40, 10:40] = True
     region = {
@@ -38,7 +38,7 @@ def record(name: str, with_mask: bool = False, size: tuple[int, int] = (120, 90)
     }
 
 
-def colour_at(picture: Image.Image, box: list[float]) -> np.ndarray:
+def color_at(picture: Image.Image, box: list[float]) -> np.ndarray:
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return np.asarray(picture)[int(y), int(x)].astype(int)
 
@@ -46,31 +46,31 @@ def colour_at(picture: Image.Image, box: list[float]) -> np.ndarray:
 @pytest.mark.parametrize("stretch", [0.0, 0.8])
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_pasted_regions_are_where_their_boxes_say(with_mask, stretch):
-    records = [record(name, with_mask) for name in COLOURS]
-    paster = RegionPaster(records, number=5, size=(0.15, 0.3), rotate=180, stretch=stretch, colour=0.0)
+    records = [record(name, with_mask) for name in COLORS]
+    paster = RegionPaster(records, number=5, size=(0.15, 0.3), rotate=180, stretch=stretch, color=0.0)
     rng, pasted = np.random.default_rng(0), 0
     for _ in range(20):
         result = paster(records[0], rng)
         assert result["regions"][0] == records[0]["regions"][0]
         for region in result["regions"][1:]:
             pasted += 1
-            assert np.abs(colour_at(result["image"], region["box"]) - COLOURS[region["category"]]).max() < 5
+            assert np.abs(color_at(result["image"], region["box"]) - COLORS[region["category"]]).max() < 5
             assert region["captions"] == [region["category"]]
             x0, y0, x1, y1 = region["box"]
             assert 0 <= x0 < x1 <= 120 and 0 <= y0 < y1 <= 90
             if with_mask:
                 mask = decode_rle(region["mask"])
                 picture = np.asarray(result["image"]).astype(int)
-                assert np.abs(picture[mask] - COLOURS[region["category"]]).max(1).mean() < 60
+                assert np.abs(picture[mask] - COLORS[region["category"]]).max(1).mean() < 60
                 rows, columns = np.nonzero(mask)
                 assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == region["box"]
     assert pasted > 20
 
 
 def test_quarter_turns_alone_leave_sides_upright():
-    name = next(iter(COLOURS))
+    name = next(iter(COLORS))
     wide = {**record(name), "regions": [{**record(name)["regions"][0], "box": [10.0, 10, 50, 30]}]}
-    paster = RegionPaster([wide], number=3, size=(0.2, 0.2), colour=0.0, quarter_turns=True)
+    paster = RegionPaster([wide], number=3, size=(0.2, 0.2), color=0.0, quarter_turns=True)
     rng, shapes = np.random.default_rng(0), set()
     for _ in range(20):
         for region in paster(wide, rng)["regions"][1:]:
@@ -80,10 +80,10 @@ def test_quarter_turns_alone_leave_sides_upright():
 
 
 def test_stretched_regions_keep_their_area_and_change_their_shape():
-    records = [record(name, with_mask=True) for name in COLOURS]
+    records = [record(name, with_mask=True) for name in COLORS]
     ratios, areas = [], []
     for stretch in (0.0, 1.0):
-        paster = RegionPaster(records, number=3, size=(0.25, 0.25), stretch=stretch, colour=0.0)
+        paster = RegionPaster(records, number=3, size=(0.25, 0.25), stretch=stretch, color=0.0)
         rng = np.random.default_rng(0)
         regions = [one for _ in range(30) for one in paster(records[0], rng)["regions"][1:]]
         sides = np.array([np.diff(np.reshape(one["box"], (2, 2)), axis=0)[0] for one in regions])
@@ -94,7 +94,7 @@ def test_stretched_regions_keep_their_area_and_change_their_shape():
 
 
 def test_the_record_and_its_picture_stay_as_they_were():
-    records = [record(name) for name in COLOURS]
+    records = [record(name) for name in COLORS]
     before = records[0]["image"].copy()
     paster = RegionPaster(records, number=5)
     results = [paster(records[0], np.random.default_rng(seed)) for seed in range(10)]
@@ -111,13 +111,13 @@ def test_rare_texts_are_pasted_as_often_as_common_ones():
 
 
 def test_the_same_generator_pastes_the_same():
-    records = [record(name) for name in COLOURS]
+    records = [record(name) for name in COLORS]
     first, second = (RegionPaster(records, number=4)(records[0], np.random.default_rng(7)) for _ in range(2))
     assert first["image"].tobytes() == second["image"].tobytes() and first["regions"] == second["regions"]
 
 
 def test_pasted_regions_hide_no_other():
-    records = [record(name) for name in COLOURS]
+    records = [record(name) for name in COLORS]
     paster = RegionPaster(records, number=8, size=(0.2, 0.4))
     for seed in range(20):
         regions = paster(records[0], np.random.default_rng(seed))["regions"]
@@ -130,7 +130,7 @@ def test_pasted_regions_hide_no_other():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"number": 0}, {"size": (0.5, 0.2)}, {"rotate": -1}, {"stretch": 3}, {"colour": 1.5}]
+    "wrong", [{"number": 0}, {"size": (0.5, 0.2)}, {"rotate": -1}, {"stretch": 3}, {"color": 1.5}]
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="paste has number"):
@@ -154,7 +154,7 @@ def test_a_recipe_augments_each_source_in_its_own_way():
 
 
 def test_pictures_are_changed_before_others_are_pasted_into_them():
-    records = [record(name) for name in COLOURS]
+    records = [record(name) for name in COLORS]
     augmentation = training_augmentation({"scale": [0.5, 0.5], "crop": 64, "paste": {"number": 3}}, 96, records)
     results = [augmentation(records[0], np.random.default_rng(seed)) for seed in range(12)]
     for result in results:

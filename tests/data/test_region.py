@@ -53,7 +53,7 @@ def changed(region=None, **fields):
         (changed(image="nowhere.png"), "image cat-1: there is no file nowhere.png"),
         (changed(image=None), "image cat-1: there is no image"),
         (changed(width=41), "image cat-1: the picture is 40 x 30"),
-        (changed({"colour": "red"}), "image cat-1: .*unexpected keyword argument 'colour'"),
+        (changed({"color": "red"}), "image cat-1: .*unexpected keyword argument 'color'"),
     ],
 )
 def test_a_bad_record_is_named(record, message):

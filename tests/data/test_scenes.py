@@ -58,12 +58,12 @@ def test_captions_state_what_is_true_and_nothing_else(pictures):
     for obj in (obj for scene in pictures for obj in scene.objects):
         for caption in obj.captions:
             said = read_caption(caption)
-            assert (said["colour"], said["shape"], said["texture"]) == (obj.colour, obj.shape, obj.texture)
+            assert (said["color"], said["shape"], said["texture"]) == (obj.color, obj.shape, obj.texture)
             assert said["size"] == (None if obj.size == "medium" else obj.size)
             assert said["relation"] == obj.relation
-            if said["reference_colour"] is not None:
-                named = (said["reference_colour"], said["reference_shape"])
-                assert named == (obj.reference.colour, obj.reference.shape)
+            if said["reference_color"] is not None:
+                named = (said["reference_color"], said["reference_shape"])
+                assert named == (obj.reference.color, obj.reference.shape)
 
 
 def test_at_least_two_captions_in_five_state_a_size_or_a_relation(pictures):
@@ -109,7 +109,7 @@ def test_a_scene_gives_a_valid_region_record(pictures):
     ("text", "attribute", "value"),
     [
         ("a little disc with dots", "shape", "circle"),
-        ("a red or green star", "colour", None),
+        ("a red or green star", "color", None),
         ("something", "texture", None),
         ("a plain star to the right of a big box", "size", None),
         ("a star over the blue box", "relation", "above"),

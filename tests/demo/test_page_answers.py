@@ -119,8 +119,8 @@ WRONG = {
     "a broken file": ("open_picture", {"data": base64.b64encode(b"no picture").decode()}),
     "no base64": ("open_picture", {"data": "%"}),
     "a grid too dense": ("everything", {"settings": {"points_per_side": 1000}}),
-    "a threshold of 9": ("everything", {"settings": {"iou_threshold": 9}}),
-    "settings of words": ("everything", {"settings": {"iou_threshold": "high"}}),
+    "a threshold of 9": ("everything", {"settings": {"pred_iou_thresh": 9}}),
+    "settings of words": ("everything", {"settings": {"pred_iou_thresh": "high"}}),
     "a thousand drawings": ("draw", {"regions": [{}] * 1000}),
     "a drawing of nothing": ("draw", {"regions": [None]}),
 }

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from sca_hf.drawing import DrawnRegion, colour_of, draw_regions, overlay
+from sca_hf.drawing import DrawnRegion, color_of, draw_regions, overlay
 from sca_hf.drawing.label_layout import Rect, cover_grid, place_labels
 
 
-def grey(width: int = 120, height: int = 90) -> Image.Image:
+def gray(width: int = 120, height: int = 90) -> Image.Image:
     return Image.new("RGB", (width, height), (128, 128, 128))
 
 
@@ -68,7 +68,7 @@ def test_labels_that_cannot_fit_are_refused():
 
 def test_regions_that_lie_on_each_other_keep_separate_captions(chips):
     regions = [DrawnRegion(f"thing number {i} of several", block(40, 30, 80, 60)) for i in range(5)]
-    picture = draw_regions(grey(), regions)
+    picture = draw_regions(gray(), regions)
     assert len(chips) == 5
     assert not any(a.overlaps(b) for i, a in enumerate(chips) for b in chips[:i])
     assert all(rect.right <= picture.width and rect.bottom <= picture.height for rect in chips)
@@ -76,35 +76,35 @@ def test_regions_that_lie_on_each_other_keep_separate_captions(chips):
 
 def test_a_crowded_picture_gets_its_captions_beside_it(chips):
     regions = [DrawnRegion("a rather long caption of a thing " * 2, block(i, 10, i + 9, 20)) for i in range(0, 80, 4)]
-    picture = draw_regions(grey(), regions)
+    picture = draw_regions(gray(), regions)
     assert picture.width > 900
     assert len(chips) == 20 and all(rect.left >= 900 for rect in chips)
     assert not any(a.overlaps(b) for i, a in enumerate(chips) for b in chips[:i])
 
 
 def test_a_small_image_is_enlarged_and_a_huge_one_reduced():
-    assert draw_regions(grey(), []).size == (900, 675)
-    assert draw_regions(grey(4000, 1000), []).size == (1800, 450)
-    assert draw_regions(grey(1, 1), [DrawnRegion("a pixel", np.ones((1, 1), bool))]).width >= 900
+    assert draw_regions(gray(), []).size == (900, 675)
+    assert draw_regions(gray(4000, 1000), []).size == (1800, 450)
+    assert draw_regions(gray(1, 1), [DrawnRegion("a pixel", np.ones((1, 1), bool))]).width >= 900
 
 
-def test_the_contour_has_the_colour_of_the_region():
-    picture = np.asarray(draw_regions(grey(), [DrawnRegion(None, None), DrawnRegion(None, block(30, 30, 90, 60))]))
+def test_the_contour_has_the_color_of_the_region():
+    picture = np.asarray(draw_regions(gray(), [DrawnRegion(None, None), DrawnRegion(None, block(30, 30, 90, 60))]))
     edge = picture[338, 215:235].astype(int)
-    assert np.abs(edge - colour_of(1)).sum(1).min() < 30
+    assert np.abs(edge - color_of(1)).sum(1).min() < 30
     inside, outside = picture[338, 450].astype(int), picture[60, 60].astype(int)
     assert np.abs(inside - 128).sum() > 10 and (outside < 128).all()
 
 
-def test_colours_are_stable_and_distinct():
-    assert colour_of(3) == colour_of(3)
-    assert len({colour_of(i) for i in range(48)}) == 48
+def test_colors_are_stable_and_distinct():
+    assert color_of(3) == color_of(3)
+    assert len({color_of(i) for i in range(48)}) == 48
 
 
 def test_prompts_are_drawn_where_they_were_given():
-    plain = np.asarray(draw_regions(grey(), [DrawnRegion()])).astype(int)
+    plain = np.asarray(draw_regions(gray(), [DrawnRegion()])).astype(int)
     prompts = DrawnRegion(box=(20, 20, 100, 70), points=[(60, 45), (5, 5)], labels=[1, 0])
-    changed = np.abs(np.asarray(draw_regions(grey(), [prompts])).astype(int) - plain).sum(2) > 30
+    changed = np.abs(np.asarray(draw_regions(gray(), [prompts])).astype(int) - plain).sum(2) > 30
     assert changed[330:345, 440:460].any() and changed[30:45, 30:45].any()
     assert changed[145:156, 150:750].any() and changed[150:525, 745:756].any()
     assert not changed[200:300, 200:400].any()
@@ -117,20 +117,20 @@ def test_prompts_are_drawn_where_they_were_given():
 def test_any_caption_can_be_drawn(caption, installed, monkeypatch):
     if not installed:
         monkeypatch.setattr(overlay, "text_font", lambda size, text: ImageFont.load_default(size))
-    draw_regions(grey(), [DrawnRegion(caption, block(30, 30, 90, 60))])
+    draw_regions(gray(), [DrawnRegion(caption, block(30, 30, 90, 60))])
 
 
 def test_a_line_of_one_pixel_stays_visible():
-    picture = np.asarray(draw_regions(grey(30, 20), [DrawnRegion(None, np.eye(20, 30) > 0)])).astype(int)
+    picture = np.asarray(draw_regions(gray(30, 20), [DrawnRegion(None, np.eye(20, 30) > 0)])).astype(int)
     assert np.abs(picture[315, 315] - picture[60, 800]).sum() > 30
 
 
 def test_a_mask_of_another_size_is_an_error():
     with pytest.raises(ValueError, match=r"mask of region 0 has shape \(5, 5\).*\(90, 120\)"):
-        draw_regions(grey(), [DrawnRegion("a thing", np.ones((5, 5), bool))])
+        draw_regions(gray(), [DrawnRegion("a thing", np.ones((5, 5), bool))])
 
 
-def test_a_region_keeps_its_number_and_colour_whatever_is_drawn_with_it():
+def test_a_region_keeps_its_number_and_color_whatever_is_drawn_with_it():
     mask = np.zeros((90, 90), bool)
     mask[30:60, 30:60] = True
     alone = draw_regions(Image.new("RGB", (90, 90)), [DrawnRegion(mask=mask, number=3)])

@@ -20,9 +20,9 @@ def test_a_cut_is_of_one_size_and_shows_the_region(size, box):
     box = [share * size[axis % 2] for axis, share in enumerate(box)]
     tile = np.asarray(cut_region(gradient(*size), DrawnRegion(box=box)).convert("RGB")).astype(int)
     assert tile.shape == (225, 300, 3)
-    # Somewhere in the tile is the colour that the picture has in the middle of the box.
-    centre = [255 * (box[0] + box[2]) / 2 / size[0], 255 * (box[1] + box[3]) / 2 / size[1]]
-    assert np.abs(tile[..., :2] - centre).max(-1).min() <= max(12, 300 / min(size))
+    # Somewhere in the tile is the color that the picture has in the middle of the box.
+    center = [255 * (box[0] + box[2]) / 2 / size[0], 255 * (box[1] + box[3]) / 2 / size[1]]
+    assert np.abs(tile[..., :2] - center).max(-1).min() <= max(12, 300 / min(size))
 
 
 def test_the_surroundings_of_a_small_region_are_seen():

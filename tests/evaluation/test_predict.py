@@ -219,10 +219,10 @@ def test_a_file_of_predictions_is_a_captioner_and_shuffled_a_control(data, capti
 
 
 def test_records_of_other_tools_are_found_by_what_they_name(captioner, tmp_path):
-    from sca_hf.evaluation.prompting import ask
+    from sca_hf.evaluation.prompting import build_query
     from sca_hf.testing import tiny_image
 
-    asked = [ask({**tiny_record(1), "image": tiny_image(1), "task": "caption"})]
+    asked = [build_query({**tiny_record(1), "image": tiny_image(1), "task": "caption"})]
 
     def said(*rows):
         (tmp_path / "theirs.json").write_text(json.dumps([{"references": ["x"], **row} for row in rows]))

@@ -5,7 +5,7 @@ import pytest
 
 from sca_hf.data.region import RegionRecordError
 from sca_hf.evaluation.captioners.interface import point_in_mask
-from sca_hf.evaluation.prompting import ask
+from sca_hf.evaluation.prompting import build_query
 from sca_hf.processing.regions_sca import decode_rle
 from sca_hf.testing import tiny_image
 from tests.evaluation.region_files import tiny_record
@@ -16,15 +16,15 @@ def row(number=1):
 
 
 def prompts(kind, seed=0, number=1):
-    return [region.prompt for region in ask(row(number), kind, seed).regions]
+    return [region.prompt for region in build_query(row(number), kind, seed).regions]
 
 
 def test_a_box_is_the_regions_own_without_what_reaches_out_of_the_image():
     record = row()
     record["regions"][0]["box"] = [-0.5, 4, 40, 60.5]
-    (first, second) = ask(record).regions
+    (first, second) = build_query(record).regions
     assert first.prompt.box == first.box == [0, 4, 40, 60] and second.prompt.box == [30, 20, 70, 55]
-    assert second.region_id == "1-1" and second.repoint is None
+    assert second.region_id == "1-1" and second.resample_point is None
 
 
 def test_centres_points_and_masks_are_those_of_the_record():
@@ -49,9 +49,9 @@ def test_random_points_are_uniform_floats_in_the_box_and_the_same_for_the_same_s
 
 
 def test_a_point_in_the_predicted_mask_is_left_to_the_captioner():
-    regions = ask(row(), "random_point_in_mask").regions
+    regions = build_query(row(), "random_point_in_mask").regions
     assert [region.prompt.box for region in regions] == [[5.5, 4, 40, 30.25], [30, 20, 70, 55]]
-    assert len({region.repoint for region in regions}) == 2
+    assert len({region.resample_point for region in regions}) == 2
     mask = np.zeros((60, 80), bool)
     mask[7:9, 20:23] = True
     drawn = {tuple(point_in_mask(mask, regions[0].box, seed)) for seed in range(60)}
@@ -64,14 +64,16 @@ def test_the_captioner_describes_what_is_at_a_pixel_of_its_own_mask(model, proce
     from sca_hf.prompt_arguments import RegionPrompt
 
     captioner = ScaCaptioner(model, processor, {"max_new_tokens": 6})
-    image = ask(row(), "random_point_in_mask", seed=3)
+    image = build_query(row(), "random_point_in_mask", seed=3)
     # Beside another image, with other numbers of regions.
-    said = captioner.describe([image, ask(row(4), "random_point_in_mask")], with_masks=True)[0]
-    boxed = ask(row(), "box")
+    said = captioner.describe([image, build_query(row(4), "random_point_in_mask")], with_masks=True)[0]
+    boxed = build_query(row(), "box")
     (found,) = captioner.describe([boxed], with_masks=True)
     for region, other in zip(image.regions, found, strict=True):
-        region.prompt = RegionPrompt(points=[point_in_mask(other.best_mask, region.box, region.repoint)], labels=[1])
-        region.repoint = None
+        region.prompt = RegionPrompt(
+            points=[point_in_mask(other.best_mask, region.box, region.resample_point)], labels=[1]
+        )
+        region.resample_point = None
     (by_hand,) = captioner.describe([image], with_masks=True)
     assert [answer.candidates for answer in said] == [answer.candidates for answer in by_hand]
     assert np.allclose([a.iou_scores for a in said], [a.iou_scores for a in by_hand], atol=1e-6)
@@ -83,7 +85,7 @@ def test_the_image_is_encoded_once_for_both(model, processor):
 
     calls = []
     model.sam.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
-    ScaCaptioner(model, processor).describe([ask(row(), "random_point_in_mask")])
+    ScaCaptioner(model, processor).describe([build_query(row(), "random_point_in_mask")])
     assert len(calls) == 1
 
 
@@ -91,10 +93,10 @@ def test_what_a_region_lacks_is_said():
     record = row()
     record["regions"][1] |= {"mask": None, "points": None, "labels": None}
     with pytest.raises(RegionRecordError, match="image picture 1, region 1-1 has no points; prompt it by"):
-        ask(record, "point")
+        build_query(record, "point")
     with pytest.raises(RegionRecordError, match="image picture 1, region 1-1 has no mask; prompt it by"):
-        ask(record, "mask")
+        build_query(record, "mask")
     with pytest.raises(ValueError, match="prompt is 'scribble', expected one of box"):
-        ask(record, "scribble")
+        build_query(record, "scribble")
     with pytest.raises(RegionRecordError, match="the picture is 80 x 60, the record says 80 x 61"):
-        ask({**row(), "height": 61}, "box")
+        build_query({**row(), "height": 61}, "box")

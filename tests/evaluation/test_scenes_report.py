@@ -9,7 +9,7 @@ from sca_hf.data.scenes import scenes
 from sca_hf.evaluation.scenes_report import RegionResult, caption_scores, markdown_table, mask_iou, score_model
 
 
-WORDS = ("colour", "shape", "texture", "size", "relation", "reference", "size_left_out", "relation_left_out")
+WORDS = ("color", "shape", "texture", "size", "relation", "reference", "size_left_out", "relation_left_out")
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,14 @@ def test_captions_of_other_objects_score_at_chance(objects):
     scores = caption_scores(
         [RegionResult(obj, objects[k].captions[0], 0.0) for obj, k in zip(objects, order, strict=True)]
     )
-    assert scores["colour"] < 0.3 and scores["shape"] < 0.35 and scores["relation"] < 0.4
+    assert scores["color"] < 0.3 and scores["shape"] < 0.35 and scores["relation"] < 0.4
 
 
 def test_a_wrong_word_counts_against_its_attribute_only(objects):
-    told = [obj for obj in objects if obj.describable and obj.colour == "red"]
+    told = [obj for obj in objects if obj.describable and obj.color == "red"]
     results = [RegionResult(obj, obj.captions[0].replace(" red ", " blue ", 1), 1.0) for obj in told]
     scores = caption_scores(results)
-    assert scores["colour"] == 0 and scores["shape"] == scores["texture"] == 1 and scores["exact_match"] == 0
+    assert scores["color"] == 0 and scores["shape"] == scores["texture"] == 1 and scores["exact_match"] == 0
 
 
 def test_words_that_the_truth_leaves_out_are_not_asked_for(objects):

@@ -10,7 +10,7 @@ from sca_hf.hub.model_card import write_model_card
 
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "sca_tiny.md"
-NAMES = "mask_iou colour shape texture size relation names_neighbour reference cider_d exact_match"
+NAMES = "mask_iou color shape texture size relation names_neighbour reference cider_d exact_match"
 NAMES += " states_size_or_relation regions described_regions"
 SCORES = dict.fromkeys(NAMES.split(), 0.5)
 
@@ -18,7 +18,7 @@ SCORES = dict.fromkeys(NAMES.split(), 0.5)
 @pytest.fixture
 def report():
     rows = {
-        "box": {**SCORES, "colour": 0.9876},
+        "box": {**SCORES, "color": 0.9876},
         "point": SCORES,
         "blank image": {**SCORES, "mask_iou": float("nan")},
     }
@@ -57,7 +57,7 @@ def test_the_head_is_what_the_hub_reads(report, folder):
     head = yaml.safe_load(write_model_card(TEMPLATE, folder, report).read_text().split("---\n")[1])
     box, point, things = head["model-index"][0]["results"]
     values = {metric["type"]: metric["value"] for metric in box["metrics"]}
-    assert values["colour"] == 0.9876 and len(point["metrics"]) == len(values) == 8
+    assert values["color"] == 0.9876 and len(point["metrics"]) == len(values) == 8
     assert [metric["value"] for metric in things["metrics"]] == [0.9512]
     assert head["license"] == "apache-2.0"
 

@@ -11,7 +11,7 @@ from sca_hf import ScaForConditionalGeneration
 from sca_hf.hub.repository_info import describe_repository
 from sca_hf.modeling.detail_sca import box_weights, mask_weights
 from sca_hf.testing import tiny_image, tiny_model
-from sca_hf.training import add_detail_encoder, apply_preset, sharpen
+from sca_hf.training import add_detail_encoder, apply_preset, increase_input_resolution
 from sca_hf.training.embedding_cache import EmbeddingCache, EmbeddingCacheError
 
 
@@ -177,7 +177,7 @@ def test_sharpening_keeps_masks_and_begins_with_the_same_captions(processor):
     before = model.generate(**small)
     processor = copy.copy(processor)
     processor.anything_settings = {"points_per_side": 7}
-    sharper = sharpen(model, processor)
+    sharper = increase_input_resolution(model, processor)
     assert sharper.anything_settings == {"points_per_side": 7}
     assert sharper.image_processor.size["longest_edge"] == 128 and model.config.detail_widths == [16, 32, 64, 128]
     # Each pixel twice: what SAM made of the smaller picture. It reads coordinates half a pixel further on.
@@ -192,5 +192,5 @@ def test_another_branch_is_refused_and_the_same_is_kept(detailed, processor):
     assert add_detail_encoder(detailed, WIDTHS) == [] and detailed.detail_encoder is encoder
     with pytest.raises(ValueError, match=re.escape(f"has a detail encoder of widths {WIDTHS} already")):
         add_detail_encoder(detailed, [*WIDTHS[:-1], WIDTHS[-1] + 8])
-    with pytest.raises(ValueError, match="has a detail encoder already: teach_details teaches it more"):
-        sharpen(detailed, processor)
+    with pytest.raises(ValueError, match="has a detail encoder already: pretrain_detail_encoder teaches it more"):
+        increase_input_resolution(detailed, processor)

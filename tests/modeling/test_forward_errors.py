@@ -26,7 +26,7 @@ FAULTS = {
         "pixel_values must be .*64, 64",
     ),
     "image without batch": (dict(pixel_values=torch.zeros(3, 64, 64)), ValueError, r"pixel_values must be \(B, 3"),
-    "grey image": (dict(pixel_values=torch.zeros(2, 1, 64, 64)), ValueError, r"pixel_values must be \(B, 3"),
+    "gray image": (dict(pixel_values=torch.zeros(2, 1, 64, 64)), ValueError, r"pixel_values must be \(B, 3"),
     "embeddings of another grid": (
         dict(pixel_values=None, image_embeddings=EMBEDDINGS[..., 1:]),
         ValueError,

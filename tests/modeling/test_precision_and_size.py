@@ -1,4 +1,4 @@
-"""Half precision, parts on several devices, weights in shards, compiled parts, a quantised language model."""
+"""Half precision, parts on several devices, weights in shards, compiled parts, a quantized language model."""
 
 import importlib.util
 
@@ -84,13 +84,13 @@ def test_encoder_and_language_model_compile(model, inputs):
     torch._dynamo.reset()
 
 
-def test_a_mixer_only_repository_takes_a_quantised_language_model(inputs, tmp_path):
+def test_a_mixer_only_repository_takes_a_quantized_language_model(inputs, tmp_path):
     if importlib.util.find_spec("torchao") is None:
         pytest.skip("torchao is not installed")
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    # Not GPT-2: its layers are no `nn.Linear`, which is what torchao quantises.
+    # Not GPT-2: its layers are no `nn.Linear`, which is what torchao quantizes.
     tiny_model("smollm").save_pretrained(tmp_path / "whole")
     ScaForConditionalGeneration.from_pretrained(tmp_path / "whole").save_pretrained(
         tmp_path / "mixer", include_bases=False

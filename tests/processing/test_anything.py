@@ -7,12 +7,21 @@ import torch
 from sca_hf import ScaOutput
 from sca_hf.processing.anything_sca import encode_image
 from sca_hf.processing.anything_settings_sca import AnythingSettings
-from sca_hf.processing.regions_sca import box_iou, clean_mask, crop_boxes, decode_rle, label_parts, mask_iou
+from sca_hf.processing.regions_sca import (
+    box_iou,
+    connected_components,
+    decode_rle,
+    generate_crop_boxes,
+    mask_iou,
+    remove_small_regions,
+)
 from sca_hf.testing import tiny_image
 
 
 # A random model is sure of nothing, and its masks reach all over the image: only those that look alike are dropped.
-OPEN = dict(points_per_side=4, iou_threshold=0.0, stability_threshold=0.0, nms_threshold=1.0, mask_nms_threshold=0.7)
+OPEN = dict(
+    points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0, mask_nms_thresh=0.7
+)
 FIELDS = {"segmentation", "area", "bbox", "predicted_iou", "stability_score", "point_coords", "crop_box"}
 
 
@@ -39,7 +48,7 @@ def count_calls(monkeypatch, owner, name):
 def test_an_image_is_encoded_once_and_survivors_alone_are_captioned_once(open_model, processor, monkeypatch):
     encodings = count_calls(monkeypatch, open_model.sam.vision_encoder, "forward")
     spoken = count_calls(monkeypatch, open_model.language_model, "generate")
-    settings = {**OPEN, "points_per_batch": 5, "mask_nms_threshold": 0.4}
+    settings = {**OPEN, "points_per_batch": 5, "mask_nms_thresh": 0.4}
     records = processor.caption_anything(open_model, tiny_image(), settings)
     assert len(encodings) == 1 and len(spoken) == 1
     assert len(spoken[0][1]["inputs_embeds"]) == len({tuple(r["point_coords"][0]) for r in records}) < 16
@@ -84,12 +93,12 @@ def test_the_size_of_batches_changes_nothing(open_model, processor):
 
 
 def test_suppression_leaves_no_two_alike(open_model, processor):
-    records = processor.caption_anything(open_model, tiny_image(), {**OPEN, "mask_nms_threshold": 0.5})
+    records = processor.caption_anything(open_model, tiny_image(), {**OPEN, "mask_nms_thresh": 0.5})
     masks = torch.from_numpy(np.stack([decode_rle(record["segmentation"]) for record in records]))
     # Chosen at a quarter of the resolution, so not to the pixel.
     assert (mask_iou(masks, masks) - torch.eye(len(masks))).max() < 0.75
-    everything = processor.caption_anything(open_model, tiny_image(), {**OPEN, "mask_nms_threshold": 1.0})
-    boxes = processor.caption_anything(open_model, tiny_image(), {**OPEN, "nms_threshold": 0.5})
+    everything = processor.caption_anything(open_model, tiny_image(), {**OPEN, "mask_nms_thresh": 1.0})
+    boxes = processor.caption_anything(open_model, tiny_image(), {**OPEN, "box_nms_thresh": 0.5})
     assert 0 < len(boxes) < len(records) < len(everything)
 
 
@@ -100,7 +109,7 @@ def test_what_becomes_alike_by_scaling_is_dropped(open_model, processor, monkeyp
     ious = torch.zeros(1, 4, 3)
     ious[0, :2, 0] = torch.tensor([0.9, 0.8])
     monkeypatch.setattr(open_model, "forward", lambda **_: ScaOutput(pred_masks=logits, iou_scores=ious))
-    settings = {**OPEN, "iou_threshold": 0.5, "nms_threshold": 0.5, "mask_nms_threshold": 1.0, "points_per_side": 2}
+    settings = {**OPEN, "pred_iou_thresh": 0.5, "box_nms_thresh": 0.5, "mask_nms_thresh": 1.0, "points_per_side": 2}
     chosen = processor.select_regions(
         open_model(), [(60, 80)], [(48, 64)], **AnythingSettings(**settings).thresholds(1)
     )
@@ -112,7 +121,7 @@ def test_what_becomes_alike_by_scaling_is_dropped(open_model, processor, monkeyp
 def test_crops_are_encoded_by_themselves_and_their_masks_lie_in_the_whole_image(open_model, processor, monkeypatch):
     encodings = count_calls(monkeypatch, open_model.sam.vision_encoder, "forward")
     image = tiny_image(2, (240, 200))
-    settings = {**OPEN, "crop_layers": 1, "nms_threshold": 1.0, "crop_nms_threshold": 0.9, "points_per_side": 3}
+    settings = {**OPEN, "crop_n_layers": 1, "box_nms_thresh": 1.0, "crop_nms_thresh": 0.9, "points_per_side": 3}
     records = processor.caption_anything(open_model, image, settings)
     assert len(encodings) == 5 and all(decode_rle(r["segmentation"]).shape == (200, 240) for r in records)
     crops = {tuple(record["crop_box"]) for record in records}
@@ -137,11 +146,11 @@ def test_given_boxes_are_all_captioned_in_their_order(open_model, processor, mon
 
 
 def test_nothing_found_is_an_empty_list(open_model, processor):
-    assert processor.caption_anything(open_model, tiny_image(), {**OPEN, "iou_threshold": 1.0}) == []
+    assert processor.caption_anything(open_model, tiny_image(), {**OPEN, "pred_iou_thresh": 1.0}) == []
 
 
 def test_captions_can_be_told_once(open_model, processor):
-    settings = {**OPEN, "mask_nms_threshold": 1.0}
+    settings = {**OPEN, "mask_nms_thresh": 1.0}
     several = processor.caption_anything(open_model, tiny_image(), settings, max_new_tokens=1)
     once = processor.caption_anything(
         open_model, tiny_image(), {**settings, "unique_captions": True}, max_new_tokens=1
@@ -161,7 +170,7 @@ def test_an_encoding_that_is_known_is_used(open_model, processor, monkeypatch):
 
 
 def test_high_quality_sam_works_too(make_model, processor):
-    settings = {**OPEN, "iou_threshold": 0.0, "crop_layers": 1}
+    settings = {**OPEN, "pred_iou_thresh": 0.0, "crop_n_layers": 1}
     model = make_model("gpt2", "sam_hq")
     with torch.no_grad():
         model.sam.mask_decoder.iou_prediction_head.proj_out.bias.fill_(0.5)
@@ -172,11 +181,11 @@ def test_high_quality_sam_works_too(make_model, processor):
 def test_settings_of_the_processor_are_the_default_and_are_saved(open_model, processor, tmp_path):
     processor.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "processor_config.json").read_text())
-    content["anything_settings"] = {"points_per_side": 2, "iou_threshold": 0.1}
+    content["anything_settings"] = {"points_per_side": 2, "pred_iou_thresh": 0.1}
     (tmp_path / "processor_config.json").write_text(json.dumps(content))
     loaded = type(processor).from_pretrained(tmp_path)
-    assert loaded.anything_settings_for({"iou_threshold": 0.2}) == AnythingSettings(
-        points_per_side=2, iou_threshold=0.2
+    assert loaded.anything_settings_for({"pred_iou_thresh": 0.2}) == AnythingSettings(
+        points_per_side=2, pred_iou_thresh=0.2
     )
     assert processor.anything_settings_for() == AnythingSettings()
 
@@ -184,12 +193,12 @@ def test_settings_of_the_processor_are_the_default_and_are_saved(open_model, pro
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"iou_threshold": float("nan")}, "iou_threshold is nan"),
+        ({"pred_iou_thresh": float("nan")}, "pred_iou_thresh is nan"),
         ({"points_per_side": 0}, "points_per_side is 0, expected 1 to"),
-        ({"crop_layers": 9}, "crop_layers is 9"),
+        ({"crop_n_layers": 9}, "crop_n_layers is 9"),
         ({"points_per_side": 8.5}, "points_per_side is 8.5, expected a whole number"),
-        ({"iou_threshold": "high"}, "iou_threshold is 'high', expected a number"),
-        ({"crop_layers": True}, "crop_layers is True"),
+        ({"pred_iou_thresh": "high"}, "pred_iou_thresh is 'high', expected a number"),
+        ({"crop_n_layers": True}, "crop_n_layers is True"),
         ({"caption_prompt": "song"}, "expected one of point, box, mask"),
         ({"min_area": 0.5, "max_area": 0.2}, "nothing could be kept"),
     ],
@@ -200,7 +209,7 @@ def test_settings_out_of_range_are_an_error(wrong, said):
 
 
 def test_crops_cover_the_image_and_overlap():
-    layers = crop_boxes((100, 160), 2, overlap=0.3)
+    layers = generate_crop_boxes((100, 160), 2, overlap=0.3)
     assert [len(layer) for layer in layers] == [1, 4, 16] and layers[0] == [(0, 0, 160, 100)]
     for layer in layers:
         covered = np.zeros((100, 160), int)
@@ -230,7 +239,7 @@ def flood(mask):
 def test_parts_are_those_of_a_flood(seed):
     generator = np.random.default_rng(seed)
     mask = generator.random((generator.integers(1, 14), generator.integers(1, 14))) < generator.random()
-    labels, sizes = label_parts(mask)
+    labels, sizes = connected_components(mask)
     assert sorted(map(len, flood(mask))) == sorted(sizes[1:].tolist()) and sizes[0] == 0
     assert {frozenset(part) for part in flood(mask)} == {
         frozenset(map(tuple, np.argwhere(labels == number))) for number in range(1, len(sizes))
@@ -243,9 +252,9 @@ def test_cleaning_fills_holes_and_drops_islands_but_keeps_the_largest():
     mask[2:12, 2:12] = True
     mask[5:7, 5:7] = False
     mask[15, 15] = True
-    clean = clean_mask(mask, 5)
+    clean = remove_small_regions(mask, 5)
     assert clean[5, 5] and not clean[15, 15] and clean.sum() == 100
     specks = np.zeros((9, 9), bool)
     specks[1, 1] = specks[5, 5:7] = True
-    assert clean_mask(specks, 5).sum() == 2
-    assert (clean_mask(mask, 1) == mask).all()
+    assert remove_small_regions(specks, 5).sum() == 2
+    assert (remove_small_regions(mask, 1) == mask).all()

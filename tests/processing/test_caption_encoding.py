@@ -115,7 +115,7 @@ def test_tasks_of_a_single_image_may_be_a_flat_list_per_region():
 
 
 @pytest.mark.parametrize(
-    "task", ["colour", ["caption"], [["caption"], ["caption"]], [None, None], 3, [["caption"] * 2, None]]
+    "task", ["color", ["caption"], [["caption"], ["caption"]], [None, None], 3, [["caption"] * 2, None]]
 )
 def test_tasks_that_do_not_fit_are_told(task):
     with pytest.raises((ValueError, TypeError), match="task"):

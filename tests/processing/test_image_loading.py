@@ -70,12 +70,12 @@ def test_a_url_goes_through_the_librarys_loader(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK", "YCbCr"])
-def test_colour_modes_become_rgb_as_the_library_does_it(mode):
+def test_color_modes_become_rgb_as_the_library_does_it(mode):
     image = PICTURE.convert(mode)
     assert np.array_equal(np.asarray(as_images(image)[0]), np.asarray(image.convert("RGB")))
 
 
-def test_a_palette_with_transparency_keeps_its_colours():
+def test_a_palette_with_transparency_keeps_its_colors():
     image = PICTURE.quantize(16)
     image.info["transparency"] = bytes(range(16))
     assert np.array_equal(np.asarray(as_images(image)[0]), np.asarray(PICTURE.quantize(16).convert("RGB")))

@@ -122,7 +122,7 @@ def test_sizes_of_another_batch_are_an_error(processor, outputs):
 def test_chosen_regions_are_those_of_real_regions_with_their_places(processor, outputs):
     outputs["iou_scores"][1, 1:] = 1.0  # padding looks best, and must not be chosen
     outputs["pred_masks"][0, 2, 1] = torch.where(torch.arange(32)[:, None] < 12, 9.0, -9.0)
-    chosen = processor.select_regions(outputs, SIZES, RESIZED, iou_threshold=0.0, stability_threshold=0.0)
+    chosen = processor.select_regions(outputs, SIZES, RESIZED, pred_iou_thresh=0.0, stability_score_thresh=0.0)
     assert set(chosen[1]["region_index"].tolist()) == {0}
     for image, found in enumerate(chosen):
         where = (found["region_index"], found["candidate_index"])
@@ -147,7 +147,7 @@ def test_everything_mode_runs_on_one_encoding(processor, model):
     grid = processor.grid_prompts(sizes[0], points_per_side=4)
     with torch.no_grad():
         masks = model(image_embeddings=embeddings, **grid)
-    (chosen,) = processor.select_regions(masks, *sizes, iou_threshold=-1e9, stability_threshold=0.0)
+    (chosen,) = processor.select_regions(masks, *sizes, pred_iou_thresh=-1e9, stability_score_thresh=0.0)
     assert 0 < len(chosen["boxes"]) <= 48
     for prompts in ({"input_boxes": [chosen["boxes"]]}, {"input_masks": [chosen["masks"]]}):
         inputs = processor(original_sizes=sizes[0], **prompts)

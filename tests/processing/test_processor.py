@@ -101,7 +101,7 @@ def test_tasks_and_text_name_what_to_do(processor):
 
 
 def test_a_processor_of_other_tasks_has_its_own_default(processor, tokenizer):
-    other = ScaProcessor(processor.image_processor, tokenizer, tasks=["colour", "shape"])
+    other = ScaProcessor(processor.image_processor, tokenizer, tasks=["color", "shape"])
     assert other(IMAGES)["task_ids"].tolist() == [[1], [1]]
 
 

@@ -6,7 +6,7 @@ from sca_hf.processing import regions_sca
 from sca_hf.processing.regions_sca import (
     box_iou,
     box_nms,
-    grid_points,
+    build_point_grid,
     mask_boxes,
     mask_iou,
     mask_nms,
@@ -75,9 +75,9 @@ def test_stability_is_the_iou_between_two_thresholds():
 
 
 def test_grid_points_are_cell_centres_row_by_row():
-    assert grid_points((10, 40), 2).tolist() == [[10, 2.5], [30, 2.5], [10, 7.5], [30, 7.5]]
+    assert build_point_grid((10, 40), 2).tolist() == [[10, 2.5], [30, 2.5], [10, 7.5], [30, 7.5]]
     with pytest.raises(ValueError, match="at least 1"):
-        grid_points((10, 40), 0)
+        build_point_grid((10, 40), 0)
 
 
 def blob(x1, y1, x2, y2, inside=9.0):
@@ -102,10 +102,10 @@ def test_selection_drops_poor_unstable_small_large_and_doubled_masks():
     ious = torch.tensor([0.95, 0.93, 0.97, 0.5, 0.99, 0.99, 0.99, 0.99])
     limits = dict(min_area=0.01, max_area=0.9)
     assert select_masks(logits, ious, **limits).tolist() == [2, 0]
-    assert select_masks(logits, ious, **limits, nms_threshold=1.0).tolist() == [2, 0, 1]
+    assert select_masks(logits, ious, **limits, box_nms_thresh=1.0).tolist() == [2, 0, 1]
     assert select_masks(logits, ious, min_area=0.01, max_area=1.0).tolist() == [6, 2, 0]
-    assert 4 in select_masks(logits, ious, **limits, stability_threshold=0.0)
-    assert select_masks(logits, ious, iou_threshold=0.999).tolist() == []
+    assert 4 in select_masks(logits, ious, **limits, stability_score_thresh=0.0)
+    assert select_masks(logits, ious, pred_iou_thresh=0.999).tolist() == []
 
 
 def test_selection_leaves_its_inputs_alone():

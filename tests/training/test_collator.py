@@ -13,7 +13,7 @@ from sca_hf.data.scenes import render_scene, scenes
 from sca_hf.processing.masks_sca import MASK_LOGIT
 from sca_hf.processing.regions_sca import decode_rle
 from sca_hf.training.collator import RegionCollator
-from sca_hf.training.draws import DrawnRecords
+from sca_hf.training.draws import SeededDataset
 from sca_hf.training.prompts import PROMPT_KINDS, PromptSource, center_point, draw_prompt
 
 
@@ -173,7 +173,7 @@ def test_evaluation_takes_every_region_in_order_with_its_first_text_and_its_box(
 
 
 def test_a_record_is_drawn_the_same_in_every_batch(records, processor):
-    drawn = DrawnRecords(records, seed=4)
+    drawn = SeededDataset(records, seed=4)
     collator = RegionCollator(processor, max_regions=2, outside_points=2)
     whole = collator([drawn[k] for k in range(3)])
     for order in ([0], [2, 1], [1, 2, 0]):
@@ -187,8 +187,8 @@ def test_a_record_is_drawn_the_same_in_every_batch(records, processor):
 
 
 def test_an_augmented_record_is_the_same_in_every_batch(records, processor):
-    jitter = augmentation_from({"flip": 0.5, "scale": [0.5, 2.0], "rotate": 30, "colour": 0.2}, size=64)
-    drawn = DrawnRecords(records, seed=4, augmentation=jitter)
+    jitter = augmentation_from({"flip": 0.5, "scale": [0.5, 2.0], "rotate": 30, "color": 0.2}, size=64)
+    drawn = SeededDataset(records, seed=4, augmentation=jitter)
     collator = RegionCollator(processor, dict.fromkeys(PROMPT_KINDS, 1), mask_labels=True)
     whole, single = collator([drawn[k] for k in range(3)]), collator([drawn[2]])
     assert torch.equal(whole["pixel_values"][2:], single["pixel_values"])
@@ -213,7 +213,7 @@ def test_without_a_draw_the_seed_of_torch_settles_the_batch(records, processor):
 
 def test_every_region_and_caption_is_drawn_sooner_or_later(records, processor):
     record = records[0]
-    drawn, collator = DrawnRecords([record], seed=0), RegionCollator(processor, {"box": 1}, max_regions=1)
+    drawn, collator = SeededDataset([record], seed=0), RegionCollator(processor, {"box": 1}, max_regions=1)
     found = set()
     for epoch in range(60):
         drawn.set_epoch(epoch)

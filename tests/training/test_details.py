@@ -11,12 +11,12 @@ from transformers import TrainingArguments
 
 from sca_hf.data.region import RegionRecordError
 from sca_hf.testing import tiny_model
-from sca_hf.training import DrawnRecords, DrawnStream, teach_details
+from sca_hf.training import DrawnStream, SeededDataset, pretrain_detail_encoder
 from sca_hf.training.details import NamedRegionCollator, RegionNaming, box_means, region_names
 
 
 WIDTHS = [8, 8, 16]
-COLOURS = {"red thing": (220, 30, 30), "blue thing": (30, 30, 220)}
+COLORS = {"red thing": (220, 30, 30), "blue thing": (30, 30, 220)}
 
 
 class Pictures:
@@ -30,9 +30,9 @@ class Pictures:
         rng = np.random.default_rng(number)
         pixels = np.full((64, 64, 3), 128, np.uint8)
         regions = []
-        for k, (name, colour) in enumerate(COLOURS.items()):
+        for k, (name, color) in enumerate(COLORS.items()):
             x, y = int(rng.integers(4, 40)), 4 + 30 * k
-            pixels[y : y + 20, x : x + 20] = colour
+            pixels[y : y + 20, x : x + 20] = color
             regions.append({"region_id": str(k), "box": [x, y, x + 20, y + 20], "category": name, "captions": []})
         return {
             "image": Image.fromarray(pixels),
@@ -66,9 +66,9 @@ def model():
 
 
 def teach(model, processor, folder, steps=30, pictures=None):
-    records = DrawnRecords(pictures or Pictures(8), seed=0)
+    records = SeededDataset(pictures or Pictures(8), seed=0)
     quiet = TrainingArguments(str(folder), disable_tqdm=True, use_cpu=True)
-    teach_details(model, processor, records, folder, steps=steps, batch_size=4, like=quiet)
+    pretrain_detail_encoder(model, processor, records, folder, steps=steps, batch_size=4, like=quiet)
     return records
 
 
@@ -147,14 +147,14 @@ def test_a_region_without_a_category_is_an_error(model, processor, tmp_path):
     pictures = Pictures(2)
     pictures.rows[1]["regions"][0]["category"] = None
     with pytest.raises(RegionRecordError, match="image 1, region 0 has no category"):
-        teach_details(model, processor, DrawnRecords(pictures, 0), tmp_path)
+        pretrain_detail_encoder(model, processor, SeededDataset(pictures, 0), tmp_path)
 
 
 def test_a_stream_is_an_error(model, processor, tmp_path):
     with pytest.raises(ValueError, match="not on a streamed one"):
-        teach_details(model, processor, DrawnStream(Pictures(2), 0), tmp_path)
+        pretrain_detail_encoder(model, processor, DrawnStream(Pictures(2), 0), tmp_path)
 
 
 def test_a_model_without_one_is_an_error(processor, tmp_path):
     with pytest.raises(ValueError, match="add_detail_encoder"):
-        teach_details(tiny_model(), processor, DrawnRecords(Pictures(2), 0), tmp_path)
+        pretrain_detail_encoder(tiny_model(), processor, SeededDataset(Pictures(2), 0), tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sca_hf.training.draws import DrawnRecords, DrawnStream, Stream, draw_generator
+from sca_hf.training.draws import DrawnStream, SeededDataset, Stream, draw_generator
 
 
 ROWS = [{"image_id": str(k)} for k in range(6)]
@@ -21,7 +21,7 @@ def draws(loader):
 
 
 def test_a_record_names_its_seed_epoch_and_index():
-    records = DrawnRecords(ROWS, seed=7)
+    records = SeededDataset(ROWS, seed=7)
     records.set_epoch(2)
     assert len(records) == 6 and records[4] == {"image_id": "4", "draw": (7, 2, 4)}
     assert records[-1]["draw"] == (7, 2, 5)
@@ -32,7 +32,7 @@ def test_a_record_names_its_seed_epoch_and_index():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_epoch_reaches_workers_that_already_run(workers):
-    records = DrawnRecords(ROWS, seed=1)
+    records = SeededDataset(ROWS, seed=1)
     loader = DataLoader(records, 2, collate_fn=list, num_workers=workers, persistent_workers=workers > 0)
     for epoch in (0, 3):
         records.set_epoch(epoch)
@@ -41,7 +41,7 @@ def test_the_epoch_reaches_workers_that_already_run(workers):
 
 def test_the_augmentation_draws_by_seed_epoch_and_index_alone():
     def numbers(seed, epoch, order):
-        records = DrawnRecords(ROWS, seed, add_number)
+        records = SeededDataset(ROWS, seed, add_number)
         records.set_epoch(epoch)
         return {k: records[k]["number"] for k in order}
 
@@ -58,18 +58,18 @@ def test_streams_of_one_draw_differ():
 
 
 def test_a_copy_in_another_process_keeps_the_epoch():
-    records = DrawnRecords(ROWS, seed=1)
+    records = SeededDataset(ROWS, seed=1)
     records.set_epoch(5)
     assert pickle.loads(pickle.dumps(records))[0]["draw"] == (1, 5, 0)
 
 
 def test_what_cannot_be_drawn_by_is_refused():
     with pytest.raises(ValueError, match="seed is -1"):
-        DrawnRecords(ROWS, -1)
+        SeededDataset(ROWS, -1)
     with pytest.raises(ValueError, match="epoch is -2"):
-        DrawnRecords(ROWS, 1).set_epoch(-2)
+        SeededDataset(ROWS, 1).set_epoch(-2)
     with pytest.raises(TypeError, match="a length and an index, got list_iterator"):
-        DrawnRecords(iter(ROWS), 1)
+        SeededDataset(iter(ROWS), 1)
 
 
 class Rows(IterableDataset):

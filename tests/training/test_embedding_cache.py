@@ -12,7 +12,7 @@ from PIL import Image
 
 from sca_hf.testing import tiny_image
 from sca_hf.training.collator import RegionCollator
-from sca_hf.training.draws import DrawnRecords
+from sca_hf.training.draws import SeededDataset
 from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache, EmbeddingCacheError, encoder_fingerprint
 from tests.training.killed_runs import CONTEXT, fill_cache, records
 
@@ -51,7 +51,7 @@ def test_an_embedding_is_the_live_encoders_rounded_to_half_precision(cache, mode
 
 def test_training_on_cached_embeddings_is_training_live(cache, model, processor):
     collator = RegionCollator(processor, {"box": 1.0}, box_jitter=0.0)
-    draws = [DrawnRecords(rows, 0) for rows in (records(4), CachedRecords(records(4), cache))]
+    draws = [SeededDataset(rows, 0) for rows in (records(4), CachedRecords(records(4), cache))]
     gradients = []
     for rows in draws:
         model.zero_grad()
@@ -104,7 +104,7 @@ def test_pictures_that_differ_by_their_orientation_differ_in_their_embeddings(ca
     assert cache.key(turned) != cache.key({**row, "image": picture})
 
 
-def test_nothing_is_served_to_another_encoder_size_or_normalisation(cache, make_model, model, processor, tmp_path):
+def test_nothing_is_served_to_another_encoder_size_or_normalization(cache, make_model, model, processor, tmp_path):
     CachedRecords(records(1), cache).fill(progress=False)
     other = copy.deepcopy(model)
     with torch.no_grad():
@@ -117,12 +117,12 @@ def test_nothing_is_served_to_another_encoder_size_or_normalisation(cache, make_
         first.copy_(second), second.copy_(first_copy)
     windowed = copy.deepcopy(model)
     windowed.config.sam_config.vision_config.window_size = 2
-    normalised = copy.deepcopy(processor)
-    normalised.image_processor.image_mean = [0.4, 0.4, 0.4]
+    normalized = copy.deepcopy(processor)
+    normalized.image_processor.image_mean = [0.4, 0.4, 0.4]
     resampled = copy.deepcopy(processor)
     resampled.image_processor.resample = 0
     for encoder, images in [(other, processor), (swapped, processor), (windowed, processor)] + [
-        (model, changed) for changed in (normalised, resampled)
+        (model, changed) for changed in (normalized, resampled)
     ]:
         another = EmbeddingCache(tmp_path / "cache", encoder, images)
         assert another.folder != cache.folder and another.read(cache.key(records(1)[0])) is None
@@ -169,9 +169,9 @@ def test_augmentation_of_images_is_refused(cache):
             return record
 
     with pytest.raises(EmbeddingCacheError, match="changes images"):
-        CachedRecords(DrawnRecords(records(2), 0, Flip()), cache)
+        CachedRecords(SeededDataset(records(2), 0, Flip()), cache)
     Flip.keeps_image = True
-    assert "draw" in CachedRecords(DrawnRecords(records(2), 0, Flip()), cache)[0]
+    assert "draw" in CachedRecords(SeededDataset(records(2), 0, Flip()), cache)[0]
     with pytest.raises(EmbeddingCacheError, match="a streamed one is trained without it"):
         CachedRecords(iter(records(2)), cache)
 

@@ -148,7 +148,7 @@ def test_weights_of_a_model_that_only_answers(capsys):
     assert [part.bytes for part in by_precision["+ LM int8"][:2]] == [p.bytes for p in by_precision["bfloat16"][:2]]
     model = model.requires_grad_(False)
     gpt2 = list(part_memories(model, "torchao-int8"))[2]
-    assert set(gpt2.bytes_by_dtype) == {"bfloat16"}, "torchao quantises no Conv1D"
+    assert set(gpt2.bytes_by_dtype) == {"bfloat16"}, "torchao quantizes no Conv1D"
     main(["estimate", str(bundled_model()), "--gpu-memory", "1MB"])
     printed = capsys.readouterr().out
     assert "total" in printed and "too large" in printed

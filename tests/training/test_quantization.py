@@ -1,4 +1,4 @@
-"""A quantised frozen language model: trains the mixer, saves beside the full model, and says what it needs."""
+"""A quantized frozen language model: trains the mixer, saves beside the full model, and says what it needs."""
 
 import importlib.util
 
@@ -34,7 +34,7 @@ def passes_gradients(model):
 
 @pytest.mark.parametrize(("family", "preset"), [("gpt2", "mixer+lora"), ("smollm", "mixer")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_mixer_learns_through_a_quantised_language_model(make_model, processor, tmp_path, kind, family, preset):
+def test_the_mixer_learns_through_a_quantized_language_model(make_model, processor, tmp_path, kind, family, preset):
     needs(kind)
     wide = dict(n_embd=64) if family == "gpt2" else dict(hidden_size=64, intermediate_size=128)
     model = saved_model(make_model, tmp_path / "model", family=family, text_config=wide)
@@ -66,7 +66,7 @@ def test_a_missing_package_is_named(model, kind, monkeypatch):
         quantize_language_model(model, kind)
 
 
-def test_a_quantised_language_model_can_be_neither_trained_nor_saved(make_model, processor, tmp_path):
+def test_a_quantized_language_model_can_be_neither_trained_nor_saved(make_model, processor, tmp_path):
     with pytest.raises(ValueError, match="cannot be quantized"):
         trainer(make_model(), processor, tmp_path, preset="all", quantize_language_model="torchao-int8")
     with pytest.raises(ValueError, match="is not saved"):

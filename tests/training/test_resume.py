@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sca_hf.training.checkpoint.run_identity import kept_randomness
+from sca_hf.training.checkpoint.run_identity import preserve_rng_state
 from sca_hf.training.checkpoint.whole import SEAL, CheckpointError, last_checkpoint
 from tests.training.killed_runs import (
     finish,
@@ -200,7 +200,7 @@ def test_evaluating_does_not_change_training(unbroken, tmp_path):
 
 def test_randomness_is_kept():
     before = random.random, np.random.random, lambda: torch.rand(()).item()
-    with kept_randomness():
+    with preserve_rng_state():
         inside = [draw() for draw in before]
     assert [draw() for draw in before] == inside
 

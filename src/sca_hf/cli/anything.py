@@ -33,7 +33,7 @@ examples:
   torchrun --nproc-per-node 8 -m sca_hf.cli anything photos --output captions
   sca-hf anything photos --boxes detections.json --min-score 0.4 --output captions
 """
-_FLOATS = ("iou_threshold", "stability_threshold", "nms_threshold", "mask_nms_threshold", "min_area", "max_area")
+_FLOATS = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "mask_nms_thresh", "min_area", "max_area")
 
 
 def add(commands: Any) -> None:
@@ -47,12 +47,12 @@ def add(commands: Any) -> None:
         "--points-per-batch", type=positive, metavar="N", help="points at once; less takes less memory"
     )
     declared.add_argument(
-        "--crop-layers", type=int, metavar="N", help="1: also look at the 4 quarters; 2: and 16 parts"
+        "--crop-n-layers", type=int, metavar="N", help="1: also look at the 4 quarters; 2: and 16 parts"
     )
     for name in _FLOATS:
         declared.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=_FLOAT_HELP[name])
     declared.add_argument(
-        "--min-region-area", type=int, metavar="PIXELS", help="fill smaller holes, drop smaller specks"
+        "--min-mask-region-area", type=int, metavar="PIXELS", help="fill smaller holes, drop smaller specks"
     )
     declared.add_argument("--caption-prompt", choices=("point", "box", "mask"), help="what captions are asked by")
     declared.add_argument("--unique-captions", action="store_true", help="of regions of one caption keep the best")
@@ -69,19 +69,19 @@ def add(commands: Any) -> None:
 
 
 _FLOAT_HELP = {
-    "iou_threshold": "least IoU that the model expects of a mask",
-    "stability_threshold": "least stability of a mask",
-    "nms_threshold": "of boxes that overlap more (IoU), the better one stays",
-    "mask_nms_threshold": "the same of masks",
+    "pred_iou_thresh": "least IoU that the model expects of a mask",
+    "stability_score_thresh": "least stability of a mask",
+    "box_nms_thresh": "of boxes that overlap more (IoU), the better one stays",
+    "mask_nms_thresh": "the same of masks",
     "min_area": "least share of the image that a mask covers",
     "max_area": "largest share",
 }
 _SETTINGS = (
     "points_per_side",
     "points_per_batch",
-    "crop_layers",
+    "crop_n_layers",
     *_FLOATS,
-    "min_region_area",
+    "min_mask_region_area",
     "caption_prompt",
     "task",
 )

@@ -14,7 +14,7 @@ describe every region of a data set, to be scored
 Who describes: our own model by --model, or with --captioner NAME:option=value,... (or a YAML file with `captioner:`)
   sca          model=...                  the same as --model
   crop         model=GIT, BLIP, BLIP-2 or any image-text-to-text model, sam=...; the region is cut out along SAM's mask
-               vcot=true (visual chain-of-thought), heads=all, background=white|grey|black, margin=0.1, area=box,
+               vcot=true (visual chain-of-thought), heads=all, background=white|gray|black, margin=0.1, area=box,
                edges=whole
   kosmos2      model=...                  asked for the box by its own words for places
   florence2    model=..., task=category   the same
@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
     declared.add_argument("--protocol", metavar="NAME", choices=list(PROTOCOLS), help="see above")
     prompts = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")
     declared.add_argument("--prompt", choices=prompts, help="how regions are shown (default: box, or the protocol's)")
-    declared.add_argument("--control", choices=("blank",), help="blank: show grey pictures in place of the images")
+    declared.add_argument("--control", choices=("blank",), help="blank: show gray pictures in place of the images")
     declared.add_argument("--masks", choices=("none", "best", "all"), default="none", help="predicted masks to keep")
     declared.add_argument(
         "--num-beams", type=positive, metavar="N", help="beams (default: 1; with a protocol its own)"

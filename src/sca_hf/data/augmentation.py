@@ -1,4 +1,4 @@
-"""Augmentation of region records: pictures are mirrored, turned, resized, cut out and recoloured, regions with them.
+"""Augmentation of region records: pictures are mirrored, turned, resized, cut out and recolored, regions with them.
 
 The published large-scale jitter is `augmentation_from("lsj-0.1-2.0")`. Boxes, masks and points move in floats, and
 captions keep being true (see `sca_hf.data.sides`), neither of which was so in the original.
@@ -20,8 +20,8 @@ from .sides import mirrored_text, turned_text
 from .views import View, moved_region, picture_view
 
 
-# SAM's mean colour, which is 0 for the model; the padding of the original.
-MEAN_COLOUR = (124, 116, 104)
+# SAM's mean color, which is 0 for the model; the padding of the original.
+MEAN_COLOR = (124, 116, 104)
 # Up to this angle, above stays above and left stays left.
 _LEVEL_DEGREES = 20.0
 # Cuts that show no region are drawn again, this often; then the whole picture is taken.
@@ -41,11 +41,11 @@ class Augmentation:
         flip: probability of mirroring.
         scale: least and greatest factor of size. At 1 the longest side of the picture is `crop` pixels, and of
             whatever is larger than `crop` x `crop` such a square is cut out, at a place that is the same share of the
-            way on both axes; the rest of the square is padded with the mean colour, right and below. None: the whole
+            way on both axes; the rest of the square is padded with the mean color, right and below. None: the whole
             picture, shrunk to `crop` pixels on its longest side where it is larger.
         rotate: turned by an angle drawn evenly up to so many degrees either way.
         quarter_turns: turned by none to three quarters besides, which keeps boxes as tight as they were.
-        colour: brightness, contrast and saturation are each changed by a factor drawn evenly up to so far from 1.
+        color: brightness, contrast and saturation are each changed by a factor drawn evenly up to so far from 1.
         crop: side of the square in pixels; the model's image size is best.
         min_visible: a region is kept if at least this share of its area is, and a pixel of each side of its box.
     """
@@ -54,12 +54,12 @@ class Augmentation:
     scale: tuple[float, float] | None = None
     rotate: float = 0.0
     quarter_turns: bool = False
-    colour: float = 0.0
+    color: float = 0.0
     crop: int = 1024
     min_visible: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, low, high in (("flip", 0, 1), ("rotate", 0, 180), ("colour", 0, 0.95), ("min_visible", 0, 1)):
+        for name, low, high in (("flip", 0, 1), ("rotate", 0, 180), ("color", 0, 0.95), ("min_visible", 0, 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"augmentation: {name} is {value!r}, expected a number from {low} to {high}.")
@@ -76,7 +76,7 @@ class Augmentation:
     @property
     def keeps_image(self) -> bool:
         """Whether pictures and regions stay as they are, so that embeddings of the pictures still hold."""
-        return not self.changes_geometry and not self.colour
+        return not self.changes_geometry and not self.color
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Returns an augmented record with an RGB picture; the record itself stays as it is."""
@@ -97,7 +97,7 @@ class Augmentation:
         view, moved = self._view(image.size, mirrored, angle, regions, rng)
         if not moved:
             raise RegionRecordError(f"image {record.get('image_id', '?')} has no region that can be seen.")
-        picture = picture_view(image, view, MEAN_COLOUR, lambda part: self._recoloured(part, rng))
+        picture = picture_view(image, view, MEAN_COLOR, lambda part: self._recolored(part, rng))
         return {**record, "image": picture, "width": view.size[0], "height": view.size[1], "regions": moved}
 
     def _view(
@@ -122,11 +122,11 @@ class Augmentation:
                 break
         return view, shown
 
-    def _recoloured(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        if not self.colour:
+    def _recolored(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if not self.color:
             return image
         for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = change(image).enhance(float(rng.uniform(1 - self.colour, 1 + self.colour)))
+            image = change(image).enhance(float(rng.uniform(1 - self.color, 1 + self.color)))
         return image
 
 

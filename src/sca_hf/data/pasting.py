@@ -116,7 +116,7 @@ class RegionPaster:
         quarter_turns: turns them by none to three quarters besides.
         stretch: along an axis at any angle regions become up to exp(stretch) times as long as across it, as things do
             that are looked at from the side; their area stays.
-        colour: changes brightness and contrast of pasted regions by up to this share.
+        color: changes brightness and contrast of pasted regions by up to this share.
     """
 
     def __init__(
@@ -126,18 +126,18 @@ class RegionPaster:
         size: tuple[float, float] = (0.15, 0.45),
         rotate: float = 0.0,
         stretch: float = 0.0,
-        colour: float = 0.3,
+        color: float = 0.3,
         quarter_turns: bool = False,
     ) -> None:
-        bounded = 0 < size[0] <= size[1] <= 1 and 0 <= stretch <= 2 and 0 <= colour < 1
+        bounded = 0 < size[0] <= size[1] <= 1 and 0 <= stretch <= 2 and 0 <= color < 1
         if number < 1 or rotate < 0 or not bounded:
             raise ValueError(
-                f"paste has number {number}, size {size}, rotate {rotate}, stretch {stretch}, colour {colour}; "
+                f"paste has number {number}, size {size}, rotate {rotate}, stretch {stretch}, color {color}; "
                 "expected a number of at least 1, ascending sizes in (0, 1], no negative degrees, a stretch in [0, 2] "
                 "and a share in [0, 1)."
             )
         self.dataset, self.number, self.size = dataset, number, tuple(size)
-        self.rotate, self.stretch, self.colour = rotate, stretch, colour
+        self.rotate, self.stretch, self.color = rotate, stretch, color
         self.quarter_turns = quarter_turns
         self.sources = _regions_by_text(dataset)
         self._crops: OrderedDict[tuple[int, int], tuple[Image.Image, Image.Image, bool]] = OrderedDict()
@@ -186,18 +186,18 @@ class RegionPaster:
         room = np.array(picture.size) - extent
         if (room <= extent).any():
             return None
-        centre = rng.uniform(extent, room)
-        box = np.concatenate([centre - extent, centre + extent])
+        center = rng.uniform(extent, room)
+        box = np.concatenate([center - extent, center + extent])
         if any(_hides(box, other) for other in boxes):
             return None
         reach = np.abs(matrix) @ half
-        left, top = np.floor(centre - reach).clip(0).astype(int)
-        right, bottom = np.minimum(np.ceil(centre + reach), picture.size).astype(int)
+        left, top = np.floor(center - reach).clip(0).astype(int)
+        right, bottom = np.minimum(np.ceil(center + reach), picture.size).astype(int)
         inverse = np.linalg.inv(matrix)
-        shift = half - inverse @ (centre - (left, top))
+        shift = half - inverse @ (center - (left, top))
         layer = (inverse[0, 0], inverse[0, 1], shift[0], inverse[1, 0], inverse[1, 1], shift[1])
         shape = (int(right - left), int(bottom - top))
-        pasted = self._recoloured(crop, rng).transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
+        pasted = self._recolored(crop, rng).transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
         stencil = alpha.transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
         picture.paste(pasted, (int(left), int(top)), stencil)
         if not has_mask:
@@ -210,8 +210,8 @@ class RegionPaster:
         bounds = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
         return {"box": [float(value) for value in bounds], "mask": encode_rle(mask)}
 
-    def _recoloured(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
-        brightness, contrast = 1 + rng.uniform(-self.colour, self.colour, 2)
+    def _recolored(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
+        brightness, contrast = 1 + rng.uniform(-self.color, self.color, 2)
         middle = 128 * brightness
         values = (np.arange(256) * brightness - middle) * contrast + middle
         return crop.point(np.tile(values.clip(0, 255).round().astype(int), 3).tolist())

@@ -1,6 +1,6 @@
 """The words of `scenes`: captions written from an object's attributes, and read back from any text.
 
-Colour, shape and texture are always stated ("plain" when there is no texture), a size when the object is small or
+Color, shape and texture are always stated ("plain" when there is no texture), a size when the object is small or
 large, and where it stands from its nearest neighbour unless it is large. Only the wording is free, and whether the
 neighbour is named.
 """
@@ -33,7 +33,7 @@ PLACES = {
 }
 # word or phrase -> (attribute, canonical value), for reading captions
 VOCABULARY = {
-    **{word: ("colour", word) for word in ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]},
+    **{word: ("color", word) for word in ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]},
     **{word: ("shape", word) for word in ["circle", "square", "triangle", "star", "ring", "cross"]},
     **{word: ("texture", word) for word in ["plain", "striped", "dotted", "checkered"]},
     "disc": ("shape", "circle"),
@@ -59,18 +59,18 @@ def _sentence(obj: SceneObject, rng: np.random.Generator) -> str:
     shape = _word(obj.shape, rng)
     form = int(rng.integers(4))
     if form == 0 and obj.texture in PATTERNS:
-        head = f"{size} {obj.colour} {shape} {PATTERNS[obj.texture]}"
+        head = f"{size} {obj.color} {shape} {PATTERNS[obj.texture]}"
     elif form == 1:
-        head = f"{size} {obj.colour} {obj.texture} {shape}"
+        head = f"{size} {obj.color} {obj.texture} {shape}"
     else:
-        head = f"{size} {obj.texture} {obj.colour} {shape}"
+        head = f"{size} {obj.texture} {obj.color} {shape}"
     if obj.relation is None or obj.reference is None:
         return head.strip()
     place = _pick(PLACES[obj.relation], rng)
     if rng.random() >= NAMED_NEIGHBOURS:
         return f"{head.strip()} {place} its neighbour"
     article = _pick(("the", "the", "a"), rng)
-    other = f"{obj.reference.colour} {_word(obj.reference.shape, rng)}"
+    other = f"{obj.reference.color} {_word(obj.reference.shape, rng)}"
     if article == "a" and other[0] in "aeiou":
         article = "an"
     return f"{head.strip()} {place} {article} {other}"
@@ -90,7 +90,7 @@ def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
 
 
 def read_caption(text: str) -> dict[str, str | None]:
-    """Reads the canonical words of a caption: colour, shape, texture, size, relation, reference_colour, ..._shape.
+    """Reads the canonical words of a caption: color, shape, texture, size, relation, reference_color, ..._shape.
 
     Words before the relation speak of the object, words after it of its neighbour. An attribute that is not
     stated, or stated with two different values, is None.
@@ -98,10 +98,10 @@ def read_caption(text: str) -> dict[str, str | None]:
     text = text.lower()
     found = RELATION_PATTERN.search(text)
     head, tail = (text[: found.start()], text[found.end() :]) if found else (text, "")
-    said = {attribute: _read(head, attribute) for attribute in ("colour", "shape", "texture", "size")}
+    said = {attribute: _read(head, attribute) for attribute in ("color", "shape", "texture", "size")}
     side, above, below = found.groups() if found else (None, None, None)
     said["relation"] = side or ("above" if above else "below" if below else None)
-    said["reference_colour"] = _read(tail, "colour")
+    said["reference_color"] = _read(tail, "color")
     said["reference_shape"] = _read(tail, "shape")
     return said
 

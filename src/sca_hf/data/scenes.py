@@ -1,4 +1,4 @@
-"""The synthetic data set `scenes`: textured, coloured, overlapping shapes with exact masks and free captions.
+"""The synthetic data set `scenes`: textured, colored, overlapping shapes with exact masks and free captions.
 
 A scene is a pure function of its seed. The three splits are disjoint ranges of seeds. Frame of reference
 everywhere in this file: pixels of the rendered image, x to the right, y down.
@@ -18,7 +18,7 @@ from .scene_captions import describe
 
 IMAGE_SIZE = 192
 SPLIT_STARTS = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
-COLOURS = {
+COLORS = {
     "red": (214, 38, 40),
     "green": (36, 160, 62),
     "blue": (40, 78, 214),
@@ -53,11 +53,11 @@ class SceneObject:
     none. `describable` is False where that is a matter of opinion.
     """
 
-    colour: str
+    color: str
     shape: str
     texture: str
     size: str
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     tilt: float
     box: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -70,7 +70,7 @@ class SceneObject:
     @property
     def category(self) -> str:
         """Names the object without its size or place: the target of the recognition task."""
-        return f"{self.texture} {self.colour} {self.shape}"
+        return f"{self.texture} {self.color} {self.shape}"
 
 
 @dataclass
@@ -148,9 +148,9 @@ def render_scene(seed: int) -> Scene:
 
 
 def _draw_background(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a muted background (H, W, 3) float32 and its mean colour."""
-    grey = rng.uniform(70, 205)
-    mean = np.clip(grey + rng.normal(0, 16, 3), 40, 225)
+    """Returns a muted background (H, W, 3) float32 and its mean color."""
+    gray = rng.uniform(70, 205)
+    mean = np.clip(gray + rng.normal(0, 16, 3), 40, 225)
     cells = int(rng.choice([2, 3, 6, 12]))
     noise = rng.normal(0, rng.uniform(4, 16), (cells, cells, 3))
     noise[..., 1:] = 0.4 * noise[..., 1:] + 0.6 * noise[..., :1]
@@ -165,7 +165,7 @@ def _place_objects(
     rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, background: np.ndarray
 ) -> list[SceneObject]:
     """Draws two to five objects, later ones on top; each stays at least 60 % visible."""
-    palette = [name for name, rgb in COLOURS.items() if np.abs(np.subtract(rgb, background)).sum() > 130]
+    palette = [name for name, rgb in COLORS.items() if np.abs(np.subtract(rgb, background)).sum() > 130]
     wanted = int(rng.integers(3, 6))
     objects: list[SceneObject] = []
     areas: list[int] = []
@@ -173,7 +173,7 @@ def _place_objects(
         if len(objects) == wanted:
             break
         obj = _propose(rng, palette)
-        if any((o.colour, o.shape) == (obj.colour, obj.shape) for o in objects):
+        if any((o.color, o.shape) == (obj.color, obj.shape) for o in objects):
             continue
         window, x, y = _window(obj)
         distance = _signed_distance(obj.shape, x, y, obj.radius * SHAPE_SCALE[obj.shape])
@@ -182,8 +182,8 @@ def _place_objects(
         visible = np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:] - covered
         if any(v < MIN_VISIBLE * a for v, a in zip(visible, areas, strict=True)):
             continue
-        # Where two objects of one colour touch, nobody could say where one ends.
-        if any(c and o.colour == obj.colour for c, o in zip(covered, objects, strict=True)):
+        # Where two objects of one color touch, nobody could say where one ends.
+        if any(c and o.color == obj.color for c, o in zip(covered, objects, strict=True)):
             continue
         alpha = np.clip(0.5 - distance, 0, 1)[..., None].astype(np.float32)
         image[window] += alpha * (_paint(rng, obj, x, y) - image[window])
@@ -197,13 +197,13 @@ def _propose(rng: np.random.Generator, palette: list[str]) -> SceneObject:
     size = SIZES[rng.choice(3, p=SIZE_ODDS)]
     radius = float(rng.uniform(*RADII[size]))
     reach = radius * 1.05
-    centre = rng.uniform(reach, IMAGE_SIZE - 1 - reach, 2)
+    center = rng.uniform(reach, IMAGE_SIZE - 1 - reach, 2)
     return SceneObject(
-        colour=palette[rng.integers(len(palette))],
+        color=palette[rng.integers(len(palette))],
         shape=SHAPES[rng.integers(len(SHAPES))],
         texture=TEXTURES[rng.integers(len(TEXTURES))],
         size=size,
-        centre=(float(centre[0]), float(centre[1])),
+        center=(float(center[0]), float(center[1])),
         radius=radius,
         tilt=float(rng.uniform(-MAX_TILT, MAX_TILT)),
     )
@@ -212,9 +212,9 @@ def _propose(rng: np.random.Generator, palette: list[str]) -> SceneObject:
 def _window(obj: SceneObject) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     """Returns the slices around an object and the pixels' coordinates in its own upright frame."""
     reach = obj.radius * 1.35 + 2
-    spans = [(max(0, int(c - reach)), min(IMAGE_SIZE, int(c + reach) + 2)) for c in obj.centre]
-    x = np.arange(*spans[0], dtype=np.float32)[None, :] - np.float32(obj.centre[0])
-    y = np.arange(*spans[1], dtype=np.float32)[:, None] - np.float32(obj.centre[1])
+    spans = [(max(0, int(c - reach)), min(IMAGE_SIZE, int(c + reach) + 2)) for c in obj.center]
+    x = np.arange(*spans[0], dtype=np.float32)[None, :] - np.float32(obj.center[0])
+    y = np.arange(*spans[1], dtype=np.float32)[:, None] - np.float32(obj.center[1])
     cos, sin = np.float32(np.cos(obj.tilt)), np.float32(np.sin(obj.tilt))
     return (slice(*spans[1]), slice(*spans[0])), cos * x + sin * y, cos * y - sin * x
 
@@ -249,16 +249,16 @@ def _star_distance(x: np.ndarray, y: np.ndarray, r: float, points: int = 5, wais
 
 
 def _paint(rng: np.random.Generator, obj: SceneObject, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns the colours (h, w, 3) of an object's surface; x and y are in its own frame."""
-    first = np.array(COLOURS[obj.colour], np.float32) + rng.normal(0, 7, 3).astype(np.float32)
-    # A black object needs a lighter second colour, a bright one a darker, or its texture cannot be seen.
+    """Returns the colors (h, w, 3) of an object's surface; x and y are in its own frame."""
+    first = np.array(COLORS[obj.color], np.float32) + rng.normal(0, 7, 3).astype(np.float32)
+    # A black object needs a lighter second color, a bright one a darker, or its texture cannot be seen.
     bright = first @ np.array([0.30, 0.59, 0.11], np.float32) > 135
     second = first * 0.48 if bright else first * 0.45 + 255 * 0.55
     return np.where(_texture(rng, obj.texture, x, y)[..., None], second, first)
 
 
 def _texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns where the second colour shows, (h, w) bool. Periods are at least nine pixels once halved to 96."""
+    """Returns where the second color shows, (h, w) bool. Periods are at least nine pixels once halved to 96."""
     if texture == "plain":
         return np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
     period = np.float32(rng.uniform(18, 24))

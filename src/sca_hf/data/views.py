@@ -75,8 +75,8 @@ class View:
         x0, y0, x1, y1 = np.asarray(box, np.float64)
         half = np.array([x1 - x0, y1 - y0]) / 2
         extent = np.sqrt(self.matrix[:, :2] ** 2 @ half**2)
-        centre = self.points([[(x0 + x1) / 2, (y0 + y1) / 2]])[0]
-        return np.concatenate([centre - extent, centre + extent])
+        center = self.points([[(x0 + x1) / 2, (y0 + y1) / 2]])[0]
+        return np.concatenate([center - extent, center + extent])
 
     def mask(self, mask: np.ndarray) -> MovedMask:
         """Resamples a mask (height, width) bool into the view."""
@@ -123,17 +123,17 @@ def picture_view(
     image: Image.Image,
     view: View,
     padding: tuple[int, int, int],
-    recoloured: Callable[[Image.Image], Image.Image] = lambda image: image,
+    recolored: Callable[[Image.Image], Image.Image] = lambda image: image,
 ) -> Image.Image:
-    """Returns an RGB picture as the view shows it; `recoloured` changes the picture, not its padding."""
+    """Returns an RGB picture as the view shows it; `recolored` changes the picture, not its padding."""
     if view.upright:
-        seen = recoloured(_resize_part(image, view))
+        seen = recolored(_resize_part(image, view))
         if view.shown == view.size:
             return seen
         canvas = Image.new("RGB", view.size, padding)
         canvas.paste(seen)
         return canvas
-    return _resample(image, view.matrix, view.size, view.factor, padding, recoloured)
+    return _resample(image, view.matrix, view.size, view.factor, padding, recolored)
 
 
 def moved_region(region: Mapping[str, Any], view: View, min_visible: float) -> dict[str, Any] | None:

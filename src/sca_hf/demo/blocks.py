@@ -257,7 +257,7 @@ def _options(payload: Answer) -> Answer:
 
 
 def _settings(payload: Answer) -> Answer:
-    known = ("points_per_side", "iou_threshold", "stability_threshold", "nms_threshold", "unique_captions")
+    known = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "unique_captions")
     settings = payload.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(settings.get(n), int | float | None) for n in known):
         raise RequestError("The settings are not numbers.")

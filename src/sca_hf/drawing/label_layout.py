@@ -35,7 +35,7 @@ class Rect(NamedTuple):
         return self.bottom - self.top
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     def grown(self, by: float) -> "Rect":
@@ -107,8 +107,8 @@ def cover_grid(mask: np.ndarray) -> np.ndarray:
 def _candidates(size: tuple[float, float], anchor: Rect, canvas: tuple[int, int], gap: float) -> np.ndarray:
     """(n, 4) rectangles inside the canvas: around and in the anchor first, then a grid over everything."""
     width, height = size
-    xs = [anchor.left, anchor.centre[0] - width / 2, anchor.right - width]
-    ys = [anchor.top, anchor.centre[1] - height / 2, anchor.bottom - height]
+    xs = [anchor.left, anchor.center[0] - width / 2, anchor.right - width]
+    ys = [anchor.top, anchor.center[1] - height / 2, anchor.bottom - height]
     near = [(x, y) for y in (anchor.top - height - gap, anchor.bottom + gap, *ys) for x in xs]
     near += [(x, y) for x in (anchor.right + gap, anchor.left - width - gap) for y in ys]
     steps_x = np.arange(gap, canvas[0] - width - gap + 1, max(8.0, width / 8))
@@ -130,8 +130,8 @@ def _costs(
     own_share = _area_in(own, places) / max(1.0, own[-1, -1])
     area = (places[:, 2] - places[:, 0]) * (places[:, 3] - places[:, 1]) / _CELL**2
     other_share = _area_in(others, places) / np.maximum(1.0, area)
-    centre = np.abs(places[:, [0, 1]] + places[:, [2, 3]] - np.add(anchor[:2], anchor[2:])).sum(1) / (2 * max(canvas))
-    return _DISTANCE * distance + _COVER_OWN * own_share + _COVER_OTHER * other_share + _CENTRE * centre
+    center = np.abs(places[:, [0, 1]] + places[:, [2, 3]] - np.add(anchor[:2], anchor[2:])).sum(1) / (2 * max(canvas))
+    return _DISTANCE * distance + _COVER_OWN * own_share + _COVER_OTHER * other_share + _CENTRE * center
 
 
 def _hits(places: np.ndarray, rects: Sequence[Rect], gap: float) -> np.ndarray:

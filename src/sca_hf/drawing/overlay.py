@@ -33,7 +33,7 @@ _PAPER = (245, 246, 248)
 _CROWDED = 0.3
 # Brightness of what belongs to no region.
 _DIMMED = 0.82
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclass
@@ -46,7 +46,7 @@ class DrawnRegion:
         box: xyxy of a box prompt; None draws none.
         points: (x, y) of the point prompts.
         labels: 1 inside, 0 outside, for each point; all inside where it is empty.
-        number: what it is called and coloured by, from 1; None takes its place among those that are drawn.
+        number: what it is called and colored by, from 1; None takes its place among those that are drawn.
     """
 
     caption: str | None = None
@@ -74,7 +74,7 @@ def draw_regions(
 ) -> Image.Image:
     """Draws regions over an image.
 
-    Region i has colour i and number i + 1, or those of its own `number`, in the picture and in its label. Labels lie
+    Region i has color i and number i + 1, or those of its own `number`, in the picture and in its label. Labels lie
     near their regions and never cover each other; where the picture is too crowded for that they stand in a column
     beside it.
 
@@ -103,10 +103,10 @@ def draw_regions(
     canvas = _dim(canvas, solids)
     covers = []
     for index, solid in enumerate(solids):
-        _draw_mask(canvas, solid, colour_of(_number(regions, index) - 1), line)
+        _draw_mask(canvas, solid, color_of(_number(regions, index) - 1), line)
         covers.append(cover_grid(np.asarray(solid) > 127))
     for index, region in enumerate(regions):
-        _draw_prompts(canvas, region, scale, colour_of(_number(regions, index) - 1), line)
+        _draw_prompts(canvas, region, scale, color_of(_number(regions, index) - 1), line)
     return _draw_labels(canvas, regions, covers, scale)
 
 
@@ -115,8 +115,8 @@ def _number(regions: Sequence[DrawnRegion], index: int) -> int:
     return index + 1 if number is None else number
 
 
-def colour_of(index: int) -> Colour:
-    """The colour of region `index`: the palette, then the palette in paler and paler turns."""
+def color_of(index: int) -> Color:
+    """The color of region `index`: the palette, then the palette in paler and paler turns."""
     turn, place = divmod(index, len(PALETTE))
     pale = 1 - 0.75**turn
     red, green, blue = (round(value + (255 - value) * pale) for value in PALETTE[place])
@@ -146,8 +146,8 @@ def _dim(canvas: Image.Image, solids: Sequence[Image.Image]) -> Image.Image:
     return Image.composite(canvas, ImageEnhance.Brightness(canvas).enhance(_DIMMED), union)
 
 
-def _draw_mask(canvas: Image.Image, solid: Image.Image, colour: Colour, line: float) -> None:
-    """Paints a contour, a glow along its inner side and a faint fill, so that the surface keeps its own colours."""
+def _draw_mask(canvas: Image.Image, solid: Image.Image, color: Color, line: float) -> None:
+    """Paints a contour, a glow along its inner side and a faint fill, so that the surface keeps its own colors."""
     extent = solid.getbbox()
     if extent is None:
         return
@@ -168,7 +168,7 @@ def _draw_mask(canvas: Image.Image, solid: Image.Image, colour: Colour, line: fl
     dark = edge.point([round(140 * _ramp(1.3 * line - abs(d + 0.6 * line))) for d in depths])
     bright = edge.point([round(255 * _ramp(0.55 * line - abs(d))) for d in depths])
     inner = (margin, margin, part.width - margin, part.height - margin)
-    for paint, alpha in ((colour, fill), (_INK, dark), (colour, bright)):
+    for paint, alpha in ((color, fill), (_INK, dark), (color, bright)):
         canvas.paste(paint, window, alpha.crop(inner))
 
 
@@ -183,26 +183,26 @@ def _depth(value: int) -> float:
 
 
 def _ramp(distance: float) -> float:
-    """Coverage of a pixel whose centre lies `distance` pixels inside a shape."""
+    """Coverage of a pixel whose center lies `distance` pixels inside a shape."""
     return min(max(distance + 0.5, 0.0), 1.0)
 
 
-def _draw_prompts(canvas: Image.Image, region: DrawnRegion, scale: float, colour: Colour, line: float) -> None:
+def _draw_prompts(canvas: Image.Image, region: DrawnRegion, scale: float, color: Color, line: float) -> None:
     """Draws a box as thin dashes and points as discs with a plus or a minus."""
     if region.box is not None:
-        _draw_box(canvas, [float(value) * scale for value in region.box], colour, line)
+        _draw_box(canvas, [float(value) * scale for value in region.box], color, line)
     for place in _marker_rects(region, scale, canvas.size):
-        _draw_marker(canvas, place.rect, colour if place.inside else (225, 60, 60), place.inside)
+        _draw_marker(canvas, place.rect, color if place.inside else (225, 60, 60), place.inside)
 
 
-def _draw_box(canvas: Image.Image, box: list[float], colour: Colour, line: float) -> None:
+def _draw_box(canvas: Image.Image, box: list[float], color: Color, line: float) -> None:
     draw = ImageDraw.Draw(canvas)
     left, top, right, bottom = box
     width = max(2, round(0.7 * line))
     limit = (canvas.width - 1 - width, canvas.height - 1 - width)
     left, right = (min(max(v, width), limit[0]) for v in (left, right))
     top, bottom = (min(max(v, width), limit[1]) for v in (top, bottom))
-    for ink, grow in ((_INK, 2), (colour, 0)):
+    for ink, grow in ((_INK, 2), (color, 0)):
         for ends in ((left, top, right, top), (left, bottom, right, bottom)):
             _dashes(draw, ends, ink, width + grow, 5 * line)
         for ends in ((left, top, left, bottom), (right, top, right, bottom)):
@@ -210,7 +210,7 @@ def _draw_box(canvas: Image.Image, box: list[float], colour: Colour, line: float
 
 
 def _dashes(
-    draw: ImageDraw.ImageDraw, ends: tuple[float, float, float, float], ink: Colour, width: int, dash: float
+    draw: ImageDraw.ImageDraw, ends: tuple[float, float, float, float], ink: Color, width: int, dash: float
 ) -> None:
     """A dashed line that begins and ends with a dash."""
     start, end = np.array(ends[:2]), np.array(ends[2:])
@@ -237,7 +237,7 @@ def _marker_rects(region: DrawnRegion, scale: float, size: tuple[int, int]) -> l
     ]
 
 
-def _draw_marker(canvas: Image.Image, rect: Rect, colour: Colour, inside: bool) -> None:
+def _draw_marker(canvas: Image.Image, rect: Rect, color: Color, inside: bool) -> None:
     factor = 4
     side = round(rect.width) + 4
     tile = Image.new("RGBA", (side * factor, side * factor))
@@ -245,14 +245,14 @@ def _draw_marker(canvas: Image.Image, rect: Rect, colour: Colour, inside: bool) 
     middle, radius, bar = side * factor / 2, rect.width * factor / 2, rect.width * factor / 14
     draw.ellipse([middle - radius - factor] * 2 + [middle + radius + factor] * 2, fill=(*_INK, 255))
     draw.ellipse([middle - radius] * 2 + [middle + radius] * 2, fill=(255, 255, 255, 255))
-    draw.ellipse([middle - 0.78 * radius] * 2 + [middle + 0.78 * radius] * 2, fill=(*colour, 255))
+    draw.ellipse([middle - 0.78 * radius] * 2 + [middle + 0.78 * radius] * 2, fill=(*color, 255))
     arm = 0.46 * radius
     ink = _INK if inside else (255, 255, 255)
     draw.rectangle([middle - arm, middle - bar, middle + arm, middle + bar], fill=ink)
     if inside:
         draw.rectangle([middle - bar, middle - arm, middle + bar, middle + arm], fill=ink)
     tile = tile.resize((side, side), Image.Resampling.LANCZOS)
-    x, y = rect.centre
+    x, y = rect.center
     canvas.paste(tile, (round(x - side / 2), round(y - side / 2)), tile)
 
 
@@ -293,7 +293,7 @@ def _draw_labels(
     ]
     for label, place, spot, anchor in zip(labels, places, spots, anchors, strict=True):
         if not place.overlaps(anchor.grown(1.5 * _pad(font))):
-            _draw_leader(canvas, place, spot, colour_of(label.number - 1))
+            _draw_leader(canvas, place, spot, color_of(label.number - 1))
     for label, place in zip(labels, places, strict=True):
         _draw_chip(canvas, place, label, font)
     return canvas
@@ -306,30 +306,30 @@ def _spot(cover: np.ndarray, anchor: Rect) -> tuple[float, float]:
     while solid.getbbox() is not None:
         last, solid = solid, solid.filter(ImageFilter.MinFilter(3))
     if last is None:
-        return anchor.centre
+        return anchor.center
     rows, columns = np.nonzero(np.asarray(last))
     middle = len(rows) // 2
     return (float(columns[middle]) - 0.5) * 4, (float(rows[middle]) - 0.5) * 4
 
 
-def _draw_leader(canvas: Image.Image, place: Rect, spot: tuple[float, float], colour: Colour) -> None:
+def _draw_leader(canvas: Image.Image, place: Rect, spot: tuple[float, float], color: Color) -> None:
     draw = ImageDraw.Draw(canvas)
     start = place.nearest(*spot)
     draw.line([start, spot], fill=_INK, width=5)
-    draw.line([start, spot], fill=colour, width=2)
+    draw.line([start, spot], fill=color, width=2)
     x, y = spot
-    draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=colour, outline=_INK, width=2)
+    draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=color, outline=_INK, width=2)
 
 
 def _draw_chip(canvas: Image.Image, place: Rect, label: _Label, font: Font) -> None:
-    """A dark rounded chip with the region's number in its colour, then the text."""
+    """A dark rounded chip with the region's number in its color, then the text."""
     width, height = round(place.width), round(place.height)
     left, top = round(place.left), round(place.top)
     shape = _rounded(width, height, _pad(font))
     canvas.paste(_CHIP, (left, top), shape.point([round(v * 0.88) for v in range(256)]))
     badge = _badge_width(font)
     stripe = shape.crop((0, 0, badge, height))
-    canvas.paste(colour_of(label.number - 1), (left, top), stripe)
+    canvas.paste(color_of(label.number - 1), (left, top), stripe)
     draw = ImageDraw.Draw(canvas)
     draw.text((left + badge / 2, top + height / 2), str(label.number), fill=_INK, font=font, anchor="mm")
     _write(draw, (left + badge + _pad(font), top + _pad(font)), label.lines, font)
@@ -382,7 +382,7 @@ def _draw_numbers(
         left, top = round(rect.left), round(rect.top)
         shape = _rounded(width, height, _pad(font))
         canvas.paste(_INK, (left - 1, top - 1), _rounded(width + 2, height + 2, _pad(font)))
-        canvas.paste(colour_of(label.number - 1), (left, top), shape)
+        canvas.paste(color_of(label.number - 1), (left, top), shape)
         draw.text((left + width / 2, top + height / 2), str(label.number), fill=_INK, font=font, anchor="mm")
 
 
@@ -414,4 +414,4 @@ def _badge_width(font: Font) -> int:
     return round(1.7 * font_size(font))
 
 
-__all__ = ["DrawnRegion", "colour_of", "draw_regions"]
+__all__ = ["DrawnRegion", "color_of", "draw_regions"]

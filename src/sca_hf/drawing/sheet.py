@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .overlay import Colour, DrawnRegion, draw_regions
+from .overlay import Color, DrawnRegion, draw_regions
 from .text import line_height, text_font, wrap_text
 
 
@@ -26,12 +26,12 @@ class SheetTile:
 
     Attributes:
         picture: the region and what is around it, from `cut_region`.
-        lines: texts below the picture, and the colour of each; every one is broken into two lines at most.
+        lines: texts below the picture, and the color of each; every one is broken into two lines at most.
         note: a last line, small.
     """
 
     picture: Image.Image
-    lines: Sequence[tuple[str, Colour]]
+    lines: Sequence[tuple[str, Color]]
     note: str = ""
 
 
@@ -65,7 +65,7 @@ def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) ->
     text, note = text_font(_TEXT), text_font(_NOTE)
     laid = []
     for tile in tiles:
-        rows = [(row, colour) for line, colour in tile.lines for row in wrap_text(line, text, _TILE[0], most=2)]
+        rows = [(row, color) for line, color in tile.lines for row in wrap_text(line, text, _TILE[0], most=2)]
         laid.append((tile, rows, wrap_text(tile.note, note, _TILE[0], most=1) if tile.note else []))
     columns = max(1, min(columns, len(laid)))
     height = [0] * ceil(len(laid) / columns)
@@ -84,8 +84,8 @@ def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) ->
         left, y = _GAP + column * (_TILE[0] + _GAP), top + sum(height[:row]) + _GAP * row
         page.paste(tile.picture, (left, y))
         y += _TILE[1] + 4
-        for line, colour in rows:
-            draw.text((left, y), line, fill=colour, font=text)
+        for line, color in rows:
+            draw.text((left, y), line, fill=color, font=text)
             y += line_height(text)
         for line in notes:
             draw.text((left, y + 1), line, fill=_GREY, font=note)
@@ -100,7 +100,7 @@ def _window(region: DrawnRegion, size: tuple[int, int], shape: float) -> tuple[i
     wanted = np.maximum([extent.width + around, extent.height + around], max(48.0, max(size) / 10))
     wanted = np.array([max(wanted[0], wanted[1] * shape), max(wanted[1], wanted[0] / shape)])
     wanted = np.minimum(wanted, size)
-    start = np.clip(np.array(extent.centre) - wanted / 2, 0, np.array(size) - wanted)
+    start = np.clip(np.array(extent.center) - wanted / 2, 0, np.array(size) - wanted)
     left, top = (int(value) for value in np.floor(start))
     right, bottom = (int(value) for value in np.ceil(start + wanted))
     return left, top, max(left + 1, min(right, size[0])), max(top + 1, min(bottom, size[1]))

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from .. import __version__
 from ..data.loading import load_spec
 from ..processing.regions_sca import encode_rle
-from .captioners.interface import Answer, AskedImage, Captioner
+from .captioners.interface import Captioner, ImageQuery, RegionPrediction
 from .prediction_run import PredictionRun
 from .predictions import PROMPTS, PredictionError, PredictionRecord
-from .prompting import ask
+from .prompting import build_query
 from .protocols import check_counts, find_protocol
 
 
@@ -33,7 +33,7 @@ class PredictSettings:
     """How to predict.
 
     Attributes:
-        prompt: how regions are shown, see [`ask`]; None: by box, or as the protocol has it.
+        prompt: how regions are shown, see [`build_query`]; None: by box, or as the protocol has it.
         protocol: a name of `PROTOCOLS`, whose counts the data must have.
         seed: of random prompts, and of sampling.
         batch_size: images at a time. Results may differ in their last bits from size to size.
@@ -175,7 +175,7 @@ def _predicted(
     filled = [row for row in batch if row["regions"]]
     if not filled:
         return []
-    asked = [ask(row, settings.shown_by, settings.seed) for row in filled]
+    asked = [build_query(row, settings.shown_by, settings.seed) for row in filled]
     answers = captioner.describe(asked, with_masks=settings.masks != "none")
     return [
         record
@@ -186,8 +186,8 @@ def _predicted(
 
 def _records(
     row: Mapping[str, Any],
-    image: AskedImage,
-    answers: Sequence[Answer],
+    image: ImageQuery,
+    answers: Sequence[RegionPrediction],
     settings: PredictSettings,
     captioner: Captioner,
 ) -> Iterator[PredictionRecord]:
@@ -208,7 +208,7 @@ def _records(
         )
 
 
-def _masks(answer: Answer, region: Mapping[str, Any], kept: Masks) -> dict[str, Any]:
+def _masks(answer: RegionPrediction, region: Mapping[str, Any], kept: Masks) -> dict[str, Any]:
     true = region["mask"]
     found: dict[str, Any] = {"reference_mask": true if true and true.get("counts") else None}
     if answer.masks is not None and answer.best_mask is not None:

@@ -14,11 +14,11 @@ import numpy as np
 from ..data.region import RegionRecord, RegionRecordError
 from ..prompt_arguments import RegionPrompt
 from ..training.prompts import PromptSource
-from .captioners.interface import AskedImage, AskedRegion
+from .captioners.interface import ImageQuery, RegionQuery
 from .predictions import PROMPTS
 
 
-def ask(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> AskedImage:
+def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> ImageQuery:
     """Opens the picture of a record and prompts each of its regions.
 
     Args:
@@ -37,22 +37,22 @@ def ask(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> AskedImage:
             f"{where}: the picture is {image.width} x {image.height}, the record says {row['width']} x {row['height']}"
         )
     regions = [_region(region, image.size, kind, seed, row["image_id"]) for region in row["regions"]]
-    return AskedImage(image, row["image_id"], regions, row["task"])
+    return ImageQuery(image, row["image_id"], regions, row["task"])
 
 
-def _region(region: Mapping[str, Any], size: tuple[int, int], kind: str, seed: int, image_id: str) -> AskedRegion:
+def _region(region: Mapping[str, Any], size: tuple[int, int], kind: str, seed: int, image_id: str) -> RegionQuery:
     where = f"image {image_id}, region {region['region_id']}"
     source = PromptSource(region, size, where)
     box = source.box.tolist()
     number = _number(seed, kind, image_id, region["region_id"])
-    prompt, repoint = RegionPrompt(box=box), None
+    prompt, resample_point = RegionPrompt(box=box), None
     if kind == "center_point":
         prompt = _point([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     elif kind == "random_point_in_box":
         low, high = source.box[:2], source.box[2:]
         prompt = _point((low + (high - low) * np.random.default_rng(number).random(2)).tolist())
     elif kind == "random_point_in_mask":
-        repoint = number
+        resample_point = number
     elif kind == "point":
         points, labels = region.get("points"), region.get("labels")
         if not points or not labels:
@@ -62,7 +62,7 @@ def _region(region: Mapping[str, Any], size: tuple[int, int], kind: str, seed: i
         if source.mask is None:
             raise RegionRecordError(f"{where} has no mask; prompt it by box or by a point.")
         prompt = RegionPrompt(mask=source.mask)
-    return AskedRegion(region["region_id"], box, prompt, repoint)
+    return RegionQuery(region["region_id"], box, prompt, resample_point)
 
 
 def _point(place: list[float]) -> RegionPrompt:

@@ -117,7 +117,7 @@ PROTOCOLS |= {
         _VG_FULL, title=f"{_VG_FULL.title}, shown as {words}", prompt=prompt
     )
     for prompt, words in (
-        ("center_point", "their centres"),
+        ("center_point", "their centers"),
         ("random_point_in_box", "a random point in them"),
         ("random_point_in_mask", "a random point in the mask that is found by them"),
     )

@@ -25,7 +25,7 @@ from ..data.scenes import Scene, SceneObject, scenes
 from .metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 
 
-ALWAYS = ("colour", "shape", "texture")
+ALWAYS = ("color", "shape", "texture")
 PROMPTS = ("box", "point", "mask")
 
 
@@ -89,11 +89,11 @@ def caption_scores(results: Sequence[RegionResult]) -> dict[str, float]:
     alone = [w for w, r in zip(said, told, strict=True) if r.truth.relation is None]
     scores["size"] = _share(words["size"] == truth.size for words, truth in sized)
     scores["relation"] = _share(words["relation"] == truth.relation for words, truth in placed)
-    scores["names_neighbour"] = _share(words["reference_colour"] is not None for words, _ in placed)
+    scores["names_neighbour"] = _share(words["reference_color"] is not None for words, _ in placed)
     scores["reference"] = _share(
-        (words["reference_colour"], words["reference_shape"]) == (truth.reference.colour, truth.reference.shape)
+        (words["reference_color"], words["reference_shape"]) == (truth.reference.color, truth.reference.shape)
         for words, truth in placed
-        if truth.reference is not None and words["reference_colour"] is not None
+        if truth.reference is not None and words["reference_color"] is not None
     )
     scores["size_left_out"] = _share(words["size"] is None for words in plain)
     scores["relation_left_out"] = _share(words["relation"] is None for words in alone)
@@ -156,8 +156,8 @@ def _prompts(batch: Sequence[Scene], kind: str) -> dict[str, Any]:
 
 
 def _blank(scene: Scene) -> Scene:
-    grey = np.asarray(Image.new("RGB", scene.labels.shape[::-1], (128, 128, 128)))
-    return Scene(scene.seed, grey, scene.labels, scene.objects)
+    gray = np.asarray(Image.new("RGB", scene.labels.shape[::-1], (128, 128, 128)))
+    return Scene(scene.seed, gray, scene.labels, scene.objects)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,7 +25,7 @@ from .repository_info import RepositoryInfo, describe_repository
 # What of a report goes into the head of the card, where the Hub reads it.
 _HEAD = {
     "mask_iou": "mask IoU",
-    "colour": "colour word right",
+    "color": "color word right",
     "shape": "shape word right",
     "texture": "texture word right",
     "size": "size word right",
@@ -33,7 +33,7 @@ _HEAD = {
     "cider_d": "CIDEr-D",
     "exact_match": "exact match",
 }
-_CURVE = ("colour", "shape", "texture", "size", "relation", "cider_d")
+_CURVE = ("color", "shape", "texture", "size", "relation", "cider_d")
 _NAMED_FROM = ("box", "point")
 # Rows of a table of losses.
 _ROWS = 6
@@ -151,7 +151,7 @@ def _losses(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _curve(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    log = [entry for entry in history.get("captions", ()) if "eval_box_colour" in entry]
+    log = [entry for entry in history.get("captions", ()) if "eval_box_color" in entry]
     rows = [[str(entry["step"]), *(f"{float(entry[f'eval_box_{key}']):.3f}" for key in _CURVE)] for entry in log]
     return markdown_rows(["step", *(key.replace("_", " ") for key in _CURVE)], rows)
 

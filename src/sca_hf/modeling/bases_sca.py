@@ -211,7 +211,7 @@ def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mis
     rest = f"\n  and {len(faults) - 40} more" if len(faults) > 40 else ""
     raise RuntimeError(
         f"{len(faults)} weights of {path} do not fit the model that its configuration describes:\n{shown}{rest}\n"
-        "Nothing was initialised in their place. If config.json is not the one saved with these weights, restore it; "
+        "Nothing was initialized in their place. If config.json is not the one saved with these weights, restore it; "
         "strict=False (missing, unexpected) or ignore_mismatched_sizes=True (mis-shaped) load the rest deliberately."
     )
 

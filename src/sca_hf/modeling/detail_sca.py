@@ -18,7 +18,7 @@ class ScaDetailEncoder(nn.Module):
     "Early convolutions help transformers see better", arXiv 2106.14881). The paper of SCA has no such branch. SAM, and
     with it every mask, stays what it is, and a new branch adds nothing: its last layer is zero.
 
-    Its normalisation has the statistics of the pictures that it was taught on (`sca_hf.training.details`), in training
+    Its normalization has the statistics of the pictures that it was taught on (`sca_hf.training.details`), in training
     mode too: what is said of an image does not depend on those beside it. While `learns_statistics` is set, it takes
     those of the batch and keeps count.
     """
@@ -29,7 +29,7 @@ class ScaDetailEncoder(nn.Module):
         super().__init__()
         widths, channels = list(config.detail_widths or ()), config.sam_config.vision_config.num_channels
         self.stem = nn.Conv2d(channels, widths[0], 5, stride=2, padding=2, bias=False)
-        self.stem_norm = PictureNorm(widths[0])
+        self.stem_norm = FrozenBatchNorm2d(widths[0])
         self.blocks = nn.ModuleList(ResidualBlock(before, after) for before, after in pairwise(widths))
         self.projection = nn.Linear(widths[-1], config.mixer_config.hidden_size)
 
@@ -45,16 +45,16 @@ class ScaDetailEncoder(nn.Module):
         return True
 
     def train(self, mode: bool = True) -> "ScaDetailEncoder":
-        """Set training mode, but for normalisation that learns no statistics."""
+        """Set training mode, but for normalization that learns no statistics."""
         super().train(mode)
         if not self.learns_statistics:
             for module in self.modules():
-                if isinstance(module, PictureNorm):
+                if isinstance(module, FrozenBatchNorm2d):
                     module.eval()
         return self
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised pixels to features (B, W, h, w) on the grid of SAM's embeddings."""
+        """(B, 3, H, W) normalized pixels to features (B, W, h, w) on the grid of SAM's embeddings."""
         features = F.relu(self.stem_norm(self.stem(pixel_values.to(self.stem.weight.dtype))))
         for block in self.blocks:
             features = block(features)
@@ -73,8 +73,8 @@ class ScaDetailEncoder(nn.Module):
         return self.projection(mean)
 
 
-class PictureNorm(nn.BatchNorm2d):
-    """Normalisation by fixed statistics, in the precision of its weights.
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Normalization by fixed statistics, in the precision of its weights.
 
     FSDP hands out weights in half precision and leaves statistics, which are none, as they are.
     """
@@ -92,11 +92,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
-        self.norm1 = PictureNorm(after)
+        self.norm1 = FrozenBatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.norm2 = PictureNorm(after)
+        self.norm2 = FrozenBatchNorm2d(after)
         self.shortcut = nn.Conv2d(before, after, 1, stride=2, bias=False)
-        self.shortcut_norm = PictureNorm(after)
+        self.shortcut_norm = FrozenBatchNorm2d(after)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         inner = F.relu(self.norm1(self.conv1(features)))

@@ -8,7 +8,7 @@ from torch import nn
 
 
 @contextmanager
-def head_on(language_model: nn.Module, positions: torch.Tensor | None) -> Iterator[None]:
+def lm_head_at(language_model: nn.Module, positions: torch.Tensor | None) -> Iterator[None]:
     """Within, the head reads only some of the positions that its language model hands to it.
 
     What a family does to logits after its head (scaling, soft capping) is done to each of them alone, so the logits
@@ -30,9 +30,9 @@ def head_on(language_model: nn.Module, positions: torch.Tensor | None) -> Iterat
         handle.remove()
 
 
-def spread(logits: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
+def scatter_logits(logits: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
     """Logits (n, V) at their places among `count` positions, (count, V); zero elsewhere."""
     return logits.new_zeros(count, logits.shape[-1]).index_copy(0, positions, logits)
 
 
-__all__ = ["head_on", "spread"]
+__all__ = ["lm_head_at", "scatter_logits"]

@@ -85,8 +85,8 @@ class ScaLoadingMixin:
 
         Args:
             pretrained_model_name_or_path: folder or repository id.
-            strict: False lets missing weights be initialised at random and unexpected ones be left out.
-            ignore_mismatched_sizes: True initialises weights of another shape at random.
+            strict: False lets missing weights be initialized at random and unexpected ones be left out.
+            ignore_mismatched_sizes: True initializes weights of another shape at random.
             bases: for a mixer-only repository: a model, folder or repository id to take `"sam"` or
                 `"language_model"` from in place of the pinned one.
             kwargs: as for the library's `from_pretrained`.

@@ -30,7 +30,7 @@ from .configuration_sca import ScaConfig
 from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
 from .generation_sca import caption_generation_config, continue_prefixes, resolve_generation_config
 from .grouping_sca import PromptGroup, RegionPlan, plan_regions
-from .heads_sca import head_on, spread
+from .heads_sca import lm_head_at, scatter_logits
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .memory_sca import region_chunk_size as default_chunk_size
@@ -143,7 +143,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         """Encode images once, to prompt them many times through `image_embeddings=`.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised pixels of the resized and padded images.
+            pixel_values: (B, 3, H, W), normalized pixels of the resized and padded images.
 
         Returns:
             (B, C, h, w). For SAM-HQ, whose masks need early features too, and for a model with a detail encoder a
@@ -192,7 +192,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         """Masks for prompted regions; with text also the mixer, the language model and the training loss.
 
         Args:
-            pixel_values: (B, 3, H, W) normalised pixels of the resized and padded images.
+            pixel_values: (B, 3, H, W) normalized pixels of the resized and padded images.
             image_embeddings: (B, C, h, w) from `get_image_embeddings`, in place of `pixel_values`.
             intermediate_embeddings: from `get_image_embeddings`, beside `image_embeddings`, where that returns them.
             input_points: (B, R, P, 2) x, y in pixels of the resized image.
@@ -256,8 +256,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
             positions = None
             if targets is not None and self.training:
                 positions = (targets.flatten() != -100).nonzero()[:, 0]
-            with head_on(self.language_model, positions):
-                spoken = self._speak(
+            with lm_head_at(self.language_model, positions):
+                spoken = self._language_model_forward(
                     prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
                 )
             logits = spoken.logits  # (N * A, T, V), or (positions, V)
@@ -265,7 +265,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
                 chosen = targets.flatten() if positions is None else targets.flatten()[positions]
                 results["loss"] = self._caption_loss(logits, chosen, num_items_in_batch)
             if positions is not None:
-                logits = spread(logits, positions, targets.numel())
+                logits = scatter_logits(logits, positions, targets.numel())
             logits = logits.reshape(*prefix.shape[:2], input_ids.shape[-1], -1)  # (N, A, T, V)
             results |= {"logits": plan.padded(logits.squeeze(1)), "prefix_embeds": plan.padded(prefix)}
             results["query_embeds"] = plan.padded(features.queries)
@@ -500,7 +500,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMi
         items = None if num_items is None else num_items * self.config.mixer_config.num_caption_heads
         return caption_loss(logits.flatten(0, -2), targets, self.config.label_smoothing, items)
 
-    def _speak(
+    def _language_model_forward(
         self,
         prefix: torch.Tensor,
         ids: torch.Tensor,

@@ -141,7 +141,7 @@ def check_weight_files(path: Any, where: Mapping[str, Any], count: Callable[[], 
             return  # the library says what it looked for
         files = [cached_file(path, name, **where) for name in check_shard_index(Path(index))]
     described, stored = count(), sum(os.path.getsize(file) for file in files)
-    # Quantised weights have up to two parameters a byte; small models may be as they like.
+    # Quantized weights have up to two parameters a byte; small models may be as they like.
     if described > 4 * max(stored, 2**24):
         raise ValueError(
             f"the configuration of {path} describes {described:,} parameters, but its weight files hold {stored:,} "

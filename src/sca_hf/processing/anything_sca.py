@@ -16,13 +16,13 @@ from .images_sca import as_images
 from .records_sca import cut_padding
 from .regions_sca import (
     box_nms,
-    clean_mask,
-    crop_boxes,
+    build_point_grid,
     encode_rle,
-    grid_points,
+    generate_crop_boxes,
     mask_boxes,
+    nms,
+    remove_small_regions,
     stability_scores,
-    suppress,
 )
 
 
@@ -109,7 +109,8 @@ def caption_anything(
         image: one image, see [`as_images`].
         settings: thresholds and the like; None takes the defaults.
         boxes: (N, 4) xyxy, pixels of the original: caption these, all of them, in place of what a grid finds. Of the
-            settings only `points_per_batch`, `mask_threshold`, `stability_offset`, `unique_captions` and `task` count.
+            settings only `points_per_batch`, `mask_threshold`, `stability_score_offset`, `unique_captions` and `task`
+            count.
         encoded: the image's encoding, if it is known, from [`encode_image`].
         progress: called with a step's name, what of it is done, and of how much (0: not known).
         generation: arguments of `generate`, for instance `num_beams`.
@@ -128,12 +129,12 @@ def caption_anything(
         return []
     views = list(_views(model, processor, picture, settings, boxes, encoded, report))
     if len(views) > 1:
-        _suppress_between(views, settings.crop_nms_threshold)
-    least = settings.min_region_area if boxes is None else 0
+        _suppress_between(views, settings.crop_nms_thresh)
+    least = settings.min_mask_region_area if boxes is None else 0
     found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, least)]
     if boxes is None:
-        crops_too = settings.crop_nms_threshold if len(views) > 1 else 0.0
-        found = _suppress_again(found, max(settings.nms_threshold, crops_too))
+        crops_too = settings.crop_nms_thresh if len(views) > 1 else 0.0
+        found = _nms_again(found, max(settings.box_nms_thresh, crops_too))
     report("captions", 0, len(found))
     _caption(model, processor, views, found, settings, generation)
     records = [one.record for one in found]
@@ -153,7 +154,7 @@ def _views(
 ) -> Iterator[_View]:
     """Yield the image, and its crops, with the masks that were found in each."""
     size = (picture.height, picture.width)
-    layers = crop_boxes(size, settings.crop_layers if boxes is None else 0, settings.crop_overlap)
+    layers = generate_crop_boxes(size, settings.crop_n_layers if boxes is None else 0, settings.crop_overlap_ratio)
     total, done = sum(map(len, layers)), 0
     for layer, crops in enumerate(layers):
         for crop in crops:
@@ -164,8 +165,8 @@ def _views(
                 view.prompts = [[float(value) for value in box] for box in boxes]
                 _segment_boxes(model, processor, view, settings, report)
             else:
-                side = max(1, settings.points_per_side // settings.crop_points_downscale**layer)
-                view.prompts = grid_points(view.size, side).tolist()
+                side = max(1, settings.points_per_side // settings.crop_n_points_downscale_factor**layer)
+                view.prompts = build_point_grid(view.size, side).tolist()
                 _segment_points(model, processor, view, settings, report, size)
             done += 1
             yield view
@@ -190,8 +191,8 @@ def _segment_points(
     cut = ((boxes - crop).abs() <= _EDGE) & ((boxes - whole).abs() > _EDGE)
     view.keep(torch.nonzero(~cut.any(1)).flatten())
     masks = view.found["masks"] > settings.mask_threshold
-    thresholds = (settings.nms_threshold, settings.mask_nms_threshold)
-    view.keep(suppress(view.found["boxes"], masks, view.found["iou_scores"], *thresholds))
+    thresholds = (settings.box_nms_thresh, settings.mask_nms_thresh)
+    view.keep(nms(view.found["boxes"], masks, view.found["iou_scores"], *thresholds))
 
 
 def _segment_boxes(model: Any, processor: Any, view: _View, settings: AnythingSettings, report: Progress) -> None:
@@ -204,7 +205,7 @@ def _segment_boxes(model: Any, processor: Any, view: _View, settings: AnythingSe
         best = ious.argmax(1, keepdim=True)
         masks = masks.take_along_dim(best[..., None, None], 1)[:, 0].float()
         inside = cut_padding(masks, view.resized, frame)
-        stability = stability_scores(inside, settings.mask_threshold, settings.stability_offset)
+        stability = stability_scores(inside, settings.mask_threshold, settings.stability_score_offset)
         index = torch.arange(start, start + len(masks), device=masks.device)
         ious = ious.gather(1, best)[:, 0]
         parts.append({"masks": masks, "iou_scores": ious, "stability_scores": stability, "region_index": index})
@@ -245,7 +246,7 @@ def _masks(
         part = [masks[start : start + step, None]]
         upscaled = processor.post_process_masks(part, [view.size], [view.resized], settings.mask_threshold)[0]
         for row, before in enumerate(upscaled[:, 0].cpu().numpy(), start):
-            after = clean_mask(before, least) if least else before
+            after = remove_small_regions(before, least) if least else before
             mask = np.zeros(size, bool)
             mask[y:bottom, x:right] = after
             left, top, far_x, far_y = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
@@ -266,7 +267,7 @@ def _prompt_field(view: _View, index: int) -> dict[str, Any]:
     return {"box_prompt": prompt} if len(prompt) == 4 else {"point_coords": [prompt]}
 
 
-def _suppress_again(found: list[_Found], threshold: float) -> list[_Found]:
+def _nms_again(found: list[_Found], threshold: float) -> list[_Found]:
     """Drop what cleaning left empty, and what has become alike: scaling loses specks, and cleaning more than those.
 
     Masks that cleaning did not change go first.

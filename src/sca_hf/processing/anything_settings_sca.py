@@ -8,17 +8,17 @@ CAPTION_PROMPTS = ("point", "box", "mask")
 _RANGES = {
     "points_per_side": (1, 256),
     "points_per_batch": (1, math.inf),
-    "iou_threshold": (0, 1),
-    "stability_threshold": (0, 1),
-    "stability_offset": (0, math.inf),
+    "pred_iou_thresh": (0, 1),
+    "stability_score_thresh": (0, 1),
+    "stability_score_offset": (0, math.inf),
     "mask_threshold": (-math.inf, math.inf),
-    "nms_threshold": (0, 1),
-    "mask_nms_threshold": (0, 1),
-    "crop_layers": (0, 4),
-    "crop_overlap": (0, 1),
-    "crop_points_downscale": (1, 16),
-    "crop_nms_threshold": (0, 1),
-    "min_region_area": (0, math.inf),
+    "box_nms_thresh": (0, 1),
+    "mask_nms_thresh": (0, 1),
+    "crop_n_layers": (0, 4),
+    "crop_overlap_ratio": (0, 1),
+    "crop_n_points_downscale_factor": (1, 16),
+    "crop_nms_thresh": (0, 1),
+    "min_mask_region_area": (0, math.inf),
     "min_area": (0, 1),
     "max_area": (0, 1),
 }
@@ -31,17 +31,17 @@ class AnythingSettings:
     Attributes:
         points_per_side: the grid has this many points along each side of the image.
         points_per_batch: prompts whose masks are computed at once; changes no result, only the memory.
-        iou_threshold: masks are kept if the model expects a higher IoU of them.
-        stability_threshold: and if the IoU of the masks at two thresholds is at least this.
-        stability_offset: the two thresholds are `mask_threshold` plus and minus this, logits.
+        pred_iou_thresh: masks are kept if the model expects a higher IoU of them.
+        stability_score_thresh: and if the IoU of the masks at two thresholds is at least this.
+        stability_score_offset: the two thresholds are `mask_threshold` plus and minus this, logits.
         mask_threshold: logit above which a pixel is in the mask.
-        nms_threshold: of two masks whose boxes overlap by more (IoU), the better one is kept; 1 keeps both.
-        mask_nms_threshold: the same for the masks themselves.
-        crop_layers: 1 looks at the image's four quarters too, 2 at its sixteen parts as well, each encoded by itself.
-        crop_overlap: of neighbouring crops, as a share of the image's short side.
-        crop_points_downscale: the grid of layer i is this to the power of i times coarser.
-        crop_nms_threshold: `nms_threshold` between crops; the mask of the smaller crop is kept.
-        min_region_area: holes are filled and islands removed up to this many pixels of the original image.
+        box_nms_thresh: of two masks whose boxes overlap by more (IoU), the better one is kept; 1 keeps both.
+        mask_nms_thresh: the same for the masks themselves.
+        crop_n_layers: 1 also looks at the image's four quarters, 2 at its sixteen parts too, each encoded by itself.
+        crop_overlap_ratio: of neighbouring crops, as a share of the image's short side.
+        crop_n_points_downscale_factor: the grid of layer i is this to the power of i times coarser.
+        crop_nms_thresh: `box_nms_thresh` between crops; the mask of the smaller crop is kept.
+        min_mask_region_area: holes are filled and islands removed up to this many pixels of the original image.
         min_area: least share of the image that a mask covers.
         max_area: largest share.
         caption_prompt: what captions are asked by: the `point` that found the mask, as the published model's demo
@@ -52,17 +52,17 @@ class AnythingSettings:
 
     points_per_side: int = 32
     points_per_batch: int = 64
-    iou_threshold: float = 0.88
-    stability_threshold: float = 0.95
-    stability_offset: float = 1.0
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
     mask_threshold: float = 0.0
-    nms_threshold: float = 0.7
-    mask_nms_threshold: float = 1.0
-    crop_layers: int = 0
-    crop_overlap: float = 512 / 1500
-    crop_points_downscale: int = 1
-    crop_nms_threshold: float = 0.7
-    min_region_area: int = 0
+    box_nms_thresh: float = 0.7
+    mask_nms_thresh: float = 1.0
+    crop_n_layers: int = 0
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    crop_nms_thresh: float = 0.7
+    min_mask_region_area: int = 0
     min_area: float = 0.0
     max_area: float = 1.0
     caption_prompt: str = "point"
@@ -91,9 +91,9 @@ class AnythingSettings:
         Args:
             share: of the image that is looked at, above 0.
         """
-        names = ("iou_threshold", "stability_threshold", "stability_offset", "mask_threshold")
+        names = ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "mask_threshold")
         areas = {"min_area": self.min_area / share, "max_area": self.max_area / share}
-        return {name: getattr(self, name) for name in names} | areas | {"nms_threshold": 1.0}
+        return {name: getattr(self, name) for name in names} | areas | {"box_nms_thresh": 1.0}
 
 
 __all__ = ["CAPTION_PROMPTS", "AnythingSettings"]

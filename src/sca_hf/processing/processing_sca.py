@@ -18,7 +18,7 @@ from .captions_sca import as_id_array, decode_rows, encode_captions, region_capt
 from .images_sca import as_images, check_size
 from .prompts_sca import build_prompts, resized_size
 from .records_sca import choose_candidates, mask_records, real_regions, to_list
-from .regions_sca import grid_points
+from .regions_sca import build_point_grid
 
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
@@ -414,7 +414,7 @@ class ScaProcessor(ProcessorMixin):
             model's `forward` for masks, and choose among these with [`~ScaProcessor.select_regions`].
         """
         sizes = _check_sizes(original_sizes)
-        points = [grid_points(size, points_per_side)[:, None] for size in sizes]
+        points = [build_point_grid(size, points_per_side)[:, None] for size in sizes]
         return self(original_sizes=sizes, input_points=points, **kwargs)
 
     def select_regions(

@@ -119,7 +119,7 @@ def choose_candidates(
         "masks": flat[kept].float(),
         "iou_scores": flat_ious[kept],
         "stability_scores": stability_scores(
-            inside[kept], thresholds.get("mask_threshold", 0.0), thresholds.get("stability_offset", 1.0)
+            inside[kept], thresholds.get("mask_threshold", 0.0), thresholds.get("stability_score_offset", 1.0)
         ),
         "region_index": kept // candidates,
         "candidate_index": kept % candidates,

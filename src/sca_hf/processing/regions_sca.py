@@ -209,8 +209,8 @@ def _greedy(iou_rows: Any, count: int, iou_threshold: float) -> torch.Tensor:
     return torch.tensor(kept, dtype=torch.int64)
 
 
-def grid_points(size: tuple[int, int], points_per_side: int = 32) -> np.ndarray:
-    """Return points on a regular grid, the centres of points_per_side x points_per_side equal cells of an image.
+def build_point_grid(size: tuple[int, int], points_per_side: int = 32) -> np.ndarray:
+    """Return points on a regular grid, the centers of points_per_side x points_per_side equal cells of an image.
 
     Args:
         size: (height, width), pixels.
@@ -226,7 +226,7 @@ def grid_points(size: tuple[int, int], points_per_side: int = 32) -> np.ndarray:
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
-def crop_boxes(
+def generate_crop_boxes(
     size: tuple[int, int], layers: int, overlap: float = 512 / 1500
 ) -> list[list[tuple[int, int, int, int]]]:
     """Return the whole image and, for layer i from 1, 2^i x 2^i crops that overlap.
@@ -252,16 +252,16 @@ def crop_boxes(
     return boxes
 
 
-def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
+def remove_small_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
     """Fill the holes and remove the islands of fewer than `min_area` pixels; the largest island stays in any case.
 
     Args:
         mask: (height, width) bool.
         min_area: pixels; pixels that touch at a corner hang together.
     """
-    holes, sizes = label_parts(~mask)
+    holes, sizes = connected_components(~mask)
     mask = mask | np.isin(holes, np.flatnonzero(sizes < min_area)[1:])
-    parts, sizes = label_parts(mask)
+    parts, sizes = connected_components(mask)
     small = sizes < min_area
     small[0] = False
     if len(sizes) > 1 and small[1:].all():
@@ -269,7 +269,7 @@ def clean_mask(mask: np.ndarray, min_area: int) -> np.ndarray:
     return mask & ~small[parts]
 
 
-def label_parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def connected_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number the parts of a mask that hang together, corners counting.
 
     Returns:
@@ -307,12 +307,12 @@ def select_masks(
     logits: torch.Tensor,
     iou_scores: torch.Tensor,
     *,
-    iou_threshold: float = 0.88,
-    stability_threshold: float = 0.95,
-    stability_offset: float = 1.0,
+    pred_iou_thresh: float = 0.88,
+    stability_score_thresh: float = 0.95,
+    stability_score_offset: float = 1.0,
     mask_threshold: float = 0.0,
-    nms_threshold: float = 0.7,
-    mask_nms_threshold: float = 1.0,
+    box_nms_thresh: float = 0.7,
+    mask_nms_thresh: float = 1.0,
     min_area: float = 0.0,
     max_area: float = 1.0,
 ) -> torch.Tensor:
@@ -321,12 +321,12 @@ def select_masks(
     Args:
         logits: (N, height, width) mask logits, all of one image, padding cut off.
         iou_scores: (N,) the model's own estimate of each mask's IoU.
-        iou_threshold: masks are kept if their estimated IoU is above.
-        stability_threshold: and if their stability is at least this, see [`stability_scores`].
-        stability_offset: offset of the stability.
+        pred_iou_thresh: masks are kept if their estimated IoU is above.
+        stability_score_thresh: and if their stability is at least this, see [`stability_scores`].
+        stability_score_offset: offset of the stability.
         mask_threshold: logit above which a pixel is in the mask.
-        nms_threshold: box IoU above which only the better of two masks is kept; 1 keeps all.
-        mask_nms_threshold: the same of the masks themselves.
+        box_nms_thresh: box IoU above which only the better of two masks is kept; 1 keeps all.
+        mask_nms_thresh: the same of the masks themselves.
         min_area: smallest share of the image that a mask may cover; empty masks are never kept.
         max_area: largest share.
 
@@ -334,24 +334,24 @@ def select_masks(
         (kept,) int64 indices into N, best estimated IoU first.
     """
     logits, iou_scores = logits.detach(), iou_scores.detach().float()
-    good = iou_scores > iou_threshold
+    good = iou_scores > pred_iou_thresh
     # Each later step looks only at what is left: the masks are the expensive part.
     index = torch.nonzero(good).flatten()
-    index = index[stability_scores(logits[index], mask_threshold, stability_offset) >= stability_threshold]
+    index = index[stability_scores(logits[index], mask_threshold, stability_score_offset) >= stability_score_thresh]
     masks = logits[index] > mask_threshold
     area = masks.flatten(1).sum(1) / (masks.shape[-1] * masks.shape[-2])
     fits = (area > 0) & (area >= min_area) & (area <= max_area)
     index, masks = index[fits], masks[fits]
-    kept = suppress(mask_boxes(masks), masks, iou_scores[index], nms_threshold, mask_nms_threshold)
+    kept = nms(mask_boxes(masks), masks, iou_scores[index], box_nms_thresh, mask_nms_thresh)
     return index[kept.to(index.device)]
 
 
-def suppress(
+def nms(
     boxes: torch.Tensor,
     masks: torch.Tensor,
     scores: torch.Tensor,
-    nms_threshold: float = 0.7,
-    mask_nms_threshold: float = 1.0,
+    box_nms_thresh: float = 0.7,
+    mask_nms_thresh: float = 1.0,
 ) -> torch.Tensor:
     """Keep the best of what overlaps, by boxes first and by masks among what is left; see [`box_nms`], [`mask_nms`].
 
@@ -359,16 +359,16 @@ def suppress(
         boxes: (N, 4) xyxy of the masks.
         masks: (N, height, width) bool.
         scores: (N,).
-        nms_threshold: box IoU; 1 keeps all.
-        mask_nms_threshold: mask IoU; 1 keeps all.
+        box_nms_thresh: box IoU; 1 keeps all.
+        mask_nms_thresh: mask IoU; 1 keeps all.
 
     Returns:
         (kept,) int64 indices, best first.
     """
-    kept = box_nms(boxes, scores, nms_threshold).to(scores.device)
-    if mask_nms_threshold >= 1:
+    kept = box_nms(boxes, scores, box_nms_thresh).to(scores.device)
+    if mask_nms_thresh >= 1:
         return kept
-    return kept[mask_nms(masks[kept], scores[kept], mask_nms_threshold).to(kept.device)]
+    return kept[mask_nms(masks[kept], scores[kept], mask_nms_thresh).to(kept.device)]
 
 
 def _areas(boxes: torch.Tensor) -> torch.Tensor:

@@ -93,14 +93,14 @@ class AnythingRequest(_Picture):
     """Everything in a picture; what is left out is as the model has it."""
 
     points_per_side: int | None = None
-    iou_threshold: Number | None = None
-    stability_threshold: Number | None = None
-    nms_threshold: Number | None = None
-    mask_nms_threshold: Number | None = None
+    pred_iou_thresh: Number | None = None
+    stability_score_thresh: Number | None = None
+    box_nms_thresh: Number | None = None
+    mask_nms_thresh: Number | None = None
     min_area: Number | None = None
     max_area: Number | None = None
-    min_region_area: int | None = None
-    crop_layers: int | None = None
+    min_mask_region_area: int | None = None
+    crop_n_layers: int | None = None
     caption_prompt: Literal["point", "box", "mask"] | None = None
     unique_captions: bool | None = None
     format: Literal["records", "coco"] = "records"
@@ -111,7 +111,7 @@ class AnythingRequest(_Picture):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class Refusal(BaseModel):
+class ErrorResponse(BaseModel):
     """What was wrong with a request."""
 
     error: str = Field(description="a sentence")
@@ -133,13 +133,13 @@ class Region(Mask):
     masks: list[Mask] | None = Field(None, description="the candidates, if all_masks asked for them")
 
 
-class CaptionAnswer(BaseModel):
+class CaptionResponse(BaseModel):
     """Regions in the order of the request."""
 
     regions: list[Region]
 
 
-class Found(BaseModel):
+class AnythingRegion(BaseModel):
     """One thing in a picture; the fields of SAM's automatic masks, a caption and its score."""
 
     segmentation: Rle
@@ -156,7 +156,7 @@ class Found(BaseModel):
 class AnythingAnswer(BaseModel):
     """Best first."""
 
-    regions: list[Found]
+    regions: list[AnythingRegion]
 
 
 class CocoAnswer(BaseModel):
@@ -191,7 +191,7 @@ class Health(BaseModel):
 
 # Documents answers without checking them again on their way out; the tests do.
 def _answers(model: Any, *refusals: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": model}, **{code: {"model": Refusal} for code in refusals}}
+    return {status: {"model": model}, **{code: {"model": ErrorResponse} for code in refusals}}
 
 
 _FILE = {"type": "string", "format": "binary"}
@@ -228,7 +228,7 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
         image = await run_in_threadpool(engine.open_image, await request.body())
         return {"image_id": pictures.add(image), "width": image.picture.width, "height": image.picture.height}
 
-    @app.post("/v1/caption", summary="Masks and captions of regions", responses=_answers(CaptionAnswer, *_REFUSED))
+    @app.post("/v1/caption", summary="Masks and captions of regions", responses=_answers(CaptionResponse, *_REFUSED))
     async def caption(request: CaptionRequest) -> Any:
         if len(request.regions) > engine.limits.regions:
             raise RequestError(f"{len(request.regions)} regions are too many; at most {engine.limits.regions}.", 413)
@@ -275,7 +275,7 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
     @app.get(
         "/v1/models/{name:path}",
         summary="What one of them is",
-        responses={404: {"model": Refusal}, 422: {"model": Refusal}},
+        responses={404: {"model": ErrorResponse}, 422: {"model": ErrorResponse}},
     )
     async def model(name: str) -> dict[str, Any]:
         return await run_in_threadpool(engine.describe, name)

@@ -136,7 +136,7 @@ class Engine:
             "tasks": processor.tasks,
             "anything": {
                 name: getattr(processor.anything_settings_for(), name)
-                for name in ("points_per_side", "iou_threshold", "stability_threshold", "nms_threshold")
+                for name in ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
             },
         }
 
@@ -219,7 +219,7 @@ class Engine:
             chosen = processor.anything_settings_for(settings)
         except (ValueError, TypeError) as error:
             raise RequestError(_sentence(error)) from None
-        if chosen.points_per_side > self.limits.grid or chosen.crop_layers > 1:
+        if chosen.points_per_side > self.limits.grid or chosen.crop_n_layers > 1:
             raise RequestError(f"At most {self.limits.grid} points per side and one layer of crops are taken here.")
         if chosen.task is not None and chosen.task not in processor.tasks:
             raise RequestError(f"There is no task {chosen.task!r}; there is {', '.join(processor.tasks)}.")

@@ -3,9 +3,9 @@
 from ..data.pasting import training_augmentation
 from .arguments import ScaTrainingArguments
 from .collator import RegionCollator
-from .details import teach_details
-from .draws import DrawnRecords, DrawnStream
-from .image_encoder import add_detail_encoder, set_image_size, sharpen
+from .details import pretrain_detail_encoder
+from .draws import DrawnStream, SeededDataset
+from .image_encoder import add_detail_encoder, increase_input_resolution, set_image_size
 from .presets import PRESETS, apply_preset
 from .trainer import ScaTrainer
 
@@ -14,13 +14,13 @@ __all__ = [
     "ScaTrainer",
     "ScaTrainingArguments",
     "RegionCollator",
-    "DrawnRecords",
+    "SeededDataset",
     "DrawnStream",
     "training_augmentation",
     "add_detail_encoder",
     "set_image_size",
-    "sharpen",
-    "teach_details",
+    "increase_input_resolution",
+    "pretrain_detail_encoder",
     "PRESETS",
     "apply_preset",
 ]

@@ -42,7 +42,7 @@ class RegionCollator:
 
     A record is the mapping of `sca_hf.data.region`; one that has `image_embedding` (C, h, w) in place of `image` makes
     a batch of `image_embeddings`, so that the image encoder need not run. What is drawn depends on the record's
-    `draw`, see `DrawnRecords`; without it on torch's generator, and so on the seed and on what was drawn before.
+    `draw`, see `SeededDataset`; without it on torch's generator, and so on the seed and on what was drawn before.
     """
 
     processor: Any

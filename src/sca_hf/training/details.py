@@ -37,7 +37,7 @@ _LEARNING_RATE = 3e-3
 _LABEL_SMOOTHING = 0.05
 
 
-def teach_details(
+def pretrain_detail_encoder(
     model: Any,
     processor: Any,
     records: Any,
@@ -56,7 +56,7 @@ def teach_details(
     Args:
         model: `ScaForConditionalGeneration` with a detail encoder, see `add_detail_encoder`.
         processor: its `ScaProcessor`.
-        records: `DrawnRecords`, augmented; regions are told apart by `category`.
+        records: `SeededDataset`, augmented; regions are told apart by `category`.
         output_dir: folder for the finished weights. Where they are there already they are loaded, and no step is made;
             it is an error if they learned by other settings than these, or other names.
         steps: of the optimizer, by a cosine schedule.
@@ -192,7 +192,7 @@ def region_names(dataset: Any) -> list[str]:
 
 @dataclass
 class NamedRegionCollator:
-    """Makes batches for [`RegionNaming`] of region records; see [`teach_details`]."""
+    """Makes batches for [`RegionNaming`] of region records; see [`pretrain_detail_encoder`]."""
 
     processor: Any
     names: Sequence[str]

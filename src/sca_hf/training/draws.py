@@ -60,7 +60,7 @@ class _Drawn:
         return self.augmentation(drawn, draw_generator(draw, Stream.AUGMENTATION))
 
 
-class DrawnRecords(_Drawn, torch.utils.data.Dataset):
+class SeededDataset(_Drawn, torch.utils.data.Dataset):
     """A map-style data set whose records say what they are drawn by: `record["draw"]` is (seed, epoch, index).
 
     Args:
@@ -73,7 +73,9 @@ class DrawnRecords(_Drawn, torch.utils.data.Dataset):
 
     def __init__(self, dataset: Any, seed: int, augmentation: RecordAugmentation | None = None) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise TypeError(f"DrawnRecords needs a data set with a length and an index, got {type(dataset).__name__}.")
+            raise TypeError(
+                f"SeededDataset needs a data set with a length and an index, got {type(dataset).__name__}."
+            )
         super().__init__(seed, augmentation)
         self.dataset = dataset
 
@@ -89,7 +91,7 @@ class DrawnStream(_Drawn, torch.utils.data.IterableDataset):
     """The same for a data set that is streamed: a record's index is a number of its `image_id` and of how often that
     came before, so that it does not matter which worker reads it.
 
-    Args: those of `DrawnRecords`; the data set is iterated, and told the epoch if it has `set_epoch`.
+    Args: those of `SeededDataset`; the data set is iterated, and told the epoch if it has `set_epoch`.
     """
 
     def __init__(self, dataset: Iterable[Any], seed: int, augmentation: RecordAugmentation | None = None) -> None:

@@ -1,7 +1,7 @@
 """Image embeddings kept on disk, so that a frozen image encoder runs once per image and not once per epoch.
 
 An entry is one safetensors file, named by what it was made of: below a folder named by the encoder's weights and the
-geometry it saw, the hash of the image. So nothing is ever served to another encoder, size or normalisation, equal
+geometry it saw, the hash of the image. So nothing is ever served to another encoder, size or normalization, equal
 images share an entry, and processes may fill one cache at once: each writes a file of its own and renames it. What is
 cut or damaged does not match its checksum, counts as missing and is made again.
 """
@@ -42,7 +42,7 @@ class EmbeddingCache:
     Args:
         folder: shared by any encoders and data sets; 2 MB per image for a SAM of 1024 pixels.
         model: a `ScaForConditionalGeneration` whose image encoder is not trained.
-        processor: its `ScaProcessor`; images are resized and normalised as it does.
+        processor: its `ScaProcessor`; images are resized and normalized as it does.
         mask_loss_weight: above 0, here or in the model's configuration, masks are trained too; those of a SAM-HQ take
             features that are not kept.
     """

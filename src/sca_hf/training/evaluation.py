@@ -92,7 +92,7 @@ def first_records(dataset: Any, count: int | None) -> Any:
     return dataset.select(range(count)) if hasattr(dataset, "select") else [dataset[k] for k in range(count)]
 
 
-class Tally:
+class EvalAccumulator:
     """What one process has seen of an evaluation: losses and captions of records, each once in the end.
 
     Several processes get some records twice, to make their batches equally many; those count once.

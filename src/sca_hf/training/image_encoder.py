@@ -98,7 +98,7 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
     return ["detail_encoder"]
 
 
-def sharpen(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
+def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
     """Has a small model look closely: at pictures `factor` times as large, with a new detail encoder, in place.
 
     SAM sees and costs what it did, see `set_image_size`; `sca_hf.training.details` teaches the detail encoder.
@@ -112,7 +112,7 @@ def sharpen(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
         The processor of the changed model.
     """
     if model.detail_encoder is not None:
-        raise ValueError("the model has a detail encoder already: teach_details teaches it more.")
+        raise ValueError("the model has a detail encoder already: pretrain_detail_encoder teaches it more.")
     vision = model.config.sam_config.vision_config
     set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
     stages = (factor * vision.patch_size).bit_length() - 1

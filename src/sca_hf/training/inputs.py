@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from ..data.pasting import training_augmentation
 from .arguments import ScaTrainingArguments
-from .checkpoint.run_identity import kept_randomness
+from .checkpoint.run_identity import preserve_rng_state
 from .collator import RegionCollator
-from .draws import DrawnRecords, DrawnStream
+from .draws import DrawnStream, SeededDataset
 from .embedding_cache import CachedRecords, EmbeddingCache, refuse_augmentation
 from .evaluation import IndexedRecords, first_records
 
@@ -48,10 +48,10 @@ class RunInputs:
 
     def for_training(self, dataset: Any) -> Any:
         """Records that know what they are drawn by, augmented as the arguments say."""
-        if dataset is None or isinstance(dataset, DrawnRecords | DrawnStream):
+        if dataset is None or isinstance(dataset, SeededDataset | DrawnStream):
             return dataset
-        args, kind = self.args, DrawnRecords if hasattr(dataset, "__len__") else DrawnStream
-        if args.mask_loss_weight and kind is DrawnRecords:
+        args, kind = self.args, SeededDataset if hasattr(dataset, "__len__") else DrawnStream
+        if args.mask_loss_weight and kind is SeededDataset:
             _check_masks(dataset)
         augmentation = training_augmentation(args.augmentation, self.image_size, dataset)
         if self.cache is not None:
@@ -72,7 +72,7 @@ class RunInputs:
         """Makes missing embeddings ahead, once per data set: workers that load records have no encoder."""
         records = dataset.inputs if isinstance(dataset, IndexedRecords) else getattr(dataset, "dataset", None)
         if isinstance(records, CachedRecords) and id(records) not in self._filled:
-            with kept_randomness():
+            with preserve_rng_state():
                 records.fill(
                     self.args.per_device_eval_batch_size,
                     self.args.dataloader_num_workers,

@@ -1,4 +1,4 @@
-"""Makes a model ready for a run: quantised or in half precision where frozen, with adapters, frozen by its preset."""
+"""Makes a model ready for a run: quantized or in half precision where frozen, with adapters, frozen by its preset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ..modeling.adapters_sca import has_adapter, is_adapter_key
 from ..modeling.bases_sca import as_dtype
 from .arguments import ScaTrainingArguments
-from .checkpoint.run_identity import kept_randomness
+from .checkpoint.run_identity import preserve_rng_state
 from .lora import add_lora
 from .presets import PRESETS, Preset, apply_preset
 from .quantization import is_quantized, quantize_language_model
@@ -25,7 +25,7 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
         _quantize(model, args)
     if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
         # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
-        with kept_randomness():
+        with preserve_rng_state():
             torch.manual_seed(args.seed)
             add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
     preset = apply_preset(model, args.preset, args.mask_loss_weight)

@@ -1,6 +1,6 @@
 """Draws the prompt of a region: a box, points or a mask, from what is known of the region.
 
-All coordinates are pixels of the original image, x to the right, y down, the first pixel's centre at (0.5, 0.5).
+All coordinates are pixels of the original image, x to the right, y down, the first pixel's center at (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _outside(source: PromptSource, wanted: int, rng: np.random.Generator) -> np.
 
 
 def _random_pixels(mask: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the centres (n, 2), x and y, of different pixels of a mask; n is less than wanted where it has less."""
+    """Returns the centers (n, 2), x and y, of different pixels of a mask; n is less than wanted where it has less."""
     pixels = np.flatnonzero(mask)
     chosen = rng.choice(pixels, min(wanted, len(pixels)), replace=False)
     y, x = np.divmod(chosen, mask.shape[1])

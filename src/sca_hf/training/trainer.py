@@ -14,9 +14,16 @@ from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from .arguments import ScaTrainingArguments
-from .checkpoint.run_identity import kept_randomness
-from .details import teach_details
-from .evaluation import IndexedCollator, IndexedRecords, Prediction, Tally, score_predictions, with_embeddings
+from .checkpoint.run_identity import preserve_rng_state
+from .details import pretrain_detail_encoder
+from .evaluation import (
+    EvalAccumulator,
+    IndexedCollator,
+    IndexedRecords,
+    Prediction,
+    score_predictions,
+    with_embeddings,
+)
 from .inputs import RunInputs
 from .lora import restore_adapter
 from .preparation import prepare_model
@@ -68,7 +75,7 @@ class ScaTrainer(ShardedCheckpoints):
         self.eval_collator = eval_collator or self.inputs.collator(training=False)
         self.predictions: list[Prediction] = []
         self.throughput = Throughput()
-        self._tally: Tally | None = None
+        self._tally: EvalAccumulator | None = None
         super().__init__(
             model,
             args,
@@ -92,7 +99,7 @@ class ScaTrainer(ShardedCheckpoints):
         args = self.args
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("detail_steps are not made under FSDP or DeepSpeed: teach the details in a run without.")
-        teach_details(
+        pretrain_detail_encoder(
             self.model,
             self.processing_class,
             self.train_dataset,
@@ -165,7 +172,7 @@ class ScaTrainer(ShardedCheckpoints):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the library does; training goes on as if there had been no evaluation."""
         self.throughput.pause()
-        with kept_randomness():
+        with preserve_rng_state():
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(
@@ -173,7 +180,7 @@ class ScaTrainer(ShardedCheckpoints):
     ) -> EvalLoopOutput:
         """Adds losses that do not depend on batches or processes, scores of generated captions, and a picture."""
         records: IndexedRecords = dataloader.dataset
-        self._tally = Tally(records.truth, self.args.task, self.model.config.label_smoothing)
+        self._tally = EvalAccumulator(records.truth, self.args.task, self.model.config.label_smoothing)
         try:
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
             self.predictions, metrics = self._tally.gather(self.model.config.mask_loss_weight)

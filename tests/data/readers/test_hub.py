@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named(folder):
     ("columns", "message"),
     [
         ({"boxes": "boxes", "captions": "captions"}, "expected a mapping with image and with captions or categories"),
-        ({"image": "image", "captions": "c", "colour": "d"}, "there is no colour, expected some of image, boxes"),
+        ({"image": "image", "captions": "c", "color": "d"}, "there is no color, expected some of image, boxes"),
         ({"image": "picture", "captions": "c"}, "has no column 'picture', but image, captions"),
         ({"image": "captions", "captions": "c"}, "holds no pictures in 'captions'"),
     ],

@@ -79,7 +79,7 @@ def test_pictures_may_stand_in_the_line(tmp_path):
             "unexpected keyword argument 'caption'",
         ),
         ('{"image": "a.jpg", "regions": [{"box": [0, 0, 0, 1], "captions": "a"}]}', "region 0: box .* is empty"),
-        ('{"image": "a.jpg", "colour": 1, "regions": []}', "unexpected keyword argument 'colour'"),
+        ('{"image": "a.jpg", "color": 1, "regions": []}', "unexpected keyword argument 'color'"),
     ],
 )
 def test_a_bad_line_is_named_and_costs_itself_only(tmp_path, line, message):

@@ -35,7 +35,7 @@ IMAGES = [
     for image_id, folder in ((1, "VG_100K_2"), (2, "VG_100K"), (3, "VG_100K_2"))
 ]
 REGIONS = [
-    {"regions": [region(1382, "the clock is green in colour"), region(1383, "café ☕ sign\n")], "id": 1},
+    {"regions": [region(1382, "the clock is green in color"), region(1383, "café ☕ sign\n")], "id": 1},
     {"regions": [region(2001, "a dog", image_id=2)], "id": 2},
     {"regions": [], "id": 3},
 ]
@@ -61,7 +61,7 @@ def test_phrases_and_boxes_are_read_from_both_archives(root):
         str(root / name) for name in ("VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg")
     ]
     first = records[0]["regions"]
-    assert [r["captions"] for r in first] == [["the clock is green in colour"], ["café ☕ sign\n"]]
+    assert [r["captions"] for r in first] == [["the clock is green in color"], ["café ☕ sign\n"]]
     assert first[0]["region_id"] == "1382" and first[0]["box"] == [5, 6, 15, 18] and first[0]["category"] is None
     assert records[0]["task"] == "caption" and records[2]["regions"] == []
 

@@ -7,7 +7,7 @@ from PIL import Image
 from sca_hf.evaluation.captioners.crop_captioner import CropCaptioner, second_question
 from sca_hf.evaluation.captioners.crops import CropStyle, cut_region
 from sca_hf.evaluation.captioners.image_text import ImageTextModel
-from sca_hf.evaluation.captioners.interface import AskedImage, AskedRegion
+from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
 from sca_hf.evaluation.captioners.segmenter import Segmenter
 from sca_hf.prompt_arguments import RegionPrompt
 from sca_hf.testing import tiny_image
@@ -40,7 +40,7 @@ def captioner(git, model):
 def asked(count=2):
     prompts = [RegionPrompt(box=list(map(float, box))) for box in BOXES]
     return [
-        AskedImage(tiny_image(k), f"picture {k}", [AskedRegion(str(i), p.box, p) for i, p in enumerate(prompts[k:])])
+        ImageQuery(tiny_image(k), f"picture {k}", [RegionQuery(str(i), p.box, p) for i, p in enumerate(prompts[k:])])
         for k in range(count)
     ]
 
@@ -70,7 +70,7 @@ def test_without_a_chain_of_thought_crops_are_shown_and_nothing_is_asked(caption
 def test_a_chain_of_thought_asks_of_the_region_on_white_and_then_of_the_crop(captioner):
     git, segmenter = captioner
     images = asked()
-    answers = CropCaptioner(git, segmenter, CropStyle(background="grey"), vcot=True).describe(images)
+    answers = CropCaptioner(git, segmenter, CropStyle(background="gray"), vcot=True).describe(images)
     (alone, questions, things), (crops, instructions, said) = git.calls
     found = segmenter.segment(images)
     assert questions == ["What is this?"] * 5
@@ -119,7 +119,7 @@ def test_without_a_sam_crops_are_along_boxes_or_given_masks(captioner):
     assert answers[0].iou_scores is None and answers[0].masks is None
     mask = np.zeros((60, 80), bool)
     mask[10:20, 10:30] = True
-    images[0].regions = [AskedRegion("0", [0, 0, 80, 60], RegionPrompt(mask=mask))]
+    images[0].regions = [RegionQuery("0", [0, 0, 80, 60], RegionPrompt(mask=mask))]
     CropCaptioner(git, None, CropStyle(edges="whole")).describe(images)
     assert same(git.calls[1][0], [images[0].image.crop((10, 10, 30, 20))])
     with pytest.raises(ValueError, match="no mask to cut along"):
@@ -130,10 +130,10 @@ def test_a_box_that_was_not_shown_is_not_cut_along(captioner):
     git, segmenter = captioner
     (image,) = asked(1)
     along_boxes = CropCaptioner(git, segmenter, CropStyle(area="box"))
-    image.regions[2].repoint = 3
+    image.regions[2].resample_point = 3
     with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
         along_boxes.describe([image])
-    image.regions = [AskedRegion("0", [0, 0, 80, 60], RegionPrompt(points=[[5, 5]], labels=[1]))]
+    image.regions = [RegionQuery("0", [0, 0, 80, 60], RegionPrompt(points=[[5, 5]], labels=[1]))]
     with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
         along_boxes.describe([image])
 

@@ -41,8 +41,8 @@ def test_a_box_is_cut_along_all_pixels_it_touches():
     assert np.array_equal(pixels(CropStyle(area="box"), mask=None)[0], PIXELS[10:41, 20:50])
 
 
-@pytest.mark.parametrize(("background", "level"), [("white", 255), ("grey", 128), ("black", 0)])
-def test_what_is_not_in_the_mask_takes_one_colour(background, level):
+@pytest.mark.parametrize(("background", "level"), [("white", 255), ("gray", 128), ("black", 0)])
+def test_what_is_not_in_the_mask_takes_one_color(background, level):
     by_hand = PIXELS.copy()
     for y in range(60):
         for x in range(80):

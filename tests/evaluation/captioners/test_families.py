@@ -68,15 +68,15 @@ def test_a_family_describes_every_region_of_a_data_set(case, load, tmp_path, mon
 
 
 def test_company_changes_no_answer(load):
-    from sca_hf.evaluation.prompting import ask
+    from sca_hf.evaluation.prompting import build_query
     from sca_hf.testing import tiny_image
     from tests.evaluation.region_files import tiny_record
 
     rows = [{**tiny_record(number), "image": tiny_image(number), "task": "caption"} for number in (0, 1, 4)]
     for case in ("crop-blip-vcot", "florence2", "kosmos2", "chat"):
         captioner = load(case)
-        together = captioner.describe([ask(row) for row in rows])
-        alone = [captioner.describe([ask(row)])[0] for row in rows]
+        together = captioner.describe([build_query(row) for row in rows])
+        alone = [captioner.describe([build_query(row)])[0] for row in rows]
         assert [[a.candidates for a in row] for row in together] == [[a.candidates for a in row] for row in alone]
 
 

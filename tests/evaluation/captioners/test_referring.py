@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sca_hf.evaluation.captioners.image_text import new_tokens
-from sca_hf.evaluation.captioners.interface import AskedImage, AskedRegion
+from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
 from sca_hf.evaluation.captioners.referring import (
     ChatCaptioner,
     Florence2Captioner,
@@ -86,9 +86,9 @@ def test_what_makes_no_sense_is_refused():
         ChatCaptioner(model, question="What is this?")
     with pytest.raises(ValueError, match="show is 'arrow'"):
         ChatCaptioner(model, show="arrow")
-    point = AskedRegion("1", BOX, RegionPrompt(points=[[60, 20]], labels=[1]))
+    point = RegionQuery("1", BOX, RegionPrompt(points=[[60, 20]], labels=[1]))
     with pytest.raises(ValueError, match="chat can be told of a region by its box only"):
-        ChatCaptioner(model).describe([AskedImage(IMAGE, "p", [point])])
+        ChatCaptioner(model).describe([ImageQuery(IMAGE, "p", [point])])
 
 
 def test_a_repeated_prompt_is_cut_off_and_an_answer_is_not():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sca_hf.evaluation.captioners import ScaCaptioner
-from sca_hf.evaluation.captioners.interface import AskedImage, AskedRegion
+from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
 from sca_hf.evaluation.captioners.segmenter import Segmenter
 from sca_hf.prompt_arguments import RegionPrompt
 from sca_hf.testing import tiny_image
@@ -16,15 +16,15 @@ def asked():
     mask[20:40, 10:50] = True
     box = [10.0, 5.0, 60.0, 50.0]
     regions = [
-        AskedRegion("box", box, RegionPrompt(box=box)),
-        AskedRegion("points", box, RegionPrompt(points=[[30.5, 20.0], [1, 1]], labels=[1, 0])),
-        AskedRegion("mask", box, RegionPrompt(mask=mask)),
-        AskedRegion("drawn", box, RegionPrompt(box=box), repoint=5),
+        RegionQuery("box", box, RegionPrompt(box=box)),
+        RegionQuery("points", box, RegionPrompt(points=[[30.5, 20.0], [1, 1]], labels=[1, 0])),
+        RegionQuery("mask", box, RegionPrompt(mask=mask)),
+        RegionQuery("drawn", box, RegionPrompt(box=box), resample_point=5),
     ]
-    wide = AskedImage(
-        tiny_image(1, (90, 40)), "wide", [AskedRegion("box", box, RegionPrompt(box=[3.0, 3.0, 50.0, 39.0]))]
+    wide = ImageQuery(
+        tiny_image(1, (90, 40)), "wide", [RegionQuery("box", box, RegionPrompt(box=[3.0, 3.0, 50.0, 39.0]))]
     )
-    return [AskedImage(tiny_image(0), "first", regions), wide]
+    return [ImageQuery(tiny_image(0), "first", regions), wide]
 
 
 @pytest.mark.parametrize("sam_type", ["sam", "sam_hq"])

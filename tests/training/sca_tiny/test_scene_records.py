@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sca_hf.training.collator import RegionCollator
-from sca_hf.training.draws import DrawnRecords
+from sca_hf.training.draws import SeededDataset
 from sca_hf.training.sca_tiny.captioning import CaptioningSettings
 from sca_hf.training.sca_tiny.scene_cache import load_scene_arrays
 from sca_hf.training.sca_tiny.scene_records import RecognitionShare, SceneRecords
@@ -20,7 +20,7 @@ def records(tmp_path_factory):
 def test_a_stage_prompts_by_boxes_points_and_masks(records, processor):
     settings = CaptioningSettings()
     collator = RegionCollator(processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04)
-    drawn, layouts = DrawnRecords(records, seed=0), set()
+    drawn, layouts = SeededDataset(records, seed=0), set()
     for epoch in range(4):
         drawn.set_epoch(epoch)
         batch = collator([drawn[k] for k in range(len(drawn))])
@@ -31,7 +31,7 @@ def test_a_stage_prompts_by_boxes_points_and_masks(records, processor):
 
 def test_the_share_of_recognition_is_drawn_by_the_record(records):
     def tasks(share, epoch):
-        drawn = DrawnRecords(records, 0, RecognitionShare(share))
+        drawn = SeededDataset(records, 0, RecognitionShare(share))
         drawn.set_epoch(epoch)
         return [drawn[k]["task"] for k in range(len(drawn))]
 

@@ -40,7 +40,7 @@ def read_hub(
             `masks` (COCO RLE or polygons), `image_id`, `region_ids`, `width`, `height`. A dot goes into a column:
             `{"boxes": "objects.bbox", "categories": "objects.category"}`. Without `boxes` the whole picture is the
             region.
-        box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), centre and size
+        box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), center and size
             (cxcywh).
         normalized: they are shares of the picture's sides rather than pixels.
         task: "caption" makes the name of a category the caption where there is no column of captions.

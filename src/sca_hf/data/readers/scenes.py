@@ -15,7 +15,7 @@ def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: s
         split: train, validation or test.
         count: how many scenes.
         start: the number of the first.
-        task: "caption" for their free captions, "recognition" for texture, colour and shape.
+        task: "caption" for their free captions, "recognition" for texture, color and shape.
     """
     choice(split, "split", list(SPLIT_STARTS))
     for scene in scenes(split, count, start):

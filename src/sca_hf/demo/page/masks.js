@@ -72,7 +72,7 @@ function covers(mask, x, y) {
 }
 
 // A picture of a mask: a fill that lets the surface through, and a solid edge.
-function paintMask(mask, colour, fill, edge) {
+function paintMask(mask, color, fill, edge) {
   const picture = document.createElement("canvas");
   picture.width = mask.width;
   picture.height = mask.height;
@@ -84,7 +84,7 @@ function paintMask(mask, colour, fill, edge) {
       if (!at(x, y)) continue;
       let rim = false;
       for (let d = 1; d <= edge && !rim; d++) rim = !at(x - d, y) || !at(x + d, y) || !at(x, y - d) || !at(x, y + d);
-      data.data.set([...colour, rim ? 255 : fill], 4 * (y * mask.width + x));
+      data.data.set([...color, rim ? 255 : fill], 4 * (y * mask.width + x));
     }
   }
   context.putImageData(data, 0, 0);

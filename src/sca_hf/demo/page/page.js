@@ -75,13 +75,13 @@ function readFile(file) {
 // Regions that are pointed at
 
 function newRegion() {
-  const region = { id: ++state.next, colour: colourOf(state.next - 1), prompt: { points: [], labels: [], box: null, bits: null } };
+  const region = { id: ++state.next, color: colorOf(state.next - 1), prompt: { points: [], labels: [], box: null, bits: null } };
   state.prompt.push(region);
   state.active = region.id;
   return region;
 }
 
-function colourOf(index) {
+function colorOf(index) {
   const palette = state.start.palette, turn = Math.floor(index / palette.length), pale = 1 - 0.75 ** turn;
   return palette[index % palette.length].map((value) => Math.round(value + (255 - value) * pale));
 }
@@ -205,7 +205,7 @@ async function captionEverything() {
   $("progress").hidden = true;
   if (!answer || image !== state.image) return;
   state.anything = answer.regions.map((record, index) => {
-    const region = { id: index + 1, colour: colourOf(index), record };
+    const region = { id: index + 1, color: colorOf(index), record };
     region.mask = decodeMask(record.view);
     region.area = record.area;
     region.result = { caption: record.caption, score: record.score, masks: [{ iou: record.predicted_iou }] };
@@ -250,7 +250,7 @@ function make(tag, attributes, ...children) {
 
 function item(region) {
   const mark = make("span", { class: "mark" }, String(region.id));
-  mark.style.background = `rgb(${region.colour.join(" ")})`;
+  mark.style.background = `rgb(${region.color.join(" ")})`;
   const words = region.result ? text(region.result) : "…";
   const pick = make("button", { type: "button", class: "pick", "data-key": `pick${region.id}`, "aria-label": `Region ${region.id}: ${words}` }, mark, make("span", { class: "caption" }, region.pending ? `${words} …` : words));
   pick.addEventListener("click", () => {

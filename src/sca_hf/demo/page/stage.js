@@ -34,7 +34,7 @@ function makeStage(canvas, page) {
       const strong = region.id === lit;
       const key = strong ? "strong" : "calm";
       region.paint ??= {};
-      region.paint[key] ??= paintMask(region.mask, region.colour, strong ? 84 : 46, Math.max(1, Math.round(line * (strong ? 1.8 : 1))));
+      region.paint[key] ??= paintMask(region.mask, region.color, strong ? 84 : 46, Math.max(1, Math.round(line * (strong ? 1.8 : 1))));
       context.drawImage(region.paint[key], region.mask.x, region.mask.y);
     }
     for (const region of regions) drawPrompt(region, line);
@@ -57,16 +57,16 @@ function makeStage(canvas, page) {
   function drawPrompt(region, line) {
     const prompt = region.prompt;
     if (!prompt) return;
-    const colour = `rgb(${region.colour.join(" ")})`;
-    if (prompt.box) drawBox(prompt.box, colour, line, true);
-    if (prompt.bits && !region.mask) drawBits(prompt.bits, colour);
-    prompt.points.forEach(([x, y], index) => drawMarker(x, y, prompt.labels[index] ? colour : "#e13c3c", prompt.labels[index]));
+    const color = `rgb(${region.color.join(" ")})`;
+    if (prompt.box) drawBox(prompt.box, color, line, true);
+    if (prompt.bits && !region.mask) drawBits(prompt.bits, color);
+    prompt.points.forEach(([x, y], index) => drawMarker(x, y, prompt.labels[index] ? color : "#e13c3c", prompt.labels[index]));
   }
 
-  function drawBox([x1, y1, x2, y2], colour, line, dashed = false) {
+  function drawBox([x1, y1, x2, y2], color, line, dashed = false) {
     context.save();
     context.setLineDash(dashed ? [6 * line, 4 * line] : []);
-    for (const [style, width] of [["#12141a", line + 2], [colour, line]]) {
+    for (const [style, width] of [["#12141a", line + 2], [color, line]]) {
       context.strokeStyle = style;
       context.lineWidth = width;
       context.strokeRect(Math.min(x1, x2), Math.min(y1, y2), Math.abs(x2 - x1), Math.abs(y2 - y1));
@@ -74,9 +74,9 @@ function makeStage(canvas, page) {
     context.restore();
   }
 
-  function drawMarker(x, y, colour, inside) {
+  function drawMarker(x, y, color, inside) {
     const radius = 8 * unit(), arm = radius * 0.5;
-    for (const [style, size] of [["#12141a", radius + 1.5], ["#fff", radius], [colour, radius * 0.78]]) {
+    for (const [style, size] of [["#12141a", radius + 1.5], ["#fff", radius], [color, radius * 0.78]]) {
       context.fillStyle = style;
       context.beginPath();
       context.arc(x, y, size, 0, 7);
@@ -94,8 +94,8 @@ function makeStage(canvas, page) {
     context.stroke();
   }
 
-  function drawBits(bits, colour) {
-    context.fillStyle = colour;
+  function drawBits(bits, color) {
+    context.fillStyle = color;
     for (let y = 0; y < canvas.height; y++) {
       for (let x = 0, from = -1; x <= canvas.width; x++) {
         const bit = x < canvas.width && bits[y * canvas.width + x];

@@ -10,7 +10,7 @@ import torch
 
 from .controls import BlankImages, PredictionsFile
 from .crop_captioner import CropCaptioner
-from .interface import Answer, AskedImage, AskedRegion, Captioner
+from .interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
 from .referring import ChatCaptioner, Florence2Captioner, Kosmos2Captioner
 from .sca import ScaCaptioner
 
@@ -64,9 +64,9 @@ def load_captioner(
 __all__ = [
     "CAPTIONERS",
     "CONTROLS",
-    "Answer",
-    "AskedImage",
-    "AskedRegion",
+    "RegionPrediction",
+    "ImageQuery",
+    "RegionQuery",
     "BlankImages",
     "Captioner",
     "ChatCaptioner",

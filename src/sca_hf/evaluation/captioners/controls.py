@@ -13,14 +13,14 @@ from PIL import Image
 
 from ...processing.regions_sca import decode_rle
 from ..predictions import PredictionError, PredictionRecord, read_predictions
-from .interface import Answer, AskedImage, Captioner
+from .interface import Captioner, ImageQuery, RegionPrediction
 
 
 _GREY = (128, 128, 128)
 
 
 class BlankImages:
-    """Another captioner, shown a grey picture of the same size in place of each image: what the prompt alone tells."""
+    """Another captioner, shown a gray picture of the same size in place of each image: what the prompt alone tells."""
 
     def __init__(self, captioner: Captioner) -> None:
         self.captioner, self.segments = captioner, captioner.segments
@@ -30,7 +30,7 @@ class BlankImages:
         """Returns what changes its answers."""
         return {"control": "blank", **self.captioner.settings()}
 
-    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns what the other captioner says of a blank."""
         blanks = [replace(asked, image=Image.new("RGB", asked.image.size, _GREY)) for asked in images]
         return self.captioner.describe(blanks, with_masks)
@@ -61,21 +61,21 @@ class PredictionsFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"kind": "predictions", "file": digest, "shuffle": self.shuffle}
 
-    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns what the file says of each region, found by image and region; in a file with neither, by id."""
         return [
             [self._answer(asked.image_id, region.region_id, with_masks) for region in asked.regions]
             for asked in images
         ]
 
-    def _answer(self, image_id: str, region_id: str, with_masks: bool) -> Answer:
+    def _answer(self, image_id: str, region_id: str, with_masks: bool) -> RegionPrediction:
         places = ((image_id, region_id), (None, f"{image_id}/{region_id}"), (None, region_id))
         record = next((self._records[place] for place in places if place in self._records), None)
         if record is None:
             raise PredictionError(f"{self.path} has no prediction for image {image_id}, region {region_id}.")
         rles = record.masks or ([record.mask] if record.mask else [])
         masks = np.stack([decode_rle(rle) for rle in rles]) if with_masks and rles else None
-        return Answer(record.candidates, record.scores, record.iou_scores, masks)
+        return RegionPrediction(record.candidates, record.scores, record.iou_scores, masks)
 
 
 def _place(record: PredictionRecord) -> tuple[str | None, str | None]:

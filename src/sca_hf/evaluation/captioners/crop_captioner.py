@@ -13,7 +13,7 @@ from PIL import Image
 
 from .crops import Area, Background, CropStyle, Edges, cut_region
 from .image_text import ImageTextModel
-from .interface import Answer, AskedImage, AskedRegion
+from .interface import ImageQuery, RegionPrediction, RegionQuery
 from .segmenter import SegmentedRegion, Segmenter
 
 
@@ -82,11 +82,11 @@ class CropCaptioner:
         own = {"kind": "crop", "sam": sam, "vcot": self.vcot, "heads": self.heads, "style": asdict(self.style)}
         return {**own, **self.captioner.settings()}
 
-    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region; the crops of all of them go to the captioner together."""
         if self.style.area == "box":
             for region in (region for asked in images for region in asked.regions):
-                if region.repoint is not None or (region.prompt.box is None and region.prompt.mask is None):
+                if region.resample_point is not None or (region.prompt.box is None and region.prompt.mask is None):
                     raise ValueError("area=box cuts along a box that a point does not tell; cut along SAM's mask.")
         found = self._segment(images)
         crops: list[tuple[Image.Image, Image.Image]] = []
@@ -102,13 +102,13 @@ class CropCaptioner:
         things = self.captioner.answer(alone, [FIRST_QUESTION] * len(alone))
         return self.captioner.answer(crops, [second_question(thing) for thing in things])
 
-    def _segment(self, images: Sequence[AskedImage]) -> list[list[SegmentedRegion | None]]:
+    def _segment(self, images: Sequence[ImageQuery]) -> list[list[SegmentedRegion | None]]:
         """Returns the masks of each region: SAM's, or the one that is its prompt."""
         if self.segmenter is not None:
             return [list(regions) for regions in self.segmenter.segment(images)]
         for asked in images:
             for region in asked.regions:
-                if region.repoint is not None:
+                if region.resample_point is not None:
                     raise ValueError(f"{self.name} has no SAM to find a mask with, in which to draw a point.")
         return [[_given(region) for region in asked.regions] for asked in images]
 
@@ -124,11 +124,11 @@ class CropCaptioner:
             return painted, painted
         return plain, cut_region(image, mask, box, replace(self.style, background="white"))[1]
 
-    def _answer(self, said: Iterator[str], segmented: SegmentedRegion | None, with_masks: bool) -> Answer:
+    def _answer(self, said: Iterator[str], segmented: SegmentedRegion | None, with_masks: bool) -> RegionPrediction:
         candidates = [next(said) for _ in self._chosen(segmented)]
         if segmented is None or not segmented.iou_scores:
-            return Answer(candidates)
-        return Answer(candidates, None, segmented.iou_scores, segmented.masks if with_masks else None)
+            return RegionPrediction(candidates)
+        return RegionPrediction(candidates, None, segmented.iou_scores, segmented.masks if with_masks else None)
 
 
 def second_question(thing: str) -> str:
@@ -137,5 +137,5 @@ def second_question(thing: str) -> str:
     return f"Describe the {thing} in the image." if thing else "Describe the region in the image."
 
 
-def _given(region: AskedRegion) -> SegmentedRegion | None:
+def _given(region: RegionQuery) -> SegmentedRegion | None:
     return None if region.prompt.mask is None else SegmentedRegion(region.prompt.mask[None], [])

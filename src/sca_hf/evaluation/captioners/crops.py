@@ -14,9 +14,9 @@ from PIL import Image
 
 
 Area = Literal["mask", "box"]
-Background = Literal["keep", "white", "grey", "black"]
+Background = Literal["keep", "white", "gray", "black"]
 Edges = Literal["published", "whole"]
-_LEVELS = {"white": 255, "grey": 128, "black": 0}
+_LEVELS = {"white": 255, "gray": 128, "black": 0}
 # A crop of a single row or column is more than some captioners can resize.
 _LEAST_SIDE = 2
 
@@ -28,7 +28,7 @@ class CropStyle:
     Attributes:
         area: "mask" cuts along the mask, "box" along the region's box.
         margin: what is left around it on each side, as a share of the crop's sides; it ends where the image does.
-        background: "keep", or a colour for all that is not in the mask.
+        background: "keep", or a color for all that is not in the mask.
         edges: "published": the mask's last row and column are cut off, as in the authors' code, whose figures count
             them in and whose crops do not; and no side is shorter than two pixels. "whole": nothing is cut off.
     """
@@ -76,7 +76,7 @@ def cut_region(
 
 
 def paint_background(image: Image.Image, mask: np.ndarray, background: Background) -> Image.Image:
-    """Returns the image with all pixels outside the mask (height, width) in one colour."""
+    """Returns the image with all pixels outside the mask (height, width) in one color."""
     pixels = np.array(image)
     pixels[~mask] = _LEVELS[background]
     return Image.fromarray(pixels)

@@ -19,25 +19,25 @@ from ...prompt_arguments import RegionPrompt
 
 
 @dataclass
-class AskedRegion:
+class RegionQuery:
     """One region to describe.
 
     Attributes:
         region_id: of the data set.
         box: the region's own box, inside the image.
         prompt: where the captioner is told to look.
-        repoint: None, or the seed of a point: the captioner segments what `prompt` shows, draws one pixel of that mask
-            (see [`point_in_mask`]) and then describes what is at this point.
+        resample_point: None, or the seed of a point: the captioner segments what `prompt` shows, draws one pixel of
+            that mask (see [`point_in_mask`]) and then describes what is at this point.
     """
 
     region_id: str
     box: list[float]
     prompt: RegionPrompt
-    repoint: int | None = None
+    resample_point: int | None = None
 
 
 @dataclass
-class AskedImage:
+class ImageQuery:
     """One image and the regions of it to describe, at least one.
 
     image: upright, RGB. task: "caption" or "recognition".
@@ -45,12 +45,12 @@ class AskedImage:
 
     image: Image.Image
     image_id: str
-    regions: list[AskedRegion]
+    regions: list[RegionQuery]
     task: str = "caption"
 
 
 @dataclass
-class Answer:
+class RegionPrediction:
     """What a captioner says of one region.
 
     Attributes:
@@ -83,7 +83,7 @@ class Captioner(Protocol):
     """Anything that describes regions of images.
 
     name: what records call it.
-    segments: it has masks, and can follow `AskedRegion.repoint`.
+    segments: it has masks, and can follow `RegionQuery.resample_point`.
     """
 
     name: str
@@ -93,13 +93,13 @@ class Captioner(Protocol):
         """Returns everything that changes its answers, as plain JSON values: a resumed run must have the same."""
         ...
 
-    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region of each image, whatever else is asked for in the same call."""
         ...
 
 
 def point_in_mask(mask: np.ndarray, box: Sequence[float], seed: int) -> list[float]:
-    """Returns x, y of the centre of a random pixel of a mask (height, width); the box's centre where it is empty."""
+    """Returns x, y of the center of a random pixel of a mask (height, width); the box's center where it is empty."""
     pixels = np.flatnonzero(mask)
     if not len(pixels):
         return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from .image_text import ImageTextModel
-from .interface import Answer, AskedImage, AskedRegion
+from .interface import ImageQuery, RegionPrediction, RegionQuery
 
 
 Show = Literal["coordinates", "drawn_box"]
@@ -36,12 +36,12 @@ class _Referring:
     def __init__(self, model: ImageTextModel, name: str) -> None:
         self.model, self.name = model, name
 
-    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region; there are no masks, and only boxes can be asked for."""
         pairs = [(asked.image, region) for asked in images for region in asked.regions]
         boxes = [_asked_box(self.name, region) for _, region in pairs]
         said = iter(self.answer([image for image, _ in pairs], boxes))
-        return [[Answer([next(said)]) for _ in asked.regions] for asked in images]
+        return [[RegionPrediction([next(said)]) for _ in asked.regions] for asked in images]
 
     def answer(self, images: Sequence[Image.Image], boxes: Sequence[Sequence[float]]) -> list[str]:
         """Returns what the model says of a box xyxy of each picture."""
@@ -185,7 +185,7 @@ def _shares(box: Sequence[float], image: Image.Image) -> tuple[float, ...]:
     return tuple(value / side for value, side in zip(box, image.size * 2, strict=True))
 
 
-def _asked_box(name: str, region: AskedRegion) -> list[float]:
-    if region.prompt.box is None or region.prompt.points or region.repoint is not None:
+def _asked_box(name: str, region: RegionQuery) -> list[float]:
+    if region.prompt.box is None or region.prompt.points or region.resample_point is not None:
         raise ValueError(f"{name} can be told of a region by its box only; ask with prompt=box.")
     return region.prompt.box

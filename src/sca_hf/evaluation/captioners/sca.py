@@ -13,7 +13,7 @@ from ...captioning import bundled_model, check_repository
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ...prompt_arguments import processor_arguments
-from .interface import Answer, AskedImage, identity
+from .interface import ImageQuery, RegionPrediction, identity
 from .segmenter import repointed
 
 
@@ -53,11 +53,11 @@ class ScaCaptioner:
         return {"kind": "sca", "model": self.source, "dtype": dtype, "generation": self.generation}
 
     @torch.inference_mode()
-    def describe(self, images: Sequence[AskedImage], with_masks: bool = False) -> list[list[Answer]]:
+    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region."""
         prompts = [[region.prompt for region in asked.regions] for asked in images]
         inputs = self._inputs(images, prompts, pixels=True)
-        if any(region.repoint is not None for asked in images for region in asked.regions):
+        if any(region.resample_point is not None for asked in images for region in asked.regions):
             encoded = self._encoded(inputs.pop("pixel_values"))
             found = self.processor.post_process_regions(
                 self.model(**inputs, **encoded),
@@ -73,7 +73,7 @@ class ScaCaptioner:
         captions = self.processor.batch_decode(outputs)
         return [
             [
-                Answer(
+                RegionPrediction(
                     candidates=_as_list(caption),
                     scores=_as_list(outputs.caption_scores[i, k].tolist()),
                     iou_scores=outputs.iou_scores[i, k].tolist(),
@@ -84,7 +84,7 @@ class ScaCaptioner:
             for i, regions in enumerate(captions)
         ]
 
-    def _inputs(self, images: Sequence[AskedImage], prompts: Any, pixels: bool) -> dict[str, Any]:
+    def _inputs(self, images: Sequence[ImageQuery], prompts: Any, pixels: bool) -> dict[str, Any]:
         shown: dict[str, Any] = (
             {"images": [asked.image for asked in images]}
             if pixels

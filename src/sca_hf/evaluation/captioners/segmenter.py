@@ -21,7 +21,7 @@ from ...modeling.segmentation_sca import SamSegmenter
 from ...processing.prompts_sca import build_prompts, resized_size
 from ...processing.records_sca import mask_records
 from ...prompt_arguments import RegionPrompt, processor_arguments
-from .interface import AskedImage, identity, point_in_mask
+from .interface import ImageQuery, identity, point_in_mask
 
 
 @dataclass
@@ -58,14 +58,14 @@ class Segmenter:
         return cls(sam.to(device), identity(source))
 
     @torch.inference_mode()
-    def segment(self, images: Sequence[AskedImage]) -> list[list[SegmentedRegion]]:
+    def segment(self, images: Sequence[ImageQuery]) -> list[list[SegmentedRegion]]:
         """Returns the masks of every region, at the pixel drawn from its first mask where that is asked for."""
         pictures = [asked.image for asked in images]
         features = self._processor(pictures, return_tensors="pt")
         embeddings, early = self._encode(features["pixel_values"])
         prompts = [[region.prompt for region in asked.regions] for asked in images]
         found = self._decode(images, prompts, embeddings, early)
-        if all(region.repoint is None for asked in images for region in asked.regions):
+        if all(region.resample_point is None for asked in images for region in asked.regions):
             return found
         return self._decode(images, repointed(images, found), embeddings, early)
 
@@ -76,7 +76,7 @@ class Segmenter:
 
     def _decode(
         self,
-        images: Sequence[AskedImage],
+        images: Sequence[ImageQuery],
         prompts: list[list[RegionPrompt]],
         embeddings: torch.Tensor,
         early: torch.Tensor | None,
@@ -117,7 +117,7 @@ class Segmenter:
         return mask_records(masks[:count].float(), ious[:count], upscale, pixels, all_masks=True)
 
 
-def repointed(images: Sequence[AskedImage], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
+def repointed(images: Sequence[ImageQuery], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
     """Returns each region's prompt, a random pixel of its best mask in its place where that is asked for.
 
     found: per image and region something with the mask (height, width) of best expected IoU in `best`.
@@ -125,8 +125,8 @@ def repointed(images: Sequence[AskedImage], found: Sequence[Sequence[Any]]) -> l
     return [
         [
             region.prompt
-            if region.repoint is None
-            else RegionPrompt(points=[point_in_mask(mask.best, region.box, region.repoint)], labels=[1])
+            if region.resample_point is None
+            else RegionPrompt(points=[point_in_mask(mask.best, region.box, region.resample_point)], labels=[1])
             for region, mask in zip(asked.regions, masks, strict=True)
         ]
         for asked, masks in zip(images, found, strict=True)

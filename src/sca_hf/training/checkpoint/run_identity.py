@@ -31,7 +31,7 @@ _SAMPLED_RECORDS = 32
 _SAMPLED_NUMBERS = 256
 
 
-def describe_run(trainer: Trainer) -> dict[str, Any]:
+def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Returns arguments, data, collator and weights of a run; equal runs have equal descriptions."""
     collator = trainer.data_collator
     description = {
@@ -57,7 +57,7 @@ def run_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 
 @contextmanager
-def kept_randomness() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Leaves every generator of random numbers as it was."""
     python, numbers = random.getstate(), np.random.get_state()
     # Of this process's device alone: a look at another one's generator would take memory there.
@@ -97,7 +97,7 @@ def _data(dataset: Any) -> dict[str, Any]:
     if columns:
         dataset = dataset.select_columns([name for name in columns if name != "image"])
     digest = hashlib.sha256()
-    with kept_randomness():
+    with preserve_rng_state():
         for index in np.linspace(0, length - 1, min(length, _SAMPLED_RECORDS)).astype(int).tolist():
             digest.update(json.dumps(_region_texts(dataset[index]), default=str).encode())
     return {"length": length, "records": digest.hexdigest()[:16]}

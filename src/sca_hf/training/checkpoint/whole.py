@@ -28,7 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
 from ...modeling.adapters_sca import ADAPTER_FOLDER
-from .run_identity import describe_run, kept_randomness, run_differences
+from .run_identity import preserve_rng_state, run_differences, run_fingerprint
 from .staging import (
     REPLACED,
     UNFINISHED,
@@ -141,7 +141,7 @@ class WholeCheckpoints(Trainer):
             if self.args.push_to_hub:
                 keep_from_the_hub(Path(self.args.output_dir))
         self.accelerator.wait_for_everyone()
-        self._run = describe_run(self)
+        self._run = run_fingerprint(self)
         self._resumed = self._agree_on_checkpoint(resume_from_checkpoint)
         return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
 
@@ -292,7 +292,7 @@ class WholeCheckpoints(Trainer):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         # A resumed run does not repeat an evaluation that came after its checkpoint.
-        with kept_randomness():
+        with preserve_rng_state():
             return super()._evaluate(*args, **kwargs)
 
 

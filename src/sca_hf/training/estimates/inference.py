@@ -9,7 +9,7 @@ from ...modeling.modeling_sca import ScaForConditionalGeneration
 from .memory import PartMemory, grid_side, part_memories
 
 
-# Title, precision of the weights, form that the language model is quantised to.
+# Title, precision of the weights, form that the language model is quantized to.
 PRECISIONS = (
     ("float32", torch.float32, None),
     ("bfloat16", torch.bfloat16, None),
@@ -23,10 +23,10 @@ def weight_memories(config: ScaConfig) -> dict[str, list[PartMemory]]:
     with torch.device("meta"):
         model = ScaForConditionalGeneration(config).requires_grad_(False)
     memories = {}
-    for title, dtype, quantised in PRECISIONS:
+    for title, dtype, quantized in PRECISIONS:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
-        memories[title] = list(part_memories(model, quantised))
+        memories[title] = list(part_memories(model, quantized))
     return memories
 
 
@@ -49,5 +49,5 @@ def report_model(config: ScaConfig, gpu_memory: int | None = None) -> str:
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
     embedding = config.sam_config.vision_config.output_channels * grid_side(config) ** 2 * 4
-    note = f"An encoded image takes {embedding / 2**20:.1f} MiB in float32. The language model is quantised as by"
+    note = f"An encoded image takes {embedding / 2**20:.1f} MiB in float32. The language model is quantized as by"
     return "\n".join([*lines, f"{note} bitsandbytes; activations and CUDA come on top."])

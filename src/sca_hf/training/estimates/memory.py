@@ -181,12 +181,12 @@ def grid_side(config: ScaConfig) -> int:
     return vision.image_size // vision.patch_size
 
 
-def part_memories(model: Any, quantised: str | None) -> Iterator[PartMemory]:
+def part_memories(model: Any, quantized: str | None) -> Iterator[PartMemory]:
     """Yields what the weights of SAM, mixer and language model take, the frozen language model held in a form."""
     for name, attribute in (("SAM", "sam"), ("mixer", "mixer"), ("language model", "language_model")):
         module = getattr(model, attribute)
         parameters = list(module.parameters())
-        share = _quantised_share(module, quantised) if attribute == "language_model" else {}
+        share = _quantized_share(module, quantized) if attribute == "language_model" else {}
         sizes: dict[str, int] = {}
         for tensor in [*parameters, *module.buffers()]:
             dtype = share.get(id(tensor), str(tensor.dtype).removeprefix("torch."))
@@ -196,8 +196,8 @@ def part_memories(model: Any, quantised: str | None) -> Iterator[PartMemory]:
         yield PartMemory(name, sum(p.numel() for p in parameters), trained, sizes)
 
 
-def _quantised_share(language_model: Any, form: str | None) -> dict[int, str]:
-    """Weights that are held quantised: those of linear layers but the head's."""
+def _quantized_share(language_model: Any, form: str | None) -> dict[int, str]:
+    """Weights that are held quantized: those of linear layers but the head's."""
     if form is None:
         return {}
     head = language_model.get_output_embeddings()

@@ -16,7 +16,7 @@ from ...processing.processing_sca import ScaProcessor
 from ..checkpoint.staging import save_whole
 from ..checkpoint.whole import WholeCheckpoints
 from ..collator import RegionCollator
-from ..draws import DrawnRecords
+from ..draws import SeededDataset
 from ..embedding_cache import encoder_fingerprint
 from .scene_cache import load_scene_arrays
 from .scene_records import RecognitionShare, SceneRecords, cache_embeddings
@@ -76,7 +76,7 @@ def train_captioning(
         model=model,
         args=arguments,
         data_collator=RegionCollator(processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04),
-        train_dataset=DrawnRecords(
+        train_dataset=SeededDataset(
             SceneRecords(arrays, embeddings, "train"), settings.seed, RecognitionShare(settings.recognition_share)
         ),
         eval_dataset=list(range(settings.eval_scenes)),

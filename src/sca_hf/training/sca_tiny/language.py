@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ...data.scene_captions import describe, read_caption
-from ...data.scenes import COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
+from ...data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
 from ..checkpoint.staging import save_whole
 from ..checkpoint.whole import WholeCheckpoints
 from .stages import stage_arguments, train_from_last_checkpoint
@@ -54,7 +54,7 @@ class KeywordTexts(torch.utils.data.Dataset):
         task = TASKS[int(rng.random() < 0.75)]
         obj = random_object(rng)
         text = describe(obj, rng)[0] if task == "caption" else obj.category
-        named = read_caption(text)["reference_colour"] is not None
+        named = read_caption(text)["reference_color"] is not None
         prefix = self.prefix(task, obj, named)
         ids = [*self.tokenizer(text)["input_ids"][: self.settings.max_tokens - 1], self.tokenizer.eos_token_id]
         padding = self.settings.max_tokens - len(ids)
@@ -67,9 +67,9 @@ class KeywordTexts(torch.utils.data.Dataset):
 
         named: the text is to say which neighbour it speaks of.
         """
-        words = [obj.size if obj.size != "medium" else None, obj.texture, obj.colour, obj.shape]
+        words = [obj.size if obj.size != "medium" else None, obj.texture, obj.color, obj.shape]
         if obj.reference is not None:
-            words += [obj.relation, *((obj.reference.colour, obj.reference.shape) if named else ())]
+            words += [obj.relation, *((obj.reference.color, obj.reference.shape) if named else ())]
         slots = [self._id(word) for word in words]
         slots += [self.tokenizer.pad_token_id] * (self.settings.num_keywords - len(slots))
         return [self._id(task)] * self.settings.num_task_tokens + slots
@@ -87,8 +87,8 @@ def random_object(rng: np.random.Generator) -> SceneObject:
     """Draws an object's attributes, and a neighbour half of the time, without drawing a picture."""
 
     def draw() -> SceneObject:
-        colour, shape, texture, size = (o[rng.integers(len(o))] for o in (tuple(COLOURS), SHAPES, TEXTURES, SIZES))
-        return SceneObject(colour, shape, texture, size, centre=(0.0, 0.0), radius=0.0, tilt=0.0)
+        color, shape, texture, size = (o[rng.integers(len(o))] for o in (tuple(COLORS), SHAPES, TEXTURES, SIZES))
+        return SceneObject(color, shape, texture, size, center=(0.0, 0.0), radius=0.0, tilt=0.0)
 
     obj = draw()
     if rng.random() < 0.5:
@@ -99,7 +99,7 @@ def random_object(rng: np.random.Generator) -> SceneObject:
 def train_tokenizer(settings: LanguageSettings) -> PreTrainedTokenizerFast:
     """Learns a byte-level vocabulary with every word of the scenes as one token; any other text round-trips too."""
     rng = np.random.default_rng(settings.seed)
-    words = [*COLOURS, *SHAPES, *TEXTURES, *SIZES, *RELATIONS, *TASKS]
+    words = [*COLORS, *SHAPES, *TEXTURES, *SIZES, *RELATIONS, *TASKS]
     texts = [caption for _ in range(4_000) for caption in describe(random_object(rng), rng)]
     texts += [space + word for word in words for space in ("", " ")] * 200
     tokenizer = Tokenizer(models.BPE())

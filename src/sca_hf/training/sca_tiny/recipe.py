@@ -40,10 +40,10 @@ STAGES = {
 # What finds the objects of validation scenes best.
 ANYTHING_SETTINGS = {
     "points_per_side": 16,
-    "iou_threshold": 0.75,
-    "stability_threshold": 0.65,
-    "min_region_area": 150,
-    "nms_threshold": 0.35,
+    "pred_iou_thresh": 0.75,
+    "stability_score_thresh": 0.65,
+    "min_mask_region_area": 150,
+    "box_nms_thresh": 0.35,
     "min_area": 0.005,
     "max_area": 0.35,
     "caption_prompt": "box",

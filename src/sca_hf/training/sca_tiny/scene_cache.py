@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...data.scenes import COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES, TEXTURES, render_scene, scene_seed
+from ...data.scenes import COLORS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES, TEXTURES, render_scene, scene_seed
 
 
 MAX_OBJECTS = 5
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "colour": tuple(COLOURS),
+    "color": tuple(COLORS),
     "shape": SHAPES,
     "texture": TEXTURES,
     "size": SIZES,
@@ -89,7 +89,7 @@ def _render_chunk(job: tuple[str, int, int, int]) -> tuple[Any, ...]:
         labels[row] = scene.labels
         for index, obj in enumerate(scene.objects):
             boxes[row, index], points[row, index] = obj.box, obj.point
-            values = (obj.colour, obj.shape, obj.texture, obj.size, obj.relation or "none")
+            values = (obj.color, obj.shape, obj.texture, obj.size, obj.relation or "none")
             for column, (value, options) in enumerate(zip(values, ATTRIBUTES.values(), strict=True)):
                 attributes[row, index, column] = options.index(value)
             if not obj.describable:

@@ -77,7 +77,7 @@ class SceneRecords(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class RecognitionShare:
-    """Has a share of the records answered with category names, for `DrawnRecords`."""
+    """Has a share of the records answered with category names, for `SeededDataset`."""
 
     share: float
 

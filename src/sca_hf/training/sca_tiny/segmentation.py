@@ -1,6 +1,6 @@
 """Stage 1: a tiny SAM learns masks from boxes, points and masks, with throw-away attribute heads.
 
-A tiny SAM trained on masks alone forgets colour and texture, and no captioner can read them from it afterwards.
+A tiny SAM trained on masks alone forgets color and texture, and no captioner can read them from it afterwards.
 Linear heads on its features, dropped when the stage ends, keep them alive; what is saved is a plain `SamModel`.
 """
 
@@ -30,7 +30,7 @@ WARM_LOSS_STEPS = 400
 # for what they are, relations between them. Weights of one head's loss.
 MASK_STEPS, RELATION_STEPS = 1_500, 6_000
 EARLY_WEIGHT, ATTRIBUTE_WEIGHT, RELATION_WEIGHT = 1 / 11, 4 / 11, 1.0
-POOLED_ATTRIBUTES = ("colour", "shape", "texture")
+POOLED_ATTRIBUTES = ("color", "shape", "texture")
 
 
 @dataclass
