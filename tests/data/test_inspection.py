@@ -9,7 +9,7 @@ from PIL import Image
 
 from sca_hf.data.contact_sheet import RegionSample, draw_contact_sheet
 from sca_hf.data.inspection import Spread, check_data, format_report
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.processing.masks_sca import encode_rle
 
 
 def picture(path, size=(400, 300)):

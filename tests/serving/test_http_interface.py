@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sca_hf.data.scenes import scenes
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")

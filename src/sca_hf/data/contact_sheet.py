@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from .images import record_image
 from .region import RegionRecordError
 

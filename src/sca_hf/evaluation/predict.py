@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data.loading import load_spec
-from ..processing.regions_sca import encode_rle
+from ..processing.masks_sca import encode_rle
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction
 from .prediction_run import PredictionRun
 from .predictions import PROMPTS, PredictionError, PredictionRecord

@@ -16,7 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from ..processing.regions_sca import decode_rle, encode_rle
+from ..processing.masks_sca import decode_rle, encode_rle
 
 
 PROMPTS = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")

@@ -17,7 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..captioning import bundled_model, check_repository, load
 from ..processing.anything_sca import Progress, caption_anything, encode_image
-from ..processing.regions_sca import encode_rle
+from ..processing.masks_sca import encode_rle
 from ..prompt_arguments import RegionPrompt, processor_arguments
 from .limits import Limits, RequestError
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data.region import RegionRecordError
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 
 
 PROMPT_KINDS = ("box", "jittered_box", "point", "center_point", "points", "mask")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...processing.regions_sca import decode_rle, encode_rle
+from ...processing.masks_sca import decode_rle, encode_rle
 from ..names import category_text, check_names
 from ..region import RegionRecordError
 from .sources import Clip, Record, choice, inside, read_json, region_fields

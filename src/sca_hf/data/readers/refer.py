@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ...processing.regions_sca import decode_rle, encode_rle
+from ...processing.masks_sca import decode_rle, encode_rle
 from ..names import category_text, check_names
 from ..region import RegionRecordError
 from .coco import segmentation_mask, xywh_box

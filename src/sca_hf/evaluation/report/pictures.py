@@ -14,7 +14,7 @@ from ...data.inspection import good_records
 from ...data.region import RegionRecordError
 from ...data.report import ReadReport
 from ...drawing import DrawnRegion, cut_region
-from ...processing.regions_sca import decode_rle
+from ...processing.masks_sca import decode_rle
 from ..predictions import PredictionRecord
 from .contents import Example
 

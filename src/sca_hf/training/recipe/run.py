@@ -15,7 +15,7 @@ import transformers
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from ...modeling.bases_sca import cast_but_positions
+from ...modeling.base_models_sca import cast_but_positions
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import ScaTrainingArguments
