@@ -15,11 +15,11 @@ import transformers
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
+from ...files import staged
 from ...modeling.bases_sca import cast_but_positions
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import ScaTrainingArguments
-from ..checkpoint.staging import staged
 from ..checkpoint.whole import clear_leftovers, last_checkpoint
 from ..image_encoder import add_detail_encoder, set_image_size
 from ..presets import PRESETS

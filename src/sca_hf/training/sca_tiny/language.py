@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ...data.scene_captions import describe, read_caption
 from ...data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
-from ..checkpoint.staging import save_whole
+from ...files import save_whole
 from ..checkpoint.whole import WholeCheckpoints
 from .stages import stage_arguments, train_from_last_checkpoint
 
