@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
-from ..data.images import record_image
-from ..data.region import RegionRecordError
+from ..data.region import RegionRecordError, record_image
 from ..files import staged
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
 from .draws import draw_generator
