@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments import crop_captioner
-from sca_hf.data.scene_captions import read_caption
+from sca_hf.data.scenes import read_caption
 from sca_hf.evaluation.captioners import BlankImages, Captioner, PredictionsFile, load_captioner
 from sca_hf.evaluation.predict import PredictSettings, predict
 from sca_hf.evaluation.predictions import PredictionRecord, read_predictions

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..processing.masks_sca import decode_rle, encode_rle
 from .augmentation import Augmentation, augmentation_from
-from .images import record_image
+from .region import record_image
 
 
 # Crops are kept no larger than this, and no more than so many bytes of them.

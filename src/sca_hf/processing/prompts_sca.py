@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .masks_sca import mask_logits
+from .masks_sca import mask_logits, to_numpy
 
 
 POINT_PADDING = -10

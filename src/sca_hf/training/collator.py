@@ -10,8 +10,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from ..data.images import record_image
-from ..data.region import RegionRecordError
+from ..data.region import RegionRecordError, record_image
 from ..processing.masks_sca import mask_coverage
 from .draws import draw_generator
 from .prompts import PROMPT_KINDS, PromptSource, draw_prompt

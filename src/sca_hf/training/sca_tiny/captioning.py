@@ -11,9 +11,9 @@ import torch
 
 from ...data.scenes import scenes
 from ...evaluation.scenes_report import caption_scores, run_scenes
+from ...files import save_whole
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
-from ..checkpoint.staging import save_whole
 from ..checkpoint.whole import WholeCheckpoints
 from ..collator import RegionCollator
 from ..draws import SeededDataset
