@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
-from ..prompt_arguments import RegionPrompt
+from ..processing.region_prompts_sca import RegionPrompt
 from .captioners.interface import ImageQuery, RegionQuery
 
 

@@ -12,7 +12,7 @@ import torch
 from ...captioning import bundled_model, check_repository
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
-from ...prompt_arguments import processor_arguments
+from ...processing.region_prompts_sca import processor_arguments
 from .interface import ImageQuery, RegionPrediction, identity
 from .segmenter import repointed
 

@@ -20,7 +20,7 @@ from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...modeling.segmentation_sca import SamSegmenter
 from ...processing.postprocessing_sca import mask_records
 from ...processing.prompts_sca import build_prompts, resized_size
-from ...prompt_arguments import RegionPrompt, processor_arguments
+from ...processing.region_prompts_sca import RegionPrompt, processor_arguments
 from .interface import ImageQuery, identity, point_in_mask
 
 
