@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.images import record_image
+from ..data.region import record_image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from .evaluation import Prediction
 

@@ -15,12 +15,12 @@ import transformers
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
+from ...files import staged
 from ...model_names import resolve_model
-from ...modeling.bases_sca import cast_but_positions
+from ...modeling.base_models_sca import cast_but_positions
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import ScaTrainingArguments
-from ..checkpoint.staging import staged
 from ..checkpoint.whole import clear_leftovers, last_checkpoint
 from ..image_encoder import add_detail_encoder, set_image_size
 from ..presets import PRESETS
@@ -159,8 +159,7 @@ def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
 def build_datasets(section: DataSection) -> tuple[Any, Any]:
     """Returns what to train on, and what to evaluate on: one set, several by name, or None."""
     from ...data.loading import load_spec
-    from ...data.mixing import mix_regions
-    from ...data.splitting import hold_out
+    from ...data.mixing import hold_out, mix_regions
 
     train = [load_spec(section.reader_spec(spec)) for spec in section.train]
     named = section.train if section.holdout is not None else section.eval
