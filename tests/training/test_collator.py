@@ -11,8 +11,7 @@ from sca_hf.data.augmentation import augmentation_from
 from sca_hf.data.prompts import DRAWN_KINDS, PromptSource, draw_prompt, mask_center
 from sca_hf.data.region import RegionRecordError, region_features
 from sca_hf.data.scenes import render_scene, scenes
-from sca_hf.processing.masks_sca import MASK_LOGIT
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.processing.masks_sca import MASK_LOGIT, decode_rle
 from sca_hf.training.collator import RegionCollator
 from sca_hf.training.draws import SeededDataset
 

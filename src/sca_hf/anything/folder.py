@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..captioning import bundled_model
 from ..drawing import DrawnRegion, draw_regions
+from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from .coco import write_coco
 from .journal import Journal, progress_bar, write_whole
 from .sources import Boxes, ImageItem, boxes_of
@@ -53,7 +53,7 @@ class FolderRun:
         """What must be the same for a run to go on."""
         boxes = self.boxes if self.boxes is None or isinstance(self.boxes, str) else sorted(self.boxes.items())
         return {
-            "model": self.model or bundled_model().name,
+            "model": self.model or BUNDLED_MODEL,
             "settings": self.settings,
             "generation": self.generation,
             "boxes": boxes,

@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     declared = command(commands, "anything", run, _HELP, _EXAMPLE)
     declared.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder or data spec")
     declared.add_argument("--output", metavar="FOLDER", help="where the result goes (needed but for single images)")
-    declared.add_argument("--model", help="folder or repository id (default: the bundled sca-tiny)")
+    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     declared.add_argument("--points-per-side", type=positive, metavar="N", help="the grid has N x N points")
     declared.add_argument(
         "--points-per-batch", type=positive, metavar="N", help="points at once; less takes less memory"
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
     quiet()
     from ..anything.folder import FolderRun, process_of_torchrun, run_folder
     from ..anything.sources import find_images, read_boxes
-    from ..processing.anything_settings_sca import AnythingSettings
+    from ..processing.anything_sca import AnythingSettings
 
     settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     settings |= {"unique_captions": True} if options.unique_captions else {}

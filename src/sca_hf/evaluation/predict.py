@@ -25,7 +25,7 @@ from .. import __version__
 from ..data.loading import load_spec
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
-from ..processing.regions_sca import encode_rle
+from ..processing.masks_sca import encode_rle
 from ..prompt_arguments import RegionPrompt
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
 from .prediction_run import PredictionRun

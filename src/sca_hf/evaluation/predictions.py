@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prompts import PROMPT_KINDS
-from ..processing.regions_sca import decode_rle, encode_rle
+from ..processing.masks_sca import decode_rle, encode_rle
 
 
 # Legal in JSON, yet many a reader of lines would end one there.

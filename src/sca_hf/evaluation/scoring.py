@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from . import metrics as m
 from .metrics.dense import mask_ciou_sums
 from .metrics.java_programs import meteor_sums

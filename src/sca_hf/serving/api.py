@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..anything.coco import coco_annotations
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from ..prompt_arguments import RegionPrompt
 from .engine import Engine, ImageStore, StoredImage
 from .limits import RequestError

@@ -7,8 +7,7 @@ from typing import Any, cast
 import torch
 from transformers.utils import logging
 
-from ..modeling.adapters_sca import has_adapter, is_adapter_key
-from ..modeling.bases_sca import as_dtype
+from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key
 from .arguments import ScaTrainingArguments
 from .checkpoint.run_identity import preserve_rng_state
 from .lora import add_lora

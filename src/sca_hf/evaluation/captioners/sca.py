@@ -12,15 +12,15 @@ import torch
 import transformers
 from transformers.utils import is_torchvision_available
 
-from ...captioning import bundled_model, check_repository
-from ...modeling.bases_sca import SAM, load_part
+from ...model_names import BUNDLED_MODEL, check_repository, resolve_model
+from ...modeling.base_models_sca import SAM, load_part
+from ...modeling.generation_sca import region_chunk_size
 from ...modeling.grouping_sca import plan_regions
-from ...modeling.memory_sca import region_chunk_size
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...modeling.segmentation_sca import SamSegmenter
+from ...processing.postprocessing_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
-from ...processing.records_sca import mask_records
 from ...prompt_arguments import RegionPrompt, processor_arguments
 from .interface import ImageQuery, RegionPrediction, identity, point_in_mask
 
@@ -49,10 +49,10 @@ class ScaCaptioner:
         dtype: torch.dtype | None = None,
         generation: Mapping[str, Any] | None = None,
     ) -> ScaCaptioner:
-        """Loads a folder or repository; None takes the bundled model."""
-        path = check_repository(str(bundled_model() if model is None else model))
+        """Loads a folder or repository; `sca-tiny` and None take the bundled model."""
+        path = check_repository(model)
         loaded = ScaForConditionalGeneration.from_pretrained(path, **({} if dtype is None else {"dtype": dtype}))
-        name = "sca-tiny" if model is None else str(model)
+        name = BUNDLED_MODEL if model is None else str(model)
         return cls(loaded.to(device), ScaProcessor.from_pretrained(path), generation, name, identity(path))
 
     def settings(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Segmenter:
     @classmethod
     def load(cls, source: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Segmenter:
         """Loads the SAM of a folder or repository, of a SAM or of a whole SCA, or that of `sca-tiny`."""
-        source = str(bundled_model()) if source == "sca-tiny" else source
+        source = resolve_model(source)
         sam, _ = load_part(ScaForConditionalGeneration, SAM, source, {} if dtype is None else {"dtype": dtype})
         return cls(sam.to(device), identity(source))
 

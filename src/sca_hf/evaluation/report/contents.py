@@ -19,7 +19,7 @@ from ...data.inspection import good_records
 from ...data.loading import ReadReport
 from ...data.region import RegionRecordError, record_image
 from ...drawing import DrawnRegion, cut_region
-from ...processing.regions_sca import decode_rle
+from ...processing.masks_sca import decode_rle
 from ..predictions import PredictionError, PredictionRecord
 from ..scoring import Bootstrap, Difference, ScoredFile, compare_files, matching_order
 

@@ -38,7 +38,7 @@ from ...files import (
     put_in_place,
     removed_on_error,
 )
-from ...modeling.adapters_sca import ADAPTER_FOLDER
+from ...modeling.base_models_sca import ADAPTER_FOLDER
 from .run_identity import preserve_rng_state, run_differences, run_fingerprint
 
 
