@@ -6,6 +6,7 @@ from .lazy import lazy_exports, register_with_auto_classes
 
 
 if TYPE_CHECKING:
+    from .model_names import bundled_model, region_captioning_pipeline
     from .modeling.configuration_sca import ScaConfig, ScaMixerConfig
     from .modeling.mixer_sca import ScaTextFeatureMixer
     from .modeling.modeling_sca import ScaForConditionalGeneration
@@ -15,6 +16,7 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "model_names": ["bundled_model", "region_captioning_pipeline"],
             "modeling.configuration_sca": ["ScaConfig", "ScaMixerConfig"],
             "modeling.mixer_sca": ["ScaTextFeatureMixer"],
             "modeling.modeling_sca": ["ScaForConditionalGeneration"],
@@ -34,6 +36,8 @@ __all__ = [
     "ScaOutput",
     "ScaProcessor",
     "ScaTextFeatureMixer",
+    "bundled_model",
+    "region_captioning_pipeline",
 ]
 
 register_with_auto_classes()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sca_hf import ScaProcessor
 from sca_hf.cli import build_parser, main
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
 
 
@@ -106,7 +106,7 @@ def test_info_counts_the_parameters(model, capsys):
 def test_info_names_the_bases_of_a_mixer_only_repository(model, tmp_path, capsys):
     from sca_hf import ScaForConditionalGeneration
 
-    ScaForConditionalGeneration.from_pretrained(model).save_pretrained(tmp_path / "mixer", include_bases=False)
+    ScaForConditionalGeneration.from_pretrained(model).save_pretrained(tmp_path / "mixer", include_base_models=False)
     assert main(["info", str(tmp_path / "mixer")]) == 0
     out = capsys.readouterr().out
     assert "mixer-only repository" in out and f"{model} @ " in out

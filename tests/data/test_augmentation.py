@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from sca_hf.data.augmentation import MEAN_COLOR, Augmentation, augmentation_from
 from sca_hf.data.region import RegionRecordError
 from sca_hf.data.views import View, moved_region, picture_view
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 WIDTH, HEIGHT = 120, 80

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from sca_hf.data.scenes import scenes
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.processing.masks_sca import decode_rle
 
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
@@ -54,7 +54,7 @@ def other_model() -> Path:
     """The bundled model under another name."""
     import tempfile
 
-    from sca_hf.captioning import bundled_model
+    from sca_hf.model_names import bundled_model
 
     folder = Path(tempfile.gettempdir()) / f"sca-page-{os.getpid()}" / "the-other"
     if not folder.exists():

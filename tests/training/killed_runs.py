@@ -86,7 +86,7 @@ def make_trainer(folder, cache=None, slow_rank=None, **arguments):
 
 def train(folder, options=None):
     """Goes on from the last checkpoint of a folder, if any, to the end: weights in `final`."""
-    from sca_hf.training.checkpoint.staging import save_whole
+    from sca_hf.files import save_whole
     from sca_hf.training.checkpoint.whole import last_checkpoint
 
     trainer = make_trainer(folder, **(options or {}))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sca_hf.training.checkpoint.staging import DiskFullError, file_sizes, save_whole, staged
+from sca_hf.files import DiskFullError, file_sizes, save_whole, staged
 from sca_hf.training.checkpoint.whole import SEAL, CheckpointError, clear_leftovers, last_checkpoint, torn
 from tests.training.killed_runs import CONTEXT, make_trainer, train_until_full
 

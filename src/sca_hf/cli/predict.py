@@ -38,17 +38,19 @@ examples:
 
 def add(commands: Any) -> None:
     """Declares the command."""
+    from ..data.prompts import PROMPT_KINDS
     from ..evaluation.protocols import PROTOCOLS
 
     declared = command(commands, "predict", run, _PREDICT_HELP + _wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
     who = declared.add_mutually_exclusive_group()
-    who.add_argument("--model", help="ours, a folder or repository id (default: the bundled sca-tiny)")
+    who.add_argument("--model", help="ours: folder, repository id or sca-tiny (default)")
     who.add_argument("--captioner", metavar="SPEC", help="any other, see above")
     declared.add_argument("--data", required=True, metavar="SPEC", help="as for sca-hf data check (docs/data.md)")
     declared.add_argument("--output", required=True, metavar="OUT", help=".jsonl, .parquet, or the authors' .json")
     declared.add_argument("--protocol", metavar="NAME", choices=list(PROTOCOLS), help="see above")
-    prompts = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")
-    declared.add_argument("--prompt", choices=prompts, help="how regions are shown (default: box, or the protocol's)")
+    declared.add_argument(
+        "--prompt", choices=PROMPT_KINDS, help="how regions are shown (default: box, or the protocol's)"
+    )
     declared.add_argument("--control", choices=("blank",), help="blank: show gray pictures in place of the images")
     declared.add_argument("--masks", choices=("none", "best", "all"), default="none", help="predicted masks to keep")
     declared.add_argument(

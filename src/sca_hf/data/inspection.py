@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from .loading import ReadReport, RecordSource, parse_spec
 from .region import RegionRecordError, check_records, record_image
 

@@ -125,7 +125,7 @@ class Scene:
 
     def to_record(self) -> dict[str, Any]:
         """Returns the region record of the scene (see `region.py`); regions are the describable objects."""
-        from ..processing.regions_sca import encode_rle
+        from ..processing.masks_sca import encode_rle
 
         regions = [
             {

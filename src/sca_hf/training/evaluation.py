@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
 from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
-from ..evaluation.metrics.exact import words
+from ..evaluation.metrics.rouge import words
 from ..modeling.losses_sca import caption_loss, mask_loss
 
 

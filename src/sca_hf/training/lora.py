@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from ..modeling.adapters_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter
+from ..modeling.base_models_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter
 from .quantization import is_quantized
 
 
@@ -75,7 +75,7 @@ def merge_lora(model: Any) -> None:
     language_model._hf_peft_config_loaded = False
     model.config.language_model_adapter = False
     model.base_sources = None
-    model.include_bases = True
+    model.include_base_models = True
 
 
 def restore_adapter(model: Any, checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from ..modeling.adapters_sca import is_adapter_key
+from ..modeling.base_models_sca import is_adapter_key
 
 
 logger = logging.get_logger(__name__)

@@ -13,7 +13,7 @@ from reading import read, regions, write
 
 from sca_hf.data.loading import ReadReport, load_regions
 from sca_hf.data.region import RegionRecordError
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 def square(x, y, side=10):

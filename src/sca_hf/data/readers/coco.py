@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ...processing.regions_sca import decode_rle, encode_rle
+from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .common import Clip, Record, choice, find_file, inside, read_json, region_fields
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
-from ...processing.regions_sca import decode_rle, encode_rle
+from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .coco import segmentation_mask, xywh_box
 from .common import Clip, Record, choice, find_file, read_json, region_fields

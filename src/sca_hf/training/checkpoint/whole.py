@@ -27,9 +27,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
-from ...modeling.adapters_sca import ADAPTER_FOLDER
-from .run_identity import preserve_rng_state, run_differences, run_fingerprint
-from .staging import (
+from ...files import (
     REPLACED,
     UNFINISHED,
     DiskFullError,
@@ -40,6 +38,8 @@ from .staging import (
     put_in_place,
     removed_on_error,
 )
+from ...modeling.base_models_sca import ADAPTER_FOLDER
+from .run_identity import preserve_rng_state, run_differences, run_fingerprint
 
 
 logger = logging.getLogger(__name__)

@@ -8,20 +8,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...captioning import bundled_model
+from ...model_names import resolve_model
 from ...modeling.configuration_sca import ScaConfig, text_embedding_size
 from ..estimates.known_configs import known_config
 from ..image_encoder import with_image_size
 from .schema import ModelSection, load_recipe
 
 
-BUNDLED = "sca-tiny"
 _FROM_TABLE = " could not be reached: its configuration is taken from a table in this package."
-
-
-def model_source(name: str) -> str:
-    """The folder or repository id that `model.from` means."""
-    return str(bundled_model()) if name == BUNDLED and not Path(name).exists() else name
 
 
 def as_dtype_name(dtype: str) -> str:
@@ -61,7 +55,7 @@ def recipe_config(model: ModelSection, beside: Path | None = None) -> tuple[ScaC
 
 
 def _own_config(model: ModelSection) -> ScaConfig:
-    name = model_source(str(model.from_))
+    name = resolve_model(str(model.from_))
     config = ScaConfig.from_pretrained(name, revision=model.revision or "main")
     if config.model_type != ScaConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
@@ -71,7 +65,7 @@ def _own_config(model: ModelSection) -> ScaConfig:
 def _stage_config(model: ModelSection, beside: Path | None, notes: list[str]) -> ScaConfig | None:
     """The configuration that an earlier stage is going to write, from its recipe."""
     name = str(model.from_)
-    if beside is None or Path(model_source(name)).exists():
+    if beside is None or Path(resolve_model(name)).exists():
         return None
     for path in sorted(beside.glob("*.yaml")):
         try:
@@ -92,7 +86,7 @@ def _base_config(name: str | None, revision: str | None, part: str, notes: list[
         notes.append(f"{name}{_FROM_TABLE}")
         return known  # the Hub was not there a moment ago, and each try takes half a minute
     try:
-        config = AutoConfig.from_pretrained(model_source(str(name)), revision=revision or "main")
+        config = AutoConfig.from_pretrained(resolve_model(str(name)), revision=revision or "main")
     except OSError:
         if known is None:
             raise

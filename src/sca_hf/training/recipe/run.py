@@ -15,17 +15,18 @@ import transformers
 from transformers import AutoTokenizer, set_seed
 from transformers.utils import logging
 
-from ...modeling.bases_sca import cast_but_positions
+from ...files import staged
+from ...model_names import resolve_model
+from ...modeling.base_models_sca import cast_but_positions
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import ScaTrainingArguments
-from ..checkpoint.staging import staged
 from ..checkpoint.whole import clear_leftovers, last_checkpoint
 from ..image_encoder import add_detail_encoder, set_image_size
 from ..presets import PRESETS
 from ..trainer import ScaTrainer
 from .card import plain_scores, run_card
-from .model_config import as_dtype_name, model_source
+from .model_config import as_dtype_name
 from .schema import DataSection, ModelSection, Recipe
 from .yaml_files import read_yaml
 
@@ -103,7 +104,7 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     where: dict[str, Any]
     anew: list[str] = []
     if section.from_ is not None:
-        source, where = model_source(section.from_), {"revision": section.revision or "main"}
+        source, where = resolve_model(section.from_), {"revision": section.revision or "main"}
         model = ScaForConditionalGeneration.from_pretrained(source, **where, **options)
         processor = ScaProcessor.from_pretrained(source, **where)
         tokenizer, image_processor = processor.tokenizer, processor.image_processor
@@ -111,8 +112,8 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         _cast(model, dtype, text_dtype)
     else:
         model = ScaForConditionalGeneration.from_sam_text_pretrained(
-            model_source(str(section.sam)),
-            model_source(str(section.language_model)),
+            resolve_model(str(section.sam)),
+            resolve_model(str(section.language_model)),
             mixer_config=dict(section.mixer),
             sam_revision=section.sam_revision or "main",
             text_revision=section.language_model_revision or "main",
@@ -125,12 +126,12 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         anew = ["mixer"]
     if section.swap_language_model is not None:
         where = {"revision": section.swap_language_model_revision or "main"}
-        source = model_source(section.swap_language_model)
+        source = resolve_model(section.swap_language_model)
         anew += model.swap_language_model(source, dtype=text_dtype, **where, **options)
         tokenizer = _tokenizer(section.swap_language_model, section.swap_language_model_revision)
     if section.swap_image_encoder is not None:
         where = {"revision": section.swap_image_encoder_revision or "main"}
-        anew += model.swap_image_encoder(model_source(section.swap_image_encoder), dtype=dtype, **where, **options)
+        anew += model.swap_image_encoder(resolve_model(section.swap_image_encoder), dtype=dtype, **where, **options)
         image_processor = anything_settings = None  # they were for the other one
     if section.image_size is not None:
         anew += set_image_size(model, section.image_size, section.patch_size)
@@ -199,7 +200,7 @@ def _last_scores(trainer: ScaTrainer) -> dict[str, float]:
 
 
 def _tokenizer(name: str | None, revision: str | None) -> Any:
-    return AutoTokenizer.from_pretrained(model_source(str(name)), revision=revision or "main")
+    return AutoTokenizer.from_pretrained(resolve_model(str(name)), revision=revision or "main")
 
 
 def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:

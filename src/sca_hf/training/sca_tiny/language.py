@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ...data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject, describe, read_caption
-from ..checkpoint.staging import save_whole
+from ...files import save_whole
 from ..checkpoint.whole import WholeCheckpoints
 from .stages import stage_arguments, train_from_last_checkpoint
 

@@ -1,6 +1,7 @@
 """Base models: the SAM and the language model of a composite, wherever they come from, and how each is pinned."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, without_dropout
-from .safety_sca import sizes
+from .validation_sca import sizes
 
 
 SAM = "sam"
 LANGUAGE_MODEL = "language_model"
 # Attribute of the model -> Auto class that loads it, field of the configuration.
-BASES = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
+BASE_MODELS = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
 # Loading arguments that say where files are.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
 
@@ -64,7 +66,7 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
     half = name == SAM and dtype in (torch.float16, torch.bfloat16)
     if half:
         kwargs["dtype"] = torch.float32
-    part, info = BASES[name][0].from_pretrained(
+    part, info = BASE_MODELS[name][0].from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source, strict, lenient)
@@ -87,7 +89,7 @@ def load_pinned(
         ValueError: it is another one than the mixer was trained with.
     """
     kwargs = {**kwargs, "trust_remote_code": False}
-    mend = f"pass bases={{{name!r}: a folder or repository id}} to from_pretrained"
+    mend = f"pass base_models={{{name!r}: a folder or repository id}} to from_pretrained"
     if "repo_id" in source:
         pinned: dict[str, Any] = {key: source[key] for key in ("revision", "subfolder") if key in source}
         try:
@@ -148,7 +150,7 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
         stored: what the base's repository says; of a whole SCA repository its part is looked at.
     """
     if stored.get("model_type") == ScaConfig.model_type:
-        stored = stored.get(BASES[name][1]) or {}
+        stored = stored.get(BASE_MODELS[name][1]) or {}
     fields = dict(stored)
     kind = fields.pop("model_type", None)
     differences = [f"model_type {kind!r} in place of {config.model_type!r}"]
@@ -188,9 +190,9 @@ def source_of(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str,
 
 
 def complete_sources(sources: dict[str, dict[str, str] | None]) -> dict[str, dict[str, str]] | None:
-    """The sources of both bases, or None where one of them is unknown."""
+    """The sources of both base models, or None where one of them is unknown."""
     known = {name: source for name, source in sources.items() if source}
-    return known if known.keys() == BASES.keys() else None
+    return known if known.keys() == BASE_MODELS.keys() else None
 
 
 def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mismatched_sizes: bool) -> None:
@@ -230,8 +232,76 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
 
 
+# Folder within a mixer-only repository; at its top the library would take the repository for an adapter of something.
+ADAPTER_FOLDER = "language_model_adapter"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def has_adapter(language_model: PreTrainedModel | None) -> bool:
+    """Whether a language model has adapters that are not merged into it."""
+    return bool(getattr(language_model, "_hf_peft_config_loaded", False))
+
+
+def is_adapter_key(key: str) -> bool:
+    """Whether a weight belongs to an adapter."""
+    return ".lora_" in key
+
+
+def save_adapter(language_model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write the adapter in PEFT's own form.
+
+    Args:
+        weights: of the language model, by its own names; others than the adapter's are left out.
+    """
+    name = language_model.active_adapters()[0]
+    own = language_model.get_adapter_state_dict(name, state_dict=weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in own.items()}
+    save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    language_model.peft_config[name].save_pretrained(folder)
+
+
+def load_adapter(
+    language_model: PreTrainedModel, repository: str | os.PathLike[str], arguments: dict[str, Any]
+) -> None:
+    """Give a language model the adapter that a mixer-only repository holds for it.
+
+    Args:
+        repository: folder or repository id.
+        arguments: where its files are: `revision`, `token`, `cache_dir`, ...
+    """
+    files = [
+        cached_file(repository, f"{ADAPTER_FOLDER}/{name}", **arguments) for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+    ]
+    _check_config(Path(files[1]))
+    try:
+        language_model.load_adapter(str(Path(files[1]).parent))
+    except ImportError as error:
+        raise ImportError(
+            f"{repository} has a language model with LoRA adapters: pip install peft, or have its author merge them "
+            "(sca_hf.training.lora.merge_lora) and save with include_base_models=True."
+        ) from error
+
+
+def _check_config(path: Path) -> None:
+    """Refuse an adapter that is no LoRA, or that names modules to import: PEFT would import them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        raise ValueError(f"{path} describes no LoRA adapter (peft_type LORA), and no other is loaded.")
+    if named := [key for key in ("auto_mapping", "megatron_config") if content.get(key)]:
+        raise ValueError(f"{path} has {named[0]}, which would import modules by name. It has been tampered with.")
+
+
 __all__ = [
-    "BASES",
+    "ADAPTER_FOLDER",
+    "has_adapter",
+    "is_adapter_key",
+    "load_adapter",
+    "save_adapter",
+    "BASE_MODELS",
     "cast_but_positions",
     "check_loading_info",
     "complete_sources",
