@@ -12,7 +12,7 @@ import sca_hf
 from sca_hf.cli import COMMANDS, main
 
 
-HEAVY = {"torch", "transformers", "datasets", "numpy", "PIL", "huggingface_hub", "gradio", "fastapi", "pydantic"}
+HEAVY = {"torch", "transformers", "datasets", "huggingface_hub", "gradio", "fastapi", "pydantic"}
 RUN = f"""
 import sys
 from sca_hf.cli import main
