@@ -13,8 +13,8 @@ from ...data.scenes import scenes
 from ...evaluation.scenes_report import caption_scores, run_scenes
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
-from ..checkpoint.staging import save_whole
-from ..checkpoint.whole import WholeCheckpoints
+from ..checkpoint.integrity import save_whole
+from ..checkpoint.trainer import WholeCheckpoints
 from ..collator import RegionCollator
 from ..draws import SeededDataset
 from ..embedding_cache import encoder_fingerprint

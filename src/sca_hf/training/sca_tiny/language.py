@@ -16,8 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ...data.scene_captions import describe, read_caption
 from ...data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
-from ..checkpoint.staging import save_whole
-from ..checkpoint.whole import WholeCheckpoints
+from ..checkpoint.integrity import save_whole
+from ..checkpoint.trainer import WholeCheckpoints
 from .stages import stage_arguments, train_from_last_checkpoint
 
 

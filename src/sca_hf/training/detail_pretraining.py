@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from ..data.images import record_image
 from ..data.region import RegionRecordError
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
-from .checkpoint.staging import staged
+from .checkpoint.integrity import staged
 from .draws import draw_generator
 from .prompts import PromptSource, draw_prompt
 
