@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from sca_hf.modeling.memory_sca import region_chunk_size
+from sca_hf.modeling.generation_sca import region_chunk_size
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 
 from .anything import QUICK_SURVIVORS, SURVIVORS, bench_anything

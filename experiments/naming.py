@@ -7,8 +7,9 @@ pictures that a seed keeps out: the bundled sca-tiny has seen all but those of s
 is.
 
 For every seed the recipe's data are split by image, the model is finetuned on one side and names the regions of the
-other: from their boxes, from a point in their middle, and, as a check, from their boxes on the wrong pictures. Beside
-it stand the commonest class and a linear probe on the embeddings of the model's own, not finetuned, image encoder.
+other: from their boxes, from a point in their middle (`mask_center_point`), and, as a check, from their boxes on the
+wrong pictures. Beside it stand the commonest class and a linear probe on the embeddings of the model's own, not
+finetuned, image encoder.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
-from sca_hf.data.images import record_image
+from sca_hf.data.region import record_image
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.detail_pretraining import box_means
 from sca_hf.training.recipe.run import build_datasets, build_model, run_recipe
@@ -58,7 +59,7 @@ def measure(recipe: Recipe, trains: bool = True) -> dict[str, dict[str, float]]:
         scores["seconds"] = {"training": time.monotonic() - begun}
     for name, prompt, records in (
         ("box", "box", test),
-        ("point", "center_point", test),
+        ("point", "mask_center_point", test),
         ("wrong pictures", "box", exchange_pictures(list(test))),
     ):
         args = ScaTrainingArguments(output_dir=recipe.output, eval_prompt=prompt, sample_sheet=0, report_to="none")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments import crop_captioner
-from sca_hf.data.scene_captions import read_caption
+from sca_hf.data.scenes import read_caption
 from sca_hf.evaluation.captioners import BlankImages, Captioner, PredictionsFile, load_captioner
 from sca_hf.evaluation.predict import PredictSettings, predict
 from sca_hf.evaluation.predictions import PredictionRecord, read_predictions
@@ -26,7 +26,7 @@ from sca_hf.evaluation.scoring import score_records
 
 
 SEED = 0
-PROMPTS = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")
+PROMPTS = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "annotated_points", "mask")
 METRICS = ("CIDEr-D", "BLEU@4", "ROUGE-L")
 THING = ("color", "shape", "texture")
 MARKS = ("<!-- prompt table: made by experiments/prompt_table.py -->", "<!-- end of prompt table -->")

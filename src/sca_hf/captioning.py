@@ -14,8 +14,8 @@ from PIL import Image
 from .drawing import DrawnRegion, draw_regions
 from .modeling.modeling_sca import ScaForConditionalGeneration
 from .processing.images_sca import as_images
+from .processing.masks_sca import encode_rle
 from .processing.processing_sca import ScaProcessor
-from .processing.regions_sca import encode_rle
 from .prompt_arguments import RegionPrompt, processor_arguments
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .processing.regions_sca import decode_rle
+from .processing.masks_sca import decode_rle
 
 
 _PROMPT_KEYS = ("box", "points", "labels", "mask")

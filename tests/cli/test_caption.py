@@ -12,7 +12,7 @@ from PIL import Image
 
 from sca_hf import ScaProcessor
 from sca_hf.cli import build_parser, main
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
 
 

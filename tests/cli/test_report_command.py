@@ -14,7 +14,7 @@ from PIL import Image
 from sca_hf.cli import main
 from sca_hf.data.scenes import scenes
 from sca_hf.evaluation.predictions import PredictionRecord, write_predictions
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.processing.masks_sca import encode_rle
 
 
 EVIL = '<script>alert(1)</script> & "quoted" | `code`\u2028[a](b)'

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from sca_hf.data.augmentation import MEAN_COLOR, Augmentation, augmentation_from
 from sca_hf.data.region import RegionRecordError
 from sca_hf.data.views import View, moved_region, picture_view
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 WIDTH, HEIGHT = 120, 80
@@ -289,7 +289,7 @@ def test_specifications_are_read():
     [
         ("jitter", "expected .lsj-LEAST-GREATEST. such as"),
         ("lsj-2.0-0.1", "two factors above 0, the smaller first"),
-        ({"color": 0.1}, "unknown color; it has flip, scale, rotate, quarter_turns, color"),
+        ({"tint": 0.1}, "unknown tint; it has flip, scale, rotate, quarter_turns, color"),
         ({"flip": 2}, "flip is 2, expected a number from 0 to 1"),
         ({"scale": 2}, "scale is 2, expected two factors"),
         ({"crop": 0}, "crop is 0, expected a number of pixels from 8 on"),

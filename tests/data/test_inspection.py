@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sca_hf.data.contact_sheet import RegionSample, draw_contact_sheet
-from sca_hf.data.inspection import Spread, check_data, format_report
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.data.inspection import RegionSample, Spread, check_data, draw_contact_sheet, format_report
+from sca_hf.processing.masks_sca import encode_rle
 
 
 def picture(path, size=(400, 300)):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sca_hf.data.names import category_text, check_names, load_names
+from sca_hf.data.region import category_text, check_names, load_names
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from PIL import Image
 
 from sca_hf.data import region_features
 from sca_hf.data.pasting import RegionPaster, training_augmentation
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 COLORS = {"red thing": (230, 20, 20), "green thing": (20, 230, 20)}

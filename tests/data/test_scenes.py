@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from sca_hf.data.region import RegionRecord
-from sca_hf.data.scene_captions import read_caption
-from sca_hf.data.scenes import MIN_VISIBLE, interior_distance, render_scene, scene_seed, scenes
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.data.scenes import MIN_VISIBLE, interior_distance, read_caption, render_scene, scene_seed, scenes
+from sca_hf.processing.masks_sca import decode_rle
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from sca_hf.data.splitting import hold_out
+from sca_hf.data.mixing import hold_out
 
 
 def images(*names):

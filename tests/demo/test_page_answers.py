@@ -6,7 +6,7 @@ import io
 import pytest
 
 from sca_hf.data.scenes import scenes
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.serving import Engine
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from sca_hf.data.scenes import scenes
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.processing.masks_sca import decode_rle
 
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")

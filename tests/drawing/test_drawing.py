@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from sca_hf.drawing import DrawnRegion, color_of, draw_regions, overlay
-from sca_hf.drawing.label_layout import Rect, cover_grid, place_labels
+from sca_hf.drawing.labels import Rect, cover_grid, place_labels
 
 
 def gray(width: int = 120, height: int = 90) -> Image.Image:
@@ -140,7 +140,7 @@ def test_a_region_keeps_its_number_and_color_whatever_is_drawn_with_it():
 
 
 def test_the_font_is_one_that_knows_the_letters():
-    from sca_hf.drawing.text import _fonts, _knows, text_font
+    from sca_hf.drawing.labels import _fonts, _knows, text_font
 
     assert text_font(20) is text_font(20, "plain words") is _fonts(20)[0]
     for text in ("Ein großer Kreis", "красный круг", "大きな赤い円"):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sca_hf.drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
-from sca_hf.drawing.text import text_font, text_width, wrap_text
+from sca_hf.drawing.labels import text_font, text_width, wrap_text
 
 
 def gradient(width, height):

@@ -3,7 +3,7 @@
 import json
 
 from sca_hf.data.scenes import render_scene
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.processing.masks_sca import encode_rle
 from sca_hf.testing import CAPTIONS, tiny_image
 
 

@@ -7,7 +7,7 @@ from transformers import EvalPrediction
 from sca_hf.evaluation.evaluate_metrics import EVALUATE_METRICS, evaluate_metric
 from sca_hf.evaluation.scoring import DEFAULT_METRICS
 from sca_hf.evaluation.trainer_metrics import make_compute_metrics
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.processing.masks_sca import encode_rle
 
 
 SAID, WANTED = ["a red star", "one ring"], [["a star", "the red star"], ["one ring"]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sca_hf.evaluation.predictions import PredictionError, PredictionRecord, read_predictions, write_predictions
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.processing.masks_sca import encode_rle
 
 
 ODD = "a red\rstar\x0b\x0c\u2028of\u2029two\x85lines\ttab \U0001f600"

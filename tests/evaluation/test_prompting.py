@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from sca_hf.data.prompts import DRAWN_KINDS, PromptSource, draw_prompt
 from sca_hf.data.region import RegionRecordError
 from sca_hf.evaluation.captioners.interface import point_in_mask
 from sca_hf.evaluation.prompting import build_query
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.testing import tiny_image
 from tests.evaluation.region_files import tiny_record
 
@@ -30,10 +31,46 @@ def test_a_box_is_the_regions_own_without_what_reaches_out_of_the_image():
 def test_centres_points_and_masks_are_those_of_the_record():
     assert [prompt.points for prompt in prompts("center_point")] == [[[22.75, 17.125]], [[50, 37.5]]]
     assert [prompt.labels for prompt in prompts("center_point")] == [[1], [1]]
-    assert prompts("point")[0].points == [[10.5, 10.5], [79, 59]] and prompts("point")[0].labels == [1, 0]
+    (own, _) = prompts("annotated_points")
+    assert own.points == [[10.5, 10.5], [79, 59]] and own.labels == [1, 0]
     record = row()
     assert np.array_equal(prompts("mask")[0].mask, decode_rle(record["regions"][0]["mask"]))
     assert prompts("mask")[0].box is None
+
+
+def test_every_kind_shows_the_same_in_training_and_in_prediction():
+    """The middle of an L's box lies outside of it; the middle of the largest square in it does not."""
+    mask = np.zeros((100, 100), bool)
+    mask[10:90, 10:30] = mask[10:30, 10:90] = True
+    region = {
+        "region_id": "0",
+        "box": [10, 10, 90, 90],
+        "mask": encode_rle(mask),
+        "captions": ["an L"],
+        "category": "l",
+    }
+    record = {"image_id": "0", "image": tiny_image(0, (100, 100)), "width": 100, "height": 100, "task": "caption"}
+    record["regions"] = [{**region, "category": "l", "points": [[12, 12], [60, 60]], "labels": [1, 0]}]
+    source = PromptSource(record["regions"][0], (100, 100), "here")
+    for kind in DRAWN_KINDS:
+        (asked,) = build_query(record, kind).regions
+        drawn = draw_prompt(kind, source, np.random.default_rng(0))
+        shown = {
+            "input_boxes": asked.prompt.box,
+            "input_points": asked.prompt.points,
+            "input_masks": asked.prompt.mask,
+        }
+        assert set(drawn) - {"input_labels"} == {
+            name for name, value in shown.items() if value is not None and len(value)
+        }
+    points = {
+        kind: build_query(record, kind).regions[0].prompt.points for kind in ("center_point", "mask_center_point")
+    }
+    assert points == {"center_point": [[50, 50]], "mask_center_point": [[35, 20]]}
+    assert draw_prompt("center_point", source, np.random.default_rng(0))["input_points"] == [[50, 50]]
+    prompt = build_query(record, "point").regions[0].prompt
+    ((x, y),) = prompt.points
+    assert mask[int(y), int(x)] and prompt.labels == [1]
 
 
 def test_random_points_are_uniform_floats_in_the_box_and_the_same_for_the_same_seed():
@@ -93,10 +130,12 @@ def test_what_a_region_lacks_is_said():
     record = row()
     record["regions"][1] |= {"mask": None, "points": None, "labels": None}
     with pytest.raises(RegionRecordError, match="image picture 1, region 1-1 has no points; prompt it by"):
-        build_query(record, "point")
+        build_query(record, "annotated_points")
     with pytest.raises(RegionRecordError, match="image picture 1, region 1-1 has no mask; prompt it by"):
         build_query(record, "mask")
+    with pytest.raises(RegionRecordError, match="image picture 1, region 1-1 has no mask; prompt it by"):
+        build_query(record, "mask_center_point")
     with pytest.raises(ValueError, match="prompt is 'scribble', expected one of box"):
         build_query(record, "scribble")
-    with pytest.raises(RegionRecordError, match="the picture is 80 x 60, the record says 80 x 61"):
+    with pytest.raises(RegionRecordError, match="the upright picture is 80 x 60, its record says 80 x 61"):
         build_query({**row(), "height": 61}, "box")

@@ -6,7 +6,7 @@ import pytest
 from sca_hf.evaluation.metrics import DocumentFrequency, bleu, cider_d
 from sca_hf.evaluation.predictions import PredictionError, PredictionRecord
 from sca_hf.evaluation.scoring import DEFAULT_METRICS, ScoringTools, metric_names, score_records
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.processing.masks_sca import encode_rle
 
 
 def records(*pairs, **fields):

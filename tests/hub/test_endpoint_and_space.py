@@ -21,7 +21,7 @@ from publishing import save_whole
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.hub.publish import staged_model, upload
 from sca_hf.hub.space import publish_space, write_space
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.testing import tiny_image
 
 

@@ -201,7 +201,7 @@ FAULTS = {
     "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "no code of this package"),
     "a handler of others": (lambda f: (f / "handler.py").write_text("print('run')"), "differs from this package's"),
     "changed code": (lambda f: (f / "losses_sca.py").open("a").write("\n# x"), "differs from this package's"),
-    "code that is absent": (lambda f: (f / "safety_sca.py").unlink(), "lacks the code files safety_sca.py"),
+    "code that is absent": (lambda f: (f / "validation_sca.py").unlink(), "lacks the code files validation_sca.py"),
     "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no processor"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
     "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be read"),

@@ -73,7 +73,7 @@ def test_every_push_is_a_repository_that_loads(online, tmp_path):
     assert run(online, tmp_path / "run", "ann/loads") == 0
     for commit in online.repository("ann/loads").history()[:-1]:
         assert "training_args.bin" not in commit.files, "a pickle"
-        assert {"modeling_sca.py", "safety_sca.py", "processing_sca.py", "config.json"} <= set(commit.files)
+        assert {"modeling_sca.py", "validation_sca.py", "processing_sca.py", "config.json"} <= set(commit.files)
         assert ScaForConditionalGeneration.from_pretrained("ann/loads", revision=commit.id)
 
 

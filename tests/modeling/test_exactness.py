@@ -7,7 +7,7 @@ from transformers.models.sam.modeling_sam import SamTwoWayTransformer
 
 from benchmarks.plain import PlainMixer, PlainSca
 from sca_hf.modeling.configuration_sca import ScaMixerConfig
-from sca_hf.modeling.two_way_sca import ScaTwoWayTransformer, fold_positions, run_two_way
+from sca_hf.modeling.mixer_sca import ScaTwoWayTransformer, fold_positions, run_two_way
 from sca_hf.testing import IMAGE_SIZE
 
 

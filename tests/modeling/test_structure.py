@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sca_hf.modeling import grouping_sca, memory_sca
+from sca_hf.modeling import generation_sca, grouping_sca
 from sca_hf.modeling.generation_sca import language_model_rows
 from sca_hf.testing import IMAGE_SIZE
 
@@ -50,7 +50,7 @@ def make_pixels(images=1):
 @pytest.mark.parametrize("budget", [None, 2 << 20])
 def test_a_thousand_regions_encode_the_image_once_and_fill_the_language_models_budget(model, budget, monkeypatch):
     if budget is not None:
-        monkeypatch.setattr(memory_sca, "_CPU_LANGUAGE_MODEL_BYTES", budget)
+        monkeypatch.setattr(generation_sca, "_CPU_LANGUAGE_MODEL_BYTES", budget)
     counter = Counter(model)
     output = model.generate(
         pixel_values=make_pixels(), input_boxes=make_boxes(1, 1000), max_new_tokens=2, output_masks=False

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
-from sca_hf.modeling import loading_sca
+from sca_hf.modeling import composing_sca
 from sca_hf.testing import tiny_image, tiny_sam_config, tiny_tokenizer
 from sca_hf.training import add_detail_encoder
 
@@ -29,7 +29,7 @@ def trained(make_model, tmp_path):
 @pytest.fixture
 def warnings(monkeypatch):
     said = []
-    monkeypatch.setattr(loading_sca.logger, "warning", said.append)
+    monkeypatch.setattr(composing_sca.logger, "warning", said.append)
     return said
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from sca_hf.modeling.mixer_sca import ScaTwoWayLayer
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
-from sca_hf.modeling.two_way_sca import ScaTwoWayLayer
 from sca_hf.testing import CAPTIONS, IMAGE_SIZE, VOCABULARY_SIZE, tiny_image
 from sca_hf.training.collator import RegionCollator
 

@@ -5,16 +5,15 @@ import pytest
 import torch
 
 from sca_hf import ScaOutput
-from sca_hf.processing.anything_sca import encode_image
-from sca_hf.processing.anything_settings_sca import AnythingSettings
-from sca_hf.processing.regions_sca import (
+from sca_hf.processing.anything_sca import AnythingSettings, encode_image
+from sca_hf.processing.mask_generation_sca import (
     box_iou,
     connected_components,
-    decode_rle,
     generate_crop_boxes,
     mask_iou,
     remove_small_regions,
 )
+from sca_hf.processing.masks_sca import decode_rle
 from sca_hf.testing import tiny_image
 
 

@@ -3,8 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sca_hf.processing.masks_sca import MASK_LOGIT, mask_logits
-from sca_hf.processing.regions_sca import encode_rle
+from sca_hf.processing.masks_sca import MASK_LOGIT, encode_rle, mask_logits
 
 
 SIZE, RESIZED, FRAME, CELLS = (30, 50), (38, 64), 64, 16

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sca_hf.processing.nesting_sca import depth_of, nest
+from sca_hf.processing.prompts_sca import depth_of, nest
 
 
 BOX, OTHER = [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]

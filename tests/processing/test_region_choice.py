@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from sca_hf.processing import regions_sca
-from sca_hf.processing.regions_sca import (
+from sca_hf.processing import mask_generation_sca
+from sca_hf.processing.mask_generation_sca import (
     box_iou,
     box_nms,
     build_point_grid,
@@ -37,7 +37,7 @@ def random_boxes(count, seed):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("chunk", [1, 1 << 24])
 def test_box_nms_is_the_plain_one(seed, chunk, monkeypatch):
-    monkeypatch.setattr(regions_sca, "_CHUNK", chunk)
+    monkeypatch.setattr(mask_generation_sca, "_CHUNK", chunk)
     boxes, scores = random_boxes(60, seed), torch.rand(60, generator=torch.Generator().manual_seed(seed))
     scores[10:20] = 0.5
     kept = box_nms(boxes, scores, 0.3)

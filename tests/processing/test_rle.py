@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 def random_mask(seed, shape=None):

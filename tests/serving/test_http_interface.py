@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sca_hf.data.scenes import scenes
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
@@ -301,6 +301,6 @@ def test_two_models_of_one_name_are_refused(tmp_path):
 def test_threads_share_memory_where_the_c_library_lets_them():
     import platform
 
-    from sca_hf.serving.running import limit_arenas
+    from sca_hf.serving.api import limit_arenas
 
     assert limit_arenas() == (platform.libc_ver()[0] == "glibc")

@@ -16,10 +16,10 @@ from accelerate.utils import DistributedType
 from datasets import IterableDataset
 from safetensors.torch import save_file
 
-from sca_hf.modeling import memory_sca
+from sca_hf.modeling import generation_sca
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
+from sca_hf.processing.masks_sca import encode_rle
 from sca_hf.processing.processing_sca import ScaProcessor
-from sca_hf.processing.regions_sca import encode_rle
 from sca_hf.testing import CAPTIONS, tiny_config, tiny_image, tiny_model, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.trainer import ScaTrainer
@@ -87,7 +87,7 @@ def run(folder, evaluate=False, resume=False, refused=False, **settings):
         trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id = 314
         # One region at a time: where weights are shards, processes must still make as many calls as each other.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(memory_sca, "_CPU_LANGUAGE_MODEL_BYTES", 1)
+            patch.setattr(generation_sca, "_CPU_LANGUAGE_MODEL_BYTES", 1)
             left["metrics"] = trainer.evaluate()
         left["captions"] = [[p.record, p.region, p.caption] for p in trainer.predictions]
     model = trainer.accelerator.unwrap_model(trainer.model)

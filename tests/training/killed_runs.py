@@ -86,7 +86,8 @@ def make_trainer(folder, cache=None, slow_rank=None, **arguments):
 
 def train(folder, options=None):
     """Goes on from the last checkpoint of a folder, if any, to the end: weights in `final`."""
-    from sca_hf.training.checkpoint.integrity import last_checkpoint, save_whole
+    from sca_hf.files import save_whole
+    from sca_hf.training.checkpoint.integrity import last_checkpoint
 
     trainer = make_trainer(folder, **(options or {}))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))

@@ -11,16 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sca_hf.files import DiskFullError, file_sizes, save_whole, staged
 from sca_hf.training.checkpoint.integrity import (
     MANIFEST,
     CheckpointError,
-    DiskFullError,
     clear_leftovers,
-    file_sizes,
     incomplete_reason,
     last_checkpoint,
-    save_whole,
-    staged,
 )
 from tests.training.killed_runs import CONTEXT, make_trainer, train_until_full
 

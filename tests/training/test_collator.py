@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 
 from sca_hf.data.augmentation import augmentation_from
+from sca_hf.data.prompts import DRAWN_KINDS, PromptSource, draw_prompt, mask_center
 from sca_hf.data.region import RegionRecordError, region_features
 from sca_hf.data.scenes import render_scene, scenes
-from sca_hf.processing.masks_sca import MASK_LOGIT
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.processing.masks_sca import MASK_LOGIT, decode_rle
 from sca_hf.training.collator import RegionCollator
 from sca_hf.training.draws import SeededDataset
-from sca_hf.training.prompts import PROMPT_KINDS, PromptSource, center_point, draw_prompt
 
 
 HAS_BOX, HAS_MASK, ONE_POINT = 0b001, 0b010, 0b100
@@ -64,6 +63,8 @@ def test_the_loss_of_a_batch_has_gradients_in_the_mixer_only(records, model, pro
         ("jittered_box", "input_boxes", {HAS_BOX}),
         ("point", "input_points", {ONE_POINT}),
         ("center_point", "input_points", {ONE_POINT}),
+        ("mask_center_point", "input_points", {ONE_POINT}),
+        ("random_point_in_box", "input_points", {ONE_POINT}),
         ("points", "input_points", {n * ONE_POINT for n in (2, 3, 4, 5)}),
         ("mask", "input_masks", {HAS_MASK}),
     ],
@@ -96,7 +97,7 @@ def test_drawn_points_lie_in_the_mask_and_outside_points_do_not(records):
         for region in record["regions"]:
             mask = decode_rle(region["mask"])
             source = PromptSource(region, (record["width"], record["height"]), "here")
-            for kind in ("point", "center_point", *["points"] * 5):
+            for kind in ("point", "mask_center_point", *["points"] * 5):
                 prompt = draw_prompt(kind, source, rng, outside_points=3)
                 for (x, y), label in zip(prompt["input_points"], prompt["input_labels"], strict=True):
                     assert mask[int(y), int(x)] == label
@@ -111,7 +112,7 @@ def test_points_stay_off_the_border_of_a_mask_that_has_an_inside():
     rng = np.random.default_rng(0)
     points = np.concatenate([draw_prompt("points", source, rng)["input_points"] for _ in range(50)])
     assert points.min() == 6.5 and points.max() == 8.5
-    assert center_point(source).tolist() == [7.5, 7.5]
+    assert mask_center(source).tolist() == [7.5, 7.5]
     thread = PromptSource({"box": [3, 3, 4, 9], "mask": np.eye(20, dtype=bool)}, (20, 20), "here")
     x, y = draw_prompt("point", thread, rng)["input_points"][0]
     assert x == y
@@ -121,7 +122,7 @@ def test_the_center_of_a_ring_lies_on_the_ring():
     y, x = np.mgrid[:40, :60] + 0.5
     distance = np.hypot(x - 30, y - 20)
     source = PromptSource({"box": [14, 4, 46, 36], "mask": (distance < 16) & (distance > 8)}, (60, 40), "here")
-    assert 9 < np.hypot(*(center_point(source) - [30, 20])) < 15
+    assert 9 < np.hypot(*(mask_center(source) - [30, 20])) < 15
 
 
 def test_a_region_without_a_mask_is_prompted_by_its_own_points_or_near_the_middle_of_its_box(processor):
@@ -134,7 +135,8 @@ def test_a_region_without_a_mask_is_prompted_by_its_own_points_or_near_the_middl
     bare = PromptSource({"box": [10, 10, 50, 30]}, (80, 60), "here")
     points = np.concatenate([draw_prompt("points", bare, rng)["input_points"] for _ in range(50)])
     assert (points >= [20, 15]).all() and (points <= [40, 25]).all() and np.ptp(points[:, 0]) > 15
-    assert draw_prompt("center_point", bare, rng)["input_points"] == [[30, 20]]
+    assert draw_prompt("mask_center_point", bare, rng)["input_points"] == [[30, 20]]
+    assert draw_prompt("annotated_points", bare, rng) == {"input_boxes": [10, 10, 50, 30]}
     prompts = [draw_prompt("points", bare, rng, outside_points=2) for _ in range(30)]
     outside = [p for q in prompts for p, label in zip(q["input_points"], q["input_labels"], strict=True) if not label]
     assert outside and all(not (10 < x < 50 and 10 < y < 30) for x, y in outside)
@@ -189,7 +191,7 @@ def test_a_record_is_drawn_the_same_in_every_batch(records, processor):
 def test_an_augmented_record_is_the_same_in_every_batch(records, processor):
     jitter = augmentation_from({"flip": 0.5, "scale": [0.5, 2.0], "rotate": 30, "color": 0.2}, size=64)
     drawn = SeededDataset(records, seed=4, augmentation=jitter)
-    collator = RegionCollator(processor, dict.fromkeys(PROMPT_KINDS, 1), mask_labels=True)
+    collator = RegionCollator(processor, dict.fromkeys(DRAWN_KINDS, 1), mask_labels=True)
     whole, single = collator([drawn[k] for k in range(3)]), collator([drawn[2]])
     assert torch.equal(whole["pixel_values"][2:], single["pixel_values"])
     real = single["region_mask"].sum()
@@ -278,7 +280,7 @@ def test_rows_of_a_data_set_are_records(records, processor):
     datasets = pytest.importorskip("datasets")
     mixed = [records[0], *changed(records[1:], mask=None, points=None, labels=None)]
     table = datasets.Dataset.from_list(mixed, features=region_features())
-    collator = RegionCollator(processor, dict.fromkeys(PROMPT_KINDS, 1), training=False, mask_labels=True)
+    collator = RegionCollator(processor, dict.fromkeys(DRAWN_KINDS, 1), training=False, mask_labels=True)
     assert all(rows(collator([table[k]]), 0) == rows(collator([mixed[k]]), 0) for k in range(3))
     undecoded = table.cast_column("image", datasets.Image(decode=False))
     assert torch.equal(collator([undecoded[0]])["pixel_values"], collator([records[0]])["pixel_values"])

@@ -12,7 +12,7 @@ import torch
 from ..captioning import bundled_model
 from ..drawing import DrawnRegion, draw_regions
 from ..processing.anything_sca import caption_anything
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from .boxes import Boxes, boxes_of
 from .coco import write_coco
 from .journal import Journal, progress_bar, write_whole

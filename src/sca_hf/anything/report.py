@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.scenes import Scene, scenes
 from ..evaluation.scenes_report import ALWAYS, RegionResult, caption_scores, mask_iou
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 
 
 MATCH_IOU = 0.5

@@ -28,7 +28,7 @@ class ImageItem:
     def load(self) -> Image.Image:
         """Opens the picture, upright and RGB; errors are ValueError or OSError and name it."""
         if isinstance(self.image, dict):
-            from ..data.images import record_image
+            from ..data.region import record_image
 
             return record_image(self.image)
         return as_images(Path(self.image))[0]
@@ -71,8 +71,7 @@ def _items(source: str) -> Iterator[ImageItem]:
 
 
 def _records(spec: str) -> Iterator[ImageItem]:
-    from ..data.loading import RecordSource, parse_spec
-    from ..data.report import ReadReport
+    from ..data.loading import ReadReport, RecordSource, parse_spec
 
     options = parse_spec(spec)
     if "format" not in options:

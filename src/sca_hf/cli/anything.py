@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     from ..anything.boxes import read_boxes
     from ..anything.folder import FolderRun, process_of_torchrun, run_folder
     from ..anything.sources import find_images
-    from ..processing.anything_settings_sca import AnythingSettings
+    from ..processing.anything_sca import AnythingSettings
 
     settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     settings |= {"unique_captions": True} if options.unique_captions else {}

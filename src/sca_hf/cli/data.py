@@ -48,8 +48,7 @@ def run(options: argparse.Namespace) -> None:
     for output in filter(None, (options.sheet, options.json)):
         prepare(Path(output))
     quiet()
-    from ..data.contact_sheet import RegionSample, draw_contact_sheet
-    from ..data.inspection import check_data, format_report
+    from ..data.inspection import RegionSample, check_data, draw_contact_sheet, format_report
 
     sample = RegionSample(options.tiles if options.sheet else 0, options.seed)
     report = check_data(

@@ -38,6 +38,7 @@ examples:
 
 def add(commands: Any) -> None:
     """Declares the command."""
+    from ..data.prompts import PROMPT_KINDS
     from ..evaluation.protocols import PROTOCOLS
 
     declared = command(commands, "predict", run, _PREDICT_HELP + _wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
@@ -47,8 +48,9 @@ def add(commands: Any) -> None:
     declared.add_argument("--data", required=True, metavar="SPEC", help="as for sca-hf data check (docs/data.md)")
     declared.add_argument("--output", required=True, metavar="OUT", help=".jsonl, .parquet, or the authors' .json")
     declared.add_argument("--protocol", metavar="NAME", choices=list(PROTOCOLS), help="see above")
-    prompts = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")
-    declared.add_argument("--prompt", choices=prompts, help="how regions are shown (default: box, or the protocol's)")
+    declared.add_argument(
+        "--prompt", choices=PROMPT_KINDS, help="how regions are shown (default: box, or the protocol's)"
+    )
     declared.add_argument("--control", choices=("blank",), help="blank: show gray pictures in place of the images")
     declared.add_argument("--masks", choices=("none", "best", "all"), default="none", help="predicted masks to keep")
     declared.add_argument(

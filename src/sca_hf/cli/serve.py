@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted."""
     quiet()
     try:
-        from ..serving.api import create_app
-        from ..serving.running import serve_app
+        from ..serving.api import create_app, serve_app
     except ModuleNotFoundError as error:
         raise ImportError(f"The server needs {error.name}: pip install 'sca-hf[serve]'.") from None
 

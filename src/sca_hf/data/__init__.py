@@ -1,9 +1,8 @@
 """Data sets of regions: the record, readers of the community's formats, mixing, splitting."""
 
 from .loading import READERS, load_regions, load_spec, parse_spec
-from .mixing import mix_regions
+from .mixing import hold_out, mix_regions
 from .region import Region, RegionRecord, RegionRecordError, region_features
-from .splitting import hold_out
 
 
 __all__ = [

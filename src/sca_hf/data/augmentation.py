@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from .images import record_image
-from .region import RegionRecordError
+from .region import RegionRecordError, record_image
 from .sides import mirrored_text, turned_text
 from .views import View, moved_region, picture_view
 

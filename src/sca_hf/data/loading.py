@@ -5,22 +5,24 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from .names import load_names
-from .region import TASKS, RegionRecordError, check_records, region_features
-from .report import ReadReport
+from .region import TASKS, CheckCounts, RegionRecordError, check_records, load_names, region_features
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
 Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
@@ -28,9 +30,9 @@ Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
 # format -> "module of readers/:function", imported when first used, or a reader of your own
 READERS: dict[str, str | Reader] = {
     "coco": "coco:read_coco",
-    "lvis": "lvis:read_lvis",
-    "objects365": "objects365:read_objects365",
-    "v3det": "objects365:read_v3det",
+    "lvis": "coco:read_lvis",
+    "objects365": "coco:read_objects365",
+    "v3det": "coco:read_v3det",
     "coco_captions": "whole_images:read_coco_captions",
     "sbu": "whole_images:read_sbu",
     "sa1b": "sa1b:read_sa1b",
@@ -42,7 +44,7 @@ READERS: dict[str, str | Reader] = {
     "jsonl": "tables:read_jsonl",
     "parquet": "tables:read_parquet",
     "hub": "hub:read_hub",
-    "scenes": "scenes:read_scenes",
+    "scenes": "common:read_scenes",
 }
 
 
@@ -343,3 +345,52 @@ def _code_stamp(reader: Reader) -> str:
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+@dataclass
+class ReadReport(CheckCounts):
+    """`CheckCounts`, with what was left out by rule.
+
+    Attributes:
+        source: the data set, for messages.
+        left_out: what was no fault, as `{"crowd annotations": 8}`.
+    """
+
+    source: str = "records"
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def log(self, examples: int = 3) -> None:
+        """Warns of what was skipped, with the first reasons; tells what was left out by rule."""
+        if self.skipped_records or self.skipped_regions:
+            logger.warning(
+                "%s: skipped %d bad images and %d bad regions, kept %d images with %d regions. The first: %s",
+                self.source,
+                self.skipped_records,
+                self.skipped_regions,
+                self.records,
+                self.regions,
+                "; ".join(self.messages[:examples]),
+            )
+        if self.left_out:
+            what = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
+            logger.info("%s: left out %s", self.source, what)
+
+    def require_records(self) -> None:
+        """Raises if nothing was kept: a slip in a path or an option, most likely."""
+        if not self.records:
+            left_out = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
+            why = "; ".join([*self.messages[:1], *([f"left out {left_out}"] if left_out else [])])
+            raise ValueError(f"{self.source}: there is no image to use ({why or 'no image at all'}).")
+
+    def write(self, path: Path) -> None:
+        """Writes the report to a file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.part")
+        unfinished.write_text(json.dumps(vars(self)), encoding="utf-8")
+        os.replace(unfinished, path)
+
+    @classmethod
+    def read(cls, path: Path) -> ReadReport:
+        """Reads a written report."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**values, "left_out": Counter(values["left_out"])})

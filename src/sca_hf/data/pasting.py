@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..processing.regions_sca import decode_rle, encode_rle
+from ..processing.masks_sca import decode_rle, encode_rle
 from .augmentation import Augmentation, augmentation_from
-from .images import record_image
+from .region import record_image
 
 
 # Crops are kept no larger than this, and no more than so many bytes of them.

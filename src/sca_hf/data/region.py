@@ -1,4 +1,4 @@
-"""The region record: one schema for every data set of regions, and its validation.
+"""The region record: one schema for every data set of regions, its validation, its picture and its names.
 
 Readers turn community formats into it; nothing downstream knows where a record came from. All coordinates are pixels
 of the original image, x to the right, y down.
@@ -11,10 +11,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
+
+from ..processing.images_sca import as_images
 
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 TASKS = ("recognition", "caption")
 # JSON can escape one half of a pair, which no table can store.
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_SEPARATORS = re.compile(r"[_\-\s]+")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 
 
 class RegionRecordError(ValueError):
@@ -335,3 +340,72 @@ def _text_problem(region: Region, task: str) -> str | None:
     if any(_HALF_CHARACTER.search(text) for text in (*region.captions, region.category or "")):
         return f"a text has half of a character: {texts}"
     return None
+
+
+def record_image(record: Mapping[str, Any]) -> Image.Image:
+    """Opens the picture of a record: upright by its EXIF orientation, 8-bit RGB, of the record's width and height.
+
+    Args:
+        record: its `image` is a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it undecoded.
+    """
+    where, image = f"image {record.get('image_id', '?')}", record["image"]
+    if isinstance(image, Mapping):
+        image = image["path"] if image.get("bytes") is None else image["bytes"]
+    try:
+        # A path and nothing else: a string of a data set opens no address.
+        picture = as_images(Path(image) if isinstance(image, str) else image)[0]
+    except (OSError, TypeError, ValueError) as error:
+        raise RegionRecordError(f"{where}: {error}") from error
+    if picture.size != (record["width"], record["height"]):
+        raise RegionRecordError(
+            f"{where}: the upright picture is {picture.width} x {picture.height}, its record says {record['width']} x "
+            f"{record['height']}; regions are given in pixels of the upright picture."
+        )
+    return picture
+
+
+def category_text(name: str, names: Mapping[str, str] | None = None) -> str:
+    """Returns a class name in words, as `names` has it or else readable by itself.
+
+    `do_not_turn_r` becomes "do not turn r" and `TrafficLight` "traffic light". Capitals that are not the humps of a
+    camel stay: `RBC`, "White blood cell", `CD_player`.
+    """
+    if names is not None and name in names:
+        return names[name]
+    return " ".join(_split_humps(word) for word in _SEPARATORS.split(name) if word)
+
+
+def _split_humps(word: str) -> str:
+    parts = _HUMP.split(word)
+    if len(parts) == 1 or not all(len(part) > 1 for part in parts):
+        return word
+    return " ".join(part if part.isupper() else part.lower() for part in parts)
+
+
+def load_names(names: Mapping[str, str] | str | PathLike[str] | None) -> dict[str, str] | None:
+    """Returns a table of `{class name: words}`, from itself or from a YAML or JSON file."""
+    if names is None:
+        return None
+    table: Any = names
+    if isinstance(names, str | PathLike):
+        import yaml
+
+        try:
+            table = yaml.safe_load(Path(names).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"names: {names} cannot be read as YAML or JSON: {error}.") from error
+    if not isinstance(table, Mapping):
+        raise ValueError(f"names is a {type(table).__name__}, expected a mapping of class names to words.")
+    for name, words in table.items():
+        if not isinstance(words, str) or not words.strip():
+            raise ValueError(f"names: the words for {name!r} are {words!r}, expected text.")
+    return {str(name): words.strip() for name, words in table.items()}
+
+
+def check_names(names: Mapping[str, str] | None, known: Iterable[str], source: str) -> None:
+    """Raises where `names` has a class that the data set has not: a slip of the pen, most likely."""
+    known = set(known)
+    unknown = sorted(set(names or ()) - known)
+    if unknown:
+        listed = ", ".join(sorted(known)[:20]) + (", ..." if len(known) > 20 else "")
+        raise ValueError(f"names: {source} has no class {', '.join(map(repr, unknown[:5]))}; it has {listed}.")

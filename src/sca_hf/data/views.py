@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..processing.regions_sca import decode_rle, encode_rle
+from ..processing.masks_sca import decode_rle, encode_rle
 from .region import RegionRecordError
 
 

@@ -24,7 +24,7 @@ def build(models: Sequence[str] = (), device: str | None = None) -> Any:
 def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
     """Serves the page, and the HTTP interface beside it, until interrupted."""
     page = _page()
-    from ..serving.running import serve_app
+    from ..serving.api import serve_app
 
     serve_app(page.page_app, models, host, port, device)
 

@@ -24,12 +24,11 @@ from PIL import Image
 from ..anything.folder import draw_records
 from ..data.scenes import scenes
 from ..drawing.overlay import PALETTE
-from ..processing.regions_sca import decode_rle, encode_rle
+from ..processing.masks_sca import decode_rle, encode_rle
 from ..prompt_arguments import RegionPrompt
 from ..serving.api import create_app
-from ..serving.engine import Engine, StoredImage
+from ..serving.engine import Engine, ImageStore, StoredImage
 from ..serving.limits import RequestError
-from ..serving.store import ImageStore
 
 
 # The longer side of the picture that the browser shows, pixels.

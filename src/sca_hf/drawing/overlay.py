@@ -7,8 +7,7 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
-from .label_layout import Rect, cover_grid, place_labels
-from .text import Font, font_size, line_height, text_font, text_width, wrap_text
+from .labels import Font, Rect, cover_grid, font_size, line_height, place_labels, text_font, text_width, wrap_text
 
 
 # Far apart in hue, light enough for dark text on them.

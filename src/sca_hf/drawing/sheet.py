@@ -7,8 +7,8 @@ from math import ceil
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .labels import line_height, text_font, wrap_text
 from .overlay import Color, DrawnRegion, draw_regions
-from .text import line_height, text_font, wrap_text
 
 
 # Pixels of the sheet.

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from . import metrics as m
 
 

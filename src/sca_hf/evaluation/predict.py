@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data.loading import load_spec
-from ..processing.regions_sca import encode_rle
+from ..data.prompts import PROMPT_KINDS
+from ..processing.masks_sca import encode_rle
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction
 from .prediction_run import PredictionRun
-from .predictions import PROMPTS, PredictionError, PredictionRecord
+from .predictions import PredictionError, PredictionRecord
 from .prompting import build_query
 from .protocols import check_counts, find_protocol
 
@@ -53,8 +54,8 @@ class PredictSettings:
             raise ValueError(
                 f"{self.protocol} shows regions by {find_protocol(self.protocol).prompt}, not by {self.prompt}."
             )
-        if self.shown_by not in PROMPTS:
-            raise ValueError(f"prompt is {self.prompt!r}, expected one of {', '.join(PROMPTS)}.")
+        if self.shown_by not in PROMPT_KINDS:
+            raise ValueError(f"prompt is {self.prompt!r}, expected one of {', '.join(PROMPT_KINDS)}.")
         if self.masks not in ("none", "best", "all"):
             raise ValueError(f"masks is {self.masks!r}, expected none, best or all.")
         if self.batch_size < 1:

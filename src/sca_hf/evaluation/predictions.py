@@ -16,10 +16,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from ..processing.regions_sca import decode_rle, encode_rle
+from ..data.prompts import PROMPT_KINDS
+from ..processing.masks_sca import decode_rle, encode_rle
 
 
-PROMPTS = ("box", "center_point", "random_point_in_box", "random_point_in_mask", "point", "mask")
 # Legal in JSON, yet many a reader of lines would end one there.
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -39,7 +39,7 @@ class PredictionRecord:
     image_id, region_id: where the region comes from; None where a file gives only an `id`.
     id: unique in its file; `image_id/region_id` where it is None.
     box: xyxy, far edges exclusive.
-    prompt: how the region was shown to the system, one of `PROMPTS`.
+    prompt: how the region was shown to the system, one of `PROMPT_KINDS`.
     category: the true name of what the region shows.
     scores: of each candidate, for instance its mean log-probability.
     iou_scores: predicted mask IoU, of each candidate, which then picks the one that counts. With one candidate there
@@ -337,8 +337,8 @@ def _score_problem(record: PredictionRecord) -> str | None:
 def _place_problem(record: PredictionRecord) -> str | None:
     if record.box is not None and not (_finite_list(record.box) and len(record.box) == 4):
         return f"box is {_short(record.box)}, expected four finite numbers x1, y1, x2, y2"
-    if record.prompt is not None and record.prompt not in PROMPTS:
-        return f"prompt is {record.prompt!r}, expected one of {', '.join(PROMPTS)}"
+    if record.prompt is not None and record.prompt not in PROMPT_KINDS:
+        return f"prompt is {record.prompt!r}, expected one of {', '.join(PROMPT_KINDS)}"
     masks = [("mask", record.mask), ("reference_mask", record.reference_mask)]
     masks += [("masks", mask) for mask in record.masks or ()]
     sizes = [[record.height, record.width]] if record.height is not None and record.width is not None else []

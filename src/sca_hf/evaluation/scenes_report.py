@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.scene_captions import read_caption
-from ..data.scenes import Scene, SceneObject, scenes
+from ..data.scenes import Scene, SceneObject, read_caption, scenes
 from .metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 
 

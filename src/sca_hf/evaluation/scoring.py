@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from . import metrics as m
 from .metrics.masks import mask_ciou_sums
 from .metrics.meteor import meteor_sums

@@ -19,7 +19,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..modeling.bases_sca import BASES
+from ..modeling.base_models_sca import BASES
 from ..modeling.configuration_sca import ScaConfig
 from .repository_info import RepositoryInfo, describe_repository
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..modeling.bases_sca import cast_but_positions
+from ..modeling.base_models_sca import cast_but_positions
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..processing.processing_sca import ScaProcessor

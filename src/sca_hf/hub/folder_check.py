@@ -15,9 +15,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from ..modeling.adapters_sca import ADAPTER_FOLDER
+from ..modeling.base_models_sca import ADAPTER_FOLDER
 from ..modeling.configuration_sca import ScaConfig
-from ..modeling.safety_sca import check_shard_index
+from ..modeling.validation_sca import check_shard_index
 
 
 # What training leaves beside a model and nobody needs to load it; said, and left out.

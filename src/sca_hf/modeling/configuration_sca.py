@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .safety_sca import check_bases, check_format, check_numbers, check_references
+from .validation_sca import check_bases, check_format, check_numbers, check_references
 
 
 SUPPORTED_SAM_TYPES = ("sam", "sam_hq")

@@ -25,18 +25,24 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .checks_sca import as_mask_table, check_prompts, check_regional, refuse_unknown
+from .composing_sca import ScaComposingMixin
 from .configuration_sca import ScaConfig
 from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
-from .generation_sca import caption_generation_config, continue_prefixes, resolve_generation_config
+from .generation_sca import (
+    caption_generation_config,
+    continue_prefixes,
+    lm_head_at,
+    resolve_generation_config,
+    scatter_logits,
+)
+from .generation_sca import region_chunk_size as default_chunk_size
 from .grouping_sca import PromptGroup, RegionPlan, plan_regions
-from .heads_sca import lm_head_at, scatter_logits
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
-from .memory_sca import region_chunk_size as default_chunk_size
 from .mixer_sca import ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .segmentation_sca import DecodedRegions, SamSegmenter
+from .validation_sca import as_mask_table, check_prompts, check_regional, refuse_unknown
 
 
 # What the processor returns and neither forward nor generate needs.
@@ -47,7 +53,7 @@ _SCORED_REGIONS = 256
 _GENERATE_ARGUMENTS = frozenset(inspect.signature(GenerationMixin.generate).parameters) - {"self", "inputs", "kwargs"}
 
 
-class ScaForConditionalGeneration(ScaLoadingMixin, PreTrainedModel, GenerationMixin):
+class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrainedModel, GenerationMixin):
     """A mask and a caption for every prompted region (arXiv 2312.00869)."""
 
     config_class = ScaConfig

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .grouping_sca import PromptGroup
-from .two_way_sca import ImageProjection, fold_positions, run_two_way
+from .mixer_sca import ImageProjection, fold_positions, run_two_way
 
 
 @dataclass

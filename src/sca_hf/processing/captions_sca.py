@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .nesting_sca import depth_of, expected, nest
+from .prompts_sca import depth_of, expected, nest
 
 
 IGNORED = -100

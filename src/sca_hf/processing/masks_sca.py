@@ -5,9 +5,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from .nesting_sca import to_numpy
-from .regions_sca import decode_rle
-
 
 # The logit of a cell that lies wholly in the mask; wholly outside it is the negative of it.
 MASK_LOGIT = 10.0
@@ -105,3 +102,122 @@ def _share(values: np.ndarray, resized: int, frame_size: int, cells: int) -> np.
     part = (borders - below)[:, None]
     sums = total[below] * (1 - part) + total[below + 1] * part  # (cells + 1, n)
     return np.diff(sums, axis=0) * (resized / pixels * cells / frame_size)
+
+
+# A few characters of RLE may claim any size; no image is larger than this.
+_MAX_PIXELS = 1 << 30
+
+
+def encode_rle(mask: Any) -> dict[str, Any]:
+    """Encode a mask as compressed COCO RLE, byte for byte as pycocotools does.
+
+    Args:
+        mask: (height, width) bool, or numbers of which all but 0 are in the mask.
+
+    Returns:
+        `{"size": [height, width], "counts": str}`, ready for JSON.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise ValueError(f"mask: expected two axes (height, width), got an array of shape {mask.shape}.")
+    return {"size": list(mask.shape), "counts": _compress(_run_lengths(mask.astype(bool, copy=False)))}
+
+
+def decode_rle(rle: dict[str, Any], where: str = "mask") -> np.ndarray:
+    """Decode a COCO RLE, compressed (a string or bytes) or not (a list of counts).
+
+    Args:
+        rle: `{"size": [height, width], "counts": ...}`.
+        where: what to call it in an error.
+
+    Returns:
+        (height, width) bool.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        whole = list(rle["size"]) == [height, width]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole or not 0 < height * width <= _MAX_PIXELS or height < 0:
+        raise ValueError(
+            f"{where}: an RLE is a dict with size [height, width], of at most {_MAX_PIXELS} pixels, and counts, got "
+            f"{_short(rle)}."
+        )
+    if isinstance(counts, (str, bytes)):
+        runs = _decompress(counts, where)
+    else:
+        try:
+            runs = np.asarray(counts, np.int64).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{where}: RLE counts are a string or a list of integers, got {_short(counts)}."
+            ) from error
+    # Each run by itself first: a sum may overflow.
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
+        raise ValueError(
+            f"{where}: the RLE counts cover {runs.sum()} pixels, its size [{height}, {width}] has {height * width}."
+        )
+    values = np.arange(len(runs)) % 2 == 1  # runs alternate, outside first
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _run_lengths(mask: np.ndarray) -> np.ndarray:
+    """Return the lengths of the runs of a bool mask in column order, the first run outside (it may be 0)."""
+    flat = mask.T.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], changes, [flat.size]]))
+    return np.concatenate([[0], runs]) if flat.size and flat[0] else runs
+
+
+def _compress(runs: np.ndarray) -> str:
+    """Write run lengths as COCO does: from the third on the difference to the one before the last, 5 bits a char."""
+    values = runs.copy()
+    values[3:] -= runs[1:-2]
+    chars = []
+    for value in values.tolist():
+        more = True
+        while more:
+            bits = value & 0x1F
+            value >>= 5
+            more = value != -1 if bits & 0x10 else value != 0
+            chars.append(bits + 48 + (0x20 if more else 0))
+    return bytes(chars).decode("ascii")
+
+
+def _decompress(counts: str | bytes, where: str) -> np.ndarray:
+    runs: list[int] = []
+    value = shift = 0
+    for char in counts.encode("latin-1", "replace") if isinstance(counts, str) else counts:
+        bits = char - 48
+        if not 0 <= bits < 64 or shift > 60:
+            raise ValueError(f"{where}: the RLE counts string is not COCO's compressed form, got {_short(counts)}.")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            if bits & 0x10:
+                value -= 1 << shift
+            # The first three counts stand as they are.
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift or any(abs(run) >= 1 << 62 for run in runs):
+        raise ValueError(f"{where}: the RLE counts string is cut short, got {_short(counts)}.")
+    return np.array(runs, np.int64)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def to_numpy(value: Any, name: str) -> np.ndarray:
+    """Turn a numpy or torch array into numpy, refusing dtypes that hold no plain numbers."""
+    if isinstance(value, torch.Tensor):
+        if value.is_sparse or value.is_complex() or value.is_quantized or value.device.type == "meta":
+            raise TypeError(f"{name}: expected a dense tensor of plain numbers, got {value.dtype} on {value.device}.")
+        value = value.detach().cpu()
+        # numpy has no bfloat16; float32 holds every half-precision number exactly.
+        value = value.float().numpy() if value.dtype.is_floating_point and value.itemsize < 4 else value.numpy()
+    if value.dtype.kind not in "biufO":
+        raise TypeError(f"{name}: expected an array of numbers, got dtype {value.dtype}.")
+    return value

@@ -3,10 +3,13 @@
 import asyncio
 import base64
 import binascii
+import ctypes
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -16,11 +19,10 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..anything.coco import coco_annotations
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
 from ..prompt_arguments import RegionPrompt
-from .engine import Engine, StoredImage
+from .engine import Engine, ImageStore, StoredImage
 from .limits import RequestError
-from .store import ImageStore
 
 
 _DESCRIPTION = """
@@ -371,3 +373,39 @@ class BodyLimit:
             await self.app(scope, counted, send)
         except RequestError:
             await refusal(scope, receive, send)
+
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+
+
+def serve_app(
+    make_app: Callable[[Engine], Any],
+    models: Sequence[str],
+    host: str,
+    port: int,
+    device: str | None,
+    started: Callable[[Engine], None] = lambda engine: None,
+) -> None:
+    """Serves what `make_app` makes of an engine for these models.
+
+    Args:
+        models, device: see [`Engine`].
+        started: called with the engine, its default model loaded, before requests are taken.
+    """
+    limit_arenas()
+    engine = Engine(models, device)
+    engine.model()  # whoever comes first should not wait for it
+    started(engine)
+    uvicorn.run(make_app(engine), host=host, port=port, log_level="warning")
+
+
+def limit_arenas(count: int = 2) -> bool:
+    """Has glibc share memory among threads; True where that is the C library.
+
+    It gives each of the server's many threads memory of its own, which keeps what was freed: the server would grow for
+    as long as threads still meet larger requests than before.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    return hasattr(library, "gnu_get_libc_version") and library.mallopt(_M_ARENA_MAX, count) == 1

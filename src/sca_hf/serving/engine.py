@@ -2,6 +2,7 @@
 
 import hashlib
 import queue
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..captioning import bundled_model, check_repository, load
 from ..processing.anything_sca import Progress, caption_anything, encode_image
-from ..processing.regions_sca import encode_rle
+from ..processing.masks_sca import encode_rle
 from ..prompt_arguments import RegionPrompt, processor_arguments
 from .limits import Limits, RequestError
 
@@ -350,3 +351,41 @@ def _sentence(error: Exception) -> str:
     text = str(error).replace("image 0, ", "").replace("image 0: ", "").strip()
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
+
+
+class ImageStore:
+    """The last pictures that were given, in memory only.
+
+    Args:
+        pixels: in all; the picture that was not asked for the longest goes first.
+    """
+
+    def __init__(self, pixels: int = 200_000_000) -> None:
+        self._pixels, self._held = pixels, 0
+        self._images: OrderedDict[str, StoredImage] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, image: StoredImage) -> str:
+        """Keeps a picture; returns its name."""
+        name = secrets.token_urlsafe(18)
+        with self._lock:
+            self._images[name] = image
+            self._held += _pixels(image)
+            while self._held > self._pixels and len(self._images) > 1:
+                self._held -= _pixels(self._images.popitem(last=False)[1])
+        return name
+
+    def get(self, name: str) -> StoredImage:
+        """A picture that is still kept."""
+        with self._lock:
+            if name not in self._images:
+                raise RequestError("This picture is no longer kept here; please give it again.", 410)
+            self._images.move_to_end(name)
+            return self._images[name]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+
+def _pixels(image: StoredImage) -> int:
+    return image.picture.width * image.picture.height

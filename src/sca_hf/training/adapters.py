@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from ..modeling.adapters_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter
+from ..modeling.base_models_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter
 from .quantization import is_quantized
 
 

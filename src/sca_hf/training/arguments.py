@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainingArguments
 
-from .prompts import PROMPT_KINDS
+from ..data.prompts import DRAWN_KINDS
 
 
 MASK_DECODER = "sam.mask_decoder"
@@ -139,7 +139,7 @@ class ScaTrainingArguments(TrainingArguments):
         _check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
         _check_choice("quantize_language_model", self.quantize_language_model, QUANTIZATIONS)
         _check_choice("save_form", self.save_form, SAVE_FORMS)
-        _check_choice("eval_prompt", self.eval_prompt, PROMPT_KINDS)
+        _check_choice("eval_prompt", self.eval_prompt, DRAWN_KINDS)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: it would remove the images and regions of records.")
         if self.label_smoothing_factor:

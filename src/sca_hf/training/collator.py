@@ -10,11 +10,10 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from ..data.images import record_image
-from ..data.region import RegionRecordError
+from ..data.prompts import DRAWN_KINDS, PromptSource, draw_prompt
+from ..data.region import RegionRecordError, record_image
 from ..processing.masks_sca import mask_coverage
 from .draws import draw_generator
-from .prompts import PROMPT_KINDS, PromptSource, draw_prompt
 
 
 # The original trained on boxes alone, and its points are worse for it.
@@ -27,8 +26,8 @@ class RegionCollator:
 
     Args:
         processor: makes the tensors that the model takes.
-        prompt_shares: how often a region is prompted in each of the ways of `PROMPT_KINDS`, see
-            `sca_hf.training.prompts`; shares need not add up to 1. None: `TRAINING_SHARES`, in evaluation the box.
+        prompt_shares: how often a region is prompted in each of the ways of `DRAWN_KINDS`, see
+            `sca_hf.data.prompts`; shares need not add up to 1. None: `TRAINING_SHARES`, in evaluation the box.
             A region without a mask whose turn is `mask` gets its box, unless no other kind has a share: then it is
             an error.
         max_regions: regions drawn per image in training, all of them when None.
@@ -59,8 +58,8 @@ class RegionCollator:
         if shares is None:
             shares = TRAINING_SHARES if self.training else {"box": 1.0}
         values = np.array(list(shares.values()), np.float64)
-        if not set(shares) <= set(PROMPT_KINDS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
-            raise ValueError(f"prompt_shares is {dict(shares)}, expected positive shares of {', '.join(PROMPT_KINDS)}")
+        if not set(shares) <= set(DRAWN_KINDS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
+            raise ValueError(f"prompt_shares is {dict(shares)}, expected positive shares of {', '.join(DRAWN_KINDS)}")
         if self.max_regions is not None and self.max_regions < 1:
             raise ValueError(f"max_regions is {self.max_regions}, expected at least 1, or None for all")
         self._kinds = [kind for kind, share in shares.items() if share > 0]

@@ -19,12 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
-from ..data.images import record_image
-from ..data.region import RegionRecordError
+from ..data.prompts import PromptSource, draw_prompt
+from ..data.region import RegionRecordError, record_image
+from ..files import staged
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
-from .checkpoint.integrity import staged
 from .draws import draw_generator
-from .prompts import PromptSource, draw_prompt
 
 
 # Where finished weights lie in the folder of a run.

@@ -24,8 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from transformers.utils import logging
 
-from ..data.images import record_image
-from ..data.region import RegionRecordError
+from ..data.region import RegionRecordError, record_image
 
 
 # What the library adds to a saved configuration and no result depends on.

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
-from ..data.images import record_image
+from ..data.region import record_image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 from ..evaluation.metrics.exact import words

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..modeling.adapters_sca import has_adapter, is_adapter_key
-from ..modeling.bases_sca import as_dtype
+from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key
 from .adapters import add_lora
 from .arguments import MASK_DECODER, PRESETS, Preset, ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state

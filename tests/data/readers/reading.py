@@ -2,8 +2,7 @@
 
 from PIL import Image
 
-from sca_hf.data.loading import RecordSource
-from sca_hf.data.report import ReadReport
+from sca_hf.data.loading import ReadReport, RecordSource
 
 
 def read(format, on_error="raise", report=None, **options):

@@ -8,9 +8,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from reading import picture, read, regions, write
 
+from sca_hf.data.loading import ReadReport
 from sca_hf.data.region import RegionRecordError
-from sca_hf.data.report import ReadReport
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.processing.masks_sca import decode_rle
 
 
 # As the official files are written: one line, and keys in this order.

@@ -5,8 +5,8 @@ import json
 import pytest
 from reading import picture, read, regions, write
 
+from sca_hf.data.loading import ReadReport
 from sca_hf.data.region import RegionRecordError
-from sca_hf.data.report import ReadReport
 
 
 LVIS_IMAGE = (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from python2_pickle import Unicode, dump
 
-from sca_hf.data.readers.plain_pickle import load_plain_pickle
+from sca_hf.data.readers.refer import load_plain_pickle
 
 
 PLAIN = [

@@ -8,9 +8,9 @@ import pytest
 from python2_pickle import Unicode, dump
 from reading import picture, read, regions
 
+from sca_hf.data.loading import ReadReport
 from sca_hf.data.region import RegionRecordError
-from sca_hf.data.report import ReadReport
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 def ref(ref_id, image_id, ann_id, split, *sentences):

@@ -11,10 +11,9 @@ from PIL import Image
 from pyarrow import parquet
 from reading import read, regions, write
 
-from sca_hf.data.loading import load_regions
+from sca_hf.data.loading import ReadReport, load_regions
 from sca_hf.data.region import RegionRecordError
-from sca_hf.data.report import ReadReport
-from sca_hf.processing.regions_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 def square(x, y, side=10):

@@ -5,8 +5,8 @@ import json
 import pytest
 from reading import picture, read, regions
 
+from sca_hf.data.loading import ReadReport
 from sca_hf.data.region import RegionRecordError
-from sca_hf.data.report import ReadReport
 
 
 def region(region_id, phrase, box=(5, 6, 10, 12), image_id=1):

@@ -3,8 +3,8 @@
 import pytest
 from reading import picture, read, regions, write
 
+from sca_hf.data.loading import ReadReport
 from sca_hf.data.region import RegionRecordError
-from sca_hf.data.report import ReadReport
 
 
 # As LabelImg writes it: tabs, path of the machine it ran on, every field.

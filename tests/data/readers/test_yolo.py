@@ -3,9 +3,9 @@
 import pytest
 from reading import picture, read, regions, write
 
+from sca_hf.data.loading import ReadReport
 from sca_hf.data.region import RegionRecordError
-from sca_hf.data.report import ReadReport
-from sca_hf.processing.regions_sca import decode_rle
+from sca_hf.processing.masks_sca import decode_rle
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""Reads COCO instances: boxes, polygons, run-length codes and crowds; the base of the formats that follow COCO's."""
+"""Reads COCO instances (boxes, polygons, run-length codes, crowds) and the sets that follow COCO's form.
+
+Those are LVIS, COCO's photographs with masks of 1,203 categories, and the large sets of boxes only: Objects365
+version 2 and V3Det.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from ...processing.regions_sca import decode_rle, encode_rle
-from ..names import category_text, check_names
-from ..region import RegionRecordError
-from .sources import Clip, Record, choice, inside, read_json, region_fields
+from ...processing.masks_sca import decode_rle, encode_rle
+from ..region import RegionRecordError, category_text, check_names
+from .common import Clip, Record, choice, find_file, inside, read_json, region_fields
 
 
 Crowd = Literal["skip", "keep"]
@@ -188,3 +192,97 @@ def rows_of(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} has no list of {key}, as a COCO instances file has.")
     return rows
+
+
+def read_lvis(
+    annotations: str | Path,
+    images: str | Path,
+    task: str = "caption",
+    names: Mapping[str, str] | None = None,
+    masks: bool = True,
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per image of `lvis_v1_train.json` or `lvis_v1_val.json`.
+
+    Which categories are known to be absent from an image, or not marked everywhere, is of no use here and not read.
+
+    Args:
+        annotations: the file; of version 1, which tells a picture by `coco_url`, or 0.5.
+        images: the folder that holds `train2017` and `val2017` (both splits take pictures of both).
+        names: words for the names in the file; by default what is in brackets there, as `bow_(weapon)`, is dropped.
+        task, masks, clip: as for COCO.
+    """
+    folder = Path(images)
+
+    def locate(image: Mapping[str, Any]) -> Path | None:
+        if "coco_url" not in image:
+            name = str(image["file_name"])
+            # Version 0.5 writes COCO_val2014_000000000042.jpg for what is 000000000042.jpg in val2017.
+            plain = name.rsplit("_", 1)[-1]
+            found = find_file([folder, folder / "train2017", folder / "val2017"], [name, plain])
+            return found or inside(folder, name)
+        split, name = urlsplit(str(image["coco_url"])).path.rsplit("/", 2)[-2:]
+        return find_file([folder], [f"{split}/{name}", name]) or inside(folder, f"{split}/{name}")
+
+    file = CocoFile(Path(annotations), locate, task, names, "skip", masks, clip, plain=_without_brackets)
+    yield from file.records()
+
+
+def _without_brackets(name: str) -> str:
+    return name.split("_(")[0]
+
+
+def read_objects365(
+    annotations: str | Path,
+    images: str | Path,
+    task: str = "caption",
+    names: Mapping[str, str] | None = None,
+    crowd: Crowd = "skip",
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per image of `zhiyuan_objv2_train.json` or `zhiyuan_objv2_val.json`.
+
+    Three photographs that the training file names were never published: read it with `on_error="skip"`.
+
+    Args:
+        annotations: the file.
+        images: the folder that holds `images/v1/patch0/...` as the file names them, or `patch0/...`, or all pictures.
+        crowd: whether the boxes that are marked as a group are regions.
+        task, names, clip: as for COCO.
+    """
+    locate = _locate_by_tail(Path(images), 2)
+    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+
+
+def read_v3det(
+    annotations: str | Path,
+    images: str | Path,
+    task: str = "caption",
+    names: Mapping[str, str] | None = None,
+    crowd: Crowd = "skip",
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per image of `v3det_2023_v1_train.json` or `v3det_2023_v1_val.json`.
+
+    A few photographs can no longer be fetched: read it with `on_error="skip"`.
+
+    Args:
+        annotations: the file.
+        images: the folder that holds `images/a00000066/...` as the file names them, or `a00000066/...`.
+        crowd: whether the boxes that are marked as a group are regions.
+        task, names, clip: as for COCO.
+    """
+    locate = _locate_by_tail(Path(images), 2)
+    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+
+
+def _locate_by_tail(folder: Path, parts: int) -> Callable[[Mapping[str, Any]], Path | None]:
+    """Finds pictures by their whole name, or by the last parts of it, down to the file's name alone."""
+
+    def locate(image: Mapping[str, Any]) -> Path | None:
+        name = str(image["file_name"])
+        pieces = name.replace("\\", "/").split("/")
+        tails = ["/".join(pieces[-count:]) for count in range(parts, 0, -1)]
+        return find_file([folder], dict.fromkeys([name, *tails])) or inside(folder, name)
+
+    return locate

@@ -8,10 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ..names import category_text
-from ..region import RegionRecordError
+from ..region import RegionRecordError, category_text
 from .coco import segmentation_mask
-from .sources import Clip, Record, choice, image_size, region_fields
+from .common import Clip, Record, choice, image_size, region_fields
 
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")

@@ -1,17 +1,19 @@
-"""Reads RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as the refer toolkit has them: refs(<split_by>).p, instances.json."""
+"""Reads RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as the refer toolkit has them: refs(<split_by>).p, instances.json.
+
+Its references are pickles of plain values: a pickle is a program, and this runs none.
+"""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from ...processing.regions_sca import decode_rle, encode_rle
-from ..names import category_text, check_names
-from ..region import RegionRecordError
+from ...processing.masks_sca import decode_rle, encode_rle
+from ..region import RegionRecordError, category_text, check_names
 from .coco import segmentation_mask, xywh_box
-from .plain_pickle import load_plain_pickle
-from .sources import Clip, Record, choice, find_file, read_json, region_fields
+from .common import Clip, Record, choice, find_file, read_json, region_fields
 
 
 # Where the toolkit's own instructions put the pictures, seen from the folder of a data set.
@@ -153,3 +155,60 @@ def refer_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | Non
             raise ValueError(f"segmentation is of size {list(mask.shape)}, expected [{height}, {width}]")
         union = mask if union is None else union | mask
     return encode_rle(union) if union is not None and union.any() else None
+
+
+# Lists, tuples, dicts, strings, numbers, True, False and None have opcodes of their own; of what goes by a name, files
+# of plain values need no more than these.
+_PLAIN_CLASSES = {
+    (module, name): kind
+    for module in ("builtins", "__builtin__")  # of Python 3 and 2
+    for name, kind in (("set", set), ("frozenset", frozenset))
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits no class or function but those of `_PLAIN_CLASSES`, so that nothing of the file's choice is called."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        try:
+            return _PLAIN_CLASSES[module_name, global_name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it asks for {module_name}.{global_name}, which plain values do not need"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to objects outside of the file")
+
+
+def load_plain_pickle(path: str | Path) -> Any:
+    """Returns what a pickle holds: lists, tuples, dicts, sets, strings, numbers, True, False, None.
+
+    Strings of Python 2 are read as UTF-8, or, where they are not, all of them as Latin-1. Whatever else the file asks
+    for is a ValueError that names it, and nothing of it is run.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            try:
+                return _load(file, "utf-8")
+            except UnicodeDecodeError:
+                file.seek(0)
+                return _load(file, "latin-1")
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no pickle of plain values: {error}.") from None
+    # What a damaged file does to the unpickler.
+    except (
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        MemoryError,
+        OverflowError,
+    ) as error:
+        raise ValueError(f"{path} is no pickle of plain values: {type(error).__name__}: {error}.") from None
+
+
+def _load(file: BinaryIO, encoding: str) -> Any:
+    return _PlainUnpickler(file, encoding=encoding).load()

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..region import RegionRecordError
 from .coco import segmentation_mask, xywh_box
-from .sources import Clip, Record, choice, region_fields
+from .common import Clip, Record, choice, region_fields
 
 
 _MEMBER = re.compile(r"sa_(\d+)\.(jpg|json)")

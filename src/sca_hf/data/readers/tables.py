@@ -10,10 +10,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ..names import category_text
-from ..region import RegionRecordError
+from ..region import RegionRecordError, category_text
 from .coco import segmentation_mask
-from .sources import Record, image_size, inside
+from .common import Record, image_size, inside
 
 
 _ROWS_PER_BATCH = 64

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from ..region import RegionRecordError
 from .coco import xywh_box
-from .sources import Clip, Record, choice, find_file, inside, read_json, read_json_list, region_fields
+from .common import Clip, Record, choice, find_file, inside, read_json, read_json_list, region_fields
 
 
 # The two archives of pictures; whoever unpacks them into one folder is understood too.

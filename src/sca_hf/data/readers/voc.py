@@ -9,17 +9,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from ..region import RegionRecordError
-from .sources import (
-    Clip,
-    Record,
-    category_fields,
-    choice,
-    find_file,
-    image_size,
-    inside,
-    region_fields,
-    spellings,
-)
+from .common import Clip, Record, category_fields, choice, find_file, image_size, inside, region_fields, spellings
 
 
 SizeRule = Literal["check", "picture", "scale"]

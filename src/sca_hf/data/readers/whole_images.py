@@ -8,7 +8,7 @@ from typing import Any
 
 from ..region import RegionRecordError
 from .coco import rows_of
-from .sources import Record, image_size, inside, read_json, read_json_list
+from .common import Record, image_size, inside, read_json, read_json_list
 
 
 def read_coco_captions(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:

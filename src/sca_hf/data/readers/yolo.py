@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..names import check_names
-from ..region import RegionRecordError
-from .sources import IMAGE_SUFFIXES, Clip, Record, category_fields, choice, image_size, inside, region_fields
+from ..region import RegionRecordError, check_names
+from .common import IMAGE_SUFFIXES, Clip, Record, category_fields, choice, image_size, inside, region_fields
 
 
 def read_yolo(

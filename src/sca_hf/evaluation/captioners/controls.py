@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...processing.regions_sca import decode_rle
+from ...processing.masks_sca import decode_rle
 from ..predictions import PredictionError, PredictionRecord, read_predictions
 from .interface import Captioner, ImageQuery, RegionPrediction
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from ...modeling.bases_sca import hash_weights, source_of
+from ...modeling.base_models_sca import hash_weights, source_of
 from ...prompt_arguments import RegionPrompt
 
 

@@ -13,13 +13,13 @@ import transformers
 from transformers.utils import is_torchvision_available
 
 from ...captioning import bundled_model
-from ...modeling.bases_sca import SAM, load_part
+from ...modeling.base_models_sca import SAM, load_part
+from ...modeling.generation_sca import region_chunk_size
 from ...modeling.grouping_sca import plan_regions
-from ...modeling.memory_sca import region_chunk_size
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...modeling.segmentation_sca import SamSegmenter
+from ...processing.postprocessing_sca import mask_records
 from ...processing.prompts_sca import build_prompts, resized_size
-from ...processing.records_sca import mask_records
 from ...prompt_arguments import RegionPrompt, processor_arguments
 from .interface import ImageQuery, identity, point_in_mask
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from ...data.images import record_image
 from ...data.inspection import good_records
-from ...data.region import RegionRecordError
-from ...data.report import ReadReport
+from ...data.loading import ReadReport
+from ...data.region import RegionRecordError, record_image
 from ...drawing import DrawnRegion, cut_region
-from ...processing.regions_sca import decode_rle
+from ...processing.masks_sca import decode_rle
 from ..predictions import PredictionRecord
 from .contents import Example
 

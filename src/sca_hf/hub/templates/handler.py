@@ -40,7 +40,7 @@ class EndpointHandler:
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         # The repository's own code for run-length masks lies beside its processor.
         package = type(self.processor).__module__.rpartition(".")[0]
-        self.encode_rle = importlib.import_module(".regions_sca", package).encode_rle
+        self.encode_rle = importlib.import_module(".masks_sca", package).encode_rle
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         """Caption the regions of one image.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ...modeling.adapters_sca import ADAPTER_FOLDER
+from ...modeling.base_models_sca import ADAPTER_FOLDER
 
 
 def file_sha256(path: Path) -> str:

@@ -30,25 +30,27 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
-from ...modeling.adapters_sca import ADAPTER_FOLDER
+from ...files import (
+    UNFINISHED,
+    DiskFullError,
+    file_sizes,
+    flush,
+    flush_entry,
+    put_in_place,
+    removed_on_error,
+)
+from ...modeling.base_models_sca import ADAPTER_FOLDER
 from ..presets import plain_name
 from .fingerprint import preserve_rng_state, run_differences, run_fingerprint
 from .hub_push import copy_code, file_sha256, keep_from_the_hub
 from .integrity import (
     MANIFEST,
-    UNFINISHED,
     CheckpointError,
-    DiskFullError,
     clear_leftovers,
-    file_sizes,
-    flush,
-    flush_entry,
     has_optimizer,
     incomplete_reason,
     last_checkpoint,
-    put_in_place,
     read_json,
-    removed_on_error,
     rotate,
 )
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ...captioning import bundled_model
-from ...modeling.bases_sca import cast_but_positions
+from ...modeling.base_models_sca import cast_but_positions
 from ...modeling.configuration_sca import ScaConfig, text_embedding_size
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...modeling.bases_sca import BASES
+from ...modeling.base_models_sca import BASES
 from ...modeling.configuration_sca import ScaConfig
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ..arguments import PRESETS, ScaTrainingArguments

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ import transformers
 from transformers import set_seed
 from transformers.utils import logging
 
+from ...files import differences, staged
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
-from ..checkpoint.integrity import clear_leftovers, last_checkpoint, staged
+from ..checkpoint.integrity import clear_leftovers, last_checkpoint
 from ..trainer import ScaTrainer
 from .build import build_model
 from .card import plain_scores, run_card
@@ -88,8 +88,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
 def build_datasets(section: DataSection) -> tuple[Any, Any]:
     """Returns what to train on, and what to evaluate on: one set, several by name, or None."""
     from ...data.loading import load_spec
-    from ...data.mixing import mix_regions
-    from ...data.splitting import hold_out
+    from ...data.mixing import hold_out, mix_regions
 
     train = [load_spec(section.reader_spec(spec)) for spec in section.train]
     named = section.train if section.holdout is not None else section.eval
@@ -133,21 +132,13 @@ def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
     """The result that lies there, if this recipe made it."""
     output = Path(recipe.output)
     stored = read_yaml(output / RECIPE) if (output / RECIPE).is_file() else {}
-    if changed := _differences(stored, recipe.to_mapping()):
+    if changed := differences(stored, recipe.to_mapping()):
         raise ValueError(
             f"{output / MODEL} was trained by another recipe ({'; '.join(changed[:5])}): give another output, or "
             "remove that folder to train again."
         )
     metrics = json.loads((output / METRICS).read_text(encoding="utf-8")) if (output / METRICS).is_file() else {}
     return RunResult(output / MODEL, metrics, found_finished=True, is_main_process=args.process_index == 0)
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = [*before, *(key for key in now if key not in before)]
-        found = [_differences(before.get(key), now.get(key), f"{where}.{key}".lstrip(".")) for key in keys]
-        return [line for lines in found for line in lines]
-    return [] if before == now else [f"{where} was {before!r} and is {now!r}"]
 
 
 def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from ...data.scenes import scenes
 from ...evaluation.scenes_report import caption_scores, run_scenes
+from ...files import save_whole
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
-from ..checkpoint.integrity import save_whole
 from ..checkpoint.trainer import WholeCheckpoints
 from ..collator import RegionCollator
 from ..draws import SeededDataset
@@ -42,7 +42,7 @@ class CaptioningSettings:
     save_steps: int = 500
     seed: int = 0
     prompt_shares: dict[str, float] = field(
-        default_factory=lambda: {"jittered_box": 0.45, "point": 0.3, "center_point": 0.15, "mask": 0.1}
+        default_factory=lambda: {"jittered_box": 0.45, "point": 0.3, "mask_center_point": 0.15, "mask": 0.1}
     )
 
 

@@ -14,9 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ...data.scene_captions import describe, read_caption
-from ...data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject
-from ..checkpoint.integrity import save_whole
+from ...data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject, describe, read_caption
+from ...files import save_whole
 from ..checkpoint.trainer import WholeCheckpoints
 from .stages import stage_arguments, train_from_last_checkpoint
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
-from ..checkpoint.integrity import save_whole
+from ...files import save_whole
 from ..checkpoint.trainer import WholeCheckpoints
 from .prompt_sampling import PromptCollator
 from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays

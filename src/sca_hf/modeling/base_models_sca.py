@@ -1,6 +1,7 @@
 """Base models: the SAM and the language model of a composite, wherever they come from, and how each is pinned."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, without_dropout
-from .safety_sca import sizes
+from .validation_sca import sizes
 
 
 SAM = "sam"
@@ -230,7 +232,75 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
 
 
+# Folder within a mixer-only repository; at its top the library would take the repository for an adapter of something.
+ADAPTER_FOLDER = "language_model_adapter"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def has_adapter(language_model: PreTrainedModel | None) -> bool:
+    """Whether a language model has adapters that are not merged into it."""
+    return bool(getattr(language_model, "_hf_peft_config_loaded", False))
+
+
+def is_adapter_key(key: str) -> bool:
+    """Whether a weight belongs to an adapter."""
+    return ".lora_" in key
+
+
+def save_adapter(language_model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write the adapter in PEFT's own form.
+
+    Args:
+        weights: of the language model, by its own names; others than the adapter's are left out.
+    """
+    name = language_model.active_adapters()[0]
+    own = language_model.get_adapter_state_dict(name, state_dict=weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in own.items()}
+    save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    language_model.peft_config[name].save_pretrained(folder)
+
+
+def load_adapter(
+    language_model: PreTrainedModel, repository: str | os.PathLike[str], arguments: dict[str, Any]
+) -> None:
+    """Give a language model the adapter that a mixer-only repository holds for it.
+
+    Args:
+        repository: folder or repository id.
+        arguments: where its files are: `revision`, `token`, `cache_dir`, ...
+    """
+    files = [
+        cached_file(repository, f"{ADAPTER_FOLDER}/{name}", **arguments) for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+    ]
+    _check_config(Path(files[1]))
+    try:
+        language_model.load_adapter(str(Path(files[1]).parent))
+    except ImportError as error:
+        raise ImportError(
+            f"{repository} has a language model with LoRA adapters: pip install peft, or have its author merge them "
+            "(sca_hf.training.adapters.merge_lora) and save with include_bases=True."
+        ) from error
+
+
+def _check_config(path: Path) -> None:
+    """Refuse an adapter that is no LoRA, or that names modules to import: PEFT would import them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        raise ValueError(f"{path} describes no LoRA adapter (peft_type LORA), and no other is loaded.")
+    if named := [key for key in ("auto_mapping", "megatron_config") if content.get(key)]:
+        raise ValueError(f"{path} has {named[0]}, which would import modules by name. It has been tampered with.")
+
+
 __all__ = [
+    "ADAPTER_FOLDER",
+    "has_adapter",
+    "is_adapter_key",
+    "load_adapter",
+    "save_adapter",
     "BASES",
     "cast_but_positions",
     "check_loading_info",

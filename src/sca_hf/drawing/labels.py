@@ -1,21 +1,39 @@
-"""Where the labels of a picture go: near their regions, inside the canvas, never on each other.
+"""The labels of a picture: their text, measured and broken into lines, and where they go.
+
+A label goes near its region, inside the canvas, never on another.
 
 Frame of reference everywhere in this file: pixels of the canvas, x to the right, y down, far edges exclusive.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from PIL import ImageFont
 
 
 # What a candidate place costs: hiding the picture's subject, being far from it, having to be looked for.
 _COVER_OWN = 2.5
 _COVER_OTHER = 2.0
 _DISTANCE = 1.5
-_CENTRE = 0.1
+_CENTER = 0.1
 # Cells of the summed-area tables, so that large pictures cost no more than small ones.
 _CELL = 4
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# Fonts that systems come with, those that know most scripts behind those that read best.
+_FILES = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "Arial.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "DroidSansFallbackFull.ttf",
+    "wqy-microhei.ttc",
+    "Arial Unicode.ttf",
+    "msgothic.ttc",
+)
 
 
 class Rect(NamedTuple):
@@ -131,7 +149,7 @@ def _costs(
     area = (places[:, 2] - places[:, 0]) * (places[:, 3] - places[:, 1]) / _CELL**2
     other_share = _area_in(others, places) / np.maximum(1.0, area)
     center = np.abs(places[:, [0, 1]] + places[:, [2, 3]] - np.add(anchor[:2], anchor[2:])).sum(1) / (2 * max(canvas))
-    return _DISTANCE * distance + _COVER_OWN * own_share + _COVER_OTHER * other_share + _CENTRE * center
+    return _DISTANCE * distance + _COVER_OWN * own_share + _COVER_OTHER * other_share + _CENTER * center
 
 
 def _hits(places: np.ndarray, rects: Sequence[Rect], gap: float) -> np.ndarray:
@@ -158,3 +176,77 @@ def _area_in(table: np.ndarray, places: np.ndarray) -> np.ndarray:
     left, right = (np.round(places[:, i] / _CELL).astype(int).clip(0, columns) for i in (0, 2))
     top, bottom = (np.round(places[:, i] / _CELL).astype(int).clip(0, rows) for i in (1, 3))
     return table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+
+
+def text_font(size: int, text: str = "") -> Font:
+    """The first font that is installed and knows most letters of a text; the last choice comes with Pillow.
+
+    Args:
+        size: height in pixels.
+        text: what is to be written.
+    """
+    fonts = _fonts(size)
+    letters = {letter for letter in text if not letter.isascii()}
+    return max(fonts, key=lambda font: sum(_knows(font, letter) for letter in letters))
+
+
+@lru_cache(maxsize=8)
+def _fonts(size: int) -> tuple[Font, ...]:
+    found: list[Font] = []
+    for file in _FILES:
+        try:
+            found.append(ImageFont.truetype(file, size))
+        except OSError:
+            continue
+    return (*found, ImageFont.load_default(size))
+
+
+@lru_cache(maxsize=4096)
+def _knows(font: Font, letter: str) -> bool:
+    """Whether a font draws a letter otherwise than a code that stands for none."""
+    drawn, missing = (bytes(font.getmask(text)) for text in (letter, "\uffff"))
+    return drawn != missing
+
+
+def font_size(font: Font) -> int:
+    """Height of a font in pixels."""
+    return round(getattr(font, "size", 11))
+
+
+def line_height(font: Font) -> int:
+    """From one line to the next, in pixels."""
+    return round(1.25 * font_size(font))
+
+
+def text_width(text: str, font: Font) -> float:
+    """Width of one line in pixels."""
+    return font.getlength(text)
+
+
+def wrap_text(text: str, font: Font, room: float, most: int | None = None) -> list[str]:
+    """Breaks a text at its spaces, or inside a word that is wider than a line.
+
+    Args:
+        text: its white space counts as single spaces.
+        font: what it is written in.
+        room: width of a line in pixels.
+        most: lines; a longer text ends in an ellipsis.
+    """
+    lines: list[str] = [""]
+    for word in text.split() or [""]:
+        joined = f"{lines[-1]} {word}".strip()
+        if text_width(joined, font) <= room:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and text_width(lines[-1] + letter, font) > room:
+                lines.append("")
+            lines[-1] += letter
+    if most is None or len(lines) <= most:
+        return lines
+    last = lines[most - 1]
+    while last and text_width(last + "…", font) > room:
+        last = last[:-1]
+    return [*lines[: most - 1], last.rstrip() + "…"]

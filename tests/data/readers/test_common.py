@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sca_hf.data.readers import sources
-from sca_hf.data.readers.sources import find_file, image_size, inside, read_json, read_json_list, region_fields
+from sca_hf.data.readers import common
+from sca_hf.data.readers.common import find_file, image_size, inside, read_json, read_json_list, region_fields
 
 
 VALUES = st.recursive(
@@ -29,7 +29,7 @@ def test_a_list_in_pieces_is_the_whole_list(tmp_path_factory, values, block, ind
         json.dumps(values, indent=indent, ensure_ascii=ascii_only), encoding="utf-8", errors="surrogatepass"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_BLOCK", block)
+        patch.setattr(common, "_BLOCK", block)
         assert list(read_json_list(path)) == values
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .regions_sca import mask_boxes, select_masks, stability_scores
+from .mask_generation_sca import mask_boxes, select_masks, stability_scores
 
 
 # Pixels of upscaled masks held at once; those of a whole batch would not fit.

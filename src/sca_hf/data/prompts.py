@@ -1,4 +1,21 @@
-"""Draws the prompt of a region: a box, points or a mask, from what is known of the region.
+"""The ways to show a region: one list of kinds, for training, prediction, evaluation and reports.
+
+| kind | what is shown |
+|---|---|
+| `box` | the region's box |
+| `jittered_box` | the box with each edge moved by a normal number |
+| `center_point` | the middle of the box |
+| `mask_center_point` | the middle of the largest square that fits into the mask |
+| `point` | a random pixel of the mask, off its border where the mask has an inside |
+| `points` | 2 to 5 as for `point`, and points outside the region if that is asked for |
+| `random_point_in_box` | a point drawn uniformly from the box |
+| `random_point_in_mask` | a random pixel of the mask that the captioner itself finds by the box |
+| `annotated_points` | the points that the data set has, inside and outside |
+| `mask` | the mask |
+
+What a region lacks is an error where `strict` is asked for, as prediction does. Else `point` and `points` take one of
+the annotated points inside, or a place in the middle half of the box; `mask_center_point` takes the middle of the box;
+`annotated_points` and `mask` take the box.
 
 All coordinates are pixels of the original image, x to the right, y down, the first pixel's center at (0.5, 0.5).
 """
@@ -12,14 +29,18 @@ from typing import Any
 
 import numpy as np
 
-from ..data.region import RegionRecordError
-from ..processing.regions_sca import decode_rle
+from ..processing.masks_sca import decode_rle
+from .region import RegionRecordError
 
 
-PROMPT_KINDS = ("box", "jittered_box", "point", "center_point", "points", "mask")
+# What can be drawn from a record alone.
+_POINT_KINDS = ("point", "points", "center_point", "mask_center_point", "random_point_in_box", "annotated_points")
+DRAWN_KINDS = ("box", "jittered_box", *_POINT_KINDS, "mask")
+# `random_point_in_mask` needs a captioner that finds masks.
+PROMPT_KINDS = (*DRAWN_KINDS, "random_point_in_mask")
 # How many points inside the kind "points" draws.
 _FEWEST_POINTS, _MOST_POINTS = 2, 5
-# Points outside lie near: at most this share of the box's sides away from it.
+# Points outside lie near: at most this fraction of the box's sides away from it.
 _NEAR = 0.25
 
 
@@ -73,44 +94,71 @@ class PromptSource:
 
 
 def draw_prompt(
-    kind: str, source: PromptSource, rng: np.random.Generator, box_jitter: float = 0.1, outside_points: int = 0
+    kind: str,
+    source: PromptSource,
+    rng: np.random.Generator,
+    box_jitter: float = 0.1,
+    outside_points: int = 0,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Draws the prompt of one region as arguments of the processor.
 
     Args:
-        kind: one of `PROMPT_KINDS`. `box`: the region's. `jittered_box`: each edge moved by a normal number.
-            `point`: a pixel inside the mask, off its border where it has an inside; else one of the region's own
-            points; else a place in the middle half of its box. `center_point`: the middle of the largest square that
-            fits into the mask, else of the box. `points`: 2 to 5 as for `point`, and points outside. `mask`: the
-            mask; the box of a region that has none.
-        source: the region.
-        rng: draws.
-        box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
-        outside_points: the most points outside that `points` draws; they lie in or near the box, but not in the mask,
-            or, without a mask, near the box.
+        kind: One of `DRAWN_KINDS`, see this module's table.
+        source: The region.
+        rng: The generator of whatever is random.
+        box_jitter: The standard deviation of each edge of a jittered box, as a fraction of the box's side.
+        outside_points: How many points outside `points` draws at most; they lie in or near the box, but not in the
+            mask, or, without a mask, near the box.
+        strict: Whether to raise where the region has no mask or no points and the kind is about them.
     """
+    if kind not in DRAWN_KINDS:
+        raise ValueError(f"prompt is {kind!r}, expected one of {', '.join(DRAWN_KINDS)}.")
+    if strict:
+        _check_present(kind, source)
     if kind == "mask" and source.mask is not None:
         return {"input_masks": source.mask}
+    if kind == "annotated_points" and source.region.get("points") and source.region.get("labels"):
+        points = [list(point) for point in source.region["points"]]
+        return {"input_points": points, "input_labels": list(source.region["labels"])}
     if kind == "jittered_box":
         return {"input_boxes": _jittered(source, rng, box_jitter).tolist()}
-    if kind in ("box", "mask"):
+    if kind in ("box", "mask", "annotated_points"):
         return {"input_boxes": source.box.tolist()}
-    if kind == "center_point":
-        points = center_point(source)[None]
-    else:
-        wanted = 1 if kind == "point" else int(rng.integers(_FEWEST_POINTS, _MOST_POINTS + 1))
-        points = _inside(source, wanted, rng)
-    outside = np.zeros((0, 2))
-    if kind == "points" and outside_points:
-        outside = _outside(source, int(rng.integers(outside_points + 1)), rng)
-    labels = [1] * len(points) + [0] * len(outside)
-    return {"input_points": np.concatenate([points, outside]).tolist(), "input_labels": labels}
+    if kind == "points":
+        inside = _inside(source, int(rng.integers(_FEWEST_POINTS, _MOST_POINTS + 1)), rng)
+        outside = _outside(source, int(rng.integers(outside_points + 1)), rng) if outside_points else inside[:0]
+        labels = [1] * len(inside) + [0] * len(outside)
+        return {"input_points": np.concatenate([inside, outside]).tolist(), "input_labels": labels}
+    return {"input_points": [_single_point(kind, source, rng).tolist()], "input_labels": [1]}
 
 
-def center_point(source: PromptSource) -> np.ndarray:
-    """Returns x, y of the middle of the largest square that fits into the mask; of the box where there is no mask."""
-    if source.mask is None:
-        return (source.box[:2] + source.box[2:]) / 2
+def _single_point(kind: str, source: PromptSource, rng: np.random.Generator) -> np.ndarray:
+    """Returns x, y of a kind that shows one point."""
+    low, high = source.box[:2], source.box[2:]
+    if kind == "point":
+        return _inside(source, 1, rng)[0]
+    if kind == "random_point_in_box":
+        return low + (high - low) * rng.random(2)
+    if kind == "mask_center_point" and source.mask is not None:
+        return mask_center(source)
+    return (low + high) / 2
+
+
+def _check_present(kind: str, source: PromptSource) -> None:
+    if kind in ("mask", "mask_center_point", "point", "points") and source.mask is None:
+        raise RegionRecordError(
+            f"{source.where} has no mask; prompt it by box, by center_point or by random_point_in_box."
+        )
+    if kind == "annotated_points" and not (source.region.get("points") and source.region.get("labels")):
+        raise RegionRecordError(
+            f"{source.where} has no points; prompt it by box, by center_point or by random_point_in_box."
+        )
+
+
+def mask_center(source: PromptSource) -> np.ndarray:
+    """Returns x, y of the middle of the largest square that fits into the region's mask."""
+    assert source.mask is not None
     mask = source.mask[source.bounds]
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
     total[1:, 1:] = mask.cumsum(0, dtype=np.int32).cumsum(1)

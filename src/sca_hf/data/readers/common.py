@@ -1,4 +1,4 @@
-"""What the readers share: JSON in pieces, paths that are not trusted, sizes of pictures, names, boxes.
+"""What the readers share: JSON in pieces, paths that are not trusted, sizes of pictures, names, boxes; and `scenes`.
 
 Frame of reference: pixels of the original image as it is seen, that is turned upright by its EXIF orientation.
 """
@@ -14,8 +14,8 @@ from typing import Any, Literal, TextIO
 
 from PIL import ExifTags, Image
 
-from ..names import category_text
-from ..region import RegionRecordError
+from ..region import RegionRecordError, category_text
+from ..scenes import SPLIT_STARTS, scenes
 
 
 Clip = Literal["rounding", "image"]
@@ -172,3 +172,17 @@ def region_fields(
     allowed = allowed and cut[0] < cut[2] and cut[1] < cut[3]
     row = {"region_id": region_id, "box": cut if allowed else box, "mask": None, "points": None, "labels": None}
     return {**row, **fields, **({"clipped": True} if allowed and cut != box else {})}
+
+
+def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: str = "caption") -> Iterator[Record]:
+    """Yields the records of so many scenes; those without an object that can be described have no regions.
+
+    Args:
+        split: train, validation or test.
+        count: how many scenes.
+        start: the number of the first.
+        task: "caption" for their free captions, "recognition" for texture, color and shape.
+    """
+    choice(split, "split", list(SPLIT_STARTS))
+    for scene in scenes(split, count, start):
+        yield {**scene.to_record(), "task": task}

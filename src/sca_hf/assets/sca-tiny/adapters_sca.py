@@ -1,1 +1,0 @@
-../../modeling/adapters_sca.py

@@ -1,1 +1,0 @@
-../../processing/anything_settings_sca.py

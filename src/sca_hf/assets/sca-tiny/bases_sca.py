@@ -1,1 +1,0 @@
-../../modeling/bases_sca.py

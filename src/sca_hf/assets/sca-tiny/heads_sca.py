@@ -1,1 +1,0 @@
-../../modeling/heads_sca.py

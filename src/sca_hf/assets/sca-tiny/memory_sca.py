@@ -1,1 +1,0 @@
-../../modeling/memory_sca.py

@@ -1,1 +1,0 @@
-../../processing/nesting_sca.py

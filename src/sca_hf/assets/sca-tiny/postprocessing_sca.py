@@ -1,0 +1,1 @@
+../../processing/postprocessing_sca.py

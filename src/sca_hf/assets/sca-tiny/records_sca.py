@@ -1,1 +1,0 @@
-../../processing/records_sca.py

@@ -1,1 +1,0 @@
-../../processing/regions_sca.py

@@ -1,1 +1,0 @@
-../../modeling/safety_sca.py

@@ -1,1 +1,0 @@
-../../modeling/two_way_sca.py

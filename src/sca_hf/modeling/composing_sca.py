@@ -1,0 +1,162 @@
+"""Composition: a model made of a SAM and a language model, and the change of either later."""
+
+import inspect
+import os
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, load_part
+from .configuration_sca import ScaConfig, ScaMixerConfig, check_detail_widths, text_embedding_size
+from .generation_sca import caption_generation_config
+
+
+logger = logging.get_logger(__name__)
+
+
+class ScaComposingMixin:
+    """Construction from parts and their replacement, for [`ScaForConditionalGeneration`]."""
+
+    # Where each base was loaded from: what `save_pretrained(include_bases=False)` writes into the configuration.
+    base_sources: dict[str, dict[str, str]] | None = None
+
+    @classmethod
+    def from_sam_text_pretrained(
+        cls,
+        sam: str | os.PathLike[str] | PreTrainedModel,
+        text: str | os.PathLike[str] | PreTrainedModel,
+        mixer_config: ScaMixerConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Join a SAM and a causal language model by a new, untrained mixer.
+
+        Args:
+            sam: SAM or SAM-HQ: repository id, folder or loaded model. A whole SCA repository gives its SAM.
+            text: causal language model: repository id, folder or loaded model. A whole SCA repository gives its own.
+            mixer_config: the mixer's sizes; widths follow from the two parts.
+            kwargs: `sam_*` and `text_*` go to the loading of that part (`sam_revision=`, `text_dtype=`, ...),
+                `dtype`, `attn_implementation`, `cache_dir`, `token` and `local_files_only` to both, and any field of
+                [`ScaConfig`] to the configuration.
+        """
+        sam_kwargs, text_kwargs, fields = _sort_arguments(kwargs)
+        freeze = fields.get("freeze_base_models", True)
+        sam_model, sam_source = load_part(cls, SAM, sam, sam_kwargs)
+        language_model, text_source = load_part(cls, LANGUAGE_MODEL, text, text_kwargs, drop_dropout=freeze)
+        config = ScaConfig(
+            sam_config=sam_model.config, mixer_config=mixer_config, text_config=language_model.config, **fields
+        )
+        model = cls(config, build_bases=False)
+        model.to(device=sam_model.device, dtype=as_dtype(kwargs.get("dtype")))
+        model.generation_config = caption_generation_config(language_model)
+        model._attach(sam_model, language_model)
+        model.base_sources = complete_sources({SAM: sam_source, LANGUAGE_MODEL: text_source})
+        return model.eval()
+
+    def swap_language_model(self, text: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
+        """Replace the language model; the projection into it and the task tokens begin anew.
+
+        SAM and the rest of the mixer, which has learned what regions look like, stay: a better start than none.
+
+        Args:
+            text: repository id, folder or loaded model.
+            kwargs: of its loading: `revision`, `dtype` (default: that of the old language model), ...
+
+        Returns:
+            Names of the modules to train before captions mean anything again; a warning says so too. The processor
+            needs the new tokenizer.
+        """
+        self._default_to(self.language_model, kwargs)
+        language_model, source = load_part(
+            type(self), LANGUAGE_MODEL, text, kwargs, drop_dropout=self.config.freeze_base_models
+        )
+        mixer = self.mixer
+        mixer.config.text_hidden_size = text_embedding_size(language_model.config)
+        self.config.mixer_config.text_hidden_size = mixer.config.text_hidden_size
+        fresh = type(mixer)._from_config(mixer.config).to(mixer.device, mixer.dtype)
+        for name in ("language_project", "task_tokens"):
+            trained = getattr(mixer, name).weight.requires_grad
+            setattr(mixer, name, getattr(fresh, name).requires_grad_(trained))
+        self.config.caption_add_bos = False
+        self.generation_config = caption_generation_config(language_model)
+        self._put_in_place(LANGUAGE_MODEL, language_model, source, kwargs)
+        return _to_train_again(["mixer.language_project", "mixer.task_tokens"])
+
+    def swap_image_encoder(self, sam: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
+        """Replace SAM, encoder and mask decoder, by one of another size or by SAM-HQ; the mixer is kept.
+
+        Args:
+            sam: repository id, folder or loaded model.
+            kwargs: of its loading: `revision`, `dtype` (default: that of the old SAM), ...
+
+        Returns:
+            Names of the modules to train before captions mean anything again, as the mixer has read another SAM's
+            tokens; a warning says so too. Masks are right at once. Where the image size differs, the processor must
+            be made anew.
+        """
+        self._default_to(self.sam, kwargs)
+        sam_model, source = load_part(type(self), SAM, sam, kwargs)
+        width = sam_model.config.mask_decoder_config.hidden_size
+        if width != self.config.mixer_config.hidden_size:
+            raise ValueError(
+                f"the new SAM's mask decoder is {width} wide, but the mixer {self.config.mixer_config.hidden_size}: "
+                "build a new model with from_sam_text_pretrained."
+            )
+        if self.config.detail_widths:
+            check_detail_widths(self.config.detail_widths, sam_model.config)
+        self._put_in_place(SAM, sam_model, source, kwargs)
+        return _to_train_again(["mixer"])
+
+    def _default_to(self, old: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+        """Load a new base in the precision and with the attention of the old one, unless told otherwise."""
+        kwargs.setdefault("dtype", list(old.parameters())[-1].dtype)
+        kwargs.setdefault("attn_implementation", old.config._attn_implementation)
+
+    def _put_in_place(
+        self, name: str, part: PreTrainedModel, source: dict[str, str] | None, kwargs: dict[str, Any]
+    ) -> None:
+        """Attach one new base, on the device of the rest, and note where it came from."""
+        if kwargs.get("device_map") is None and not getattr(part, "is_quantized", False):
+            part.to(self.mixer.device)
+        self._attach(**{SAM: self.sam, LANGUAGE_MODEL: self.language_model, name: part})
+        self.base_sources = complete_sources({**(self.base_sources or {}), name: source})
+        # What a mixer-only save leaves out has other names now; without a source the weights must be in it.
+        self.include_bases = self.include_bases or self.base_sources is None
+        self.train(self.training)
+
+    def _attach(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
+        """Make loaded models parts of this one, in the state in which a whole repository would hold them."""
+        self.attach_base_models(sam, language_model)
+        # `generate` takes what our configuration leaves open from the language model's, which no repository of ours
+        # keeps: a model must not caption otherwise after saving and loading.
+        language_model.generation_config = GenerationConfig.from_model_config(language_model.config)
+
+
+def _to_train_again(names: list[str]) -> list[str]:
+    logger.warning(f"Train {' and '.join(names)} before captions mean anything again.")
+    return names
+
+
+def _sort_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into those for SAM, for the language model and for the configuration."""
+    both = ("dtype", "attn_implementation", "cache_dir", "token", "local_files_only", "device_map")
+    shared = {name: kwargs[name] for name in both if name in kwargs}
+    sam_kwargs, text_kwargs, fields = dict(shared), dict(shared), {}
+    allowed = inspect.signature(ScaConfig.__init__).parameters.keys() - {"sam_config", "text_config", "mixer_config"}
+    for name, value in kwargs.items():
+        if name in shared:
+            continue
+        if name in allowed:
+            fields[name] = value
+        elif name.startswith("sam_"):
+            sam_kwargs[name.removeprefix("sam_")] = value
+        elif name.startswith("text_"):
+            text_kwargs[name.removeprefix("text_")] = value
+        else:
+            raise TypeError(
+                f"from_sam_text_pretrained has no argument {name!r}; sam_{name} or text_{name} would go to one part."
+            )
+    return sam_kwargs, text_kwargs, fields
+
+
+__all__ = ["ScaComposingMixin"]
