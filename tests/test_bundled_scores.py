@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
-from sca_hf.captioning import bundled_model
 from sca_hf.data.scenes import scenes
 from sca_hf.evaluation.scenes_report import caption_scores, run_scenes
+from sca_hf.model_names import bundled_model
 from sca_hf.training import ScaTrainer, ScaTrainingArguments
 from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import load_recipe

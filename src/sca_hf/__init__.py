@@ -15,6 +15,7 @@ except (ImportError, RuntimeError):
     explain_broken_torchvision()
     raise
 
+from .model_names import bundled_model, region_captioning_pipeline
 from .modeling.configuration_sca import ScaConfig, ScaMixerConfig
 from .modeling.mixer_sca import ScaTextFeatureMixer
 from .modeling.modeling_sca import ScaForConditionalGeneration
@@ -37,4 +38,6 @@ __all__ = [
     "ScaOutput",
     "ScaProcessor",
     "ScaTextFeatureMixer",
+    "bundled_model",
+    "region_captioning_pipeline",
 ]

@@ -108,7 +108,7 @@ def test_info_counts_the_parameters(model, capsys):
 def test_info_names_the_bases_of_a_mixer_only_repository(model, tmp_path, capsys):
     from sca_hf import ScaForConditionalGeneration
 
-    ScaForConditionalGeneration.from_pretrained(model).save_pretrained(tmp_path / "mixer", include_bases=False)
+    ScaForConditionalGeneration.from_pretrained(model).save_pretrained(tmp_path / "mixer", include_base_models=False)
     assert main(["info", str(tmp_path / "mixer")]) == 0
     out = capsys.readouterr().out
     assert "mixer-only repository" in out and f"{model} @ " in out

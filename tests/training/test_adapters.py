@@ -83,9 +83,9 @@ def test_adapters_are_never_lost_in_saving(make_model, tmp_path):
     model = saved_model(make_model, tmp_path / "model")
     add_lora(model)
     with pytest.raises(ValueError, match="merge them"):
-        model.save_pretrained(tmp_path / "whole", include_bases=True)
+        model.save_pretrained(tmp_path / "whole", include_base_models=True)
     with pytest.raises(ValueError, match="leave the adapters behind"):
-        model.save_pretrained(tmp_path / "mixer", include_bases=False, push_to_hub=True)
+        model.save_pretrained(tmp_path / "mixer", include_base_models=False, push_to_hub=True)
     with pytest.raises(ValueError, match="adapters already"):
         add_lora(model)
 
@@ -114,7 +114,7 @@ def test_a_head_that_shares_its_weight_takes_no_adapter(make_model):
 def test_adapters_of_another_rank_are_refused(make_model, tmp_path):
     model = saved_model(make_model, tmp_path / "model")
     add_lora(model, rank=4)
-    model.save_pretrained(tmp_path / "mixer", include_bases=False)
+    model.save_pretrained(tmp_path / "mixer", include_base_models=False)
     other = saved_model(make_model, tmp_path / "model")
     add_lora(other, rank=8)
     with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|are others"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from sca_hf.captioning import bundled_model
 from sca_hf.cli import main
+from sca_hf.model_names import bundled_model
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_config, tiny_sam_config
 from sca_hf.training.arguments import ScaTrainingArguments

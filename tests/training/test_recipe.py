@@ -81,7 +81,7 @@ def test_a_run_leaves_a_model_its_scores_and_its_recipe(base, regions, tmp_path)
     result = run_recipe(recipe(base, regions, output))
     model = ScaForConditionalGeneration.from_pretrained(result.model)
     ScaProcessor.from_pretrained(result.model)
-    assert describe_repository(str(result.model)).kind == "mixer-only" and not model.include_bases
+    assert describe_repository(str(result.model)).kind == "mixer-only" and not model.include_base_models
     before = load_file(base / "model.safetensors")
     assert not torch.equal(model.mixer.task_tokens.weight, before["mixer.task_tokens.weight"])
     metrics = json.loads((output / "metrics.json").read_text())

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..captioning import bundled_model
 from ..drawing import DrawnRegion, draw_regions
+from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
 from .boxes import Boxes, boxes_of
@@ -51,7 +51,7 @@ class FolderRun:
         """What must be the same for a run to go on."""
         boxes = self.boxes if self.boxes is None or isinstance(self.boxes, str) else sorted(self.boxes.items())
         return {
-            "model": self.model or bundled_model().name,
+            "model": self.model or BUNDLED_MODEL,
             "settings": self.settings,
             "generation": self.generation,
             "boxes": boxes,

@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     declared = command(commands, "anything", run, _HELP, _EXAMPLE)
     declared.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder or data spec")
     declared.add_argument("--output", metavar="FOLDER", help="where the result goes (needed but for single images)")
-    declared.add_argument("--model", help="folder or repository id (default: the bundled sca-tiny)")
+    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     declared.add_argument("--points-per-side", type=positive, metavar="N", help="the grid has N x N points")
     declared.add_argument(
         "--points-per-batch", type=positive, metavar="N", help="points at once; less takes less memory"

@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "caption", run, _CAPTION_HELP, _CAPTION_EXAMPLE)
     declared.add_argument("images", nargs="+", metavar="IMAGE", help="file or URL")
-    declared.add_argument("--model", help="folder or repository id (default: the bundled sca-tiny)")
+    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):
         declared.add_argument(
             f"--{kind}", action=_Prompts, dest="prompts", metavar=form, help=f"a region by its {kind}"

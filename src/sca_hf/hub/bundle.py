@@ -32,7 +32,7 @@ def bundle(source: Path, destination: Path) -> Path:
     model.config.freeze_base_models = True  # whatever its last stage trained, finetuning begins as published
     unfinished = destination.with_name(destination.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished, state_dict=weights, include_bases=True)
+    model.save_pretrained(unfinished, state_dict=weights, include_base_models=True)
     ScaProcessor.from_pretrained(source).save_pretrained(unfinished)
     stored = json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
     if stored["dtype"] != "float32":

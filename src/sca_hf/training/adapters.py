@@ -75,7 +75,7 @@ def merge_lora(model: Any) -> None:
     language_model._hf_peft_config_loaded = False
     model.config.language_model_adapter = False
     model.base_sources = None
-    model.include_bases = True
+    model.include_base_models = True
 
 
 def restore_adapter(model: Any, checkpoint: Path) -> None:

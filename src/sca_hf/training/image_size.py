@@ -69,7 +69,7 @@ def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list
         fresh.requires_grad_(known.requires_grad)
     model.attach_base_models(new.train(old.training), model.language_model)
     model.base_sources = None
-    model.include_bases = True
+    model.include_base_models = True
     before, now = (sam.config.prompt_encoder_config.image_embedding_size for sam in (old, new))
     return [] if now == before else ["sam.vision_encoder", "mixer"]
 

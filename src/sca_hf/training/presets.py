@@ -169,7 +169,7 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     args.mask_loss_weight = model.config.mask_loss_weight if preset.trains_masks else None
     hold_frozen(model, args.frozen_dtype)
     choose_save_form(model, preset, args.save_form)
-    if args.frozen_dtype and model.include_bases:
+    if args.frozen_dtype and model.include_base_models:
         logger.warning(f"Checkpoints hold every weight, the frozen ones rounded to {args.frozen_dtype}.")
     if args.ddp_find_unused_parameters is None:
         # A batch seldom holds every kind of prompt, and each has weights of its own; elsewhere all weights are used.
@@ -218,7 +218,7 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
             logger.warning(
                 "Checkpoints hold every weight: the model's SAM and language model come from no repository."
             )
-    model.include_bases = form == "whole"
+    model.include_base_models = form == "whole"
 
 
 def _trains_own_weights(part: torch.nn.Module) -> bool:

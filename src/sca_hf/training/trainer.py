@@ -66,8 +66,8 @@ class ScaTrainer(ShardedCheckpoints):
         **kwargs: Any,
     ) -> None:
         self.preset = prepare_model(model, args)
-        if args.push_to_hub and not model.include_bases:
-            model.check_published_bases()
+        if args.push_to_hub and not model.include_base_models:
+            model.check_published_base_models()
         if processing_class is None and (data_collator is None or eval_collator is None or args.eval_generate):
             raise ValueError("ScaTrainer needs the model's processor as processing_class: it makes the batches.")
         self.inputs = RunInputs(model, args, processing_class)

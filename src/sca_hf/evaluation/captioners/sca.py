@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...captioning import bundled_model, check_repository
+from ...model_names import BUNDLED_MODEL, check_repository
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ...prompt_arguments import processor_arguments
@@ -41,10 +41,10 @@ class ScaCaptioner:
         dtype: torch.dtype | None = None,
         generation: Mapping[str, Any] | None = None,
     ) -> ScaCaptioner:
-        """Loads a folder or repository; None takes the bundled model."""
-        path = check_repository(str(bundled_model() if model is None else model))
+        """Loads a folder or repository; `sca-tiny` and None take the bundled model."""
+        path = check_repository(model)
         loaded = ScaForConditionalGeneration.from_pretrained(path, **({} if dtype is None else {"dtype": dtype}))
-        name = "sca-tiny" if model is None else str(model)
+        name = BUNDLED_MODEL if model is None else str(model)
         return cls(loaded.to(device), ScaProcessor.from_pretrained(path), generation, name, identity(path))
 
     def settings(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.utils import is_torchvision_available
 
-from ...captioning import bundled_model
+from ...model_names import resolve_model
 from ...modeling.base_models_sca import SAM, load_part
 from ...modeling.generation_sca import region_chunk_size
 from ...modeling.grouping_sca import plan_regions
@@ -53,7 +53,7 @@ class Segmenter:
     @classmethod
     def load(cls, source: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Segmenter:
         """Loads the SAM of a folder or repository, of a SAM or of a whole SCA, or that of `sca-tiny`."""
-        source = str(bundled_model()) if source == "sca-tiny" else source
+        source = resolve_model(source)
         sam, _ = load_part(ScaForConditionalGeneration, SAM, source, {} if dtype is None else {"dtype": dtype})
         return cls(sam.to(device), identity(source))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from ...captioning import bundled_model
+from ...model_names import resolve_model
 from ...modeling.base_models_sca import cast_but_positions
 from ...modeling.configuration_sca import ScaConfig, text_embedding_size
 from ...modeling.modeling_sca import ScaForConditionalGeneration
@@ -19,13 +19,7 @@ from .known_configs import known_config
 from .schema import ModelSection, load_recipe
 
 
-BUNDLED = "sca-tiny"
 _FROM_TABLE = " could not be reached: its configuration is taken from a table in this package."
-
-
-def model_source(name: str) -> str:
-    """The folder or repository id that `model.from` means."""
-    return str(bundled_model()) if name == BUNDLED and not Path(name).exists() else name
 
 
 def as_dtype_name(dtype: str) -> str:
@@ -65,7 +59,7 @@ def recipe_config(model: ModelSection, beside: Path | None = None) -> tuple[ScaC
 
 
 def _own_config(model: ModelSection) -> ScaConfig:
-    name = model_source(str(model.from_))
+    name = resolve_model(str(model.from_))
     config = ScaConfig.from_pretrained(name, revision=model.revision or "main")
     if config.model_type != ScaConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
@@ -75,7 +69,7 @@ def _own_config(model: ModelSection) -> ScaConfig:
 def _stage_config(model: ModelSection, beside: Path | None, notes: list[str]) -> ScaConfig | None:
     """The configuration that an earlier stage is going to write, from its recipe."""
     name = str(model.from_)
-    if beside is None or Path(model_source(name)).exists():
+    if beside is None or Path(resolve_model(name)).exists():
         return None
     for path in sorted(beside.glob("*.yaml")):
         try:
@@ -96,7 +90,7 @@ def _base_config(name: str | None, revision: str | None, part: str, notes: list[
         notes.append(f"{name}{_FROM_TABLE}")
         return known  # the Hub was not there a moment ago, and each try takes half a minute
     try:
-        config = AutoConfig.from_pretrained(model_source(str(name)), revision=revision or "main")
+        config = AutoConfig.from_pretrained(resolve_model(str(name)), revision=revision or "main")
     except OSError:
         if known is None:
             raise
@@ -119,7 +113,7 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     where: dict[str, Any]
     anew: list[str] = []
     if section.from_ is not None:
-        source, where = model_source(section.from_), {"revision": section.revision or "main"}
+        source, where = resolve_model(section.from_), {"revision": section.revision or "main"}
         model = ScaForConditionalGeneration.from_pretrained(source, **where, **options)
         processor = ScaProcessor.from_pretrained(source, **where)
         tokenizer, image_processor = processor.tokenizer, processor.image_processor
@@ -127,8 +121,8 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         _cast(model, dtype, text_dtype)
     else:
         model = ScaForConditionalGeneration.from_sam_text_pretrained(
-            model_source(str(section.sam)),
-            model_source(str(section.language_model)),
+            resolve_model(str(section.sam)),
+            resolve_model(str(section.language_model)),
             mixer_config=dict(section.mixer),
             sam_revision=section.sam_revision or "main",
             text_revision=section.language_model_revision or "main",
@@ -141,12 +135,12 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
         anew = ["mixer"]
     if section.swap_language_model is not None:
         where = {"revision": section.swap_language_model_revision or "main"}
-        source = model_source(section.swap_language_model)
+        source = resolve_model(section.swap_language_model)
         anew += model.swap_language_model(source, dtype=text_dtype, **where, **options)
         tokenizer = _tokenizer(section.swap_language_model, section.swap_language_model_revision)
     if section.swap_image_encoder is not None:
         where = {"revision": section.swap_image_encoder_revision or "main"}
-        anew += model.swap_image_encoder(model_source(section.swap_image_encoder), dtype=dtype, **where, **options)
+        anew += model.swap_image_encoder(resolve_model(section.swap_image_encoder), dtype=dtype, **where, **options)
         image_processor = anything_settings = None  # they were for the other one
     if section.image_size is not None:
         anew += set_image_size(model, section.image_size, section.patch_size)
@@ -172,4 +166,4 @@ def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
 
 
 def _tokenizer(name: str | None, revision: str | None) -> Any:
-    return AutoTokenizer.from_pretrained(model_source(str(name)), revision=revision or "main")
+    return AutoTokenizer.from_pretrained(resolve_model(str(name)), revision=revision or "main")

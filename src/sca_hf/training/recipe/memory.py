@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...modeling.base_models_sca import BASES
+from ...modeling.base_models_sca import BASE_MODELS
 from ...modeling.configuration_sca import ScaConfig
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ..arguments import PRESETS, ScaTrainingArguments
@@ -144,7 +144,7 @@ def _prepared(config: ScaConfig, args: ScaTrainingArguments, dtype: str, autocas
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
     # As of a model that was loaded: nothing is saved here.
-    model.base_sources = {name: {"path": ""} for name in BASES}
+    model.base_sources = {name: {"path": ""} for name in BASE_MODELS}
     with torch.device("meta"):
         prepare_model(model, args)
     args.quantize_language_model = quantized
