@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ..data.region import record_image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
-from ..evaluation.metrics.exact import words
+from ..evaluation.metrics.rouge import words
 from ..modeling.losses_sca import caption_loss, mask_loss
 
 
