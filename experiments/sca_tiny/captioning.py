@@ -13,7 +13,7 @@ from sca_hf.data.scenes import scenes
 from sca_hf.files import save_whole
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
-from sca_hf.training.checkpoint.whole import WholeCheckpoints
+from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 from sca_hf.training.collator import RegionCollator
 from sca_hf.training.draws import SeededDataset
 from sca_hf.training.embedding_cache import encoder_fingerprint

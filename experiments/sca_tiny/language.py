@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sca_hf.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject, describe, read_caption
 from sca_hf.files import save_whole
-from sca_hf.training.checkpoint.whole import WholeCheckpoints
+from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
 from .stages import stage_arguments, train_from_last_checkpoint
 

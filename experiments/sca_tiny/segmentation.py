@@ -18,7 +18,7 @@ from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
 from sca_hf.files import save_whole
-from sca_hf.training.checkpoint.whole import WholeCheckpoints
+from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
 from .prompt_sampling import PromptCollator
 from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays

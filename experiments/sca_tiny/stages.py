@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from transformers import TrainingArguments
 
-from sca_hf.training.checkpoint.whole import WholeCheckpoints, last_checkpoint
+from sca_hf.training.checkpoint.integrity import last_checkpoint
+from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
 
 class StageSettings(Protocol):

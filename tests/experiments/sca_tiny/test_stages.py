@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from experiments.sca_tiny.language import KeywordTexts, LanguageSettings, train_language_model, train_tokenizer
 from experiments.sca_tiny.segmentation import SegmentationSettings, train_segmentation
 from sca_hf.data.scenes import render_scene
-from sca_hf.training.checkpoint.whole import last_checkpoint
+from sca_hf.training.checkpoint.integrity import last_checkpoint
 
 
 SHORT = LanguageSettings(steps=4, batch_size=4, save_steps=2)
