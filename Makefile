@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest -q
 FAST = not slow and not gpu and not hub
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-external test-versions check flat style bench docs assets build clean
+.PHONY: help install demo test test-slow test-external test-versions check flat style bench docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | \
@@ -78,9 +78,6 @@ bench: $(VENV)/.installed-dev ## speed against the library's plain modules, and 
 
 docs: $(VENV)/.installed-dev ## the README's picture and outputs, made anew with the bundled model
 	$(BIN)/python docs/refresh.py
-
-assets: ## the code of modeling/ and processing/ copied beside the bundled weights, after a change of either
-	cp src/sca_hf/modeling/*_sca.py src/sca_hf/processing/*_sca.py src/sca_hf/assets/sca-tiny/
 
 build: $(BIN)/python ## a wheel in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .

@@ -6,6 +6,7 @@
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,8 +48,7 @@ def fill() -> None:
 
     def run(shown: re.Match[str]) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            for name in ("src", "docs"):
-                (Path(folder) / name).symlink_to(ROOT / name)
+            shutil.copy(IMAGES / "scene.png", folder)
             program = [sys.executable, "-c", shown[2]]
             printed = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=True).stdout
         return shown[1] + shown[2] + shown[3] + printed + shown[5]

@@ -2,8 +2,7 @@
 
 from transformers import Trainer, TrainingArguments
 
-from sca_hf import ScaForConditionalGeneration, ScaProcessor
-from sca_hf.captioning import bundled_model
+from sca_hf import ScaForConditionalGeneration, ScaProcessor, bundled_model
 from sca_hf.data import hold_out, load_regions
 from sca_hf.training import RegionCollator, SeededDataset, apply_preset, pretrain_detail_encoder, training_augmentation
 

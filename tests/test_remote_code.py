@@ -28,7 +28,7 @@ def whole(model, processor, tmp_path):
 @pytest.fixture
 def mixer_only(whole, processor, tmp_path):
     loaded = ScaForConditionalGeneration.from_pretrained(whole)
-    loaded.save_pretrained(tmp_path / "mixer", include_bases=False)
+    loaded.save_pretrained(tmp_path / "mixer", include_base_models=False)
     processor.save_pretrained(tmp_path / "mixer")
     return tmp_path / "mixer"
 

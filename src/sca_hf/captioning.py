@@ -1,10 +1,7 @@
 """Captioning the regions of image files: what `sca-hf caption` does, without the command line."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +9,12 @@ import torch
 from PIL import Image
 
 from .drawing import DrawnRegion, draw_regions
+from .model_names import check_repository
 from .modeling.modeling_sca import ScaForConditionalGeneration
 from .processing.images_sca import as_images
 from .processing.masks_sca import encode_rle
 from .processing.processing_sca import ScaProcessor
 from .processing.region_prompts_sca import RegionPrompt, processor_arguments
-
-
-_REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass
@@ -67,30 +62,14 @@ class CaptionedRegion:
         return self.prompt.with_extra(record)
 
 
-def bundled_model() -> Path:
-    """The folder of `sca-tiny`, which comes with this package."""
-    return Path(str(resources.files("sca_hf") / "assets" / "sca-tiny"))
-
-
-def check_repository(name: str) -> str:
-    """Returns a model's name if it is a saved model's folder or looks like a repository id; raises otherwise."""
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{name} holds no config.json; give the folder of a saved model.")
-    elif folder.exists() or not _REPOSITORY_ID.fullmatch(name):
-        raise FileNotFoundError(f"{name} is neither the folder of a saved model nor a repository id.")
-    return name
-
-
 def load(model: str | None = None, device: str | None = None) -> tuple[ScaForConditionalGeneration, ScaProcessor]:
     """Loads a model and its processor.
 
     Args:
-        model: folder or repository id; None takes the bundled model.
+        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`.
         device: None takes CUDA where it is present.
     """
-    name = check_repository(str(bundled_model()) if model is None else model)
+    name = check_repository(model)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = ScaForConditionalGeneration.from_pretrained(name).to(chosen).eval()
     return loaded, ScaProcessor.from_pretrained(name)

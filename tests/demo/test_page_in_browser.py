@@ -54,7 +54,7 @@ def other_model() -> Path:
     """The bundled model under another name."""
     import tempfile
 
-    from sca_hf.captioning import bundled_model
+    from sca_hf.model_names import bundled_model
 
     folder = Path(tempfile.gettempdir()) / f"sca-page-{os.getpid()}" / "the-other"
     if not folder.exists():

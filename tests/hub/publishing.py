@@ -28,7 +28,7 @@ def with_processor(folder):
 def save_mixer(folder, sam, language_model):
     """A mixer-only repository over a SAM and a language model: folders or repository ids."""
     model = ScaForConditionalGeneration.from_sam_text_pretrained(sam, language_model, mixer_config=MIXER)
-    model.save_pretrained(folder, include_bases=False)
+    model.save_pretrained(folder, include_base_models=False)
     return with_processor(folder)
 
 

@@ -58,7 +58,7 @@ def published(online, processor_of_test):
     mixer = ScaForConditionalGeneration.from_sam_text_pretrained(
         "org/sam", "org/lm", mixer_config=MIXER, sam_revision="v1", text_revision="first"
     )
-    mixer.include_bases = False
+    mixer.include_base_models = False
     mixer.push_to_hub("org/mixer")
     processor_of_test.push_to_hub("org/mixer")
     return {"org/whole": whole, "org/mixer": mixer}
@@ -92,7 +92,7 @@ def mixer_only(online, bases, tmp_path):
         made.sam.push_to_hub("org/a-sam")
         made.language_model.push_to_hub("org/an-lm")
         mixer = ScaForConditionalGeneration.from_sam_text_pretrained("org/a-sam", "org/an-lm", mixer_config=MIXER)
-        mixer.include_bases = False
+        mixer.include_base_models = False
         mixer.push_to_hub("org/errors")
         bases["model"] = mixer
         # The cache of this test is not that of the others.
@@ -147,7 +147,7 @@ def test_a_base_that_is_not_there_is_named_with_the_mend(mixer_only, online, lm,
         online.forgive()
     told = str(error.value)
     assert "org/errors needs its language_model from org/an-lm at revision" in told
-    assert "bases={'language_model': a folder or repository id}" in told
+    assert "base_models={'language_model': a folder or repository id}" in told
 
 
 def test_offline_without_a_cache_says_what_to_load_once(mixer_only, online, tmp_path, monkeypatch):
@@ -167,14 +167,14 @@ def test_a_base_of_another_architecture_is_refused_before_its_weights_come(
     AutoModelForCausalLM.from_config(config).push_to_hub(f"org/other-{family}")
     before = len(online.requests)
     with pytest.raises(ValueError, match=rf"another architecture than the language_model.*({message})"):
-        load(mixer_only, tmp_path / "new", bases={"language_model": f"org/other-{family}"})
+        load(mixer_only, tmp_path / "new", base_models={"language_model": f"org/other-{family}"})
     assert not [path for _, path in online.requests[before:] if f"other-{family}" in path and "safetensors" in path]
 
 
 def test_a_sam_of_another_size_is_refused(mixer_only, online, tmp_path):
     AutoModel.from_config(tiny_sam_config(image_size=128)).save_pretrained(tmp_path / "sam")
     with pytest.raises(ValueError, match=r"another architecture than the sam .*image_size 128 in place of 64"):
-        load(mixer_only, tmp_path / "new", bases={"sam": tmp_path / "sam"})
+        load(mixer_only, tmp_path / "new", base_models={"sam": tmp_path / "sam"})
 
 
 def test_code_in_a_base_repository_is_never_run(mixer_only, online, lm, tmp_path, bases):
@@ -199,13 +199,13 @@ def test_a_folder_for_a_base_is_not_looked_for_on_behalf_of_the_hub(mixer_only, 
     made.sam.save_pretrained(tmp_path / "sam")
     made.language_model.save_pretrained(tmp_path / "lm")
     local = ScaForConditionalGeneration.from_sam_text_pretrained(tmp_path / "sam", tmp_path / "lm", mixer_config=MIXER)
-    local.save_pretrained(tmp_path / "mixer", include_bases=False)
+    local.save_pretrained(tmp_path / "mixer", include_base_models=False)
     HfApi(online.url).create_repo("org/of-a-folder")
     HfApi(online.url).upload_folder(repo_id="org/of-a-folder", folder_path=tmp_path / "mixer")
     with pytest.raises(ValueError, match=r"org/of-a-folder takes its sam from a folder of the machine"):
         load("org/of-a-folder", tmp_path / "new")
     with pytest.raises(ValueError, match=r"would name folders of this machine .*push"):
-        local.push_to_hub("org/never-made", include_bases=False)
+        local.push_to_hub("org/never-made", include_base_models=False)
     assert ("model", "org/never-made") not in online.store.repositories
 
 

@@ -62,7 +62,7 @@ def config(**changes):
     return change
 
 
-def bases(**changes):
+def base_models(**changes):
     """A change of where the mixer's SAM comes from."""
 
     def change(folder):
@@ -174,13 +174,13 @@ WHOLE = {
     "a processor newer than this code": (processor(format_version=2), "the processor's settings are of format 2"),
 }
 MIXER = {
-    "a base that is a path": (bases(repo_id="../../etc"), "is no repository id"),
-    "a base in a folder above": (bases(subfolder="../../secret"), "leads out of the repository"),
-    "a base that is not pinned": (bases(revision=None), "pins nothing: it has no revision"),
-    "a base with code": (bases(trust_remote_code="yes"), r"unknown fields \['trust_remote_code'\]"),
-    "a base that is two": (bases(path="/etc"), "either a repo_id or a path"),
+    "a base that is a path": (base_models(repo_id="../../etc"), "is no repository id"),
+    "a base in a folder above": (base_models(subfolder="../../secret"), "leads out of the repository"),
+    "a base that is not pinned": (base_models(revision=None), "pins nothing: it has no revision"),
+    "a base with code": (base_models(trust_remote_code="yes"), r"unknown fields \['trust_remote_code'\]"),
+    "a base that is two": (base_models(path="/etc"), "either a repo_id or a path"),
     "a base that is missing": (config(base_model_repos={"sam": {}}), "must say where 'sam' and 'language_model'"),
-    "bases that are no texts": (bases(repo_id=["org/sam"]), "must be a mapping of texts"),
+    "base models that are no texts": (base_models(repo_id=["org/sam"]), "must be a mapping of texts"),
 }
 ALL = {
     **{name: ("whole", *rest) for name, rest in WHOLE.items()},

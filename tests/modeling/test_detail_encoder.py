@@ -125,7 +125,7 @@ def test_it_is_saved_and_loaded(detailed, processor, tmp_path):
     loaded = ScaForConditionalGeneration.from_pretrained(tmp_path / "whole")
     inputs = batch(processor)
     assert torch.equal(prefixes(loaded, inputs), prefixes(detailed, inputs))
-    loaded.save_pretrained(tmp_path / "mixer", include_bases=False)
+    loaded.save_pretrained(tmp_path / "mixer", include_base_models=False)
     keys = load_file(tmp_path / "mixer" / "model.safetensors")
     assert {key.split(".")[0] for key in keys} == {"mixer", "detail_encoder"}
     again = ScaForConditionalGeneration.from_pretrained(tmp_path / "mixer")

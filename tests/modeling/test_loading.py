@@ -35,7 +35,7 @@ def joined(parts):
 
 @pytest.fixture
 def mixer_only(joined, tmp_path):
-    joined.save_pretrained(tmp_path / "mixer", include_bases=False)
+    joined.save_pretrained(tmp_path / "mixer", include_base_models=False)
     return tmp_path / "mixer"
 
 
@@ -134,7 +134,7 @@ def test_loaded_models_can_be_joined_too(parts, tmp_path):
     assert model.language_model is llama and llama.config._attn_implementation == before
     # Nobody knows whether they still are what they were when they were loaded.
     with pytest.raises(ValueError, match="given as loaded models"):
-        model.save_pretrained(tmp_path / "mixer", include_bases=False)
+        model.save_pretrained(tmp_path / "mixer", include_base_models=False)
 
 
 def test_arguments_reach_their_part(parts):
@@ -164,8 +164,8 @@ def test_end_tokens_of_the_language_model_survive_but_not_its_sampling(parts, tm
     settings = {"eos_token_id": [2, 5], "pad_token_id": 0, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
     (text / "generation_config.json").write_text(json.dumps(settings))
     model = ScaForConditionalGeneration.from_sam_text_pretrained(sam, text, mixer_config=MIXER)
-    for folder, include_bases in (("whole", True), ("mixer", False)):
-        model.save_pretrained(tmp_path / folder, include_bases=include_bases)
+    for folder, include_base_models in (("whole", True), ("mixer", False)):
+        model.save_pretrained(tmp_path / folder, include_base_models=include_base_models)
         loaded = AutoModel.from_pretrained(tmp_path / folder)
         assert loaded.generation_config.eos_token_id == [2, 5]
         assert not loaded.generation_config.do_sample
@@ -191,19 +191,19 @@ def test_a_mixer_only_repository_loads_like_a_whole_one(joined, mixer_only, inpu
         load_file(tmp_path / "again" / "model.safetensors").keys()
         == load_file(mixer_only / "model.safetensors").keys()
     )
-    loaded.save_pretrained(tmp_path / "whole", include_bases=True)
+    loaded.save_pretrained(tmp_path / "whole", include_base_models=True)
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["base_model_repos"] is None
     assert_same_output(AutoModel.from_pretrained(tmp_path / "whole"), joined, inputs)
 
 
 def test_the_base_may_be_part_of_a_whole_repository(model, inputs, tmp_path):
     whole = ScaForConditionalGeneration.from_pretrained(save(model, tmp_path / "whole"))
-    whole.save_pretrained(tmp_path / "mixer", include_bases=False)
+    whole.save_pretrained(tmp_path / "mixer", include_base_models=False)
     repos = json.loads((tmp_path / "mixer" / "config.json").read_text())["base_model_repos"]
     assert repos["sam"]["part"] == "sam" and repos["sam"]["path"] == str(tmp_path / "whole")
     assert_same_output(AutoModel.from_pretrained(tmp_path / "mixer"), model, inputs)
     with pytest.raises(ValueError, match="would overwrite it"):
-        whole.save_pretrained(tmp_path / "whole", include_bases=False)
+        whole.save_pretrained(tmp_path / "whole", include_base_models=False)
     other = ScaForConditionalGeneration.from_sam_text_pretrained(
         tmp_path / "whole", tmp_path / "whole", mixer_config=MIXER
     )
@@ -212,9 +212,9 @@ def test_the_base_may_be_part_of_a_whole_repository(model, inputs, tmp_path):
 
 def test_a_base_of_other_weights_is_refused(mixer_only, parts, joined, inputs):
     edit_weights(parts[1], lambda state: state["lm_head.weight"].add_(1))
-    with pytest.raises(ValueError, match=r"not those that .* was trained with \(language_model\)(.|\n)*bases="):
+    with pytest.raises(ValueError, match=r"not those that .* was trained with \(language_model\)(.|\n)*base_models="):
         AutoModel.from_pretrained(mixer_only)
-    given = AutoModel.from_pretrained(mixer_only, bases={"language_model": joined.language_model})
+    given = AutoModel.from_pretrained(mixer_only, base_models={"language_model": joined.language_model})
     assert_same_output(given, joined, inputs)
 
 
@@ -225,9 +225,9 @@ def test_a_base_that_moved_is_found_beside_the_repository_or_asked_for(mixer_onl
         shutil.move(folder, moved / folder.name)
     assert_same_output(AutoModel.from_pretrained(moved / "mixer"), joined, inputs)
     shutil.move(moved / "llama", tmp_path / "away")
-    with pytest.raises(FileNotFoundError, match=r"bases=\{'language_model'"):
+    with pytest.raises(FileNotFoundError, match=r"base_models=\{'language_model'"):
         AutoModel.from_pretrained(moved / "mixer")
-    found = AutoModel.from_pretrained(moved / "mixer", bases={"language_model": tmp_path / "away"})
+    found = AutoModel.from_pretrained(moved / "mixer", base_models={"language_model": tmp_path / "away"})
     assert_same_output(found, joined, inputs)
 
 
@@ -240,14 +240,14 @@ def into_cache(cache, repo_id, commit, folder, is_main):
         (repository / "refs" / "main").write_text(commit)
 
 
-def test_bases_from_the_hub_are_pinned_to_their_commits(parts, inputs, tmp_path, make_model):
+def test_base_models_from_the_hub_are_pinned_to_their_commits(parts, inputs, tmp_path, make_model):
     cache, old, new = tmp_path / "cache", "a" * 40, "b" * 40
     into_cache(cache, "some/sam", old, parts[0], is_main=True)
     into_cache(cache, "some/llama", old, parts[1], is_main=True)
     model = ScaForConditionalGeneration.from_sam_text_pretrained("some/sam", "some/llama", MIXER, cache_dir=cache)
-    model.save_pretrained(tmp_path / "mixer", include_bases=False)
+    model.save_pretrained(tmp_path / "mixer", include_base_models=False)
     assert model.base_sources["sam"] == {"repo_id": "some/sam", "revision": old}
-    # Later commits of the bases must not change what the mixer was trained with.
+    # Later commits of the base models must not change what the mixer was trained with.
     edit_weights(parts[1], lambda state: state["lm_head.weight"].mul_(-1))
     into_cache(cache, "some/llama", new, parts[1], is_main=True)
     loaded = AutoModel.from_pretrained(tmp_path / "mixer", cache_dir=cache)
@@ -256,21 +256,21 @@ def test_bases_from_the_hub_are_pinned_to_their_commits(parts, inputs, tmp_path,
 
 def test_a_mixer_only_save_never_loses_anything(model, joined, tmp_path):
     with pytest.raises(ValueError, match="could not name"):
-        model.save_pretrained(tmp_path / "a", include_bases=False)
+        model.save_pretrained(tmp_path / "a", include_base_models=False)
     joined.sam.mask_decoder.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"sam\.mask_decoder.*include_bases=True"):
-        joined.save_pretrained(tmp_path / "a", include_bases=False)
+    with pytest.raises(ValueError, match=r"sam\.mask_decoder.*include_base_models=True"):
+        joined.save_pretrained(tmp_path / "a", include_base_models=False)
     assert not (tmp_path / "a" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("kind", ["whole", "mixer"])
 def test_half_precision_keeps_positions_in_float32(joined, inputs, tmp_path, kind):
-    joined.save_pretrained(tmp_path / kind, include_bases=kind == "whole")
+    joined.save_pretrained(tmp_path / kind, include_base_models=kind == "whole")
     loaded = AutoModel.from_pretrained(tmp_path / kind, dtype=torch.bfloat16)
     assert {part.dtype for part in (loaded.mixer, loaded.language_model)} == {torch.bfloat16}
     exact = [name for name, weight in loaded.named_parameters() if weight.dtype == torch.float32]
     assert exact == ["sam.shared_image_embedding.positional_embedding"]
-    loaded.save_pretrained(tmp_path / "half", include_bases=kind == "whole")
+    loaded.save_pretrained(tmp_path / "half", include_base_models=kind == "whole")
     loaded = AutoModel.from_pretrained(tmp_path / "half")
     assert (
         loaded.dtype == loaded.language_model.dtype == loaded.sam.mask_decoder.iou_token.weight.dtype == torch.bfloat16
@@ -281,7 +281,7 @@ def test_half_precision_keeps_positions_in_float32(joined, inputs, tmp_path, kin
 
 def test_parts_of_different_precision_come_back_as_they_were(parts, tmp_path):
     model = ScaForConditionalGeneration.from_sam_text_pretrained(*parts, mixer_config=MIXER, text_dtype="bfloat16")
-    model.save_pretrained(tmp_path / "mixer", include_bases=False)
+    model.save_pretrained(tmp_path / "mixer", include_base_models=False)
     loaded = AutoModel.from_pretrained(tmp_path / "mixer")
     assert loaded.language_model.dtype == torch.bfloat16
     assert loaded.sam.dtype == loaded.mixer.dtype == torch.float32
@@ -296,7 +296,7 @@ def test_swapping_the_language_model_renews_what_speaks_to_it(joined, make_model
     assert joined.mixer.language_project.out_features == joined.mixer.task_tokens.embedding_dim == 16
     after = joined(**inputs, input_ids=torch.ones(2, 2, 3, dtype=torch.long)).query_embeds
     torch.testing.assert_close(after, queries)
-    joined.save_pretrained(tmp_path / "swapped", include_bases=False)
+    joined.save_pretrained(tmp_path / "swapped", include_base_models=False)
     assert_same_output(AutoModel.from_pretrained(tmp_path / "swapped"), joined, inputs)
 
 

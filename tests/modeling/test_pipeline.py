@@ -98,7 +98,7 @@ def test_a_training_checkpoint_serves_at_once(repository, model, processor, tmp_
         per_device_train_batch_size=1, disable_tqdm=True,
     )  # fmt: skip
     trained = AutoModel.from_pretrained(repository)
-    trained.include_bases = False
+    trained.include_base_models = False
     collate = lambda rows: {name: row[None] for name, row in rows[0].items()}  # noqa: E731
     Trainer(trained, arguments, train_dataset=rows, data_collator=collate, processing_class=processor).train()
 

@@ -24,7 +24,7 @@ def whole(model, tmp_path):
 @pytest.fixture
 def mixer_only(whole, tmp_path):
     loaded = ScaForConditionalGeneration.from_pretrained(whole)
-    loaded.save_pretrained(tmp_path / "mixer", include_bases=False)
+    loaded.save_pretrained(tmp_path / "mixer", include_base_models=False)
     return tmp_path / "mixer"
 
 
@@ -93,7 +93,7 @@ def test_a_mixer_only_repository_takes_a_quantized_language_model(inputs, tmp_pa
     # Not GPT-2: its layers are no `nn.Linear`, which is what torchao quantizes.
     tiny_model("smollm").save_pretrained(tmp_path / "whole")
     ScaForConditionalGeneration.from_pretrained(tmp_path / "whole").save_pretrained(
-        tmp_path / "mixer", include_bases=False
+        tmp_path / "mixer", include_base_models=False
     )
     loaded = ScaForConditionalGeneration.from_pretrained(
         tmp_path / "mixer", quantization_config=TorchAoConfig(Int8WeightOnlyConfig())

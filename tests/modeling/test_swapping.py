@@ -22,7 +22,7 @@ def trained(make_model, tmp_path):
     model.sam.save_pretrained(tmp_path / "sam")
     model.language_model.save_pretrained(tmp_path / "gpt2")
     joined = ScaForConditionalGeneration.from_sam_text_pretrained(tmp_path / "sam", tmp_path / "gpt2", MIXER)
-    joined.save_pretrained(tmp_path / "trained", include_bases=False)
+    joined.save_pretrained(tmp_path / "trained", include_base_models=False)
     return ScaForConditionalGeneration.from_pretrained(tmp_path / "trained")
 
 
@@ -71,10 +71,10 @@ def test_swapping_says_what_to_train_again(trained, make_model, warnings, tmp_pa
 def test_a_swapped_mixer_only_model_stays_one(trained, make_model, processor, tmp_path):
     make_model("mistral").language_model.save_pretrained(tmp_path / "mistral")
     trained.swap_language_model(tmp_path / "mistral")
-    assert not trained.include_bases
+    assert not trained.include_base_models
     # What the Trainer expects its checkpoints to lack.
-    bases = {name for name in trained.state_dict() if not name.startswith("mixer.")}
-    assert trained._keys_to_ignore_on_save == bases
+    base_keys = {name for name in trained.state_dict() if not name.startswith("mixer.")}
+    assert trained._keys_to_ignore_on_save == base_keys
     trained.save_pretrained(tmp_path / "swapped")
     assert all(name.startswith("mixer.") for name in load_file(tmp_path / "swapped" / "model.safetensors"))
     again = ScaForConditionalGeneration.from_pretrained(tmp_path / "swapped")
@@ -85,7 +85,7 @@ def test_a_swapped_mixer_only_model_stays_one(trained, make_model, processor, tm
 
 def test_a_model_that_was_given_loaded_is_saved_whole(trained, make_model, tmp_path):
     trained.swap_language_model(make_model("opt").language_model)
-    assert trained.include_bases
+    assert trained.include_base_models
     trained.save_pretrained(tmp_path / "whole")
     assert any(name.startswith("language_model.") for name in load_file(tmp_path / "whole" / "model.safetensors"))
     ScaForConditionalGeneration.from_pretrained(tmp_path / "whole")

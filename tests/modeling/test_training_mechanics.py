@@ -255,13 +255,13 @@ def test_accumulated_steps_are_large_steps(make_model, processor, tmp_path):
         assert loss == pytest.approx(results[0][1], rel=1e-4)
 
 
-@pytest.mark.parametrize("include_bases", [True, False], ids=["whole", "mixer only"])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, processor, tmp_path, include_bases):
+@pytest.mark.parametrize("include_base_models", [True, False], ids=["whole", "mixer only"])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, processor, tmp_path, include_base_models):
     make_model().save_pretrained(tmp_path / "start")
 
     def start():
         model = ScaForConditionalGeneration.from_pretrained(tmp_path / "start")
-        model.include_bases = include_bases
+        model.include_base_models = include_base_models
         return model
 
     options = dict(save_strategy="steps", save_steps=3, max_steps=6, lr_scheduler_type="linear")

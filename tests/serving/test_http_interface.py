@@ -291,7 +291,7 @@ def test_a_full_queue_says_so(client):
 
 
 def test_two_models_of_one_name_are_refused(tmp_path):
-    from sca_hf.captioning import bundled_model
+    from sca_hf.model_names import bundled_model
 
     (tmp_path / "sca-tiny").symlink_to(bundled_model())
     with pytest.raises(ValueError, match="two models are called sca-tiny"):

@@ -12,7 +12,7 @@ from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.hub.repository_info import describe_repository
 from sca_hf.testing import tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
-from sca_hf.training.image_encoder import add_detail_encoder, set_image_size
+from sca_hf.training.image_size import add_detail_encoder, set_image_size
 from sca_hf.training.recipe import run as recipe_module
 from sca_hf.training.recipe.run import build_datasets, build_model, run_recipe
 from sca_hf.training.recipe.schema import ModelSection, Recipe, load_recipe
@@ -81,7 +81,7 @@ def test_a_run_leaves_a_model_its_scores_and_its_recipe(base, regions, tmp_path)
     result = run_recipe(recipe(base, regions, output))
     model = ScaForConditionalGeneration.from_pretrained(result.model)
     ScaProcessor.from_pretrained(result.model)
-    assert describe_repository(str(result.model)).kind == "mixer-only" and not model.include_bases
+    assert describe_repository(str(result.model)).kind == "mixer-only" and not model.include_base_models
     before = load_file(base / "model.safetensors")
     assert not torch.equal(model.mixer.task_tokens.weight, before["mixer.task_tokens.weight"])
     metrics = json.loads((output / "metrics.json").read_text())

@@ -33,7 +33,7 @@ def test_a_mixer_only_checkpoint_holds_the_mixer_and_loads_back_exactly(make_mod
     batch = RegionCollator(processor, training=False)(records(3))
     with torch.no_grad():
         assert torch.equal(found(**batch).logits, run.model.eval()(**batch).logits)
-    assert found.config.freeze_base_models and not found.include_bases
+    assert found.config.freeze_base_models and not found.include_base_models
     kept = parameters(found)
     assert all(torch.equal(value, kept[name]) for name, value in parameters(run.model).items())
 
@@ -50,10 +50,10 @@ def test_the_published_mixer_weighs_39_mb_in_half_precision():
 
 def test_what_a_preset_changes_decides_what_is_saved(make_model, processor, tmp_path):
     folder = tmp_path / "model"
-    assert not trainer(saved_model(make_model, folder), processor, tmp_path).model.include_bases
-    assert trainer(saved_model(make_model, folder), processor, tmp_path, save_form="whole").model.include_bases
-    assert trainer(saved_model(make_model, folder), processor, tmp_path, preset="mixer+lm").model.include_bases
-    assert trainer(make_model(), processor, tmp_path).model.include_bases, "its parts come from nowhere"
+    assert not trainer(saved_model(make_model, folder), processor, tmp_path).model.include_base_models
+    assert trainer(saved_model(make_model, folder), processor, tmp_path, save_form="whole").model.include_base_models
+    assert trainer(saved_model(make_model, folder), processor, tmp_path, preset="mixer+lm").model.include_base_models
+    assert trainer(make_model(), processor, tmp_path).model.include_base_models, "its parts come from nowhere"
     with pytest.raises(ValueError, match="would lose them"):
         trainer(saved_model(make_model, folder), processor, tmp_path, preset="mixer+lm", save_form="mixer")
     with pytest.raises(ValueError, match="could not name"):

@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         model.save_pretrained(folder / f"{family}-whole")
         # The mixer names the whole repository for its bases.
         loaded = ScaForConditionalGeneration.from_pretrained(folder / f"{family}-whole")
-        loaded.save_pretrained(folder / f"{family}-mixer", include_bases=False)
+        loaded.save_pretrained(folder / f"{family}-mixer", include_base_models=False)
         for kind in ("whole", "mixer"):
             processor.save_pretrained(folder / f"{family}-{kind}")
             said[f"{family}-{kind}"] = {name: expected[name].tolist() for name in ("ids", "captions")}

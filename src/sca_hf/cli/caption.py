@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "caption", run, _CAPTION_HELP, _CAPTION_EXAMPLE)
     declared.add_argument("images", nargs="+", metavar="IMAGE", help="file or URL")
-    declared.add_argument("--model", help="folder or repository id (default: the bundled sca-tiny)")
+    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):
         declared.add_argument(
             f"--{kind}", action=_Prompts, dest="prompts", metavar=form, help=f"a region by its {kind}"
@@ -147,7 +147,9 @@ def _prompts_per_image(options: argparse.Namespace) -> "list[list[RegionPrompt]]
     shared = shared + by_name.pop(None, [])
     names = [image if image in by_name else Path(image).name for image in options.images]
     if unknown := set(by_name) - set(names):
-        raise ValueError(f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is not an IMAGE of this call.")
+        raise ValueError(
+            f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is not an IMAGE of this call."
+        )
     return [shared + by_name.get(name, []) for name in names]
 
 

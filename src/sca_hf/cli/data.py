@@ -76,4 +76,6 @@ def _tokenizer(name: str | None) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    from ..model_names import resolve_model
+
+    return AutoTokenizer.from_pretrained(resolve_model(name))

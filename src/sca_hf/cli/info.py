@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from ..model_names import BUNDLED_MODEL
 from .parsing import command, quiet
 
 
@@ -17,14 +18,17 @@ def add(commands: Any) -> None:
     text = "show what a saved model consists of: parts, parameters, precision, kind of repository"
     declared = command(commands, "info", run, text, _INFO_EXAMPLE)
     declared.add_argument(
-        "model", nargs="?", metavar="MODEL", help="folder or repository id (default: the bundled sca-tiny)"
+        "model",
+        nargs="?",
+        default=BUNDLED_MODEL,
+        metavar="MODEL",
+        help="folder, repository id or sca-tiny (default)",
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     quiet()
-    from ..captioning import bundled_model
     from ..hub.repository_info import describe_repository
 
-    print(describe_repository(options.model or str(bundled_model())))
+    print(describe_repository(options.model))

@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
     declared = command(commands, "predict", run, _PREDICT_HELP + _wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
     who = declared.add_mutually_exclusive_group()
-    who.add_argument("--model", help="ours, a folder or repository id (default: the bundled sca-tiny)")
+    who.add_argument("--model", help="ours: folder, repository id or sca-tiny (default)")
     who.add_argument("--captioner", metavar="SPEC", help="any other, see above")
     declared.add_argument("--data", required=True, metavar="SPEC", help="as for sca-hf data check (docs/data.md)")
     declared.add_argument("--output", required=True, metavar="OUT", help=".jsonl, .parquet, or the authors' .json")

@@ -33,7 +33,7 @@ def add_server_options(declared: Any, port: int) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="folder or repository id that may be asked for; repeatable, the first is the default (sca-tiny)",
+        help="folder, repository id or sca-tiny (default) to serve; repeatable, requests that name none get the first",
     )
     declared.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
     declared.add_argument("--port", type=positive, default=port, metavar="N", help="port to listen on (%(default)s)")

@@ -19,7 +19,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..modeling.base_models_sca import BASES
+from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
 from .repository_info import RepositoryInfo, describe_repository
 
@@ -74,7 +74,7 @@ def card_text(
     results = [read_evaluation(path) for path in evaluations]
     info, config = describe_repository(str(folder)), ScaConfig.from_pretrained(folder)
     bases = (config.base_model_repos or {}) if bases is None else bases
-    bases = {part: bases[part] for part in BASES if "repo_id" in bases.get(part, {})}
+    bases = {part: bases[part] for part in BASE_MODELS if "repo_id" in bases.get(part, {})}
     frozen = {**(licences or {}), **head.get("licenses", {})}
     for licence in (head.get("license"), *frozen.values()):
         if not all(isinstance(one, str | None) for one in (licence if isinstance(licence, list) else [licence])):

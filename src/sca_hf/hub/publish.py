@@ -144,10 +144,10 @@ def _save_as(kind: str | None, found: FolderFacts, staging: Path) -> None:
     if kind == "mixer":
         raise PublishError(
             f"{found.folder} is whole, and does not say where its SAM and language model came from: save it with "
-            "model.save_pretrained(..., include_bases=False) where it was built or trained from repositories."
+            "model.save_pretrained(..., include_base_models=False) where it was built or trained from repositories."
         )
     model = ScaForConditionalGeneration.from_pretrained(found.folder)
-    model.save_pretrained(staging, include_bases=True, max_shard_size=_SHARDS)
+    model.save_pretrained(staging, include_base_models=True, max_shard_size=_SHARDS)
     ScaProcessor.from_pretrained(found.folder).save_pretrained(staging)
 
 

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import get_safetensors_metadata
 from safetensors import safe_open
 
-from ..captioning import check_repository
+from ..model_names import check_repository
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 
@@ -62,8 +62,7 @@ class RepositoryInfo:
 
 def read_config(name: str) -> ScaConfig:
     """Reads the configuration of a folder or repository id; refuses one of another kind of model."""
-    check_repository(name)
-    config = ScaConfig.from_pretrained(name)
+    config = ScaConfig.from_pretrained(check_repository(name))
     if config.model_type != ScaConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
     return config
@@ -87,7 +86,7 @@ def describe_repository(name: str) -> RepositoryInfo:
     ]
     loaded = str(config.dtype or torch.float32).removeprefix("torch.")
     kind = "mixer-only" if bases else "whole"
-    return RepositoryInfo(name, kind, parts, _stored(name), loaded, list(config.mixer_config.tasks))
+    return RepositoryInfo(name, kind, parts, _stored(check_repository(name)), loaded, list(config.mixer_config.tasks))
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from .validation_sca import sizes
 SAM = "sam"
 LANGUAGE_MODEL = "language_model"
 # Attribute of the model -> Auto class that loads it, field of the configuration.
-BASES = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
+BASE_MODELS = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
 # Loading arguments that say where files are.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
 
@@ -66,7 +66,7 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
     half = name == SAM and dtype in (torch.float16, torch.bfloat16)
     if half:
         kwargs["dtype"] = torch.float32
-    part, info = BASES[name][0].from_pretrained(
+    part, info = BASE_MODELS[name][0].from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source, strict, lenient)
@@ -89,7 +89,7 @@ def load_pinned(
         ValueError: it is another one than the mixer was trained with.
     """
     kwargs = {**kwargs, "trust_remote_code": False}
-    mend = f"pass bases={{{name!r}: a folder or repository id}} to from_pretrained"
+    mend = f"pass base_models={{{name!r}: a folder or repository id}} to from_pretrained"
     if "repo_id" in source:
         pinned: dict[str, Any] = {key: source[key] for key in ("revision", "subfolder") if key in source}
         try:
@@ -150,7 +150,7 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
         stored: what the base's repository says; of a whole SCA repository its part is looked at.
     """
     if stored.get("model_type") == ScaConfig.model_type:
-        stored = stored.get(BASES[name][1]) or {}
+        stored = stored.get(BASE_MODELS[name][1]) or {}
     fields = dict(stored)
     kind = fields.pop("model_type", None)
     differences = [f"model_type {kind!r} in place of {config.model_type!r}"]
@@ -190,9 +190,9 @@ def source_of(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str,
 
 
 def complete_sources(sources: dict[str, dict[str, str] | None]) -> dict[str, dict[str, str]] | None:
-    """The sources of both bases, or None where one of them is unknown."""
+    """The sources of both base models, or None where one of them is unknown."""
     known = {name: source for name, source in sources.items() if source}
-    return known if known.keys() == BASES.keys() else None
+    return known if known.keys() == BASE_MODELS.keys() else None
 
 
 def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mismatched_sizes: bool) -> None:
@@ -279,7 +279,7 @@ def load_adapter(
     except ImportError as error:
         raise ImportError(
             f"{repository} has a language model with LoRA adapters: pip install peft, or have its author merge them "
-            "(sca_hf.training.lora.merge_lora) and save with include_bases=True."
+            "(sca_hf.training.adapters.merge_lora) and save with include_base_models=True."
         ) from error
 
 
@@ -301,7 +301,7 @@ __all__ = [
     "is_adapter_key",
     "load_adapter",
     "save_adapter",
-    "BASES",
+    "BASE_MODELS",
     "cast_but_positions",
     "check_loading_info",
     "complete_sources",

@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 class ScaComposingMixin:
     """Construction from parts and their replacement, for [`ScaForConditionalGeneration`]."""
 
-    # Where each base was loaded from: what `save_pretrained(include_bases=False)` writes into the configuration.
+    # Where each base was loaded from: what `save_pretrained(include_base_models=False)` writes into the configuration.
     base_sources: dict[str, dict[str, str]] | None = None
 
     @classmethod
@@ -46,7 +46,7 @@ class ScaComposingMixin:
         config = ScaConfig(
             sam_config=sam_model.config, mixer_config=mixer_config, text_config=language_model.config, **fields
         )
-        model = cls(config, build_bases=False)
+        model = cls(config, build_base_models=False)
         model.to(device=sam_model.device, dtype=as_dtype(kwargs.get("dtype")))
         model.generation_config = caption_generation_config(language_model)
         model._attach(sam_model, language_model)
@@ -121,7 +121,7 @@ class ScaComposingMixin:
         self._attach(**{SAM: self.sam, LANGUAGE_MODEL: self.language_model, name: part})
         self.base_sources = complete_sources({**(self.base_sources or {}), name: source})
         # What a mixer-only save leaves out has other names now; without a source the weights must be in it.
-        self.include_bases = self.include_bases or self.base_sources is None
+        self.include_base_models = self.include_base_models or self.base_sources is None
         self.train(self.training)
 
     def _attach(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:

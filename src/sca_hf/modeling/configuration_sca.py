@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .validation_sca import check_bases, check_format, check_numbers, check_references
+from .validation_sca import check_base_models, check_format, check_numbers, check_references
 
 
 SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
@@ -138,7 +138,7 @@ class ScaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         check_format(self.format_version, "the configuration")
         check_references(kwargs)
-        check_bases(self.base_model_repos)
+        check_base_models(self.base_model_repos)
         check_numbers(vars(self))
         self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
         self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .base_models_sca import (
     ADAPTER_FOLDER,
-    BASES,
+    BASE_MODELS,
     HUB_ARGUMENTS,
     LANGUAGE_MODEL,
     SAM,
@@ -43,9 +43,9 @@ _FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory",
 class ScaLoadingMixin:
     """`from_pretrained`, `save_pretrained` and construction from parts, for [`ScaForConditionalGeneration`]."""
 
-    # What a save without `include_bases` writes; training sets it to False.
-    _include_bases: bool = True
-    # Where each base was loaded from: what `save_pretrained(include_bases=False)` writes into the configuration.
+    # What a save without `include_base_models` writes; training sets it to False.
+    _include_base_models: bool = True
+    # Where each base was loaded from: what `save_pretrained(include_base_models=False)` writes into the configuration.
     base_sources: dict[str, dict[str, str]] | None = None
 
     @property
@@ -54,15 +54,15 @@ class ScaLoadingMixin:
         return self.mixer.dtype
 
     @property
-    def include_bases(self) -> bool:
+    def include_base_models(self) -> bool:
         """Whether a save holds SAM and the language model; False makes mixer-only checkpoints, in the Trainer too."""
-        return self._include_bases
+        return self._include_base_models
 
-    @include_bases.setter
-    def include_bases(self, value: bool) -> None:
+    @include_base_models.setter
+    def include_base_models(self, value: bool) -> None:
         if not value:
             self._check_mixer_only()
-        self._include_bases = value
+        self._include_base_models = value
         # The Trainer compares this with what a checkpoint lacks before it warns of missing weights.
         self._keys_to_ignore_on_save = set() if value else {key for key in self.state_dict() if _is_base_key(key)}
 
@@ -75,7 +75,7 @@ class ScaLoadingMixin:
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        bases: dict[str, str | os.PathLike[str] | PreTrainedModel] | None = None,
+        base_models: dict[str, str | os.PathLike[str] | PreTrainedModel] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a whole or a mixer-only repository; weights that do not fit raise, with their names.
@@ -84,30 +84,30 @@ class ScaLoadingMixin:
             pretrained_model_name_or_path: folder or repository id.
             strict: False lets missing weights be initialized at random and unexpected ones be left out.
             ignore_mismatched_sizes: True initializes weights of another shape at random.
-            bases: for a mixer-only repository: a model, folder or repository id to take `"sam"` or
+            base_models: for a mixer-only repository: a model, folder or repository id to take `"sam"` or
                 `"language_model"` from in place of the pinned one.
             kwargs: as for the library's `from_pretrained`.
         """
         path = pretrained_model_name_or_path
         peeked = _peek(cls.config_class, path, config, kwargs)
         repos = getattr(peeked, "base_model_repos", None)
-        if bases and not repos:
-            raise ValueError(f"bases= belongs to a mixer-only repository, but {path} names no base models.")
+        if base_models and not repos:
+            raise ValueError(f"base_models= belongs to a mixer-only repository, but {path} names no base models.")
         if path is not None:
             # Plain tensors or nothing; what can hold more is not even opened.
             kwargs.setdefault("use_safetensors", True)
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
-        of_bases = _take_base_arguments(peeked, kwargs) if repos else {}
+        base_arguments = _take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
         check_loading_info(info, path, strict, ignore_mismatched_sizes)
         if repos:
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            model._load_bases(repos, bases or {}, of_bases, where)
+            model._load_base_models(repos, base_models or {}, base_arguments, where)
         elif path is not None:
-            model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASES}
+            model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASE_MODELS}
         # The library makes new parameters of what it reads, and they take gradients.
         model._freeze_base_models()
         return (model, info) if output_loading_info else model
@@ -117,7 +117,7 @@ class ScaLoadingMixin:
         save_directory: str | os.PathLike[str],
         *args: Any,
         state_dict: dict[str, torch.Tensor] | None = None,
-        include_bases: bool | None = None,
+        include_base_models: bool | None = None,
         **kwargs: Any,
     ) -> None:
         """Write a repository: weights, configurations, generation configuration and the code that loads them.
@@ -125,13 +125,13 @@ class ScaLoadingMixin:
         Args:
             save_directory: folder to write.
             state_dict: weights to write in place of the model's own.
-            include_bases: True writes every weight. False writes the mixer only, with the names of the repositories,
-                and the commits or content hashes, that SAM and the language model come from, and beside it adapters of
-                the language model. None does what `self.include_bases` says.
+            include_base_models: True writes every weight. False writes the mixer only, with the names of the
+                repositories, and the commits or content hashes, that SAM and the language model come from, and beside
+                it adapters of the language model. None does what `self.include_base_models` says.
             kwargs: as for the library's `save_pretrained`.
         """
-        include_bases = self.include_bases if include_bases is None else include_bases
-        self._check_adapter(include_bases, kwargs.get("push_to_hub", False))
+        include_base_models = self.include_base_models if include_base_models is None else include_base_models
+        self._check_adapter(include_base_models, kwargs.get("push_to_hub", False))
         # Names of weights are the library's own here; nothing is written back under names a base once had.
         kwargs.setdefault("save_original_format", False)
         for config, part in self._parts():
@@ -140,14 +140,14 @@ class ScaLoadingMixin:
         repos = self.config.base_model_repos
         try:
             self.config.base_model_repos = None
-            if not include_bases:
+            if not include_base_models:
                 self._check_mixer_only()
                 state_dict = self.state_dict() if state_dict is None else state_dict
                 if self.config.language_model_adapter and kwargs.get("is_main_process", True):
                     own = _without_prefix(state_dict, f"{LANGUAGE_MODEL}.")
                     save_adapter(self.language_model, Path(save_directory) / ADAPTER_FOLDER, own)
                 state_dict = {key: value for key, value in state_dict.items() if not _is_base_key(key)}
-                self.config.base_model_repos = self._pinned_bases(Path(save_directory))
+                self.config.base_model_repos = self._pinned_base_models(Path(save_directory))
             with _own_class(self):
                 self._describe_code()
                 super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
@@ -155,32 +155,32 @@ class ScaLoadingMixin:
             self._keys_to_ignore_on_save = ignored
             self.config.base_model_repos = repos
 
-    def push_to_hub(self, repo_id: str, *args: Any, include_bases: bool | None = None, **kwargs: Any) -> Any:
+    def push_to_hub(self, repo_id: str, *args: Any, include_base_models: bool | None = None, **kwargs: Any) -> Any:
         """Upload what `save_pretrained` writes as one commit; the processor has a `push_to_hub` of its own.
 
         Args:
             repo_id: repository, made where it does not exist.
-            include_bases: as in `save_pretrained`.
+            include_base_models: as in `save_pretrained`.
             kwargs: of the library's `push_to_hub`.
         """
-        kept = self.include_bases
-        if include_bases is not None:
-            self.include_bases = include_bases
+        kept = self.include_base_models
+        if include_base_models is not None:
+            self.include_base_models = include_base_models
         try:
-            if not self.include_bases:
-                self.check_published_bases()
+            if not self.include_base_models:
+                self.check_published_base_models()
             return super().push_to_hub(repo_id, *args, **kwargs)
         finally:
-            self.include_bases = kept
+            self.include_base_models = kept
 
-    def check_published_bases(self) -> None:
+    def check_published_base_models(self) -> None:
         """Raise if a mixer-only repository of this model would take SAM or the language model from a folder here."""
         folders = [source["path"] for source in (self.base_sources or {}).values() if "path" in source]
         if folders:
             raise ValueError(
                 f"a mixer-only repository would name folders of this machine ({', '.join(folders)}), where nobody "
                 "else finds them: push SAM and the language model and load them from there, or push with "
-                "include_bases=True."
+                "include_base_models=True."
             )
 
     def check_tokenizer(self, tokenizer: Any) -> None:
@@ -194,26 +194,26 @@ class ScaLoadingMixin:
                 f"model.resize_token_embeddings({largest + 1}) was not called."
             )
 
-    def _load_bases(
+    def _load_base_models(
         self,
         repos: dict[str, dict[str, str]],
-        bases: dict[str, Any],
+        base_models: dict[str, Any],
         arguments: dict[str, dict[str, Any]],
         where: dict[str, Any],
     ) -> None:
         """Fetch and attach the base models that a mixer-only repository names, and its adapters; `where` it is."""
-        unknown = bases.keys() - BASES.keys()
+        unknown = base_models.keys() - BASE_MODELS.keys()
         if unknown:
-            raise ValueError(f"bases= takes {' and '.join(BASES)}, got {', '.join(sorted(unknown))}.")
+            raise ValueError(f"base_models= takes {' and '.join(BASE_MODELS)}, got {', '.join(sorted(unknown))}.")
         parts: dict[str, PreTrainedModel] = {}
         sources: dict[str, dict[str, str] | None] = {}
-        for name, (_, config_name) in BASES.items():
+        for name, (_, config_name) in BASE_MODELS.items():
             config = copy.deepcopy(getattr(self.config, config_name))
             # The Auto classes have taken these two out of the arguments and put them into the configuration.
             own = {"attn_implementation": config._attn_implementation, "dtype": self.config.dtype, **arguments[name]}
             own = {"config": config, **{key: value for key, value in own.items() if value is not None}}
-            if name in bases:
-                parts[name], sources[name] = load_part(type(self), name, bases[name], own)
+            if name in base_models:
+                parts[name], sources[name] = load_part(type(self), name, base_models[name], own)
             else:
                 parts[name], sources[name] = load_pinned(type(self), name, repos[name], self.name_or_path, own)
         self._attach(**parts)
@@ -225,20 +225,20 @@ class ScaLoadingMixin:
         self.base_sources = complete_sources(sources)
         # A mixer-only model stays one when it is saved again.
         if self.base_sources and not self._trainable_base_weights():
-            self.include_bases = False
+            self.include_base_models = False
         self.eval()
 
     def _parts(self) -> list[tuple[PreTrainedConfig, torch.nn.Module]]:
         parts = ((self.config.sam_config, self.sam), (self.config.mixer_config, self.mixer))
         return [*parts, (self.config.text_config, self.language_model)]
 
-    def _check_adapter(self, include_bases: bool, push_to_hub: bool) -> None:
+    def _check_adapter(self, include_base_models: bool, push_to_hub: bool) -> None:
         """Note whether the language model has adapters; refuse to save them in a way that would not load."""
         self.config.language_model_adapter = has_adapter(self.language_model)
-        if self.config.language_model_adapter and include_bases:
+        if self.config.language_model_adapter and include_base_models:
             raise ValueError(
                 "the language model has adapters, which only a mixer-only repository can hold: merge them "
-                "(sca_hf.training.lora.merge_lora) or save with include_bases=False."
+                "(sca_hf.training.adapters.merge_lora) or save with include_base_models=False."
             )
         if self.config.language_model_adapter and push_to_hub:
             raise ValueError("push_to_hub=True would leave the adapters behind: save, then upload the folder.")
@@ -248,12 +248,12 @@ class ScaLoadingMixin:
         if trained:
             raise ValueError(
                 f"{len(trained)} weights of SAM or the language model are trainable ({', '.join(trained[:3])}); a "
-                "mixer-only repository would lose them: save with include_bases=True or freeze them first."
+                "mixer-only repository would lose them: save with include_base_models=True or freeze them first."
             )
         if not self.base_sources:
             raise ValueError(
                 "a mixer-only repository could not name this model's SAM and language model: they were built here or "
-                "given as loaded models. Save with include_bases=True, or build from repositories or folders."
+                "given as loaded models. Save with include_base_models=True, or build from repositories or folders."
             )
 
     def _trainable_base_weights(self) -> list[str]:
@@ -263,7 +263,7 @@ class ScaLoadingMixin:
             if weight.requires_grad and _is_base_key(name) and not is_adapter_key(name)
         ]
 
-    def _pinned_bases(self, save_directory: Path) -> dict[str, dict[str, str]]:
+    def _pinned_base_models(self, save_directory: Path) -> dict[str, dict[str, str]]:
         pinned: dict[str, dict[str, str]] = {}
         hashes: dict[str, str] = {}
         for name, source in (self.base_sources or {}).items():
@@ -274,7 +274,7 @@ class ScaLoadingMixin:
             if Path(path) == save_directory.resolve():
                 raise ValueError(
                     f"{save_directory} holds the {name} that this model needs; a mixer-only save would overwrite it. "
-                    "Save elsewhere or with include_bases=True."
+                    "Save elsewhere or with include_base_models=True."
                 )
             hashes[path] = hashes.get(path) or hash_weights(Path(path))
             pinned[name]["sha256"] = hashes[path]
@@ -318,7 +318,7 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
 def _count_parameters(model_class: type, config: Any) -> int:
     """How many parameters a repository of this configuration holds; none of them is made."""
     with torch.device("meta"):
-        return model_class(copy.deepcopy(config), build_bases=not config.base_model_repos).num_parameters()
+        return model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos).num_parameters()
 
 
 def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -326,9 +326,9 @@ def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> di
     requested = _explicit(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
     shared = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
     device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
-    kwargs.update(build_bases=False, dtype=requested or config.mixer_config.dtype or "auto")
+    kwargs.update(build_base_models=False, dtype=requested or config.mixer_config.dtype or "auto")
     arguments = {}
-    for part, (_, config_name) in BASES.items():
+    for part, (_, config_name) in BASE_MODELS.items():
         arguments[part] = {**shared, "device_map": _device_map_of(part, device_map)}
         arguments[part]["dtype"] = requested or getattr(config, config_name).dtype
         arguments[part] = {name: value for name, value in arguments[part].items() if value is not None}

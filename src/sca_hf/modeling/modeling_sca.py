@@ -67,17 +67,17 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
     # Random Fourier features lose positions in half precision: at 1024 px bfloat16 moves a box by 4 px.
     _keep_in_fp32_modules_strict = ["shared_image_embedding", "shared_embedding"]
 
-    def __init__(self, config: ScaConfig, build_bases: bool = True) -> None:
+    def __init__(self, config: ScaConfig, build_base_models: bool = True) -> None:
         """
         Args:
-            build_bases: False leaves `sam` and `language_model` out, for `attach_base_models`.
+            build_base_models: False leaves `sam` and `language_model` out, for `attach_base_models`.
         """
         super().__init__(config)
         # The Trainer would take this class name for a causal language model's, whose first label predicts nothing.
         self.loss_type = None
         self.sam: PreTrainedModel | None = None
         self.language_model: PreTrainedModel | None = None
-        if build_bases:
+        if build_base_models:
             self.sam = AutoModel.from_config(config.sam_config)
             self.language_model = AutoModelForCausalLM.from_config(config.text_config)
             self.generation_config = caption_generation_config(self.language_model)

@@ -83,7 +83,7 @@ def sizes(fields: Any) -> Iterator[tuple[str, int]]:
             yield name, value
 
 
-def check_bases(repos: Any) -> None:
+def check_base_models(repos: Any) -> None:
     """Refuse a `base_model_repos` that is not what `save_pretrained` writes."""
     if repos is None:
         return
@@ -256,7 +256,7 @@ __all__ = [
     "check_regional",
     "refuse_unknown",
     "FORMAT_VERSION",
-    "check_bases",
+    "check_base_models",
     "check_format",
     "check_numbers",
     "check_references",

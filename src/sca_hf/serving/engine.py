@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ..captioning import bundled_model, check_repository, load
+from ..captioning import load
+from ..model_names import BUNDLED_MODEL, check_repository
 from ..processing.anything_sca import Progress, caption_anything, encode_image
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
 from .limits import Limits, RequestError
 
 
-BUNDLED = "sca-tiny"
 # Regions that requests share a call for, and how long the first of them waits for others.
 _BATCH_REGIONS, _BATCH_SECONDS = 64, 0.004
 # Pixels of masks, three to a region, that are unpacked at once.
@@ -83,12 +83,13 @@ class Engine:
         loaded_models: int = 2,
     ) -> None:
         self.limits, self.device = limits or Limits(), device
-        self._folders = {BUNDLED: str(bundled_model())} if not models else {}
-        for name in models:
-            known = BUNDLED if name == BUNDLED else Path(name).name if Path(name).is_dir() else name
+        self._folders: dict[str, str] = {}
+        for name in models or (BUNDLED_MODEL,):
+            source = check_repository(name)
+            known = Path(name).name if Path(source).is_dir() else name
             if known in self._folders:
                 raise ValueError(f"two models are called {known}.")
-            self._folders[known] = str(bundled_model()) if name == BUNDLED else check_repository(name)
+            self._folders[known] = source
         self._cached_images, self._loaded_models = cached_images, loaded_models
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._encodings: OrderedDict[tuple[str, str], Any] = OrderedDict()

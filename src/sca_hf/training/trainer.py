@@ -13,24 +13,23 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from .adapters import restore_adapter
 from .arguments import ScaTrainingArguments
-from .checkpoint.run_identity import preserve_rng_state
-from .details import pretrain_detail_encoder
+from .checkpoint.fingerprint import preserve_rng_state
+from .checkpoint.trainer import ShardedCheckpoints
+from .detail_pretraining import pretrain_detail_encoder
 from .evaluation import (
     EvalAccumulator,
     IndexedCollator,
     IndexedRecords,
     Prediction,
+    save_sample_sheet,
     score_predictions,
     with_embeddings,
 )
 from .inputs import RunInputs
-from .lora import restore_adapter
-from .preparation import prepare_model
-from .presets import default_learning_rates, parameter_groups
+from .presets import default_learning_rates, parameter_groups, prepare_model
 from .progress import RegionProgress, Throughput
-from .sample_sheet import save_sample_sheet
-from .sharding import ShardedCheckpoints
 
 
 class ScaTrainer(ShardedCheckpoints):
@@ -67,8 +66,8 @@ class ScaTrainer(ShardedCheckpoints):
         **kwargs: Any,
     ) -> None:
         self.preset = prepare_model(model, args)
-        if args.push_to_hub and not model.include_bases:
-            model.check_published_bases()
+        if args.push_to_hub and not model.include_base_models:
+            model.check_published_base_models()
         if processing_class is None and (data_collator is None or eval_collator is None or args.eval_generate):
             raise ValueError("ScaTrainer needs the model's processor as processing_class: it makes the batches.")
         self.inputs = RunInputs(model, args, processing_class)

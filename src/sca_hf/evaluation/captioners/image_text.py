@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ...captioning import bundled_model
+from ...model_names import resolve_model
 from ...modeling.configuration_sca import ScaConfig
 from .interface import identity
 
@@ -59,7 +59,7 @@ class ImageTextModel:
         generation: Mapping[str, Any] | None = None,
     ) -> ImageTextModel:
         """Loads a folder or repository, or `sca-tiny`."""
-        source = str(bundled_model()) if source == "sca-tiny" else source
+        source = resolve_model(source)
         loaded = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or torch.float32).to(device)
         return cls(loaded, AutoProcessor.from_pretrained(source), batch_size, generation, identity(source))
 

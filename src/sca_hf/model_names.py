@@ -1,0 +1,80 @@
+"""What a model may be called: `sca-tiny`, the folder of a saved model, or a repository id."""
+
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+BUNDLED_MODEL = "sca-tiny"
+_REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# A symbolic link that was checked out as a file holds a path and nothing else.
+_LINK_BYTES = 200
+
+
+def bundled_model() -> Path:
+    """Return the folder of `sca-tiny`, the model that comes with this package.
+
+    Raises:
+        RuntimeError: the package was checked out, or built from a checkout, without symbolic links.
+    """
+    folder = Path(str(resources.files("sca_hf") / "assets" / BUNDLED_MODEL))
+    for path in folder.glob("*.py"):
+        if path.stat().st_size < _LINK_BYTES and path.read_text(encoding="utf-8").startswith("../"):
+            raise RuntimeError(
+                f"{path} holds the path of a file in place of the file: sca-hf was checked out without symbolic "
+                "links. In the checkout, run `git config core.symlinks true`, then `git checkout -- "
+                "src/sca_hf/assets` (on Windows with developer mode on), and install again."
+            )
+    return folder
+
+
+def resolve_model(name: str | os.PathLike[str] | None) -> str:
+    """Return what to load for a model's name: the bundled model's folder for `sca-tiny` and None, else the name.
+
+    Raises:
+        ValueError: the working directory holds another model in a folder called `sca-tiny`.
+    """
+    if name is not None and str(name) != BUNDLED_MODEL:
+        return str(name)
+    bundled = bundled_model()
+    here = Path(BUNDLED_MODEL)
+    if name is not None and (here / "config.json").is_file() and not here.samefile(bundled):
+        raise ValueError(
+            f"{BUNDLED_MODEL} means the bundled model, but the working directory has a model of that name: write "
+            f"./{BUNDLED_MODEL} for the folder, or rename it."
+        )
+    return str(bundled)
+
+
+def check_repository(name: str | os.PathLike[str] | None) -> str:
+    """Return what to load for a model's name, as `resolve_model` does, once it is known to be possible.
+
+    Raises:
+        FileNotFoundError: the name is neither a saved model's folder nor a repository id.
+    """
+    source = resolve_model(name)
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{name} holds no config.json; give the folder of a saved model.")
+    elif folder.exists() or not _REPOSITORY_ID.fullmatch(source):
+        raise FileNotFoundError(f"{name} is neither the folder of a saved model nor a repository id.")
+    return source
+
+
+def region_captioning_pipeline(model: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
+    """Build the library's `pipeline("region-captioning")` for any model that this package can name.
+
+    The code that runs is this package's, never the repository's.
+
+    Args:
+        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`.
+        kwargs: further arguments of `transformers.pipeline`, for instance `device`.
+    """
+    from transformers import pipeline
+
+    from .modeling.pipeline_sca import TASK, RegionCaptioningPipeline
+
+    return pipeline(TASK, model=check_repository(model), pipeline_class=RegionCaptioningPipeline, **kwargs)
