@@ -43,7 +43,13 @@ _REQUIREMENTS = "transformers>=5.17,<6\npillow>=10.1\n"
 # Uploads go on file by file.
 _SHARDS = "5GB"
 # What training leaves beside a model and nobody needs to load it; said, and left out.
-TRAINING_STATE = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "checkpoint_seal.json"}
+TRAINING_STATE = {
+    "optimizer.pt",
+    "scheduler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    "checkpoint_manifest.json",
+}
 _TRAINING_PREFIXES = ("rng_state", "global_step", "checkpoint-", "scaler.pt")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5"}
 _KNOWN = {
