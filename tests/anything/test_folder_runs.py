@@ -208,7 +208,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, tmp_path, c
 
 def start(model, folder, output, rank=0, world=1, *more) -> subprocess.Popen:
     environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)}
-    command = [sys.executable, "-m", "sca_hf.cli", *anything(model, folder, output, *more)]
+    command = [sys.executable, "-m", "sca_hf", *anything(model, folder, output, *more)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -30,7 +30,7 @@ _EXAMPLE = """\
 examples:
   sca-hf anything street.jpg
   sca-hf anything photos --output captions --points-per-side 16 --overlays
-  torchrun --nproc-per-node 8 -m sca_hf.cli anything photos --output captions
+  torchrun --nproc-per-node 8 -m sca_hf anything photos --output captions
   sca-hf anything photos --boxes detections.json --min-score 0.4 --output captions
 """
 _FLOATS = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "mask_nms_thresh", "min_area", "max_area")
