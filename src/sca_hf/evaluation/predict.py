@@ -29,7 +29,7 @@ from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
 from ..files import LockedError
 from ..processing.masks_sca import encode_rle
-from ..prompt_arguments import RegionPrompt
+from ..processing.region_prompts_sca import RegionPrompt
 from ..run_log import Line, RunLog, RunLogError, torchrun_rank
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
 from .predictions import PredictionError, PredictionRecord, check_output, run_file, write_predictions
