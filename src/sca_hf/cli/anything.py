@@ -90,9 +90,10 @@ _SETTINGS = (
 def run(options: argparse.Namespace) -> None:
     """Runs the command; exits with 1 where no image could be captioned."""
     quiet()
-    from ..anything.folder import FolderRun, process_of_torchrun, run_folder
+    from ..anything.folder import FolderRun, run_folder
     from ..anything.sources import find_images, read_boxes
     from ..processing.anything_sca import AnythingSettings
+    from ..run_log import torchrun_rank
 
     settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
     settings |= {"unique_captions": True} if options.unique_captions else {}
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
     folder = FolderRun(
         options.output, options.model, settings, generation, boxes, options.overlays, options.retry, options.device
     )
-    rank, world = process_of_torchrun()
+    rank, world = torchrun_rank()
     if world > 1 and options.device is None:
         folder.device = _device_of_process()
     caption = None

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     from ..data.loading import parse_options, parse_spec
     from ..evaluation.captioners import CONTROLS, load_captioner
     from ..evaluation.predict import PredictSettings, predict
-    from ..evaluation.prediction_run import check_output
+    from ..evaluation.predictions import check_output
     from ..evaluation.protocols import find_protocol
 
     check_output(output)

@@ -6,7 +6,7 @@ filtering and non-maximum suppression is captioned, in one call. Every step is a
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -27,83 +27,76 @@ from .postprocessing_sca import cut_padding
 
 
 CAPTION_PROMPTS = ("point", "box", "mask")
-_RANGES = {
-    "points_per_side": (1, 256),
-    "points_per_batch": (1, math.inf),
-    "pred_iou_thresh": (0, 1),
-    "stability_score_thresh": (0, 1),
-    "stability_score_offset": (0, math.inf),
-    "mask_threshold": (-math.inf, math.inf),
-    "box_nms_thresh": (0, 1),
-    "mask_nms_thresh": (0, 1),
-    "crop_n_layers": (0, 4),
-    "crop_overlap_ratio": (0, 1),
-    "crop_n_points_downscale_factor": (1, 16),
-    "crop_nms_thresh": (0, 1),
-    "min_mask_region_area": (0, math.inf),
-    "min_area": (0, 1),
-    "max_area": (0, 1),
-}
+
+
+def _setting(default: Any, text: str, low: float = -math.inf, high: float = math.inf, choices: Any = None) -> Any:
+    """Declare a setting: what it means, and the range or the choice of its values."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
 class AnythingSettings:
     """How everything in an image is found; the defaults are SAM's.
 
-    Attributes:
-        points_per_side: the grid has this many points along each side of the image.
-        points_per_batch: prompts whose masks are computed at once; changes no result, only the memory.
-        pred_iou_thresh: masks are kept if the model expects a higher IoU of them.
-        stability_score_thresh: and if the IoU of the masks at two thresholds is at least this.
-        stability_score_offset: the two thresholds are `mask_threshold` plus and minus this, logits.
-        mask_threshold: logit above which a pixel is in the mask.
-        box_nms_thresh: of two masks whose boxes overlap by more (IoU), the better one is kept; 1 keeps both.
-        mask_nms_thresh: the same for the masks themselves.
-        crop_n_layers: 1 also looks at the image's four quarters, 2 at its sixteen parts too, each encoded by itself.
-        crop_overlap_ratio: of neighbouring crops, as a share of the image's short side.
-        crop_n_points_downscale_factor: the grid of layer i is this to the power of i times coarser.
-        crop_nms_thresh: `box_nms_thresh` between crops; the mask of the smaller crop is kept.
-        min_mask_region_area: holes are filled and islands removed up to this many pixels of the original image.
-        min_area: least share of the image that a mask covers.
-        max_area: largest share.
-        caption_prompt: what captions are asked by: the `point` that found the mask, as the published model's demo
-            does, the mask's `box`, or the `mask` itself.
-        unique_captions: of several regions with the same caption, keep the one of best estimated IoU.
-        task: of the processor; None takes its default.
+    This is the only list of the settings: the command line, the HTTP interface and the page are made from its fields
+    and their metadata, `help`, `low`, `high` and `choices`.
     """
 
-    points_per_side: int = 32
-    points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    mask_threshold: float = 0.0
-    box_nms_thresh: float = 0.7
-    mask_nms_thresh: float = 1.0
-    crop_n_layers: int = 0
-    crop_overlap_ratio: float = 512 / 1500
-    crop_n_points_downscale_factor: int = 1
-    crop_nms_thresh: float = 0.7
-    min_mask_region_area: int = 0
-    min_area: float = 0.0
-    max_area: float = 1.0
-    caption_prompt: str = "point"
-    unique_captions: bool = False
-    task: str | None = None
+    points_per_side: int = _setting(32, "points of the grid along each side of the image", 1, 256)
+    points_per_batch: int = _setting(64, "prompts whose masks are computed at once; fewer take less memory", 1)
+    pred_iou_thresh: float = _setting(0.88, "keep masks of which the model expects a higher IoU than this", 0, 1)
+    stability_score_thresh: float = _setting(
+        0.95, "keep masks that are at least this stable: the IoU of the masks at two thresholds", 0, 1
+    )
+    stability_score_offset: float = _setting(
+        1.0, "the two thresholds are mask_threshold plus and minus this, logits", 0
+    )
+    mask_threshold: float = _setting(0.0, "logit above which a pixel is in the mask")
+    box_nms_thresh: float = _setting(
+        0.7, "of two masks whose boxes overlap by more than this IoU, keep the better; 1 keeps both", 0, 1
+    )
+    mask_nms_thresh: float = _setting(
+        1.0, "of two masks that overlap by more than this IoU, keep the better; 1 keeps both", 0, 1
+    )
+    crop_n_layers: int = _setting(
+        0, "1 also looks at the four quarters of the image, 2 at its sixteen parts too, each encoded by itself", 0, 4
+    )
+    crop_overlap_ratio: float = _setting(
+        512 / 1500, "overlap of neighboring crops, as a fraction of the image's short side", 0, 1
+    )
+    crop_n_points_downscale_factor: int = _setting(
+        1, "the grid of crop layer i is coarser by this to the power of i", 1, 16
+    )
+    crop_nms_thresh: float = _setting(
+        0.7, "box_nms_thresh between crops, of which the mask of the smaller crop is kept", 0, 1
+    )
+    min_mask_region_area: int = _setting(
+        0, "fill holes and drop islands of up to this many pixels of the original image", 0
+    )
+    min_area: float = _setting(0.0, "smallest fraction of the image that a mask may cover", 0, 1)
+    max_area: float = _setting(1.0, "largest fraction of the image that a mask may cover", 0, 1)
+    caption_prompt: str = _setting(
+        "point",
+        "prompt of the caption: the point that found the mask (as in the published demo), its box, or the mask itself",
+        choices=CAPTION_PROMPTS,
+    )
+    unique_captions: bool = _setting(False, "of regions with the same caption, keep the one of best estimated IoU")
+    task: str | None = _setting(None, "task of the model; its default where left out")
 
     def __post_init__(self) -> None:
-        """Raises where a number is none, or out of its range."""
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            whole = isinstance(getattr(type(self), name), int)
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                raise TypeError(f"{name} is {value!r}, expected a {'whole ' if whole else ''}number.")
-            if not least <= value <= most:  # NaN fails as well
-                raise ValueError(f"{name} is {value}, expected {least:g} to {most:g}.")
-        if self.caption_prompt not in CAPTION_PROMPTS:
-            raise ValueError(
-                f"caption_prompt is {self.caption_prompt!r}, expected one of {', '.join(CAPTION_PROMPTS)}."
-            )
+        """Raises where a value is of the wrong kind or out of its range."""
+        for setting in fields(self):
+            value, name, kind = getattr(self, setting.name), setting.name, type(setting.default)
+            low, high, choices = (setting.metadata[key] for key in ("low", "high", "choices"))
+            if kind in (int, float):
+                if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+                    raise TypeError(f"{name} is {value!r}, expected a {'whole ' if kind is int else ''}number.")
+                if not low <= value <= high:  # NaN fails as well
+                    raise ValueError(f"{name} is {value}, expected {_range(low, high)}.")
+            elif kind is bool and not isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}, expected true or false.")
+            elif choices and value not in choices:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}.")
         if self.min_area > self.max_area:
             raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}: nothing could be kept.")
 
@@ -111,11 +104,23 @@ class AnythingSettings:
         """Those of [`select_masks`] that look at one mask; suppression waits until all masks are there.
 
         Args:
-            share: of the image that is looked at, above 0.
+            share: fraction of the image that is looked at, above 0.
         """
         names = ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "mask_threshold")
         areas = {"min_area": self.min_area / share, "max_area": self.max_area / share}
         return {name: getattr(self, name) for name in names} | areas | {"box_nms_thresh": 1.0}
+
+
+# For help() and the page of all names: a second list by hand would differ some day.
+AnythingSettings.__doc__ = f"{AnythingSettings.__doc__}\n    Attributes:\n" + "".join(
+    f"        {setting.name}: {setting.metadata['help']}.\n" for setting in fields(AnythingSettings)
+)
+
+
+def _range(low: float, high: float) -> str:
+    if math.isfinite(high):
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if math.isfinite(low) else "a number"
 
 
 # What `forward` takes per region, or per region and point.

@@ -21,7 +21,7 @@ from ...modeling.segmentation_sca import SamSegmenter
 from ...processing.postprocessing_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
-from ...prompt_arguments import RegionPrompt, processor_arguments
+from ...processing.region_prompts_sca import RegionPrompt, processor_arguments
 from .interface import ImageQuery, RegionPrediction, identity, point_in_mask
 
 
