@@ -32,7 +32,7 @@ _EXAMPLE = """\
 examples:
   sca-hf anything street.jpg
   sca-hf anything photos --output captions --points-per-side 16 --overlays
-  torchrun --nproc-per-node 8 -m sca_hf.cli anything photos --output captions
+  torchrun --nproc-per-node 8 -m sca_hf anything photos --output captions
   sca-hf anything photos --boxes detections.json --min-score 0.4 --output captions
 """
 
@@ -74,8 +74,9 @@ def _add_setting(group: Any, setting: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command; exits with 1 where no image could be captioned."""
     quiet()
-    from ..anything.folder import FolderRun, process_of_torchrun, run_folder
+    from ..anything.folder import FolderRun, run_folder
     from ..anything.sources import find_images, read_boxes
+    from ..run_log import torchrun_rank
 
     values = {setting.name: getattr(options, setting.name) for setting in fields(AnythingSettings)}
     settings = {name: value for name, value in values.items() if value is not None}
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     folder = FolderRun(
         options.output, options.model, settings, generation, boxes, options.overlays, options.retry, options.device
     )
-    rank, world = process_of_torchrun()
+    rank, world = torchrun_rank()
     if world > 1 and options.device is None:
         folder.device = _device_of_process()
     caption = None
