@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from ..model_names import bundled_model
 from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key
 from .adapters import add_lora
 from .arguments import MASK_DECODER, PRESETS, Preset, ScaTrainingArguments
@@ -204,7 +205,7 @@ def hold_frozen(model: Any, dtype: str | None) -> None:
 
 
 def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
-    """Decides whether saves hold the mixer alone; one that would lose weights or name no bases is an error."""
+    """Decides whether saves hold the mixer alone; one that would lose weights or name no base models is an error."""
     if form == "whole" and preset.with_adapters:
         raise ValueError("save_form whole cannot hold adapters: merge_lora(model) after training, then save it whole.")
     if preset.with_adapters and not model.base_sources:
@@ -214,11 +215,22 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
         )
     if form is None:
         form = "whole" if preset.trains_bases or not model.base_sources else "mixer"
-        if form == "whole" and not preset.trains_bases:
+        if form == "mixer" and not preset.with_adapters and _comes_with_this_package(model):
+            # Small, and what is trained from it is to be moved and published, away from this installation.
+            form = "whole"
+        elif form == "whole" and not preset.trains_bases:
             logger.warning(
                 "Checkpoints hold every weight: the model's SAM and language model come from no repository."
             )
     model.include_base_models = form == "whole"
+
+
+def _comes_with_this_package(model: Any) -> bool:
+    """Whether SAM or a language model that is saved with the model belongs to the bundled `sca-tiny`."""
+    bundled = str(bundled_model().resolve())
+    return not any(map(is_quantized, model.language_model.parameters())) and any(
+        source.get("path") == bundled for source in model.base_sources.values()
+    )
 
 
 def _trains_own_weights(part: torch.nn.Module) -> bool:
