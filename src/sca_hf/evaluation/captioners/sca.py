@@ -94,10 +94,7 @@ class ScaCaptioner:
         return dict(inputs.to(self.model.device, self.model.dtype))
 
     def _encoded(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        encoded = self.model.get_image_embeddings(pixel_values)
-        if isinstance(encoded, tuple):
-            return {"image_embeddings": encoded[0], "intermediate_embeddings": encoded[1]}
-        return {"image_embeddings": encoded}
+        return self.model.encode_images(pixel_values).as_inputs()
 
 
 @dataclass
