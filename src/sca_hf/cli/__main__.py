@@ -1,8 +1,8 @@
-"""`python -m sca_hf.cli`."""
+"""`python -m sca_hf.cli`, the same as `python -m sca_hf`."""
 
 import sys
 
-from . import main
+from ..__main__ import main
 
 
 sys.exit(main())

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..processing.images_sca import as_images
-
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -348,6 +346,8 @@ def record_image(record: Mapping[str, Any]) -> Image.Image:
     Args:
         record: its `image` is a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it undecoded.
     """
+    from ..processing.images_sca import as_images  # with torch and transformers, which a check of records needs not
+
     where, image = f"image {record.get('image_id', '?')}", record["image"]
     if isinstance(image, Mapping):
         image = image["path"] if image.get("bytes") is None else image["bytes"]

@@ -1,0 +1,343 @@
+"""Checkpoints that are whole or not there at all, and runs that resume from them exactly.
+
+The Trainer writes `checkpoint-N` in place: a run killed meanwhile leaves an incomplete folder, which it later takes
+for its newest checkpoint. Here a checkpoint is written below `_tmp-checkpoint-N`, flushed to the disk, given a
+manifest (a list of its files) and only then renamed; older ones are deleted after that. The manifest also says what
+run the checkpoint belongs to, so that resuming with other data, another seed or another batch size is an error and not
+another run under the same name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, save_fsdp_optimizer
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+
+from ...files import (
+    UNFINISHED,
+    DiskFullError,
+    file_sizes,
+    flush,
+    flush_entry,
+    put_in_place,
+    removed_on_error,
+)
+from ...modeling.base_models_sca import ADAPTER_FOLDER
+from ..presets import plain_name
+from .fingerprint import preserve_rng_state, run_differences, run_fingerprint
+from .hub_push import copy_code, file_sha256, keep_from_the_hub
+from .integrity import (
+    MANIFEST,
+    CheckpointError,
+    clear_leftovers,
+    has_optimizer,
+    incomplete_reason,
+    last_checkpoint,
+    read_json,
+    rotate,
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells sampler and data set the epoch, however deep they are wrapped, and remembers where it began.
+
+    The data loader itself reaches neither the sampler of a resumed epoch on several processes nor, beside a sampler,
+    the data set.
+
+    current: the epoch and the update step at which it began. upcoming: the same of the epoch a run starts with.
+    """
+
+    def __init__(self) -> None:
+        self.current = (0, 0)
+        self.upcoming: tuple[int, int] | None = None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets the epoch before anything is read."""
+        self.current = self.upcoming or (self.current[0] + 1, state.global_step)
+        self.upcoming = None
+        for part in _parts_of_loader(kwargs["train_dataloader"]):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self.current[0])
+
+
+class WholeCheckpoints(Trainer):
+    """A Trainer whose checkpoints are never incomplete, and which resumes a run exactly or refuses to.
+
+    `train(resume_from_checkpoint=True)` takes the newest whole checkpoint. Where an argument, the data or the frozen
+    weights are not those of the checkpoint's run, an error names them; the training argument `allow_changed_resume`
+    turns that into a warning.
+    """
+
+    _staging: Path | None = None
+    _resumed: Path | None = None
+    _run: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._epochs = EpochCallback()
+        self.add_callback(self._epochs)
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains as the Trainer does, from a whole checkpoint of the same run if one is asked for."""
+        if self.args.should_save:
+            clear_leftovers(self.args.output_dir)
+            if self.args.push_to_hub:
+                keep_from_the_hub(Path(self.args.output_dir))
+        self.accelerator.wait_for_everyone()
+        self._run = run_fingerprint(self)
+        self._resumed = self._agree_on_checkpoint(resume_from_checkpoint)
+        return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
+
+    def _agree_on_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
+        """Returns what every process goes on from; the first one looks, so that none sees another newest folder."""
+        if not wanted:
+            return None
+        found: list[str | None] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found[0] = str(self._checked_checkpoint(wanted))
+            except CheckpointError as error:
+                found[1] = str(error)
+        broadcast_object_list(found)
+        if found[0] is None:
+            raise CheckpointError(found[1])
+        return Path(found[0])
+
+    def _checked_checkpoint(self, wanted: str | Path | bool) -> Path:
+        path = last_checkpoint(self.args.output_dir) if wanted is True else Path(str(wanted))
+        if path is None or not path.is_dir():
+            raise CheckpointError(f"There is no whole checkpoint {path or 'in ' + self.args.output_dir}.")
+        if reason := incomplete_reason(path):
+            other = last_checkpoint(path.parent)
+            mend = f"resume from {other}" if other else "start anew"
+            raise CheckpointError(f"The checkpoint {path} is incomplete: {reason}; {mend}.")
+        if not has_optimizer(path):
+            raise CheckpointError(f"{path} has no optimizer state (save_only_model): start anew from its weights.")
+        manifest = read_json(path / MANIFEST)
+        if not isinstance(manifest, dict):
+            logger.warning("%s does not say what run it belongs to: taken on trust.", path)
+        elif different := run_differences(manifest.get("run", {}), self._run):
+            message = f"The checkpoint {path} belongs to another run: {'; '.join(different)}."
+            if not getattr(self.args, "allow_changed_resume", False):
+                raise CheckpointError(
+                    f"{message} Give the former values, start anew in another output_dir, or set "
+                    "allow_changed_resume=True to go on as another run."
+                )
+            logger.warning("%s Going on all the same.", message)
+        return path
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Seeds workers from a generator of their own.
+
+        They would be seeded from that of dropout: once per epoch, or once per process where they persist, and a
+        resumed run is another process.
+        """
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Mends what the Trainer does not know: the passes over a stream, and that a run may have been done."""
+        epochs, batches = super()._init_training_state(*args, **kwargs)
+        accumulated = self.args.gradient_accumulation_steps
+        manifest = read_json(self._resumed / MANIFEST) if self._resumed else None
+        if isinstance(manifest, dict) and not hasattr(self.train_dataset, "__len__"):
+            epochs = int(manifest["epoch"])
+            batches = (self.state.global_step - int(manifest["epoch_first_step"])) * accumulated
+        if self.state.global_step >= self.state.max_steps:
+            # It would take one step more before it looks.
+            epochs, batches = self.state.num_train_epochs, 0
+        self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
+        if self._resumed and self._pushes and not self._is_on_the_hub(self._resumed):
+            # The run may have ended before the Hub had this checkpoint.
+            self._push_from_checkpoint(str(self._resumed))
+        return epochs, batches
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        run_dir = Path(super()._get_output_dir(trial))
+        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self._staging = run_dir / f"{UNFINISHED}{target.name}"
+        try:
+            with removed_on_error(self._staging, target, self._least_bytes):
+                super()._save_checkpoint(model, trial)
+                self._finish(self._staging / target.name, target)
+        except DiskFullError as error:
+            last = last_checkpoint(run_dir)
+            raise CheckpointError(f"{error} " + (f"The last whole checkpoint is {last}." if last else "")) from error
+        finally:
+            self._staging = None
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
+    def _finish(self, part: Path, target: Path) -> None:
+        """Writes the manifest of a checkpoint and renames it, once every process has written its part."""
+        if self.state.best_model_checkpoint == str(part):
+            # The Trainer takes the staging folder for the place where this checkpoint will stay.
+            self.state.best_model_checkpoint = str(target)
+            if self.args.should_save:
+                self.state.save_to_json(str(part / TRAINER_STATE_NAME))
+        # Each process writes a state of random numbers, and maybe a shard of the optimizer.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            epoch, first = self._epochs.current
+            manifest = {"files": file_sizes(part), "run": self._run, "epoch": epoch, "epoch_first_step": first}
+            flush(part)
+            (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            flush_entry(part / MANIFEST)
+            flush_entry(part)
+            put_in_place(part, target)
+            rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+
+    def _least_bytes(self) -> int:
+        """Returns what a checkpoint takes: as much as the last one, or trained parameters and optimizer state."""
+        if last := last_checkpoint(super()._get_output_dir(None)):
+            return sum(file_sizes(last).values())
+        tensors = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        states = getattr(self.optimizer, "state", {}).values()
+        tensors += [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Uploads run in the background: not from a folder that is about to be renamed.
+        if self._staging:
+            return
+        if self.args.hub_always_push:
+            # The upload before still reads the files that this one is going to write.
+            self._finish_current_push()
+        self._warn_of_failed_pushes()
+        if self._pushes:
+            copy_code(Path(checkpoint_folder), Path(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    @property
+    def _pushes(self) -> bool:
+        """Whether this process pushes checkpoints: one does, and others need not ask the Hub anything."""
+        args = self.args
+        return args.push_to_hub and args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
+
+    def _is_on_the_hub(self, checkpoint: Path) -> bool:
+        """Whether the repository holds a checkpoint's weights; pushed again they would make a commit of no change."""
+        weights = [*checkpoint.glob("*.safetensors"), *(checkpoint / ADAPTER_FOLDER).glob("*.safetensors")]
+        names = [path.relative_to(checkpoint).as_posix() for path in weights]
+        found = HfApi(token=self.args.hub_token).get_paths_info(self.hub_model_id, names)
+        there = {entry.path: entry.lfs.sha256 for entry in found if isinstance(entry, RepoFile) and entry.lfs}
+        return all(there.get(name) == file_sha256(path) for name, path in zip(names, weights, strict=True))
+
+    def _warn_of_failed_pushes(self) -> None:
+        """The library forgets them; the next push brings everything all the same."""
+        for job in getattr(getattr(self, "push_in_progress", None), "jobs", ()):
+            if job.done() and (error := job.exception()):
+                logger.warning("A push to %s failed: %s", self.hub_model_id, error)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # A resumed run does not repeat an evaluation that came after its checkpoint.
+        with preserve_rng_state():
+            return super()._evaluate(*args, **kwargs)
+
+
+def _parts_of_loader(loader: Any) -> Iterator[Any]:
+    """Yields data set and samplers, the inner ones too."""
+    yield loader.dataset
+    part = loader
+    while part is not None:
+        inner = getattr(part, "batch_sampler", None)
+        part = inner if inner is not None else getattr(part, "sampler", None)
+        yield part
+
+
+TRAINED_WEIGHTS = "trained.safetensors"
+
+
+class ShardedCheckpoints(WholeCheckpoints):
+    """Beside what a run without FSDP saves, a checkpoint holds the trained weights under their own names.
+
+    The library would go on from a pickle of every weight, the frozen ones too: gigabytes that no run changes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled and getattr(self.args, "preset", None) == "all":
+            # FSDP waits for gradients of the same weights from everyone; those of a prompt's kind come with it only.
+            raise ValueError("the preset all cannot be sharded: batches use different weights; train it with DDP.")
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            # FSDP would cast coordinates and losses too; the model casts what it may. Gradients are summed in float32.
+            plugin.mixed_precision_policy = dataclasses.replace(
+                plugin.mixed_precision_policy,
+                cast_forward_inputs=False,
+                output_dtype=None,
+                reduce_dtype=torch.float32,
+            )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        weights = get_model_state_dict(self.model, options=options)
+        save_fsdp_optimizer(
+            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save:
+            # Buffers and second names of tied weights are among them.
+            trained = {name: weights[name].contiguous() for name in self._trained_names()}
+            save_file(trained, Path(output_dir) / TRAINED_WEIGHTS)
+            with warnings.catch_warnings():
+                # Torch reminds that the state of the optimizer belongs to it: it is saved above.
+                warnings.simplefilter("ignore", UserWarning)
+                torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            self._load_trained(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            self._load_trained(Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
+
+    def _load_trained(self, checkpoint: Path) -> None:
+        """Reads the trained weights on one process and hands everyone their shards."""
+        weights = {}
+        if self.is_world_process_zero():
+            file = checkpoint / TRAINED_WEIGHTS
+            if not file.is_file():
+                raise FileNotFoundError(f"{checkpoint} has no {TRAINED_WEIGHTS}: it is of a run without FSDP.")
+            weights = load_file(file)
+            if different := sorted(self._trained_names() ^ set(weights)):
+                raise ValueError(f"{file} is of another model or preset: {different[:3]} are in one of them only.")
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(self.model, weights, options=options)
+
+    def _trained_names(self) -> set[str]:
+        parameters = self.model.named_parameters()
+        return {plain_name(name) for name, parameter in parameters if parameter.requires_grad}

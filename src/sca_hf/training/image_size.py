@@ -1,0 +1,139 @@
+"""Changes of a trained model's image encoder: another input size, and a convolutional branch beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel, PreTrainedConfig
+
+from ..modeling.configuration_sca import check_detail_widths
+from ..modeling.detail_sca import ScaDetailEncoder
+from ..processing.processing_sca import ScaProcessor
+
+
+_WIDEST = 128  # of a detail encoder's stages, where nobody says otherwise
+_FILTERS = "vision_encoder.patch_embed.projection.weight"
+
+
+def with_image_size(config: PreTrainedConfig, side: int, patch_size: int | None = None) -> PreTrainedConfig:
+    """A copy of a SAM configuration for inputs of `side` pixels, in patches of `patch_size`, by default as before."""
+    old = config.vision_config.patch_size
+    patch = patch_size or old
+    if patch < old or patch % old:
+        raise ValueError(f"patch_size is {patch}, expected a multiple of the old {old}.")
+    if side < patch or side % patch:
+        raise ValueError(f"image_size is {side}, expected a multiple of the patch size {patch}.")
+    config = copy.deepcopy(config)
+    config.vision_config.patch_size = config.prompt_encoder_config.patch_size = patch
+    config.vision_config.image_size = config.prompt_encoder_config.image_size = side
+    config.prompt_encoder_config.image_embedding_size = side // patch
+    return config
+
+
+def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list[str]:
+    """Has a model take inputs of another size, in place; its processor must be made anew.
+
+    A larger side shows smaller things and costs more; the image encoder has not seen it in training. With patches
+    larger by as much, SAM costs and sees what it did, as it reads each patch at its old size: what the larger picture
+    has more to show is left to a detail encoder, see `add_detail_encoder`.
+
+    Args:
+        model: `ScaForConditionalGeneration`. No repository holds its SAM any longer: it is saved whole.
+        side: longest side of the resized image in pixels, a multiple of the patch size.
+        patch_size: a multiple of the old one; None leaves it as it is.
+
+    Returns:
+        Names of the modules that do best with more training: none where the grid of patches stays, as then SAM sees
+        what it did.
+    """
+    old = model.sam
+    vision = old.config.vision_config
+    if vision.image_size == side and (patch_size or vision.patch_size) == vision.patch_size:
+        return []
+    if patch_size not in (None, vision.patch_size) and model.detail_encoder is not None:
+        raise ValueError("a model with a detail encoder keeps its patch size, on whose grid that ends.")
+    new = AutoModel.from_config(with_image_size(old.config, side, patch_size))
+    shapes = {name: value.shape for name, value in new.state_dict().items()}
+    weights = old.state_dict()
+    filters = weights.pop(_FILTERS)
+    weights = {name: _resampled(value, shapes[name]) for name, value in weights.items()}
+    weights[_FILTERS] = _of_larger_patches(filters, shapes[_FILTERS])
+    new.load_state_dict(weights)
+    new.to(old.device)
+    for fresh, known in zip(new.parameters(), old.parameters(), strict=True):
+        fresh.data = fresh.data.to(known.dtype)
+        fresh.requires_grad_(known.requires_grad)
+    model.attach_base_models(new.train(old.training), model.language_model)
+    model.base_sources = None
+    model.include_base_models = True
+    before, now = (sam.config.prompt_encoder_config.image_embedding_size for sam in (old, new))
+    return [] if now == before else ["sam.vision_encoder", "mixer"]
+
+
+def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
+    """Has the mixer look at each region's pixels by convolutions too, in place; until it is trained it adds nothing.
+
+    With it a small model learns to tell fine things apart from few pictures; see `ScaDetailEncoder`.
+
+    Args:
+        model: `ScaForConditionalGeneration` without one, or with one of these widths, which it keeps.
+        widths: channels of its stages, as the configuration's `detail_widths`.
+
+    Returns:
+        Names of the modules that must be trained to gain anything.
+    """
+    if model.detail_encoder is not None:
+        if list(widths) == list(model.config.detail_widths):
+            return []
+        raise ValueError(f"the model has a detail encoder of widths {list(model.config.detail_widths)} already.")
+    check_detail_widths(widths, model.config.sam_config)
+    model.config.detail_widths = list(widths)
+    model.detail_encoder = ScaDetailEncoder(model.config)
+    model.detail_encoder.apply(model._init_weights)
+    model.detail_encoder.to(model.mixer.device, model.mixer.dtype).train(model.training)
+    return ["detail_encoder"]
+
+
+def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
+    """Has a small model look closely: at pictures `factor` times as large, with a new detail encoder, in place.
+
+    SAM sees and costs what it did, see `set_image_size`; `sca_hf.training.detail_pretraining` trains the detail
+    encoder.
+
+    Args:
+        model: `ScaForConditionalGeneration` without a detail encoder.
+        processor: its `ScaProcessor`.
+        factor: a power of two.
+
+    Returns:
+        The processor of the changed model.
+    """
+    if model.detail_encoder is not None:
+        raise ValueError("the model has a detail encoder already: pretrain_detail_encoder teaches it more.")
+    vision = model.config.sam_config.vision_config
+    set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
+    stages = (factor * vision.patch_size).bit_length() - 1
+    add_detail_encoder(model, [max(8, _WIDEST >> stage) for stage in reversed(range(stages))])
+    return ScaProcessor.from_config(model.config, processor.tokenizer, anything_settings=processor.anything_settings)
+
+
+def _of_larger_patches(filters: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Filters (C, 3, p, p) as such of larger patches, that answer to them as the old ones to their means."""
+    factor = shape[-1] // filters.shape[-1]
+    return filters.repeat_interleave(factor, -1).repeat_interleave(factor, -2) / factor**2
+
+
+def _resampled(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Fits a table of positions, absolute (1, h, w, C) or relative (2 h - 1, C), to another grid."""
+    if value.shape == shape:
+        return value
+    if value.ndim == 4:
+        grid = value.permute(0, 3, 1, 2).float()
+        resized = F.interpolate(grid, shape[1:3], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    else:
+        resized = F.interpolate(value.t()[None].float(), shape[0], mode="linear", align_corners=False)[0].t()
+    return resized.to(value.dtype)
