@@ -17,10 +17,10 @@ from ...modeling.base_models_sca import SAM, load_part
 from ...modeling.grouping_sca import RegionInputs
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...modeling.segmentation_sca import ImageEncoding, SamSegmenter, encode_images
-from ...processing.postprocessing_sca import mask_records
+from ...processing.mask_generation_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
-from ...prompt_arguments import RegionPrompt, processor_arguments
+from ...processing.region_prompts_sca import RegionPrompt, processor_arguments
 from .interface import ImageQuery, RegionPrediction, identity, point_in_mask
 
 
@@ -65,7 +65,7 @@ class ScaCaptioner:
         prompts = [[region.prompt for region in asked.regions] for asked in images]
         inputs = self._inputs(images, prompts, pixels=True)
         if any(region.resample_point is not None for asked in images for region in asked.regions):
-            encoded = self._encoded(inputs.pop("pixel_values"))
+            encoded = self.model.encode_images(inputs.pop("pixel_values")).as_inputs()
             found = self.processor.post_process_regions(
                 self.model(**inputs, **encoded),
                 inputs["original_sizes"],
@@ -99,9 +99,6 @@ class ScaCaptioner:
         )
         inputs = self.processor(**shown, **processor_arguments(prompts), task=[asked.task for asked in images])
         return dict(inputs.to(self.model.device, self.model.dtype))
-
-    def _encoded(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        return self.model.encode_images(pixel_values).as_inputs()
 
 
 @dataclass
