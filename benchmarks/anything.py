@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
-from sca_hf.processing.anything_sca import AnythingSettings, encode_image
+from sca_hf.processing.anything_sca import encode_image
+from sca_hf.processing.anything_settings_sca import AnythingSettings
 from sca_hf.processing.mask_generation_sca import select_masks, stability_scores
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.processing.processing_sca import ScaProcessor
@@ -65,10 +66,10 @@ def choose_settings(
     survivors: tuple[int, int],
 ) -> AnythingSettings:
     """Thresholds that leave a number of masks within `survivors`: a random model's mean nothing of themselves."""
-    encoded, _ = encode_image(model, processor, image)
+    encoding, _ = encode_image(model, processor, image)
     grid = processor.grid_prompts([image.size[::-1]], points)
     inputs = {name: value for name, value in grid.items() if not name.endswith("sizes")}
-    output = model(**encoded, **inputs)
+    output = model(**encoding.as_inputs(), **inputs)
     logits, ious = output.pred_masks.flatten(0, 2), _tame(model, output.iou_scores.flatten())
     offset = logits.abs().median().item() / 4
     stable = _between(stability_scores(logits, offset=offset), len(logits) // 2)

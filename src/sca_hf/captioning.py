@@ -43,9 +43,8 @@ class CaptionedRegion:
 
     @property
     def text(self) -> str:
-        """The caption in one line, without what could steer a terminal."""
-        line = self.caption if isinstance(self.caption, str) else " | ".join(self.caption)
-        return " ".join("".join(letter if letter.isprintable() else " " for letter in line).split())
+        """The caption in one line, without control characters."""
+        return one_line(self.caption if isinstance(self.caption, str) else " | ".join(self.caption))
 
     def to_json(self) -> dict[str, Any]:
         """The record that `--json` writes: the mask as COCO RLE, and the keys that came with the prompt."""
@@ -60,6 +59,11 @@ class CaptionedRegion:
             "mask": encode_rle(self.mask),
         }
         return self.prompt.with_extra(record)
+
+
+def one_line(text: str) -> str:
+    """Returns a text in one line, without characters that control a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def load(model: str | None = None, device: str | None = None) -> tuple[ScaForConditionalGeneration, ScaProcessor]:

@@ -31,7 +31,7 @@ from PIL import Image
 from ..anything.folder import draw_records
 from ..data.scenes import scenes
 from ..drawing.overlay import PALETTE
-from ..processing.anything_sca import AnythingSettings
+from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.masks_sca import decode_rle, encode_rle
 from ..serving.api import create_app
 from ..serving.engine import Engine, ImageStore, StoredImage

@@ -4,18 +4,19 @@ The image is encoded once, all prompts get their masks in batches from that enco
 filtering and non-maximum suppression is captioned, in one call. Every step is a public one of processor and model.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from .anything_settings_sca import AnythingSettings
 from .images_sca import as_images
 from .mask_generation_sca import (
     box_nms,
     build_point_grid,
+    cut_padding,
     generate_crop_boxes,
     mask_boxes,
     nms,
@@ -23,104 +24,6 @@ from .mask_generation_sca import (
     stability_scores,
 )
 from .masks_sca import encode_rle
-from .postprocessing_sca import cut_padding
-
-
-CAPTION_PROMPTS = ("point", "box", "mask")
-
-
-def _setting(default: Any, text: str, low: float = -math.inf, high: float = math.inf, choices: Any = None) -> Any:
-    """Declare a setting: what it means, and the range or the choice of its values."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
-
-
-@dataclass(frozen=True)
-class AnythingSettings:
-    """How everything in an image is found; the defaults are SAM's.
-
-    This is the only list of the settings: the command line, the HTTP interface and the page are made from its fields
-    and their metadata, `help`, `low`, `high` and `choices`.
-    """
-
-    points_per_side: int = _setting(32, "points of the grid along each side of the image", 1, 256)
-    points_per_batch: int = _setting(64, "prompts whose masks are computed at once; fewer take less memory", 1)
-    pred_iou_thresh: float = _setting(0.88, "keep masks of which the model expects a higher IoU than this", 0, 1)
-    stability_score_thresh: float = _setting(
-        0.95, "keep masks that are at least this stable: the IoU of the masks at two thresholds", 0, 1
-    )
-    stability_score_offset: float = _setting(
-        1.0, "the two thresholds are mask_threshold plus and minus this, logits", 0
-    )
-    mask_threshold: float = _setting(0.0, "logit above which a pixel is in the mask")
-    box_nms_thresh: float = _setting(
-        0.7, "of two masks whose boxes overlap by more than this IoU, keep the better; 1 keeps both", 0, 1
-    )
-    mask_nms_thresh: float = _setting(
-        1.0, "of two masks that overlap by more than this IoU, keep the better; 1 keeps both", 0, 1
-    )
-    crop_n_layers: int = _setting(
-        0, "1 also looks at the four quarters of the image, 2 at its sixteen parts too, each encoded by itself", 0, 4
-    )
-    crop_overlap_ratio: float = _setting(
-        512 / 1500, "overlap of neighboring crops, as a fraction of the image's short side", 0, 1
-    )
-    crop_n_points_downscale_factor: int = _setting(
-        1, "the grid of crop layer i is coarser by this to the power of i", 1, 16
-    )
-    crop_nms_thresh: float = _setting(
-        0.7, "box_nms_thresh between crops, of which the mask of the smaller crop is kept", 0, 1
-    )
-    min_mask_region_area: int = _setting(
-        0, "fill holes and drop islands of up to this many pixels of the original image", 0
-    )
-    min_area: float = _setting(0.0, "smallest fraction of the image that a mask may cover", 0, 1)
-    max_area: float = _setting(1.0, "largest fraction of the image that a mask may cover", 0, 1)
-    caption_prompt: str = _setting(
-        "point",
-        "prompt of the caption: the point that found the mask (as in the published demo), its box, or the mask itself",
-        choices=CAPTION_PROMPTS,
-    )
-    unique_captions: bool = _setting(False, "of regions with the same caption, keep the one of best estimated IoU")
-    task: str | None = _setting(None, "task of the model; its default where left out")
-
-    def __post_init__(self) -> None:
-        """Raises where a value is of the wrong kind or out of its range."""
-        for setting in fields(self):
-            value, name, kind = getattr(self, setting.name), setting.name, type(setting.default)
-            low, high, choices = (setting.metadata[key] for key in ("low", "high", "choices"))
-            if kind in (int, float):
-                if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-                    raise TypeError(f"{name} is {value!r}, expected a {'whole ' if kind is int else ''}number.")
-                if not low <= value <= high:  # NaN fails as well
-                    raise ValueError(f"{name} is {value}, expected {_range(low, high)}.")
-            elif kind is bool and not isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}, expected true or false.")
-            elif choices and value not in choices:
-                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}.")
-        if self.min_area > self.max_area:
-            raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}: nothing could be kept.")
-
-    def thresholds(self, share: float) -> dict[str, float]:
-        """Those of [`select_masks`] that look at one mask; suppression waits until all masks are there.
-
-        Args:
-            share: fraction of the image that is looked at, above 0.
-        """
-        names = ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "mask_threshold")
-        areas = {"min_area": self.min_area / share, "max_area": self.max_area / share}
-        return {name: getattr(self, name) for name in names} | areas | {"box_nms_thresh": 1.0}
-
-
-# For help() and the page of all names: a second list by hand would differ some day.
-AnythingSettings.__doc__ = f"{AnythingSettings.__doc__}\n    Attributes:\n" + "".join(
-    f"        {setting.name}: {setting.metadata['help']}.\n" for setting in fields(AnythingSettings)
-)
-
-
-def _range(low: float, high: float) -> str:
-    if math.isfinite(high):
-        return f"{low:g} to {high:g}"
-    return f"at least {low:g}" if math.isfinite(low) else "a number"
 
 
 # What `forward` takes per region, or per region and point.
@@ -130,7 +33,8 @@ _MASK_PIXELS = 1 << 26
 # A mask that ends this near to the edge of a crop is cut off by it; pixels of the original image.
 _EDGE = 20
 Progress = Callable[[str, int, int], None]
-Encoded = tuple[dict[str, Any], tuple[int, int]]
+# The model's `ImageEncoding` of one image, and (height, width) of the model's input.
+Encoded = tuple[Any, tuple[int, int]]
 
 
 @dataclass
@@ -139,7 +43,7 @@ class _View:
 
     Attributes:
         crop: xyxy, pixels of the original image.
-        encoded: what the model takes in place of pixels.
+        encoding: the model's `ImageEncoding` of it.
         resized: height, width of the model's input before padding.
         prompts: points (x, y) or boxes (x, y, x, y), pixels of the view.
         found: tensors of S rows, one per mask: `boxes` (xyxy, pixels of the original image), `masks` (low-resolution
@@ -147,7 +51,7 @@ class _View:
     """
 
     crop: tuple[int, int, int, int]
-    encoded: dict[str, Any]
+    encoding: Any
     resized: tuple[int, int]
     prompts: list[list[float]] = field(default_factory=list)
     found: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -173,18 +77,16 @@ class _Found:
 
 
 def encode_image(model: Any, processor: Any, picture: Any) -> Encoded:
-    """Return what `forward` and `generate` take in place of pixels, and (height, width) of the model's input.
+    """Return the `ImageEncoding` of an image, and (height, width) of the model's input before padding.
 
     Args:
         picture: one image, see [`as_images`].
     """
     inputs = processor(picture).to(model.device, model.dtype)
     with torch.no_grad():
-        encoded = model.get_image_embeddings(inputs["pixel_values"])
-    names = ("image_embeddings", "intermediate_embeddings")  # the second only of SAM-HQ
-    values = encoded if isinstance(encoded, tuple) else (encoded,)
+        encoding = model.encode_images(inputs["pixel_values"])
     height, width = inputs["reshaped_input_sizes"][0].tolist()
-    return dict(zip(names, values, strict=False)), (height, width)
+    return encoding, (height, width)
 
 
 @torch.no_grad()
@@ -317,7 +219,8 @@ def _batches(
     for start in range(0, count, settings.points_per_batch):
         report("masks", start, count)
         part = slice(start, start + settings.points_per_batch)
-        yield start, model(**view.encoded, **{name: inputs[name][:, part] for name in _REGIONAL if name in inputs})
+        prompts = {name: inputs[name][:, part] for name in _REGIONAL if name in inputs}
+        yield start, model(**view.encoding.as_inputs(), **prompts)
 
 
 def _suppress_between(views: list[_View], threshold: float) -> None:
@@ -400,8 +303,9 @@ def _caption(
     prompts = {name: [list(regions.values()) for regions in asked.values()]}
     used = [views[index] for index in asked]
     inputs = processor(original_sizes=[view.size for view in used], task=settings.task, **prompts).to(model.device)
+    encodings = used[0].encoding.cat([view.encoding for view in used])
     outputs = model.generate(
-        **inputs, **_join(used), output_masks=False, **{"output_caption_scores": True, **generation}
+        **inputs, **encodings.as_inputs(), output_masks=False, **{"output_caption_scores": True, **generation}
     )
     told = processor.post_process_regions(outputs, [v.size for v in used], [v.resized for v in used])
     places = {
@@ -425,18 +329,6 @@ def _caption_prompt(view: _View, one: _Found, prompt: int, kind: str) -> Any:
     return [x - view.crop[0], y - view.crop[1], x + width - view.crop[0], y + height - view.crop[1]]
 
 
-def _join(views: list[_View]) -> dict[str, Any]:
-    """The encodings of several views as those of one batch."""
-    joined: dict[str, Any] = {}
-    for name in views[0].encoded:
-        values = [view.encoded[name] for view in views]
-        if isinstance(values[0], torch.Tensor):
-            joined[name] = torch.cat(values)
-        else:
-            joined[name] = [torch.cat(parts) for parts in zip(*values, strict=True)]
-    return joined
-
-
 def _best(spoken: dict[str, Any]) -> dict[str, Any]:
     """The caption of a region and its score; of several captions the likeliest."""
     caption, score = spoken["caption"], spoken["score"]
@@ -456,4 +348,4 @@ def _unique(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if best[record["caption"]] is record]
 
 
-__all__ = ["CAPTION_PROMPTS", "AnythingSettings", "caption_anything", "encode_image"]
+__all__ = ["caption_anything", "encode_image"]

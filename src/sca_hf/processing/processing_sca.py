@@ -12,11 +12,11 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import is_torchvision_available
 
-from .anything_sca import AnythingSettings, caption_anything
+from .anything_sca import caption_anything
+from .anything_settings_sca import AnythingSettings
 from .captions_sca import as_id_array, decode_rows, encode_captions, region_captions, region_tasks, text_tasks
 from .images_sca import as_images, check_size
-from .mask_generation_sca import build_point_grid
-from .postprocessing_sca import choose_candidates, mask_records, real_regions, to_list
+from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
 

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..anything.coco import coco_annotations
-from ..processing.anything_sca import AnythingSettings
+from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.region_prompts_sca import REGION_SCHEMA
 from .engine import Engine, ImageStore, StoredImage
 from .limits import RequestError

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..processing.anything_sca import AnythingSettings
+from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.images_sca import as_images
 from ..processing.region_prompts_sca import RegionLimitError, RegionPrompt, read_regions
 
