@@ -3,8 +3,9 @@
 A scene is a pure function of its seed. The three splits are disjoint ranges of seeds. Captions are written from an
 object's attributes, and read back from any text: color, shape and texture are always stated ("plain" when there is no
 texture), a size when the object is small or large, and where it stands from its nearest neighbour unless it is large.
-Only the wording is free, and whether the neighbour is named. Frame of reference
-everywhere in this file: pixels of the rendered image, x to the right, y down.
+Only the wording is free, and whether the neighbour is named.
+
+Frame of reference everywhere in this file: pixels of the rendered image, x to the right, y down.
 """
 
 from __future__ import annotations

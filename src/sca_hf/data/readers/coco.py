@@ -103,7 +103,7 @@ class CocoFile:
         try:
             path, size = self.locate(image), (int(image["width"]), int(image["height"]))
         except (KeyError, TypeError, ValueError) as error:
-            return RegionRecordError(f"{where}: file_name, width or height is missing or no number ({error})")
+            return RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
         if path is None:
             return RegionRecordError(f"{where}: its file name leads out of the folder of images")
         kept = [row for row in rows if self.crowd == "keep" or not row.get("iscrowd")]
@@ -181,9 +181,11 @@ def _polygon(values: Any) -> list[float]:
         polygon = [float(value) for value in values]
     except (TypeError, ValueError):
         raise ValueError(f"segmentation holds {values!r}, expected polygons x0, y0, x1, y1, ...") from None
-    # What is far outside would make the rasteriser walk for ever.
+    # What is far outside would make the rasterizer run forever.
     if len(polygon) % 2 or not all(abs(value) < 1e6 for value in polygon):
-        raise ValueError("segmentation has a polygon of an odd number of coordinates, or with one that is no number")
+        raise ValueError(
+            "segmentation has a polygon of an odd number of coordinates, or a coordinate that is not a number"
+        )
     return polygon
 
 

@@ -41,7 +41,7 @@ def read_hub(
             region.
         box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), center and size
             (cxcywh).
-        normalized: they are shares of the picture's sides rather than pixels.
+        normalized: Whether boxes are fractions of the picture's sides rather than pixels.
         task: "caption" makes the name of a category the caption where there is no column of captions.
         names: words for categories.
         clip: as for COCO.

@@ -41,7 +41,7 @@ def read_sa1b(
         captions: a table as .tsv (with a line of names), .jsonl or .parquet with the columns image_id ("sa_1" or 1),
             region_id (the annotation's `id`), caption and, if it likes, score.
         min_score: leave out captions of a lower score.
-        min_area: leave out regions that cover a smaller share of the image.
+        min_area: Leave out regions that cover a smaller fraction of the image.
         masks, clip: as for COCO.
         task: only "caption".
     """
@@ -149,7 +149,7 @@ def _numbers(table: Any, column: str, path: Path) -> np.ndarray:
         text = compute.replace_substring_regex(table[column].cast(pyarrow.string()), "^sa_", "")
         return np.asarray(text.cast(pyarrow.int64()))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path}: {column} is no number everywhere ({error}).") from error
+        raise ValueError(f"{path}: {column} is not a number everywhere ({error}).") from error
 
 
 def _pairs(images: Path, table: CaptionTable) -> Iterator[tuple[int, str, Any, Any]]:

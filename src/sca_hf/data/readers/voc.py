@@ -126,9 +126,9 @@ class _VocFolder:
             known = told is not None and min(told) > 0
             stated = f"the XML says {told[0]} x {told[1]}" if told is not None else "the XML states no size"
             if rule == "check" or not known or told is None:
-                mend = 'size="picture" if its boxes are in the pixels of the picture'
-                mend += ', size="scale" if the picture was resized' if known else ""
-                raise RegionRecordError(f"{where}: {stated}, the picture is {actual[0]} x {actual[1]}; say {mend}")
+                remedy = 'size="picture" if its boxes are in the pixels of the picture'
+                remedy += ', size="scale" if the picture was resized' if known else ""
+                raise RegionRecordError(f"{where}: {stated}, the picture is {actual[0]} x {actual[1]}; say {remedy}")
             scale = (actual[0] / told[0], actual[1] / told[1])
         return {
             "image": str(image),
