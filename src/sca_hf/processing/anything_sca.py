@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .anything_settings_sca import AnythingSettings
+from .captions_sca import best_caption
 from .images_sca import as_images
 from .mask_generation_sca import (
     box_nms,
@@ -314,7 +315,8 @@ def _caption(
         for key, spoken in zip(regions, spoken_here, strict=True)
     }
     for one, place in zip(found, keys, strict=True):
-        one.record |= _best(places[place])
+        spoken = places[place]
+        one.record["caption"], one.record["score"] = best_caption(spoken["caption"], spoken["score"])
 
 
 def _caption_prompt(view: _View, one: _Found, prompt: int, kind: str) -> Any:
@@ -327,15 +329,6 @@ def _caption_prompt(view: _View, one: _Found, prompt: int, kind: str) -> Any:
         return view.found["masks"][one.row].cpu().numpy()
     x, y, width, height = one.record["bbox"]
     return [x - view.crop[0], y - view.crop[1], x + width - view.crop[0], y + height - view.crop[1]]
-
-
-def _best(spoken: dict[str, Any]) -> dict[str, Any]:
-    """The caption of a region and its score; of several captions the likeliest."""
-    caption, score = spoken["caption"], spoken["score"]
-    while isinstance(caption, list):
-        place = max(range(len(caption)), key=lambda index: score[index]) if score is not None else 0
-        caption, score = caption[place], None if score is None else score[place]
-    return {"caption": caption, "score": score}
 
 
 def _unique(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
