@@ -23,6 +23,7 @@ from huggingface_hub import EvalResult, ModelCard
 from ..card_metadata import DRAFT, card_head, markdown_rows, score_results
 from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
+from ..yaml_files import parse_yaml
 from .info import RepositoryInfo, describe_repository
 
 
@@ -203,8 +204,6 @@ def memory_table(info: RepositoryInfo) -> str:
 
 def split_card(path: Path, head_needed: bool = True) -> tuple[dict[str, Any], str]:
     """Return head and text of a card or template."""
-    import yaml
-
     text = path.read_text(encoding="utf-8")
     found = _HEAD.match(text)
     if found is None and not head_needed:
@@ -212,9 +211,9 @@ def split_card(path: Path, head_needed: bool = True) -> tuple[dict[str, Any], st
     if found is None:
         raise ValueError(f"{path} must begin with a head between two lines of ---.")
     try:
-        head = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"the head of {path} is not YAML: {error}.") from error
+        head = parse_yaml(found[1]) or {}
+    except ValueError as error:
+        raise ValueError(f"the head of {path} is not YAML: {error}.") from None
     if not isinstance(head, dict) or not isinstance(head.get("licenses", {}), dict):
         raise ValueError(f"the head of {path} must be a mapping, and `licenses` in it one of parts to licences.")
     return head, found[2]
