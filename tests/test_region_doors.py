@@ -214,7 +214,7 @@ def handler():
 
 @pytest.fixture
 def doors(tmp_path, capsys, engine, handler, monkeypatch):
-    # The command would load the model for each region anew.
+    # The command would load the model for every region.
     monkeypatch.setattr(captioning, "load", lambda *_: engine.model())
     return Doors(tmp_path, capsys, engine, handler)
 
