@@ -43,12 +43,8 @@ _REQUIREMENTS = "transformers>=5.17,<6\npillow>=10.1\n"
 # Uploads go on file by file.
 _SHARDS = "5GB"
 # What training leaves beside a model and nobody needs to load it; said, and left out.
-TRAINING_STATE = {
-    "optimizer.pt",
-    "scheduler.pt",
-    "trainer_state.json",
-    "training_args.bin",
-    "checkpoint_manifest.json",
+_TRAINING_STATE = {
+    *("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "checkpoint_manifest.json"),
 }
 _TRAINING_PREFIXES = ("rng_state", "global_step", "checkpoint-", "scaler.pt")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5"}
@@ -393,7 +389,7 @@ def _sort(facts: FolderFacts, name: str) -> None:
     """Take a file, leave it out, or refuse it."""
     path = PurePosixPath(name)
     inside = path.parts[0]
-    if path.name in TRAINING_STATE or inside.startswith(_TRAINING_PREFIXES):
+    if path.name in _TRAINING_STATE or inside.startswith(_TRAINING_PREFIXES):
         facts.left_out[name] = "state of training"
     elif inside.startswith(".") or inside == "__pycache__":
         facts.left_out[name] = "hidden"
