@@ -52,7 +52,7 @@ def encode_captions(
         pad_to: pad to at least this many tokens.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels` (B, R, T) int64. Labels are the ids, `IGNORED` on padding: told by
+        `input_ids`, `attention_mask` and `labels` (B, R, T) int64. Labels are the ids, `IGNORED` on padding: found by
         length, so that EOS stays a target where it doubles as the padding token.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id

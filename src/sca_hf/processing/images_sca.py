@@ -24,7 +24,7 @@ def as_images(images: Any, input_data_format: str | None = None) -> list[Image.I
         images: a PIL image, an array or tensor (2 to 4 axes; 4 are a batch), a path, URL, data URI or base64 string,
             the bytes of a file or an open file; or a list of those. Transparency is dropped, as the library does.
             Arrays hold 8-bit values, 16-bit values, or floats in 0..1 or 0..255.
-        input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default told by the axis of 1, 3 or 4
+        input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the axis of 1, 3 or 4
             channels (of two such axes, the last for numpy and the first for torch).
 
     Returns:
@@ -75,7 +75,7 @@ def sam_image_processor(side: int, mask_size: int) -> Any:
     """Build the library's image processor of SAM, of the backend that is installed.
 
     Args:
-        side: of the square that images are resized and padded to, pixels.
+        side: side of the square that images are resized and padded to, pixels.
         mask_size: side of the low-resolution masks.
     """
     name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"

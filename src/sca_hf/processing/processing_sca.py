@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
@@ -452,7 +453,7 @@ class ScaProcessor(ProcessorMixin):
         ]
 
     def caption_anything(
-        self, model: Any, image: Any, settings: Any = None, boxes: Any = None, **options: Any
+        self, model: PreTrainedModel, image: Any, settings: Any = None, boxes: Any = None, **options: Any
     ) -> list[dict[str, Any]]:
         """Find and caption everything in one image, see [`caption_anything`].
 

@@ -3,7 +3,7 @@
 Frames. A user gives pixels of the original image (for a file with an EXIF rotation: of the upright image), the origin
 in the top left corner, so that a box around the whole image is `[0, 0, width, height]`. The model takes pixels of the
 resized image, whose longest side is the side of the square that it is padded to. Shapes: B images, R regions per image
-(of the image that has most), P points per region (of the region that has most), K masks in all.
+(of the image with the most regions), P points per region (of the region with the most points), K masks in all.
 """
 
 import numbers
@@ -375,9 +375,9 @@ def count_regions(by_kind: dict[str, list[Any]], num_images: int) -> list[int]:
             if images[image] is not None and len(images[image])
         }
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{length} in {name}" for name, length in lengths.items())
+            listed = ", ".join(f"{length} in {name}" for name, length in lengths.items())
             raise ValueError(
-                f"image {image}: the kinds of prompt disagree about the number of regions ({told}). Give every kind "
+                f"image {image}: the kinds of prompt disagree about the number of regions ({listed}). Give every kind "
                 "one entry per region, None where the region has none of that kind."
             )
         counts.append(next(iter(lengths.values()), 0))
