@@ -131,13 +131,8 @@ def caption_anything(
     views = list(_views(model, processor, image, settings, boxes, encoded, report))
     if len(views) > 1:
         _suppress_between(views, settings.crop_nms_thresh)
-<<<<<<< HEAD
-    min_pixels = settings.min_mask_region_area if boxes is None else 0
-    found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, min_pixels)]
-=======
     min_area = settings.min_mask_region_area if boxes is None else 0
     found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, min_area)]
->>>>>>> main
     if boxes is None:
         crops_too = settings.crop_nms_thresh if len(views) > 1 else 0.0
         found = _nms_again(found, max(settings.box_nms_thresh, crops_too))
@@ -249,10 +244,6 @@ def _suppress_between(views: list[_View], threshold: float) -> None:
 
 
 def _masks(
-<<<<<<< HEAD
-    processor: Any, views: list[_View], index: int, size: tuple[int, int], settings: AnythingSettings, min_pixels: int
-) -> Iterator[_Found]:
-=======
     processor: ProcessorMixin,
     views: list[_View],
     index: int,
@@ -260,7 +251,6 @@ def _masks(
     settings: AnythingSettings,
     min_area: int,
 ) -> Iterator[_Mask]:
->>>>>>> main
     """Yield the masks of one view in the pixels of the original, with all of their records but the captions."""
     view = views[index]
     x, y, right, bottom = view.crop
@@ -270,11 +260,7 @@ def _masks(
         part = [masks[start : start + step, None]]
         upscaled = processor.post_process_masks(part, [view.size], [view.resized], settings.mask_threshold)[0]
         for row, before in enumerate(upscaled[:, 0].cpu().numpy(), start):
-<<<<<<< HEAD
-            after = remove_small_regions(before, min_pixels) if min_pixels else before
-=======
             after = remove_small_regions(before, min_area) if min_area else before
->>>>>>> main
             mask = np.zeros(size, bool)
             mask[y:bottom, x:right] = after
             left, top, far_x, far_y = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
