@@ -150,7 +150,7 @@ class DataSection(_Section):
     eval: _Specs = []
     holdout: float | None = None
     holdout_seed: int = 0
-    mixing: MixingSection = MixingSection()
+    mixing: MixingSection = Field(default_factory=MixingSection)
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSection:
