@@ -1,4 +1,4 @@
-"""What the commands share: how one is declared, what its options may be, how its output is written."""
+"""What the commands have in common: how they are declared, the types of their options, how output is written."""
 
 import argparse
 import json
@@ -44,9 +44,9 @@ def check_picture_name(path: Path) -> None:
 
 
 def prepare(path: Path) -> None:
-    """Makes the folder of an output now, so that a wrong name is not found out after the work."""
+    """Makes the folder of an output before the work starts, so that a wrong name is reported early."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file to write.")
+        raise IsADirectoryError(f"{path} is a directory, expected a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -66,7 +66,7 @@ def process_device(device: str | None) -> str | None:
 
 
 def quiet() -> None:
-    """Leaves the terminal to the result: no progress bars of loading, no retries announced."""
+    """Keeps progress bars of loading and notices of retries off the terminal."""
     import huggingface_hub
     from transformers.utils import logging
 

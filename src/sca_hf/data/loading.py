@@ -62,9 +62,9 @@ def find_reader(format: str) -> Reader:
 
 @dataclass(frozen=True)
 class RecordSource:
-    """A data set before it is opened: a format, its options, and what to do with what is wrong.
+    """A data set before it is opened: a format, its options, and what to do with bad records.
 
-    is_part: it is one of the `parts` of another, and may be empty.
+    is_part: Whether it is one of the `parts` of another, and may be empty.
     """
 
     format: str
@@ -102,7 +102,7 @@ class RecordSource:
             yield {**vars(record), "regions": [_as_stored(vars(region)) for region in record.regions]}
 
     def parts(self) -> list[RecordSource]:
-        """Splits the data set by its files, so that workers may share it; one part where that cannot be."""
+        """Splits the data set by its files, so that workers may share it; one part where it cannot be split."""
         split = getattr(find_reader(self.format), "parts", None)
         options = split(**self.options) if split and self.max_samples is None else []
         if len(options) < 2:
@@ -160,16 +160,16 @@ def load_regions(
     keep_empty: bool = False,
     **options: Any,
 ) -> Dataset | IterableDataset:
-    """Opens a data set of regions, rows as `data.region.region_features` has them; pictures are opened when asked for.
+    """Opens a data set of regions, rows as `data.region.region_features` has them; pictures are opened on access.
 
     Args:
-        format: one of `READERS`.
-        streaming: read the files on each pass rather than once into the cache of `datasets`.
+        format: One of `READERS`.
+        streaming: Whether to read the files on each pass rather than once into the cache of `datasets`.
         on_error: "skip" leaves out bad regions, and images that are bad themselves, and logs how many and which first.
-        task: what to train on, "caption" or "recognition"; None: as the reader has it.
-        max_samples: the first so many images.
-        keep_empty: keep images without regions too.
-        options: of the reader: paths, names, ... (docs/data.md).
+        task: What to train on, "caption" or "recognition"; None leaves it to the reader.
+        max_samples: How many images to read, from the start.
+        keep_empty: Whether to keep images without regions.
+        options: The options of the reader, such as paths and names (docs/data.md).
     """
     try:
         from datasets import IterableDataset
@@ -193,9 +193,9 @@ def _load_stored(source: RecordSource) -> Dataset:
             _stored_records, features=region_features(), gen_kwargs={"source": source, "key": key}
         )
     except DatasetGenerationError as error:
-        # The library's own error says only that there was one.
+        # The library's own error says only that there was an error.
         raise (error.__cause__ or error) from None
-    if _report_path(key).is_file():  # unless somebody tidied the cache
+    if _report_path(key).is_file():  # unless the cache was cleared
         ReadReport.read(_report_path(key)).log()
     return dataset
 
@@ -349,18 +349,18 @@ def _code_stamp(reader: Reader) -> str:
 
 @dataclass
 class ReadReport(CheckCounts):
-    """`CheckCounts`, with what was left out by rule.
+    """Counts of `CheckCounts`, and what was left out by a reader's rules.
 
     Attributes:
-        source: the data set, for messages.
-        left_out: what was no fault, as `{"crowd annotations": 8}`.
+        source: The data set's name, for messages.
+        left_out: How many of what kind were left out without being wrong, as `{"crowd annotations": 8}`.
     """
 
     source: str = "records"
     left_out: Counter[str] = field(default_factory=Counter)
 
     def log(self, examples: int = 3) -> None:
-        """Warns of what was skipped, with the first reasons; tells what was left out by rule."""
+        """Warns of what was skipped, with the first reasons; logs what was left out by rule."""
         if self.skipped_records or self.skipped_regions:
             logger.warning(
                 "%s: skipped %d bad images and %d bad regions, kept %d images with %d regions. The first: %s",
@@ -376,11 +376,11 @@ class ReadReport(CheckCounts):
             logger.info("%s: left out %s", self.source, what)
 
     def require_records(self) -> None:
-        """Raises if nothing was kept: a slip in a path or an option, most likely."""
+        """Raises if nothing was kept, which is most likely a mistake in a path or an option."""
         if not self.records:
             left_out = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
             why = "; ".join([*self.messages[:1], *([f"left out {left_out}"] if left_out else [])])
-            raise ValueError(f"{self.source}: there is no image to use ({why or 'no image at all'}).")
+            raise ValueError(f"{self.source}: there is no usable image ({why or 'none was read'}).")
 
     def write(self, path: Path) -> None:
         """Writes the report to a file, whole or not at all."""

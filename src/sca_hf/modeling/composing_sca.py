@@ -124,6 +124,21 @@ class ScaComposingMixin:
         self.include_base_models = self.include_base_models or self.base_sources is None
         self.train(self.training)
 
+    def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
+        """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
+        self.sam, self.language_model = sam, language_model
+        self.config.sam_config, self.config.text_config = sam.config, language_model.config
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        for part in (sam, language_model):
+            self._no_split_modules |= set(part._no_split_modules or ())
+        self._freeze_base_models()
+
+    def _freeze_base_models(self) -> None:
+        if self.config.freeze_base_models:
+            for part in (self.sam, self.language_model):
+                if part is not None:
+                    part.requires_grad_(False)
+
     def _attach(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
         """Make loaded models parts of this one, in the state in which a whole repository would hold them."""
         self.attach_base_models(sam, language_model)

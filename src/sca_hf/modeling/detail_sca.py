@@ -104,7 +104,7 @@ class ResidualBlock(nn.Module):
 
 
 def box_weights(boxes: torch.Tensor, side: int, grid: int) -> torch.Tensor:
-    """Shares (..., grid, grid) of boxes (..., 4), xyxy in pixels of a square input, in each cell; they sum to 1.
+    """Fractions (..., grid, grid) of boxes (..., 4), xyxy in pixels of a square input, in each cell; they sum to 1.
 
     A box is looked at as a pixel wide at least.
     """
@@ -113,15 +113,15 @@ def box_weights(boxes: torch.Tensor, side: int, grid: int) -> torch.Tensor:
     thin = ((1 - (high - low)) / 2).clamp(min=0)
     low, high = low - thin, high + thin
     covered = (high[..., None].minimum(edges[1:]) - low[..., None].maximum(edges[:-1])).clamp(min=0)
-    shares = covered[..., 1, :, None] * covered[..., 0, None, :]
-    return shares / shares.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    weights = covered[..., 1, :, None] * covered[..., 0, None, :]
+    return weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
 
 
 def mask_weights(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Shares (n, h, w) of the best of mask logits (n, M, 4h, 4w), by scores (n, M), in each cell; they sum to 1."""
+    """Fractions (n, h, w) of the best of mask logits (n, M, 4h, 4w), by scores (n, M), in each cell; they sum to 1."""
     best = masks.gather(1, scores.argmax(1)[:, None, None, None].expand(-1, 1, *masks.shape[2:]))
-    shares = F.avg_pool2d(best.detach().sigmoid(), 4)[:, 0]
-    return shares / shares.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    weights = F.avg_pool2d(best.detach().sigmoid(), 4)[:, 0]
+    return weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
 
 
 __all__ = ["ScaDetailEncoder", "box_weights", "mask_weights"]

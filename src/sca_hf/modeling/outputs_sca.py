@@ -6,6 +6,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .grouping_sca import RegionPlan
+from .segmentation_sca import ImageEncoding, Masks
 
 
 @dataclass
@@ -60,15 +61,30 @@ class ScaGenerateOutput(ModelOutput):
 
 @dataclass
 class RegionFeatures:
-    """Results for the N real regions of a call, in ascending order; None where not asked for."""
+    """Results for the N real regions of a call, in ascending order.
+
+    Attributes:
+        plan: which regions those are.
+        encoding: of the images.
+        masks: mask logits (N, M, 4h, 4w) and IoU scores (N, M) for each `multimask_output` that was wanted, the one
+            that the call asks for first.
+        queries: (N, A, Q, C) caption queries after the mixer; None where no captions are wanted.
+        task_ids: (B, R), as in the call.
+    """
 
     plan: RegionPlan
-    image_embeddings: torch.Tensor
-    queries: torch.Tensor | None  # (N, A, Q, C)
-    pred_masks: torch.Tensor | None  # (N, M, 4h, 4w)
-    iou_scores: torch.Tensor | None  # (N, M)
-    other_masks: torch.Tensor | None  # those of the other `multimask_output`
-    other_scores: torch.Tensor | None
+    encoding: ImageEncoding
+    masks: Masks
+    queries: torch.Tensor | None
+    task_ids: torch.Tensor | None
+
+    def padded_masks(self) -> dict[str, torch.Tensor]:
+        """`pred_masks` (B, R, M, 4h, 4w) and `iou_scores` (B, R, M), if there are masks."""
+        return {
+            name: self.plan.padded(values)
+            for both in list(self.masks.values())[:1]
+            for name, values in zip(("pred_masks", "iou_scores"), both, strict=True)
+        }
 
 
 __all__ = ["RegionFeatures", "ScaGenerateOutput", "ScaOutput"]

@@ -185,6 +185,21 @@ def refuse_unknown(given: dict[str, Any], allowed: frozenset[str], method: str) 
         raise TypeError(f"{method}() got unknown arguments {unknown}.")
 
 
+def check_training_inputs(
+    input_ids: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    mask_labels: torch.Tensor | None,
+    output_masks: bool | None,
+) -> None:
+    """Refuse targets without what is to be compared with them, and captions without a token."""
+    if labels is not None and input_ids is None:
+        raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
+    if input_ids is not None and not input_ids.shape[-1]:
+        raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
+    if mask_labels is not None and output_masks is False:
+        raise ValueError("mask_labels need masks to compare with: leave out output_masks=False.")
+
+
 def check_prompts(batch_size: int, prompts: dict[str, torch.Tensor | None]) -> None:
     """Refuse prompt tensors whose shapes contradict each other, and coordinates in half precision."""
     given = {name: tensor for name, tensor in prompts.items() if tensor is not None}
@@ -254,6 +269,7 @@ __all__ = [
     "as_mask_table",
     "check_prompts",
     "check_regional",
+    "check_training_inputs",
     "refuse_unknown",
     "FORMAT_VERSION",
     "check_base_models",

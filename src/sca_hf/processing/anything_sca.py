@@ -33,7 +33,8 @@ _MASK_PIXELS = 1 << 26
 # A mask that ends this near to the edge of a crop is cut off by it; pixels of the original image.
 _EDGE = 20
 Progress = Callable[[str, int, int], None]
-Encoded = tuple[dict[str, Any], tuple[int, int]]
+# The model's `ImageEncoding` of one image, and (height, width) of the model's input.
+Encoded = tuple[Any, tuple[int, int]]
 
 
 @dataclass
@@ -42,7 +43,7 @@ class _View:
 
     Attributes:
         crop: xyxy, pixels of the original image.
-        encoded: what the model takes in place of pixels.
+        encoding: the model's `ImageEncoding` of it.
         resized: height, width of the model's input before padding.
         prompts: points (x, y) or boxes (x, y, x, y), pixels of the view.
         found: tensors of S rows, one per mask: `boxes` (xyxy, pixels of the original image), `masks` (low-resolution
@@ -50,7 +51,7 @@ class _View:
     """
 
     crop: tuple[int, int, int, int]
-    encoded: dict[str, Any]
+    encoding: Any
     resized: tuple[int, int]
     prompts: list[list[float]] = field(default_factory=list)
     found: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -76,18 +77,16 @@ class _Found:
 
 
 def encode_image(model: Any, processor: Any, picture: Any) -> Encoded:
-    """Return what `forward` and `generate` take in place of pixels, and (height, width) of the model's input.
+    """Return the `ImageEncoding` of an image, and (height, width) of the model's input before padding.
 
     Args:
         picture: one image, see [`as_images`].
     """
     inputs = processor(picture).to(model.device, model.dtype)
     with torch.no_grad():
-        encoded = model.get_image_embeddings(inputs["pixel_values"])
-    names = ("image_embeddings", "intermediate_embeddings")  # the second only of SAM-HQ
-    values = encoded if isinstance(encoded, tuple) else (encoded,)
+        encoding = model.encode_images(inputs["pixel_values"])
     height, width = inputs["reshaped_input_sizes"][0].tolist()
-    return dict(zip(names, values, strict=False)), (height, width)
+    return encoding, (height, width)
 
 
 @torch.no_grad()
@@ -220,7 +219,8 @@ def _batches(
     for start in range(0, count, settings.points_per_batch):
         report("masks", start, count)
         part = slice(start, start + settings.points_per_batch)
-        yield start, model(**view.encoded, **{name: inputs[name][:, part] for name in _REGIONAL if name in inputs})
+        prompts = {name: inputs[name][:, part] for name in _REGIONAL if name in inputs}
+        yield start, model(**view.encoding.as_inputs(), **prompts)
 
 
 def _suppress_between(views: list[_View], threshold: float) -> None:
@@ -303,8 +303,9 @@ def _caption(
     prompts = {name: [list(regions.values()) for regions in asked.values()]}
     used = [views[index] for index in asked]
     inputs = processor(original_sizes=[view.size for view in used], task=settings.task, **prompts).to(model.device)
+    encodings = used[0].encoding.cat([view.encoding for view in used])
     outputs = model.generate(
-        **inputs, **_join(used), output_masks=False, **{"output_caption_scores": True, **generation}
+        **inputs, **encodings.as_inputs(), output_masks=False, **{"output_caption_scores": True, **generation}
     )
     told = processor.post_process_regions(outputs, [v.size for v in used], [v.resized for v in used])
     places = {
@@ -326,18 +327,6 @@ def _caption_prompt(view: _View, one: _Found, prompt: int, kind: str) -> Any:
         return view.found["masks"][one.row].cpu().numpy()
     x, y, width, height = one.record["bbox"]
     return [x - view.crop[0], y - view.crop[1], x + width - view.crop[0], y + height - view.crop[1]]
-
-
-def _join(views: list[_View]) -> dict[str, Any]:
-    """The encodings of several views as those of one batch."""
-    joined: dict[str, Any] = {}
-    for name in views[0].encoded:
-        values = [view.encoded[name] for view in views]
-        if isinstance(values[0], torch.Tensor):
-            joined[name] = torch.cat(values)
-        else:
-            joined[name] = [torch.cat(parts) for parts in zip(*values, strict=True)]
-    return joined
 
 
 def _best(spoken: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..captioning import load
 from ..model_names import BUNDLED_MODEL, check_repository
+from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
@@ -289,17 +290,14 @@ class Engine:
         name, generation = jobs[0].model, dict(jobs[0].generation)
         model, processor = self.model(name)
         encoded = [self.encode(job.image, name) for job in jobs]
-        images: dict[str, Any] = {"image_embeddings": torch.cat([one[0]["image_embeddings"] for one in encoded])}
-        if "intermediate_embeddings" in encoded[0][0]:  # SAM-HQ's early features
-            parts = zip(*(one[0]["intermediate_embeddings"] for one in encoded), strict=True)
-            images["intermediate_embeddings"] = [torch.cat(part) for part in parts]
+        images = ImageEncoding.cat([encoding for encoding, _ in encoded])
         sizes = [job.image.size for job in jobs]
         prompts = processor_arguments([job.regions for job in jobs])
         inputs = processor(original_sizes=sizes, task=[job.task for job in jobs], **prompts).to(model.device)
         if jobs[0].on_tokens is not None:
             watch = _Watch(jobs[0].on_tokens, processor.tokenizer)
             generation["stopping_criteria"] = StoppingCriteriaList([watch])
-        outputs = model.generate(**inputs, **images, output_caption_scores=True, **generation)
+        outputs = model.generate(**inputs, **images.as_inputs(), output_caption_scores=True, **generation)
         texts = processor.batch_decode(outputs)
         return [
             [

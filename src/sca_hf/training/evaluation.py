@@ -77,11 +77,8 @@ def with_embeddings(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a batch with its images encoded, so that a loss and captions need not both encode them."""
     if "pixel_values" not in inputs:
         return inputs
-    encoded = model.get_image_embeddings(inputs["pixel_values"])
     rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    if isinstance(encoded, tuple):
-        return {**rest, "image_embeddings": encoded[0], "intermediate_embeddings": encoded[1]}
-    return {**rest, "image_embeddings": encoded}
+    return rest | model.encode_images(inputs["pixel_values"]).as_inputs()
 
 
 def first_records(dataset: Any, count: int | None) -> Any:
@@ -126,7 +123,7 @@ class EvalAccumulator:
             if mask_labels is not None and outputs.pred_masks is not None:
                 known = ~mask_labels[row][:, 0, 0].isnan() & (labels[row] != -100).any(dim=-1)
                 pred, scores = outputs.pred_masks[row][known], outputs.iou_scores[row][known]
-                total = mask_loss(pred, scores, mask_labels[row][known], shares=torch.ones_like(scores[:, 0]))
+                total = mask_loss(pred, scores, mask_labels[row][known], region_weights=torch.ones_like(scores[:, 0]))
                 self._mask_losses[index] = float(total), int(known.sum())
 
     def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[Any]], scores: torch.Tensor) -> None:

@@ -39,7 +39,7 @@ def test_an_empty_file_and_no_file_are_an_image_without_regions(root):
     write(root / "labels" / "train" / "b.txt", "\n")
     assert [len(record["regions"]) for record in read("yolo", root=root, split="train")] == [2, 0, 0]
     with pytest.raises(RegionRecordError, match=r"c\.txt.*no such file"):
-        read("yolo", root=root, split="train", unlabelled=False)
+        read("yolo", root=root, split="train", unlabeled=False)
 
 
 def test_a_wrong_folder_of_labels_does_not_pass_for_empty_images(root):
@@ -51,10 +51,10 @@ def test_a_wrong_folder_of_labels_does_not_pass_for_empty_images(root):
     ("line", "message"),
     [
         ("2 0.5 0.5 0.1 0.1", "class is 2, expected a whole number from 0 to 1"),
-        ("bus 0.5 0.5 0.1 0.1", "holds what is no number"),
+        ("bus 0.5 0.5 0.1 0.1", "holds something that is not a number"),
         ("0 0.5 0.5 0.1", "3 numbers follow the class"),
-        ("0 120 80 40 40", "no shares of the image's size"),
-        ("0 nan 0.5 0.1 0.1", "no shares of the image's size"),
+        ("0 120 80 40 40", "not fractions of the image's size"),
+        ("0 nan 0.5 0.1 0.1", "not fractions of the image's size"),
         ("0 0.5 0.5 0 0.1", "is empty"),
         ("0 0.9 0.5 0.5 0.1", "reaches outside"),
     ],

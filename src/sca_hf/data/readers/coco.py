@@ -18,7 +18,7 @@ from ..region import RegionRecordError, category_text, check_names
 from .common import Clip, Record, choice, find_file, inside, read_json, region_fields
 
 
-Crowd = Literal["skip", "keep"]
+_Crowd = Literal["skip", "keep"]
 
 
 def read_coco(
@@ -26,7 +26,7 @@ def read_coco(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: Crowd = "skip",
+    crowd: _Crowd = "skip",
     masks: bool = True,
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
@@ -46,11 +46,11 @@ def read_coco(
     def locate(image: Mapping[str, Any]) -> Path | None:
         return inside(folder, str(image["file_name"]))
 
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks, clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks, clip).records()
 
 
 @dataclass
-class CocoFile:
+class _CocoFile:
     """A file of images, annotations and categories, and how to read it.
 
     locate: finds an image's file; None where its name leads out of the folder.
@@ -61,7 +61,7 @@ class CocoFile:
     locate: Callable[[Mapping[str, Any]], Path | None]
     task: str = "caption"
     names: Mapping[str, str] | None = None
-    crowd: Crowd = "skip"
+    crowd: _Crowd = "skip"
     masks: bool = True
     clip: Clip = "rounding"
     plain: Callable[[str], str] = str
@@ -103,7 +103,7 @@ class CocoFile:
         try:
             path, size = self.locate(image), (int(image["width"]), int(image["height"]))
         except (KeyError, TypeError, ValueError) as error:
-            return RegionRecordError(f"{where}: file_name, width or height is missing or no number ({error})")
+            return RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
         if path is None:
             return RegionRecordError(f"{where}: its file name leads out of the folder of images")
         kept = [row for row in rows if self.crowd == "keep" or not row.get("iscrowd")]
@@ -181,9 +181,11 @@ def _polygon(values: Any) -> list[float]:
         polygon = [float(value) for value in values]
     except (TypeError, ValueError):
         raise ValueError(f"segmentation holds {values!r}, expected polygons x0, y0, x1, y1, ...") from None
-    # What is far outside would make the rasteriser walk for ever.
+    # What is far outside would make the rasterizer run forever.
     if len(polygon) % 2 or not all(abs(value) < 1e6 for value in polygon):
-        raise ValueError("segmentation has a polygon of an odd number of coordinates, or with one that is no number")
+        raise ValueError(
+            "segmentation has a polygon of an odd number of coordinates, or a coordinate that is not a number"
+        )
     return polygon
 
 
@@ -224,7 +226,7 @@ def read_lvis(
         split, name = urlsplit(str(image["coco_url"])).path.rsplit("/", 2)[-2:]
         return find_file([folder], [f"{split}/{name}", name]) or inside(folder, f"{split}/{name}")
 
-    file = CocoFile(Path(annotations), locate, task, names, "skip", masks, clip, plain=_without_brackets)
+    file = _CocoFile(Path(annotations), locate, task, names, "skip", masks, clip, plain=_without_brackets)
     yield from file.records()
 
 
@@ -237,7 +239,7 @@ def read_objects365(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: Crowd = "skip",
+    crowd: _Crowd = "skip",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of `zhiyuan_objv2_train.json` or `zhiyuan_objv2_val.json`.
@@ -251,7 +253,7 @@ def read_objects365(
         task, names, clip: as for COCO.
     """
     locate = _locate_by_tail(Path(images), 2)
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
 
 
 def read_v3det(
@@ -259,7 +261,7 @@ def read_v3det(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: Crowd = "skip",
+    crowd: _Crowd = "skip",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of `v3det_2023_v1_train.json` or `v3det_2023_v1_val.json`.
@@ -273,7 +275,7 @@ def read_v3det(
         task, names, clip: as for COCO.
     """
     locate = _locate_by_tail(Path(images), 2)
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
 
 
 def _locate_by_tail(folder: Path, parts: int) -> Callable[[Mapping[str, Any]], Path | None]:

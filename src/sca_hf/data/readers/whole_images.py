@@ -37,7 +37,7 @@ def read_coco_captions(annotations: str | Path, images: str | Path, task: str = 
         try:
             path, size = inside(folder, str(image["file_name"])), (int(image["width"]), int(image["height"]))
         except (KeyError, TypeError, ValueError) as error:
-            yield RegionRecordError(f"{where}: file_name, width or height is missing or no number ({error})")
+            yield RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
             continue
         if path is None:
             yield RegionRecordError(f"{where}: its file name leads out of the folder of images")

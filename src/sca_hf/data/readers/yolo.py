@@ -1,4 +1,4 @@
-"""Reads YOLO: one text file per image, boxes or polygons in shares of the image's size, as Ultralytics trains on."""
+"""Reads YOLO: one text file per image, boxes or polygons in fractions of the image's size, for Ultralytics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_yolo(
     classes: Sequence[str] | str | Path | None = None,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    unlabelled: bool = True,
+    unlabeled: bool = True,
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per picture, in the order of their paths; lines are boxes or, with masks, polygons.
@@ -34,7 +34,7 @@ def read_yolo(
         classes: names of the classes, or a file with one on each line (default: data.yaml, classes.txt, obj.names).
         task: "caption" makes the class name the caption of its regions, "recognition" their category alone.
         names: words for class names, `{"do_not_turn_r": "do not turn right"}`.
-        unlabelled: a picture without a text file has no regions, as for Ultralytics. False makes it an error.
+        unlabeled: a picture without a text file has no regions, as for Ultralytics. False makes it an error.
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     choice(clip, "clip", ("rounding", "image"))
@@ -49,7 +49,7 @@ def read_yolo(
         image_id = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
         where = f"{label}, image {image_id}"
         try:
-            if not label.is_file() and not unlabelled:
+            if not label.is_file() and not unlabeled:
                 raise RegionRecordError(f"{where}: there is no such file of labels")
             size = image_size(path)
             rows = _lines(label) if label.is_file() else []
@@ -191,11 +191,11 @@ def _region(line: str, size: tuple[int, int], classes: int) -> tuple[int, list[f
     try:
         number, values = float(fields[0]), [float(field) for field in fields[1:]]
     except ValueError:
-        raise ValueError(f"{line.strip()[:60]!r} holds what is no number") from None
+        raise ValueError(f"{line.strip()[:60]!r} holds something that is not a number") from None
     if not number.is_integer() or not 0 <= number < classes:
         raise ValueError(f"class is {fields[0]}, expected a whole number from 0 to {classes - 1}")
     if not all(math.isfinite(value) and abs(value) <= 2 for value in values):
-        raise ValueError("coordinates are no shares of the image's size, expected numbers from 0 to 1")
+        raise ValueError("coordinates are not fractions of the image's size, expected numbers from 0 to 1")
     if len(values) == 4:
         x, y, w, h = values
         box = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
