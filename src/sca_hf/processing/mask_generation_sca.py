@@ -138,7 +138,7 @@ def generate_crop_boxes(
     Args:
         size: (height, width), pixels.
         layers: how many layers beside the whole image.
-        overlap: overlap of neighbors in the first layer, as a fraction of the image's short side; half that in the next.
+        overlap: overlap of neighbors in the first layer, as a fraction of the image's short side; half of that next.
 
     Returns:
         Per layer, the whole image being layer 0, its crops, xyxy in pixels.
