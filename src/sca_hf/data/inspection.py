@@ -19,7 +19,7 @@ from .region import RegionRecordError, check_records, record_image
 
 
 # The length that captions are cut to in training, the end token included.
-CAPTION_TOKENS = 20
+_CAPTION_TOKENS = 20
 # As COCO divides objects, by the sides of a square of their area.
 _SMALL, _LARGE = 32, 96
 _BATCH = 2000
@@ -29,7 +29,7 @@ _INK, _CATEGORY, _BAD = (24, 26, 30), (20, 90, 160), (180, 40, 30)
 _CAPTIONS = 3
 _CATEGORIES = 200
 Record = Mapping[str, Any]
-Watch = Callable[[Record], None]
+_Watch = Callable[[Record], None]
 
 
 @dataclass
@@ -120,7 +120,7 @@ class DataReport:
         }
         values["read"] = {**vars(self.read), "left_out": dict(self.read.left_out)}
         values["categories"] = dict(self.categories.most_common())
-        values["captions_over_limit"] = self.caption_tokens.over(CAPTION_TOKENS) if self.caption_tokens else None
+        values["captions_over_limit"] = self.caption_tokens.over(_CAPTION_TOKENS) if self.caption_tokens else None
         return {**values, "bad": self.bad}
 
 
@@ -129,7 +129,7 @@ def check_data(
     tokenizer: Any | None = None,
     images: bool = False,
     max_samples: int | None = None,
-    watch: Watch | None = None,
+    watch: _Watch | None = None,
 ) -> DataReport:
     """Reads a whole data set and reports on it; bad records are counted and skipped.
 
@@ -254,9 +254,9 @@ def format_report(report: DataReport, max_rows: int = 20) -> str:
         ("words", f"{_range(report.caption_words)} in a caption"),
     ]
     if report.caption_tokens is not None:
-        over = report.caption_tokens.over(CAPTION_TOKENS)
+        over = report.caption_tokens.over(_CAPTION_TOKENS)
         text = f"{_range(report.caption_tokens)} in a caption, its end included; {over} captions are longer than"
-        rows.append(("tokens", f"{text} {CAPTION_TOKENS} and will be cut"))
+        rows.append(("tokens", f"{text} {_CAPTION_TOKENS} and will be cut"))
     sizes = ", ".join(f"{name} {_share(report.sizes[name], regions)}" for name in ("small", "medium", "large"))
     rows += [
         ("boxes", f"width {_range(report.widths)}, height {_range(report.heights)} pixels; {sizes}"),

@@ -411,6 +411,3 @@ def _pad(font: Font) -> int:
 
 def _badge_width(font: Font) -> int:
     return round(1.7 * font_size(font))
-
-
-__all__ = ["DrawnRegion", "color_of", "draw_regions"]

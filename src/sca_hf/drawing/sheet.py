@@ -104,6 +104,3 @@ def _window(region: DrawnRegion, size: tuple[int, int], shape: float) -> tuple[i
     left, top = (int(value) for value in np.floor(start))
     right, bottom = (int(value) for value in np.ceil(start + wanted))
     return left, top, max(left + 1, min(right, size[0])), max(top + 1, min(bottom, size[1]))
-
-
-__all__ = ["SheetTile", "cut_region", "draw_sheet"]

@@ -80,11 +80,10 @@ class RegionFeatures:
 
     def padded_masks(self) -> dict[str, torch.Tensor]:
         """`pred_masks` (B, R, M, 4h, 4w) and `iou_scores` (B, R, M), if there are masks."""
-        return {
-            name: self.plan.padded(values)
-            for both in list(self.masks.values())[:1]
-            for name, values in zip(("pred_masks", "iou_scores"), both, strict=True)
-        }
+        if not self.masks:
+            return {}
+        pred_masks, iou_scores = next(iter(self.masks.values()))
+        return {"pred_masks": self.plan.padded(pred_masks), "iou_scores": self.plan.padded(iou_scores)}
 
 
 __all__ = ["RegionFeatures", "ScaGenerateOutput", "ScaOutput"]

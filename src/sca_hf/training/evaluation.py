@@ -17,6 +17,7 @@ from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 from ..evaluation.metrics.rouge import words
 from ..modeling.losses_sca import caption_loss, mask_loss
+from ..processing.captions_sca import best_caption
 
 
 @dataclass
@@ -133,7 +134,8 @@ class EvalAccumulator:
             captions: of B images, each with a caption per region, or with several.
             scores: (B, R), or (B, R, n) for n captions per region, of which the best counts.
         """
-        best = [[_best(*said) for said in zip(*image, strict=False)] for image in zip(captions, scores, strict=True)]
+        told = zip(captions, scores.tolist(), strict=True)
+        best = [[best_caption(*said) for said in zip(*image, strict=False)] for image in told]
         for row, index in enumerate(indices):
             record = self.records[index]
             task = self.task or record["task"]
@@ -161,14 +163,6 @@ class EvalAccumulator:
         if known:
             known["loss"] = known.get("caption_loss", 0.0) + mask_loss_weight * known.get("mask_loss", 0.0)
         return [p for _, said in sorted(predictions.items()) for p in said], known
-
-
-def _best(captions: str | list[str], scores: torch.Tensor) -> tuple[str, float]:
-    """The caption with the best score, of one or several."""
-    if isinstance(captions, str):
-        return captions, float(scores)
-    index = int(scores.argmax())
-    return captions[index], float(scores[index])
 
 
 def _mean(sums: Mapping[int, tuple[float, int]]) -> float | None:

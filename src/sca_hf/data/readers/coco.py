@@ -18,7 +18,7 @@ from ..region import RegionRecordError, category_text, check_names
 from .common import Clip, Record, choice, find_file, inside, read_json, region_fields
 
 
-Crowd = Literal["skip", "keep"]
+_Crowd = Literal["skip", "keep"]
 
 
 def read_coco(
@@ -26,7 +26,7 @@ def read_coco(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: Crowd = "skip",
+    crowd: _Crowd = "skip",
     masks: bool = True,
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
@@ -46,11 +46,11 @@ def read_coco(
     def locate(image: Mapping[str, Any]) -> Path | None:
         return inside(folder, str(image["file_name"]))
 
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks, clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks, clip).records()
 
 
 @dataclass
-class CocoFile:
+class _CocoFile:
     """A file of images, annotations and categories, and how to read it.
 
     locate: finds an image's file; None where its name leads out of the folder.
@@ -61,7 +61,7 @@ class CocoFile:
     locate: Callable[[Mapping[str, Any]], Path | None]
     task: str = "caption"
     names: Mapping[str, str] | None = None
-    crowd: Crowd = "skip"
+    crowd: _Crowd = "skip"
     masks: bool = True
     clip: Clip = "rounding"
     plain: Callable[[str], str] = str
@@ -226,7 +226,7 @@ def read_lvis(
         split, name = urlsplit(str(image["coco_url"])).path.rsplit("/", 2)[-2:]
         return find_file([folder], [f"{split}/{name}", name]) or inside(folder, f"{split}/{name}")
 
-    file = CocoFile(Path(annotations), locate, task, names, "skip", masks, clip, plain=_without_brackets)
+    file = _CocoFile(Path(annotations), locate, task, names, "skip", masks, clip, plain=_without_brackets)
     yield from file.records()
 
 
@@ -239,7 +239,7 @@ def read_objects365(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: Crowd = "skip",
+    crowd: _Crowd = "skip",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of `zhiyuan_objv2_train.json` or `zhiyuan_objv2_val.json`.
@@ -253,7 +253,7 @@ def read_objects365(
         task, names, clip: as for COCO.
     """
     locate = _locate_by_tail(Path(images), 2)
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
 
 
 def read_v3det(
@@ -261,7 +261,7 @@ def read_v3det(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: Crowd = "skip",
+    crowd: _Crowd = "skip",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of `v3det_2023_v1_train.json` or `v3det_2023_v1_val.json`.
@@ -275,7 +275,7 @@ def read_v3det(
         task, names, clip: as for COCO.
     """
     locate = _locate_by_tail(Path(images), 2)
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
 
 
 def _locate_by_tail(folder: Path, parts: int) -> Callable[[Mapping[str, Any]], Path | None]:

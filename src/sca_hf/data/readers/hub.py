@@ -13,8 +13,8 @@ from .coco import segmentation_mask
 from .common import Clip, Record, choice, image_size, region_fields
 
 
-BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
-COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height")
+_BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
+_COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height")
 
 
 def read_hub(
@@ -47,7 +47,7 @@ def read_hub(
         clip: as for COCO.
         download: whether to fetch the data set to this disk or to read it over the network on each pass.
     """
-    choice(box_format, "box_format", BOX_FORMATS)
+    choice(box_format, "box_format", _BOX_FORMATS)
     choice(clip, "clip", ("rounding", "image"))
     _check_columns(columns)
     rows = _load(path, config, data_files, split, revision, download, columns["image"])
@@ -91,9 +91,9 @@ read_hub.cache_key = _cache_key  # type: ignore[attr-defined]
 def _check_columns(columns: Mapping[str, str]) -> None:
     if not isinstance(columns, Mapping) or "image" not in columns or not {"captions", "categories"} & set(columns):
         raise ValueError(f"columns is {columns!r}, expected a mapping with image and with captions or categories.")
-    unknown = sorted(set(columns) - set(COLUMNS))
+    unknown = sorted(set(columns) - set(_COLUMNS))
     if unknown:
-        raise ValueError(f"columns: there is no {', '.join(unknown)}, expected some of {', '.join(COLUMNS)}.")
+        raise ValueError(f"columns: there is no {', '.join(unknown)}, expected some of {', '.join(_COLUMNS)}.")
 
 
 def _load(

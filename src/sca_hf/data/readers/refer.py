@@ -77,7 +77,7 @@ def read_refcoco(
                 row = annotations[ref["ann_id"]]
                 size = (record["width"], record["height"])
                 fields = {
-                    "mask": refer_mask(row.get("segmentation"), size) if masks else None,
+                    "mask": _refer_mask(row.get("segmentation"), size) if masks else None,
                     "captions": [sentence[text] for sentence in ref["sentences"]],
                     "category": category_text(categories[row["category_id"]], names),
                 }
@@ -146,7 +146,7 @@ def _image_record(row: Mapping[str, Any] | None, folders: list[Path], where: str
     return {"image": str(path), "image_id": str(row["id"]), "width": width, "height": height}
 
 
-def refer_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
+def _refer_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     """Returns the union of all parts as one RLE: polygons, one RLE, or, as in RefCLEF, a list of RLEs.
 
     size: width and height of the image.

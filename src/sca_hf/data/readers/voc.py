@@ -12,8 +12,8 @@ from ..region import RegionRecordError
 from .common import Clip, Record, category_fields, choice, find_file, image_size, inside, region_fields, spellings
 
 
-SizeRule = Literal["check", "picture", "scale"]
-NameRule = Literal["filename", "stem"]
+_SizeRule = Literal["check", "picture", "scale"]
+_NameRule = Literal["filename", "stem"]
 
 
 def read_voc(
@@ -25,8 +25,8 @@ def read_voc(
     names: Mapping[str, str] | None = None,
     one_based: bool = True,
     difficult: bool = True,
-    size: SizeRule = "check",
-    picture: NameRule | None = None,
+    size: _SizeRule = "check",
+    picture: _NameRule | None = None,
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per XML file, in the order of their paths, or of the split's list.
@@ -93,7 +93,7 @@ class _VocFolder:
     root: Path
     annotations: Path
     images: Path | None
-    picture: NameRule | None
+    picture: _NameRule | None
 
     def files(self, split: str | None) -> list[Path]:
         """The XML files, in order."""
@@ -115,7 +115,7 @@ class _VocFolder:
                 raise ValueError(f"{listed} names {stem!r}, which leads out of {self.annotations}.")
         return [path for path in paths if path is not None]
 
-    def record(self, path: Path, annotation: ElementTree.Element, rule: SizeRule) -> dict[str, Any]:
+    def record(self, path: Path, annotation: ElementTree.Element, rule: _SizeRule) -> dict[str, Any]:
         """Builds a record without regions; `scale` is the factor from the XML's pixels to the picture's, x and y."""
         image_id = path.relative_to(self.annotations).with_suffix("").as_posix()
         where = f"{path}, image {image_id}"

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from transformers.utils import is_torchvision_available
 
 from ...model_names import BUNDLED_MODEL, check_repository, resolve_model
 from ...modeling.base_models_sca import SAM, load_part
 from ...modeling.grouping_sca import RegionInputs
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...modeling.segmentation_sca import ImageEncoding, SamSegmenter, encode_images
+from ...processing.images_sca import sam_image_processor
 from ...processing.mask_generation_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
@@ -130,10 +129,7 @@ class Segmenter:
         self.sam, self.source = sam.eval(), source
         side = sam.config.vision_config.image_size
         self._mask_side = 4 * (side // sam.config.vision_config.patch_size)
-        name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
-        self._processor = getattr(transformers, name)(
-            size={"longest_edge": side}, pad_size={"height": side, "width": side}
-        )
+        self._processor = sam_image_processor(side, self._mask_side)
         self._side, self._regions_at_once = side, regions_at_once
 
     @classmethod
