@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -159,7 +159,10 @@ logger = logging.get_logger(__name__)
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
     if args.quantize_language_model and not any(map(is_quantized, model.language_model.parameters())):
-        _quantize(model, args)
+        check_quantizable(model, args)
+        if args.frozen_dtype:
+            model.language_model.to(as_dtype(args.frozen_dtype))
+        quantize_language_model(model, args.quantize_language_model)
     if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
         # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
         with preserve_rng_state():
@@ -178,7 +181,8 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     return preset
 
 
-def _quantize(model: Any, args: ScaTrainingArguments) -> None:
+def check_quantizable(model: Any, args: ScaTrainingArguments) -> None:
+    """Raises where the language model of a run cannot be held in 4 or 8 bits."""
     if any(name == "language_model" for name in PRESETS[args.preset].trained):
         raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
     if args.save_form == "whole" or not model.base_sources:
@@ -186,9 +190,6 @@ def _quantize(model: Any, args: ScaTrainingArguments) -> None:
             "a quantized language model is not saved, only the name of the repository or folder that it came from: "
             "leave out save_form whole, and load the model from where its parts can be named."
         )
-    if args.frozen_dtype:
-        model.language_model.to(as_dtype(args.frozen_dtype))
-    quantize_language_model(model, cast(str, args.quantize_language_model))
 
 
 def hold_frozen(model: Any, dtype: str | None) -> None:
