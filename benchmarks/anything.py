@@ -84,7 +84,7 @@ def choose_settings(
                 "box_nms_thresh": 1.0,
                 "mask_nms_thresh": overlap,
             }
-            if least <= len(select_masks(logits, ious, **limits)) <= most:
+            if fewest <= len(select_masks(logits, ious, **limits)) <= largest:
                 return AnythingSettings(points_per_side=points, **limits)
     raise RuntimeError("no threshold leaves the wanted number of masks.")
 
