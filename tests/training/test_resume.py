@@ -229,7 +229,7 @@ def test_a_finished_run_takes_no_step_more(tmp_path):
     assert weights(tmp_path) == done
 
 
-def test_a_resumed_run_draws_what_the_unbroken_one_drew_anew_in_each_epoch(tmp_path):
+def test_a_resumed_run_draws_what_the_unbroken_one_drew_in_each_epoch(tmp_path):
     def draws(max_steps):
         trainer = make_trainer(tmp_path, max_steps=max_steps, lr_scheduler_type="constant", save_total_limit=1)
         seen, collate = [], trainer.data_collator

@@ -72,10 +72,10 @@ class ScaTrainingArguments(TrainingArguments):
         quantize_language_model: how a frozen language model is held in 4 or 8 bits, of `QUANTIZATIONS`.
         prompt_shares: how often a region is prompted by its box, a point, its mask ... None: as [`RegionCollator`].
         regions_per_image: drawn per image and step. None takes all.
-        box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
+        box_jitter: standard deviation of each edge of a jittered box, as a fraction of the box's side.
         task: "recognition" or "caption" for all records. None: each record's own.
         augmentation: of images and regions, such as "lsj-0.1-2.0", see `sca_hf.data.pasting.training_augmentation`.
-        detail_steps: before all else, so many steps teach the model's detail encoder alone the regions' names, see
+        detail_steps: How many steps first train the model's detail encoder alone on the regions' names, see
             `sca_hf.training.detail_pretraining`.
         embedding_cache: folder where embeddings of images are kept, so that the encoder runs once per image.
         eval_generate: evaluation also generates captions and scores them.
@@ -85,7 +85,7 @@ class ScaTrainingArguments(TrainingArguments):
         save_form: "mixer" or "whole" checkpoints. None: the mixer alone where nothing else is trained and the model's
             SAM and language model come from folders or repositories that can be named; whole from the bundled
             `sca-tiny`, which is small.
-        allow_changed_resume: go on from a checkpoint of a run with other arguments, data or frozen weights.
+        allow_changed_resume: Resume from a checkpoint of a run with other arguments, data or frozen weights.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
@@ -149,7 +149,7 @@ class ScaTrainingArguments(TrainingArguments):
                 "itself: set model.config.label_smoothing instead."
             )
         if self.detail_steps < 0:
-            raise ValueError(f"detail_steps is {self.detail_steps}, expected a number from 0 on.")
+            raise ValueError(f"detail_steps is {self.detail_steps}, expected at least 0.")
         for name in ("module_learning_rates", "prompt_shares"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):

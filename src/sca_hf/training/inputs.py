@@ -39,7 +39,7 @@ class RunInputs:
         return RegionCollator(
             self.processor,
             prompt_shares=cast(Any, args.prompt_shares) if training else {args.eval_prompt: 1.0},
-            max_regions=args.regions_per_image,
+            regions_per_image=args.regions_per_image,
             box_jitter=args.box_jitter,
             task=args.task,
             training=training,

@@ -111,7 +111,7 @@ class WholeCheckpoints(Trainer):
         return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
 
     def _agree_on_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
-        """Returns what every process goes on from; the first one looks, so that none sees another newest folder."""
+        """Returns what every process resumes from; the first one looks, so that none sees another newest folder."""
         if not wanted:
             return None
         found: list[str | None] = [None, None]
@@ -131,10 +131,12 @@ class WholeCheckpoints(Trainer):
             raise CheckpointError(f"There is no whole checkpoint {path or 'in ' + self.args.output_dir}.")
         if reason := incomplete_reason(path):
             other = last_checkpoint(path.parent)
-            mend = f"resume from {other}" if other else "start anew"
-            raise CheckpointError(f"The checkpoint {path} is incomplete: {reason}; {mend}.")
+            remedy = f"resume from {other}" if other else "start from scratch"
+            raise CheckpointError(f"The checkpoint {path} is incomplete: {reason}; {remedy}.")
         if not has_optimizer(path):
-            raise CheckpointError(f"{path} has no optimizer state (save_only_model): start anew from its weights.")
+            raise CheckpointError(
+                f"{path} has no optimizer state (save_only_model): start a new run from its weights."
+            )
         manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict):
             logger.warning("%s does not say what run it belongs to: taken on trust.", path)
@@ -142,10 +144,10 @@ class WholeCheckpoints(Trainer):
             message = f"The checkpoint {path} belongs to another run: {'; '.join(different)}."
             if not getattr(self.args, "allow_changed_resume", False):
                 raise CheckpointError(
-                    f"{message} Give the former values, start anew in another output_dir, or set "
-                    "allow_changed_resume=True to go on as another run."
+                    f"{message} Give the former values, start again in another output_dir, or set "
+                    "allow_changed_resume=True to resume as another run."
                 )
-            logger.warning("%s Going on all the same.", message)
+            logger.warning("%s Resuming all the same.", message)
         return path
 
     def get_train_dataloader(self) -> DataLoader:
@@ -159,7 +161,7 @@ class WholeCheckpoints(Trainer):
         return loader
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Mends what the Trainer does not know: the passes over a stream, and that a run may have been done."""
+        """Corrects what the Trainer does not know: the passes over a stream, and that a run may have been finished."""
         epochs, batches = super()._init_training_state(*args, **kwargs)
         accumulated = self.args.gradient_accumulation_steps
         manifest = read_json(self._resumed / MANIFEST) if self._resumed else None
@@ -277,7 +279,7 @@ TRAINED_WEIGHTS = "trained.safetensors"
 class ShardedCheckpoints(WholeCheckpoints):
     """Beside what a run without FSDP saves, a checkpoint holds the trained weights under their own names.
 
-    The library would go on from a pickle of every weight, the frozen ones too: gigabytes that no run changes.
+    The library would resume from a pickle of every weight, the frozen ones too: gigabytes that no run changes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

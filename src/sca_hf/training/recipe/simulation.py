@@ -33,8 +33,8 @@ class StepMemory:
     Attributes:
         saved: what each part keeps for the backward pass, and what it hands on: "image encoder", "mask decoder" (with
             the prompts), "mixer", "language model" (with the loss).
-        encoder_peak: most that was alive while the image encoder ran.
-        forward_peak, backward_peak: most that was alive during each.
+        encoder_peak: The peak while the image encoder ran.
+        forward_peak, backward_peak: The peak during each.
     """
 
     saved: dict[str, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
-            # Fake tensors hold no labels to count: all of them, which is the most there can be.
+            # Fake tensors hold no labels to count: all of them, the maximum.
             return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64)
         # Arguments that were there before are not counted, nor what is only another view of them.
         for tensor in tree_leaves((args, kwargs)):
