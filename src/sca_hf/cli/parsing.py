@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -54,17 +55,14 @@ def write_json(records: list[dict[str, Any]], file: TextIO) -> None:
     file.write("[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n")
 
 
-def results_json(results: Any) -> str:
-    """Results as JSON; what could not be scored (not a number) is null."""
-    return json.dumps(_without_nan(results), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+def process_device(device: str | None) -> str | None:
+    """Returns the device as given, or, under torchrun, the GPU of this process where there is one; else None."""
+    local = os.environ.get("LOCAL_RANK")
+    if device is not None or local is None:
+        return device
+    import torch
 
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return f"cuda:{local}" if torch.cuda.is_available() else None
 
 
 def quiet() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from ..yaml_files import parse_yaml
 from .region import TASKS, CheckCounts, RegionRecordError, check_records, load_names, region_features
 
 
@@ -268,11 +269,9 @@ def parse_options(text: str | os.PathLike[str], first: str, what: str) -> dict[s
 
 
 def _load_yaml(path: Path, what: str, first: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        spec = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{what} {path} cannot be read ({error})") from error
     if not isinstance(spec, dict):
         raise ValueError(f"{what} {path} holds a {type(spec).__name__}, expected a mapping with a {first}")

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from ..yaml_files import parse_yaml
+
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -390,11 +392,9 @@ def load_names(names: Mapping[str, str] | str | PathLike[str] | None) -> dict[st
         return None
     table: Any = names
     if isinstance(names, str | PathLike):
-        import yaml
-
         try:
-            table = yaml.safe_load(Path(names).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            table = parse_yaml(Path(names).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
             raise ValueError(f"names: {names} cannot be read as YAML or JSON: {error}.") from error
     if not isinstance(table, Mapping):
         raise ValueError(f"names is a {type(table).__name__}, expected a mapping of class names to words.")

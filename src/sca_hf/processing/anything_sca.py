@@ -181,13 +181,13 @@ def _segment_points(
     report: Progress,
     size: tuple[int, int],
 ) -> None:
-    """Find the masks of a view by its grid; what the edge of a crop cuts off is left to its neighbours."""
-    share = view.size[0] * view.size[1] / (size[0] * size[1])
+    """Find the masks of a view by its grid; what the edge of a crop cuts off is left to its neighbors."""
+    fraction = view.size[0] * view.size[1] / (size[0] * size[1])
     prompts = [[point] for point in view.prompts]
     inputs = processor(original_sizes=[view.size], input_points=[prompts], task=settings.task)
     parts = []
     for start, outputs in _batches(model, view, inputs, settings, report):
-        chosen = processor.select_regions(outputs, [view.size], [view.resized], **settings.thresholds(share))[0]
+        chosen = processor.select_regions(outputs, [view.size], [view.resized], **settings.thresholds(fraction))[0]
         del chosen["candidate_index"]
         parts.append({**chosen, "region_index": chosen["region_index"] + start})
     view.found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -200,7 +200,7 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
         The boxes, coordinates within `EDGE_TOLERANCE` beyond an edge set to the edge.
     """
     limit = np.array([size[1], size[0], size[1], size[0]], np.float64)
-    picture = f"the image of {size[1]} x {size[0]} pixels (width x height)"
+    bounds = f"the image of {size[1]} x {size[0]} pixels (width x height)"
     _refuse(~np.isfinite(boxes).all(1), boxes, where, "box", "is not finite; give four finite numbers")
     inverted = (boxes[:, :2] > boxes[:, 2:]).any(1)
     _refuse(
@@ -208,7 +208,11 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
     )
     outside = ((boxes < -EDGE_TOLERANCE) | (boxes > limit + EDGE_TOLERANCE)).any(1)
     _refuse(
-        outside, boxes, where, "box", f"reaches outside {picture}; give pixels of the original image, or clip it first"
+        outside,
+        boxes,
+        where,
+        "box",
+        f"reaches outside {bounds}; give pixels of the original image, or clip it first",
     )
     boxes = np.clip(boxes, 0, limit)
     # float32 is what the model sees.
@@ -234,8 +238,8 @@ def check_points(points: np.ndarray, size: tuple[int, int], image: int, region: 
     outside = finite & ((points < -EDGE_TOLERANCE) | (points > limit + EDGE_TOLERANCE)).any(1)
     where = [f"input_points: image {image}, region {index}" for index in region]
     _refuse(~finite, points, where, "point", "is not finite; give two finite numbers")
-    picture = f"the image of {size[1]} x {size[0]} pixels (width x height)"
-    _refuse(outside, points, where, "point", f"lies outside {picture}; give pixels of the original")
+    bounds = f"the image of {size[1]} x {size[0]} pixels (width x height)"
+    _refuse(outside, points, where, "point", f"lies outside {bounds}; give pixels of the original")
     return np.clip(points, 0, limit)
 
 

@@ -1,4 +1,4 @@
-"""YOLO: shares of the image's size, with the folders of Ultralytics, Roboflow, LabelImg and darknet."""
+"""YOLO: fractions of the image's size, with the folders of Ultralytics, Roboflow, LabelImg and darknet."""
 
 import pytest
 from reading import picture, read, regions, write
@@ -17,7 +17,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_boxes_are_shares_of_the_image(root):
+def test_boxes_are_fractions_of_the_image(root):
     (record,) = read("yolo", root=root, split="train")
     assert (record["width"], record["height"], record["image_id"]) == (40, 30, "images/train/a.jpg")
     assert [region["box"] for region in record["regions"]] == [[15, 12, 25, 18], [0, 0, 10, 30]]
@@ -120,3 +120,12 @@ def test_what_is_missing_is_said(tmp_path, root):
     ):
         with pytest.raises(ValueError, match=message):
             read("yolo", **options)
+
+
+def test_class_names_are_words_whatever_yaml_used_to_make_of_them(tmp_path):
+    root = tmp_path
+    picture(root / "images" / "a.jpg", (20, 10))
+    write(root / "labels" / "a.txt", "1 0.5 0.5 0.2 0.2\n")
+    write(root / "data.yaml", "train: images\nnames: [yes, no]\n")
+    (record,) = read("yolo", root=root, split="train")
+    assert record["regions"][0]["category"] == "no"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...yaml_files import parse_yaml
 from ..region import RegionRecordError, check_names
 from .common import IMAGE_SUFFIXES, Clip, Record, category_fields, choice, image_size, inside, region_fields
 
@@ -78,11 +79,9 @@ def _open_root(root: Path) -> tuple[Path, dict[str, Any]]:
     path = root if root.is_file() else next((p for p in (root / "data.yaml", root / "data.yml") if p.is_file()), None)
     if path is None:
         return root, {}
-    import yaml
-
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}.") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, expected names, train, val.")

@@ -59,7 +59,7 @@ class ScaCaptioner:
         return {"kind": "sca", "model": self.source, "dtype": dtype, "generation": self.generation}
 
     @torch.inference_mode()
-    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
+    def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region."""
         prompts = [[region.prompt for region in asked.regions] for asked in images]
         inputs = self._inputs(images, prompts, pixels=True)
@@ -71,7 +71,7 @@ class ScaCaptioner:
                 inputs["reshaped_input_sizes"],
                 inputs["region_mask"],
             )
-            prompts = repointed(images, [[_Mask(record["mask"]) for record in regions] for regions in found])
+            prompts = resampled_prompts(images, [[_Mask(record["mask"]) for record in regions] for regions in found])
             inputs = self._inputs(images, prompts, pixels=False) | encoded
         outputs = self.model.generate(**inputs, output_caption_scores=True, **self.generation)
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
@@ -149,7 +149,7 @@ class Segmenter:
         found = self._decode(images, prompts, encoding)
         if all(region.resample_point is None for asked in images for region in asked.regions):
             return found
-        return self._decode(images, repointed(images, found), encoding)
+        return self._decode(images, resampled_prompts(images, found), encoding)
 
     def _decode(
         self, images: Sequence[ImageQuery], prompts: list[list[RegionPrompt]], encoding: ImageEncoding
@@ -185,7 +185,7 @@ class Segmenter:
         return mask_records(masks[:count].float(), ious[:count], upscale, pixels, all_masks=True)
 
 
-def repointed(images: Sequence[ImageQuery], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
+def resampled_prompts(images: Sequence[ImageQuery], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
     """Returns each region's prompt, a random pixel of its best mask in its place where that is asked for.
 
     found: per image and region something with the mask (height, width) of best expected IoU in `best`.

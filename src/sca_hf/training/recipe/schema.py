@@ -150,7 +150,7 @@ class DataSection(_Section):
     eval: _Specs = []
     holdout: float | None = None
     holdout_seed: int = 0
-    mixing: MixingSection = MixingSection()
+    mixing: MixingSection = Field(default_factory=MixingSection)
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSection:
@@ -315,15 +315,13 @@ def _training(values: Any) -> dict[str, Any]:
 
     hints = typing.get_type_hints(ScaTrainingArguments)
     names = [f.name for f in fields(ScaTrainingArguments) if f.init and f.name not in _NOT_FOR_RECIPES]
-    if isinstance(values, Mapping):
-        for name in _NOT_FOR_RECIPES & values.keys():
-            remedy = "output says where to" if name == "output_dir" else "sca-hf train does this by itself"
-            raise ValueError(f"training.{name} is not for recipes: {remedy}.")
-        check_keys(values, names, "training")
-    make: Any = typing.TypedDict
-    kind = make("training", {name: hints[name] for name in names}, total=False)
-    kind.__pydantic_config__ = _STRICT
-    return _checked(kind, values, "training")
+    if not isinstance(values, Mapping):
+        raise ValueError(f"training is {values!r}, expected keys and values.")
+    for name in _NOT_FOR_RECIPES & values.keys():
+        remedy = "output says where to" if name == "output_dir" else "sca-hf train does this by itself"
+        raise ValueError(f"training.{name} is not for recipes: {remedy}.")
+    check_keys(values, names, "training")
+    return {name: _checked(hints[name], value, f"training.{name}") for name, value in values.items()}
 
 
 def _checked(kind: Any, values: Any, where: str) -> Any:
@@ -333,7 +331,8 @@ def _checked(kind: Any, values: Any, where: str) -> Any:
         where: the place of `values` in the recipe.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        own = isinstance(kind, type) and issubclass(kind, BaseModel)
+        return TypeAdapter(kind, config=None if own else _STRICT).validate_python(values)
     except ValidationError as error:
         raise ValueError(_sentence(error.errors(), values, where)) from None
 
