@@ -175,7 +175,7 @@ def test_bases_that_others_cannot_have_are_refused(online, bases, tmp_path):
         publish(local, "ann/never", api=api)
     mixer = save_mixer(tmp_path / "mixer", *bases)
     config = json.loads((mixer / "config.json").read_text())
-    for revision, message in (("main", "which is no commit and may change"), ("e" * 40, "is not to be seen")):
+    for revision, message in (("main", "which is not a commit and may change"), ("e" * 40, "cannot be found")):
         config["base_model_repos"]["sam"]["revision"] = revision
         (mixer / "config.json").write_text(json.dumps(config))
         with pytest.raises(PublishError, match=message):
@@ -188,6 +188,12 @@ def test_bases_that_others_cannot_have_are_refused(online, bases, tmp_path):
     assert ("model", "ann/never") not in online.store.repositories
 
 
+def test_the_bundled_model_can_be_published_by_its_name(online, quick):
+    done = publish("sca-tiny", "ann/tiny", api=HfApi(online.url))
+    files = online.repository("ann/tiny").resolve(done.commit).files
+    assert {"model.safetensors", "modeling_sca.py", "handler.py"} <= set(files) and done.left_out == {}
+
+
 def spoil_weights(folder):
     weights = load_file(folder / "model.safetensors")
     weights["mixer.task_tokens.weight"][0, 0] = torch.nan
@@ -197,15 +203,18 @@ def spoil_weights(folder):
 FAULTS = {
     "a link out of the folder": (lambda f: (f / "notes.txt").symlink_to("/etc/hostname"), "publish copies, not links"),
     "a pickle": (lambda f: (f / "extra.bin").write_bytes(b"\x80\x04."), "may hold a pickle"),
-    "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "no code of this package"),
+    "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "not code of this package"),
     "a handler of others": (lambda f: (f / "handler.py").write_text("print('run')"), "differs from this package's"),
     "changed code": (lambda f: (f / "losses_sca.py").open("a").write("\n# x"), "differs from this package's"),
     "code that is absent": (lambda f: (f / "validation_sca.py").unlink(), "lacks the code files validation_sca.py"),
     "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no processor"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
     "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be read"),
-    "weights that are no numbers": (spoil_weights, r"mixer\.task_tokens\.weight holds values that are no numbers"),
-    "files of something else": (lambda f: (f / "passwords.kdbx").write_bytes(b"1"), "is no part of a saved model"),
+    "weights that are no numbers": (
+        spoil_weights,
+        r"mixer\.task_tokens\.weight holds values that are not finite numbers",
+    ),
+    "files of something else": (lambda f: (f / "passwords.kdbx").write_bytes(b"1"), "is not part of a saved model"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     "another model": (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "is a 'gpt2' model"),
 }
