@@ -21,12 +21,12 @@ def bundle(source: Path, destination: Path) -> Path:
     The configuration keeps float32, so that loading rounds nothing further and a CPU runs at full speed.
     """
     if destination.exists():
-        raise FileExistsError(f"{destination} exists; remove it to bundle a model there anew.")
+        raise FileExistsError(f"{destination} exists; remove it to bundle a model there again.")
     model = ScaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     # Tied tensors stay one: halved one by one they would be stored twice.
     halves = {tensor.data_ptr(): tensor.half() for tensor in model.state_dict().values()}
     weights = {name: halves[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
-    # Where the training data and checkpoints lay is nobody's business, and differs from machine to machine.
+    # Where the training data and checkpoints lay concerns nobody else, and differs from machine to machine.
     for config in (model.config, model.config.sam_config, model.config.text_config):
         config._name_or_path = ""
     model.config.freeze_base_models = True  # whatever its last stage trained, finetuning begins as published

@@ -1,8 +1,8 @@
-"""Trains `sca-tiny` from nothing: data, SAM, language model, category names, captions, scores.
+"""Trains `sca-tiny` from scratch: data, SAM, language model, category names, captions, scores.
 
     python -m experiments.sca_tiny experiments/sca_tiny/sca_tiny.yaml --output runs/sca-tiny
 
-Every stage saves checkpoints as it goes: after an interruption the same command goes on where it stopped. A stage that
+Every stage saves checkpoints as it goes: after an interruption the same command resumes where it stopped. A stage that
 is done is not run again. About 100 minutes on two CPU cores. What comes with the package has then seen real pictures
 too, by `sca-hf train experiments/sca_tiny/sca_tiny_real.yaml`.
 """

@@ -47,7 +47,7 @@ def score_model(model: Any, processor: Any, count: int, split: str = "test", bat
     results |= {"shuffled regions": shuffled, "blank image": blank}
     rows = {name: caption_scores(row) for name, row in results.items()}
     named = run_scenes(model, processor, scenes(split, count), "box", batch_size, task="recognition")
-    category = _share(result.caption == result.truth.category for result in named)
+    category = _rate(result.caption == result.truth.category for result in named)
     return {"split": split, "scenes": count, "scores": rows, "category_from_box": round(category, 4)}
 
 
@@ -75,28 +75,28 @@ def run_scenes(
 
 
 def caption_scores(results: Sequence[RegionResult]) -> dict[str, float]:
-    """Returns shares of right words where the truth states them, CIDEr-D, exact match and the mean IoU."""
+    """Returns the fractions of right words where the truth states them, CIDEr-D, exact match and the mean IoU."""
     told = [result for result in results if result.truth.describable]
     said = [read_caption(result.caption) for result in told]
     scores = {"mask_iou": float(np.mean([result.iou for result in results])), "regions": float(len(results))}
     scores["described_regions"] = float(len(told))
     for name in ALWAYS:
-        scores[name] = _share(words[name] == getattr(r.truth, name) for words, r in zip(said, told, strict=True))
+        scores[name] = _rate(words[name] == getattr(r.truth, name) for words, r in zip(said, told, strict=True))
     sized = [(w, r.truth) for w, r in zip(said, told, strict=True) if r.truth.size != "medium"]
     placed = [(w, r.truth) for w, r in zip(said, told, strict=True) if r.truth.relation is not None]
     plain = [w for w, r in zip(said, told, strict=True) if r.truth.size == "medium"]
     alone = [w for w, r in zip(said, told, strict=True) if r.truth.relation is None]
-    scores["size"] = _share(words["size"] == truth.size for words, truth in sized)
-    scores["relation"] = _share(words["relation"] == truth.relation for words, truth in placed)
-    scores["names_neighbour"] = _share(words["reference_color"] is not None for words, _ in placed)
-    scores["reference"] = _share(
+    scores["size"] = _rate(words["size"] == truth.size for words, truth in sized)
+    scores["relation"] = _rate(words["relation"] == truth.relation for words, truth in placed)
+    scores["names_neighbour"] = _rate(words["reference_color"] is not None for words, _ in placed)
+    scores["reference"] = _rate(
         (words["reference_color"], words["reference_shape"]) == (truth.reference.color, truth.reference.shape)
         for words, truth in placed
         if truth.reference is not None and words["reference_color"] is not None
     )
-    scores["size_left_out"] = _share(words["size"] is None for words in plain)
-    scores["relation_left_out"] = _share(words["relation"] is None for words in alone)
-    scores["states_size_or_relation"] = _share(r.truth.size != "medium" or r.truth.relation is not None for r in told)
+    scores["size_left_out"] = _rate(words["size"] is None for words in plain)
+    scores["relation_left_out"] = _rate(words["relation"] is None for words in alone)
+    scores["states_size_or_relation"] = _rate(r.truth.size != "medium" or r.truth.relation is not None for r in told)
     candidates = [ptb_tokenize(result.caption) for result in told]
     references = [ptb_tokenize_all(result.truth.captions) for result in told]
     scores["cider_d"] = cider_d(candidates, references)["corpus"]
@@ -126,7 +126,7 @@ def _cell(column: str, value: float) -> str:
     return f"{value:.3f}" if column in ("mask_iou", "cider_d") else f"{100 * value:.1f} %"
 
 
-def _share(hits: Iterable[bool]) -> float:
+def _rate(hits: Iterable[bool]) -> float:
     values = list(hits)
     return sum(values) / len(values) if values else float("nan")
 
