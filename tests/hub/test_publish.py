@@ -135,7 +135,7 @@ def test_weights_of_before_are_not_left_beside_the_new_ones(online, quick, tmp_p
 
 
 @pytest.fixture
-def bases(online):
+def base_models(online):
     for name, part in (("ann/the-sam", tiny_model().sam), ("ann/the-lm", tiny_model().language_model)):
         part.push_to_hub(name)
     HfApi(online.url).upload_file(
@@ -145,11 +145,11 @@ def bases(online):
 
 
 @pytest.mark.slow
-def test_a_mixer_is_published_with_its_bases_pinned_and_their_licences(online, bases, tmp_path):
-    done = publish(save_mixer(tmp_path / "mixer", *bases), "ann/mixer", api=HfApi(online.url))
+def test_a_mixer_is_published_with_its_base_models_pinned_and_their_licences(online, base_models, tmp_path):
+    done = publish(save_mixer(tmp_path / "mixer", *base_models), "ann/mixer", api=HfApi(online.url))
     card = ModelCard.load("ann/mixer")
-    pins = {name: online.repository(name).resolve("main").id for name in bases}
-    assert card.data.base_model == list(bases) and card.data.base_model_revisions == pins
+    pins = {name: online.repository(name).resolve("main").id for name in base_models}
+    assert card.data.base_model == list(base_models) and card.data.base_model_revisions == pins
     assert card.data.licenses == {"language_model": "mit"}
     assert (
         "| language model | frozen | mit |" in card.text and "| SAM | frozen | not stated by its author |" in card.text
@@ -166,14 +166,14 @@ def test_a_mixer_is_published_with_its_bases_pinned_and_their_licences(online, b
         )
 
 
-def test_bases_that_others_cannot_have_are_refused(online, bases, tmp_path):
+def test_base_models_that_others_cannot_have_are_refused(online, base_models, tmp_path):
     for name, part in (("sam", tiny_model().sam), ("lm", tiny_model().language_model)):
         part.save_pretrained(tmp_path / name)
     api = HfApi(online.url)
     local = save_mixer(tmp_path / "local", tmp_path / "sam", tmp_path / "lm")
     with pytest.raises(PublishError, match="a folder that nobody else has: publish with --kind whole"):
         publish(local, "ann/never", api=api)
-    mixer = save_mixer(tmp_path / "mixer", *bases)
+    mixer = save_mixer(tmp_path / "mixer", *base_models)
     config = json.loads((mixer / "config.json").read_text())
     for revision, message in (("main", "which is not a commit and may change"), ("e" * 40, "cannot be found")):
         config["base_model_repos"]["sam"]["revision"] = revision
