@@ -51,7 +51,7 @@ def add_lora(
     words = language_model.get_input_embeddings().weight
     if any(layer.get_base_layer().weight is words for _, layer in adapted):
         raise ValueError(
-            "target_modules names the head, which shares its weight with the word embeddings: adapters on it could "
+            "target_modules names the head, whose weight is tied to the word embeddings: adapters on it could "
             "not be merged."
         )
     return [name for name, _ in adapted]

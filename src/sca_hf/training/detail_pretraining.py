@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ..data.prompts import PromptSource, draw_prompt
 from ..data.region import RegionRecordError, record_image
-from ..files import staged
+from ..files import differences, staged
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
 from .draws import draw_generator
 
@@ -115,8 +115,7 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
     """Raises where the weights that are there were trained with other settings."""
     with safe_open(file, "pt") as stored:
         before = json.loads((stored.metadata() or {}).get(_SETTINGS, "{}"))
-    changed = [f"{key} was {before.get(key)}, is {now}" for key, now in settings.items() if before.get(key) != now]
-    if changed:
+    if changed := differences(before, settings):
         raise ValueError(
             f"{file} was trained otherwise ({'; '.join(changed)}): remove {file.parent} to train it again."
         )

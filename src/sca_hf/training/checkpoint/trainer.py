@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, save_fsdp_optimizer
-from huggingface_hub import HfApi
-from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -39,10 +37,9 @@ from ...files import (
     put_in_place,
     removed_on_error,
 )
-from ...modeling.base_models_sca import ADAPTER_FOLDER
 from ..presets import plain_name
 from .fingerprint import preserve_rng_state, run_differences, run_fingerprint
-from .hub_push import copy_code, file_sha256, keep_from_the_hub
+from .hub_push import copy_code, is_on_the_hub, keep_from_the_hub, warn_of_failed_pushes
 from .integrity import (
     MANIFEST,
     CheckpointError,
@@ -172,7 +169,7 @@ class WholeCheckpoints(Trainer):
             # It would take one step more before it looks.
             epochs, batches = self.state.num_train_epochs, 0
         self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
-        if self._resumed and self._pushes and not self._is_on_the_hub(self._resumed):
+        if self._resumed and self._pushes and not is_on_the_hub(self._resumed, self.hub_model_id, self.args.hub_token):
             # The run may have ended before the Hub had this checkpoint.
             self._push_from_checkpoint(str(self._resumed))
         return epochs, batches
@@ -232,7 +229,7 @@ class WholeCheckpoints(Trainer):
         if self.args.hub_always_push:
             # The upload before still reads the files that this one is going to write.
             self._finish_current_push()
-        self._warn_of_failed_pushes()
+        warn_of_failed_pushes(getattr(getattr(self, "push_in_progress", None), "jobs", ()), self.hub_model_id)
         if self._pushes:
             copy_code(Path(checkpoint_folder), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
@@ -242,20 +239,6 @@ class WholeCheckpoints(Trainer):
         """Whether this process pushes checkpoints: one does, and others need not ask the Hub anything."""
         args = self.args
         return args.push_to_hub and args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
-
-    def _is_on_the_hub(self, checkpoint: Path) -> bool:
-        """Whether the repository holds a checkpoint's weights; pushed again they would make a commit of no change."""
-        weights = [*checkpoint.glob("*.safetensors"), *(checkpoint / ADAPTER_FOLDER).glob("*.safetensors")]
-        names = [path.relative_to(checkpoint).as_posix() for path in weights]
-        found = HfApi(token=self.args.hub_token).get_paths_info(self.hub_model_id, names)
-        there = {entry.path: entry.lfs.sha256 for entry in found if isinstance(entry, RepoFile) and entry.lfs}
-        return all(there.get(name) == file_sha256(path) for name, path in zip(names, weights, strict=True))
-
-    def _warn_of_failed_pushes(self) -> None:
-        """The library forgets them; the next push brings everything all the same."""
-        for job in getattr(getattr(self, "push_in_progress", None), "jobs", ()):
-            if job.done() and (error := job.exception()):
-                logger.warning("A push to %s failed: %s", self.hub_model_id, error)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         # A resumed run does not repeat an evaluation that came after its checkpoint.
