@@ -83,7 +83,7 @@ def test_the_command_line_changes_values_by_their_place(recipe_file):
         ("--data.train.format=vco", "has no 'vco'; did you mean 'voc'?"),
         ("--data.train.format=voc", r"data.train.0 \(voc\) has no 'count'"),
         ("--data.train.1.count=2", "data.train has the entries 0 to 0; '1' is none of them"),
-        ("--data.holdout=1.5", "expected a share between 0 and 1"),
+        ("--data.holdout=1.5", "expected a fraction between 0 and 1"),
         ("--data.train.streaming=true", "holdout needs to know all images"),
         ("--training.max_steps=many", "training.max_steps is 'many', expected a whole number"),
         ("--training.bf16=1", "training.bf16 is 1, expected true or false"),

@@ -53,9 +53,9 @@ def pretrain_detail_encoder(
     A linear layer on the encoder's features, averaged over each region's box, learns with it and is thrown away.
 
     Args:
-        model: `ScaForConditionalGeneration` with a detail encoder, see `add_detail_encoder`.
+        model: A `ScaForConditionalGeneration` with a detail encoder, see `add_detail_encoder`.
         processor: The model's `ScaProcessor`.
-        records: `SeededDataset`, augmented; regions are told apart by `category`.
+        records: A `SeededDataset`, augmented; regions are told apart by `category`.
         output_dir: The folder for the finished weights. Weights that are there already are loaded, and no step is
             made; it is an error if they were trained with other settings or other names.
         steps: The number of optimizer steps, with a cosine schedule.

@@ -64,9 +64,9 @@ class SeededDataset(_Drawn, torch.utils.data.Dataset):
     """A map-style data set whose records say what they are drawn by: `record["draw"]` is (seed, epoch, index).
 
     Args:
-        dataset: region records by index, see `sca_hf.data.region`.
-        seed: of all draws.
-        augmentation: applied to every record, see `sca_hf.data.augmentation`; None leaves them as they are.
+        dataset: The region records by index, see `sca_hf.data.region`.
+        seed: The seed of all draws.
+        augmentation: What is applied to every record, see `sca_hf.data.augmentation`; None leaves them as they are.
 
     `set_epoch` reaches workers that are already running, as those of `persistent_workers` are.
     """

@@ -80,7 +80,7 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
     With it a small model learns to tell fine things apart from few images; see `ScaDetailEncoder`.
 
     Args:
-        model: `ScaForConditionalGeneration` without one, or with one of these widths, which it keeps.
+        model: A `ScaForConditionalGeneration` without one, or with one of these widths, which it keeps.
         widths: The channels of its stages, as the configuration's `detail_widths`.
 
     Returns:
@@ -105,9 +105,9 @@ def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> Sc
     encoder.
 
     Args:
-        model: `ScaForConditionalGeneration` without a detail encoder.
-        processor: its `ScaProcessor`.
-        factor: a power of two.
+        model: A `ScaForConditionalGeneration` without a detail encoder.
+        processor: The model's `ScaProcessor`.
+        factor: How many times as large, a power of two.
 
     Returns:
         The processor of the changed model.

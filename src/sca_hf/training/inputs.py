@@ -20,9 +20,9 @@ class RunInputs:
     """Turns the records that a run is given into what its loaders read.
 
     Args:
-        model: its image encoder makes the embeddings, where they are kept.
-        args: of the run.
-        processor: the model's `ScaProcessor`.
+        model: The model, whose image encoder makes the embeddings where they are kept.
+        args: The arguments of the run.
+        processor: The model's `ScaProcessor`.
     """
 
     def __init__(self, model: Any, args: ScaTrainingArguments, processor: Any) -> None:

@@ -21,8 +21,8 @@ def quantize_language_model(model: Any, kind: str) -> int:
     """Replaces the linear layers of a model's language model, which must stay frozen from here on.
 
     Args:
-        model: `ScaForConditionalGeneration`, changed in place.
-        kind: "bitsandbytes-4bit" (NF4), "bitsandbytes-8bit" or "torchao-int8" (weights only).
+        model: A `ScaForConditionalGeneration`, changed in place.
+        kind: The form, "bitsandbytes-4bit" (NF4), "bitsandbytes-8bit" or "torchao-int8" (weights only).
 
     Returns:
         The number of layers replaced.

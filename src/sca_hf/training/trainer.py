@@ -39,17 +39,17 @@ class ScaTrainer(ShardedCheckpoints):
     scored in evaluation with a picture of some of them, mixer-only checkpoints, regions per second in the logs.
 
     Args:
-        model: changed in place: which weights take gradients, adapters, precision of frozen parts.
-        args: [`ScaTrainingArguments`].
-        train_dataset: region records (`sca_hf.data.region`), by index or streamed.
-        eval_dataset: the same, or a dict of such.
-        processing_class: the model's `ScaProcessor`; it also makes the collators and is saved with the model.
-        data_collator: in place of the [`RegionCollator`] that `args` describe, in training.
-        eval_collator: the same in evaluation: every region of an image, in order, with its first text.
-        kwargs: of the library's Trainer.
+        model: The model, changed in place: which weights take gradients, adapters, precision of frozen parts.
+        args: The [`ScaTrainingArguments`].
+        train_dataset: The region records (`sca_hf.data.region`), by index or streamed.
+        eval_dataset: The same for evaluation, or a dict of such.
+        processing_class: The model's `ScaProcessor`; it also makes the collators and is saved with the model.
+        data_collator: A collator in place of the [`RegionCollator`] that `args` describe, in training.
+        eval_collator: The same in evaluation, where it takes every region of an image, in order, with its first text.
+        kwargs: Further arguments of the library's Trainer.
 
     Attributes:
-        predictions: what the model said in the last evaluation, on every process.
+        predictions: The captions of the last evaluation, on every process.
     """
 
     args: ScaTrainingArguments

@@ -54,6 +54,9 @@ from .integrity import (
 
 logger = logging.getLogger(__name__)
 
+# The weights that a run under FSDP trains, in its checkpoints.
+TRAINED_WEIGHTS = "trained.safetensors"
+
 
 class EpochCallback(TrainerCallback):
     """Tells sampler and data set the epoch, however deep they are wrapped, and remembers where it began.
@@ -61,7 +64,8 @@ class EpochCallback(TrainerCallback):
     The data loader itself reaches neither the sampler of a resumed epoch on several processes nor, beside a sampler,
     the data set.
 
-    current: the epoch and the update step at which it began. upcoming: the same of the epoch a run starts with.
+    current: The epoch and the update step at which it began.
+    upcoming: The same of the epoch that a run starts with.
     """
 
     def __init__(self) -> None:
@@ -182,7 +186,7 @@ class WholeCheckpoints(Trainer):
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = run_dir / f"{UNFINISHED}{target.name}"
         try:
-            with removed_on_error(self._staging, target, self._least_bytes):
+            with removed_on_error(self._staging, target, self._expected_bytes):
                 super()._save_checkpoint(model, trial)
                 self._finish(self._staging / target.name, target)
         except DiskFullError as error:
@@ -213,7 +217,7 @@ class WholeCheckpoints(Trainer):
             rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def _least_bytes(self) -> int:
+    def _expected_bytes(self) -> int:
         """Returns what a checkpoint takes: as much as the last one, or trained parameters and optimizer state."""
         if last := last_checkpoint(super()._get_output_dir(None)):
             return sum(file_sizes(last).values())
@@ -254,9 +258,6 @@ def _parts_of_loader(loader: Any) -> Iterator[Any]:
         inner = getattr(part, "batch_sampler", None)
         part = inner if inner is not None else getattr(part, "sampler", None)
         yield part
-
-
-TRAINED_WEIGHTS = "trained.safetensors"
 
 
 class ShardedCheckpoints(WholeCheckpoints):

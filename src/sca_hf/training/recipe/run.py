@@ -35,10 +35,10 @@ class RunResult:
     """What a run left behind.
 
     Attributes:
-        model: folder of the finished model and its processor.
-        metrics: what `metrics.json` holds.
-        found_finished: nothing was done, as the run had ended before.
-        is_main_process: whether this process is the one that writes.
+        model: The folder of the finished model and its processor.
+        metrics: The content of `metrics.json`.
+        found_finished: Whether the run had ended before, so that nothing was done.
+        is_main_process: Whether this process is the one that writes.
     """
 
     model: Path

@@ -150,10 +150,10 @@ def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dt
     """Runs forward and backward once and says what was alive when.
 
     Args:
-        model: `ScaForConditionalGeneration` in training mode; its gradients are made first, as they are when they
+        model: A `ScaForConditionalGeneration` in training mode; its gradients are made first, as they are when they
             accumulate, and are not counted.
-        batch: of `forward`, with labels.
-        autocast: half precision to run in, by CUDA's rules.
+        batch: The arguments of `forward`, with labels.
+        autocast: The half precision to run in, by CUDA's rules. None runs as the weights are.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
