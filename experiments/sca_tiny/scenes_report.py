@@ -9,7 +9,6 @@ guessing scores: the captions of other regions (shuffled), and captions of a bla
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +21,7 @@ from PIL import Image
 
 from sca_hf.data.scenes import Scene, SceneObject, read_caption, scenes
 from sca_hf.evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
+from sca_hf.files import to_json, write_whole
 
 
 ALWAYS = ("color", "shape", "texture")
@@ -122,19 +122,6 @@ def markdown_table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Category names (task `recognition`) from a box: {100 * named:.1f} % right.", ""])
 
 
-def to_json(report: Any) -> str:
-    """Returns the report as JSON; what could not be scored (not a number) is null."""
-    return json.dumps(_without_nan(report), indent=1) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
-
-
 def _cell(column: str, value: float) -> str:
     return f"{value:.3f}" if column in ("mask_iou", "cider_d") else f"{100 * value:.1f} %"
 
@@ -173,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = AutoModel.from_pretrained(options.model).eval(), AutoProcessor.from_pretrained(options.model)
     report = {"model": Path(options.model).name, **score_model(model, processor, options.scenes)}
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "scenes_report.json").write_text(to_json(report))
+    write_whole(options.output / "scenes_report.json", to_json(report))
     (options.output / "scenes_report.md").write_text(markdown_table(report))
     print(markdown_table(report))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from ..files import write_whole
 from ..yaml_files import parse_yaml
 from .region import TASKS, CheckCounts, RegionRecordError, check_records, load_names, region_features
 
@@ -384,9 +385,7 @@ class ReadReport(CheckCounts):
     def write(self, path: Path) -> None:
         """Writes the report to a file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
-        unfinished.write_text(json.dumps(vars(self)), encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, json.dumps(vars(self)))
 
     @classmethod
     def read(cls, path: Path) -> ReadReport:
