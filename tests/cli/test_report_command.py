@@ -150,8 +150,8 @@ def test_a_browser_shows_it_whole(reported, tmp_path, width):
         loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
         assert len(loaded) == 6 and all(loaded) and not complaints
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # What does not fit is scrolled to within its table; no word of a heading is torn.
-        torn = page.evaluate(
+        # What does not fit is scrolled to within its table; no word of a heading is broken.
+        broken = page.evaluate(
             """[...document.querySelectorAll('th')].filter(cell => {
                 const range = document.createRange();
                 const text = [...cell.childNodes].find(node => node.nodeType === 3);
@@ -161,5 +161,5 @@ def test_a_browser_shows_it_whole(reported, tmp_path, width):
                 });
             }).map(cell => cell.textContent)"""
         )
-        assert torn == []
+        assert broken == []
         browser.close()

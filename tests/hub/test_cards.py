@@ -95,6 +95,19 @@ def test_a_draft_without_scores_says_so(folder):
     assert "The recipe has no evaluation set." in text and "| score |" not in text
 
 
+def test_scores_without_a_protocol_are_those_of_the_data_by_its_name(folder, tmp_path):
+    evaluation = {"n": 42, "protocol": None, "tokenizer": "ptb", "command": "sca-hf evaluate said.jsonl"}
+    evaluation |= {"versions": {}, "metrics": {"CIDEr-D": 1.5}}
+    run = {"settings": {"data": {"format": "voc", "root": "/home/ann/my-boxes"}}}
+    path = tmp_path / "scores.json"
+    for more, name in (({"run": run}, "my-boxes"), ({"run": None}, "unnamed data")):
+        path.write_text(json.dumps(evaluation | more))
+        text = card_text(folder, "ann/sca", "a" * 40, evaluations=[path])
+        assert f"Data {name}, 42 regions" in text and "/home" not in text and check_head(text) == []
+        (result,) = ModelCard(text).data.eval_results
+        assert result.dataset_name == f"{name}, 42 regions"
+
+
 def test_a_file_that_is_not_an_evaluation_is_told_so(tmp_path):
     path = tmp_path / "scores.json"
     for content, message in (

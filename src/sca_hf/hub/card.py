@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Template
 from typing import Any
 
@@ -31,7 +31,10 @@ CARD = "README.md"
 _HEAD = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*\n(.*)\Z", re.DOTALL)
 # An absolute path, as Linux, a Mac or Windows writes it.
 _FOLDERS = re.compile(r"(?<![\w./:~-])(?:[A-Za-z]:)?[/~\\][^\s'\",\]}]*[/\\]([^\s/\\'\",\]}]+)")
-_EVALUATION = {"n": int, "protocol": str, "tokenizer": str, "command": str, "versions": Mapping, "metrics": Mapping}
+_EVALUATION = {
+    **{"n": int, "protocol": str | None, "tokenizer": str, "command": str},
+    **{"versions": Mapping, "metrics": Mapping},
+}
 _SNIPPET = """\
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -177,7 +180,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     for name, kind in _EVALUATION.items():
-        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+        if not isinstance(content, dict) or name not in content or not isinstance(content[name], kind):
             raise ValueError(f"{path} is not an evaluation: it needs {', '.join(_EVALUATION)}; {name!r} is not there.")
     for name, value in content["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -238,8 +241,8 @@ def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
     source = evaluation.get("source") or {}
     return score_results(
         evaluation["metrics"],
-        evaluation["protocol"],
-        evaluation["protocol"],
+        measured_on(evaluation),
+        measured_on(evaluation),
         evaluation["n"],
         metric_args={"tokenizer": evaluation["tokenizer"], "command": evaluation["command"]},
         source_name=source.get("name"),
@@ -247,12 +250,22 @@ def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
     )
 
 
+def measured_on(evaluation: Mapping[str, Any]) -> str:
+    """Return the protocol of an evaluation or, without one, the data's own name, without the folders it lies in."""
+    if evaluation["protocol"] is not None:
+        return str(evaluation["protocol"])
+    data = ((evaluation.get("run") or {}).get("settings") or {}).get("data") or {}
+    place = data.get("root") or data.get("annotations") or data.get("path") or data.get("format") or "unnamed data"
+    return PurePath(str(place)).name
+
+
 def _scores(evaluation: Mapping[str, Any]) -> str:
+    kind = "Data" if evaluation["protocol"] is None else "Protocol"
     rows = [[name, f"{value:.4g}"] for name, value in evaluation["metrics"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
     made = f"Made by `{evaluation['command']}`" + (f" with {versions}." if versions else ".")
     return (
-        f"Protocol {evaluation['protocol']}, {evaluation['n']:,} regions, tokenizer {evaluation['tokenizer']}.\n\n"
+        f"{kind} {measured_on(evaluation)}, {evaluation['n']:,} regions, tokenizer {evaluation['tokenizer']}.\n\n"
         f"{markdown_rows(['metric', 'score'], rows)}\n\n{made}"
     )
 
