@@ -42,7 +42,7 @@ class CaptioningSettings:
     eval_steps: int = 1_000
     save_steps: int = 500
     seed: int = 0
-    prompt_shares: dict[str, float] = field(
+    prompt_probabilities: dict[str, float] = field(
         default_factory=lambda: {"jittered_box": 0.45, "point": 0.3, "mask_center_point": 0.15, "mask": 0.1}
     )
 
@@ -76,7 +76,9 @@ def train_captioning(
     trainer = SceneTrainer(
         model=model,
         args=arguments,
-        data_collator=RegionCollator(processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04),
+        data_collator=RegionCollator(
+            processor, settings.prompt_probabilities, settings.regions_per_image, box_jitter=0.04
+        ),
         train_dataset=SeededDataset(
             SceneRecords(arrays, embeddings, "train"), settings.seed, RecognitionShare(settings.recognition_share)
         ),

@@ -5,7 +5,6 @@ All coordinates are pixels of the original image, boxes xyxy.
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +85,10 @@ def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
 
 
 def _regions(values: list[Any], path: Path, name: str) -> list[RegionPrompt]:
-    read_mask = partial(_mask_beside, path)
-    return [parse_region(value, f"{path}: {name}[{index}]", read_mask) for index, value in enumerate(values)]
+    def mask_beside(file: str) -> np.ndarray:
+        return read_mask_file(path.parent / file)
 
-
-def _mask_beside(path: Path, name: str) -> np.ndarray:
-    return read_mask_file(path.parent / name)
+    return [parse_region(value, f"{path}: {name}[{index}]", mask_beside) for index, value in enumerate(values)]
 
 
 def _add_point(region: RegionPrompt, text: str, place: str) -> int:

@@ -45,21 +45,14 @@ TEXT_CONFIGS: dict[str, dict] = {
     "stablelm": dict(model_type="stablelm", **_GROUPED),
     "qwen3": dict(model_type="qwen3", head_dim=8, tie_word_embeddings=True, **_GROUPED),
     "gemma3": dict(
+        _GROUPED,
         model_type="gemma3_text",
         head_dim=8,
         sliding_window=16,
         query_pre_attn_scalar=8,
         tie_word_embeddings=True,
-        **_GROUPED,
     ),
-    "opt": dict(
-        model_type="opt",
-        hidden_size=32,
-        ffn_dim=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        word_embed_proj_dim=16,
-    ),
+    "opt": dict(_SMALL, model_type="opt", ffn_dim=64, word_embed_proj_dim=16),
     "gpt_neox": dict(model_type="gpt_neox", tie_word_embeddings=False, **_SMALL),
 }
 

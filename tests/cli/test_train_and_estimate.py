@@ -36,7 +36,7 @@ def test_train_trains_and_says_where_the_model_is(recipe, tmp_path, capsys):
 
 
 def test_a_dry_run_prints_the_recipe_with_all_changes(recipe, tmp_path, capsys):
-    changes = ["--training.learning_rate=1e-4", "--data.train.count=9", "--training.prompt_shares={point: 1}"]
+    changes = ["--training.learning_rate=1e-4", "--data.train.count=9", "--training.prompt_probabilities={point: 1}"]
     assert main(["train", recipe, "--dry-run", *changes]) == 0
     out = capsys.readouterr().out
     assert "learning_rate: 0.0001" in out and "count: 9" in out and "point: 1" in out

@@ -225,7 +225,7 @@ def trainer(model, processor, folder, **arguments):
         save_strategy="no",
         lr_scheduler_type="constant",
     )
-    collator = RegionCollator(processor, prompt_shares={"box": 1.0}, training=False)
+    collator = RegionCollator(processor, prompt_probabilities={"box": 1.0}, training=False)
     arguments = TrainingArguments(str(folder), **(settings | arguments))
     return Trainer(model, arguments, data_collator=collator, train_dataset=records(), eval_dataset=records())
 

@@ -71,7 +71,7 @@ def make_trainer(folder, cache=None, slow_rank=None, **arguments):
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
-        prompt_shares={"jittered_box": 0.5, "point": 0.5},
+        prompt_probabilities={"jittered_box": 0.5, "point": 0.5},
         regions_per_image=1,
         embedding_cache=None if cache is None else str(cache),
         eval_generate=False,

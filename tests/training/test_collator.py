@@ -76,7 +76,7 @@ def test_every_region_gets_the_kind_asked_for(records, processor, kind, key, exp
     assert batch["region_mask"].sum(1).tolist() == [len(record["regions"]) for record in records]
 
 
-def test_prompt_shares_are_kept_and_need_not_add_up_to_one(processor):
+def test_prompt_probabilities_are_kept_and_need_not_add_up_to_one(processor):
     record = render_scene(0).to_record()
     record["regions"] = [{**record["regions"][0], "region_id": str(k)} for k in range(400)]
     batch = RegionCollator(processor, {"box": 6, "point": 2, "mask": 0}, regions_per_image=None)([record])
@@ -84,10 +84,10 @@ def test_prompt_shares_are_kept_and_need_not_add_up_to_one(processor):
     assert boxes == pytest.approx(0.75, abs=0.06) and layouts(batch) == {HAS_BOX, ONE_POINT}
 
 
-@pytest.mark.parametrize("prompt_shares", [{"scribble": 1.0}, {}, {"box": -1.0, "point": 2.0}, {"box": 0.0}])
-def test_prompt_shares_that_make_no_sense_are_refused(processor, prompt_shares):
+@pytest.mark.parametrize("prompt_probabilities", [{"scribble": 1.0}, {}, {"box": -1.0, "point": 2.0}, {"box": 0.0}])
+def test_prompt_probabilities_that_make_no_sense_are_refused(processor, prompt_probabilities):
     with pytest.raises(ValueError, match="expected positive numbers for box, jittered_box, point"):
-        RegionCollator(processor, prompt_shares)
+        RegionCollator(processor, prompt_probabilities)
 
 
 def test_drawn_points_lie_in_the_mask_and_outside_points_do_not(records):
@@ -159,7 +159,9 @@ def test_a_region_without_a_mask_gets_its_box_unless_masks_alone_are_asked_for(r
     batch = RegionCollator(processor, {"mask": 1.0, "box": 1e-9})(bare)
     assert layouts(batch) == {HAS_BOX}
     where = f"image {bare[0]['image_id']}, region "
-    with pytest.raises(RegionRecordError, match=f"{where}.* has no mask, and prompt_shares asks for masks alone"):
+    with pytest.raises(
+        RegionRecordError, match=f"{where}.* has no mask, and prompt_probabilities asks for masks alone"
+    ):
         RegionCollator(processor, {"mask": 1.0, "box": 0})(bare)
 
 

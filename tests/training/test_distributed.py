@@ -150,7 +150,7 @@ def runs(start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     # With the published warm-up: Adam's first steps go by the sign of the gradient, be it rounding alone.
     options = {"start": str(start), "max_steps": 20, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 200}
-    options |= {"prompt_shares": {"box": 1, "point": 1, "mask": 1}}
+    options |= {"prompt_probabilities": {"box": 1, "point": 1, "mask": 1}}
     alone, together = {}, {}
     for preset, more in PRESETS.items():
         base = options | {"preset": preset} | more

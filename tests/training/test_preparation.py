@@ -57,7 +57,9 @@ def test_gradient_checkpointing_changes_no_result(make_model, processor, tmp_pat
         model = saved_model(
             make_model, tmp_path / "model", text_config=dict(resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0)
         )
-        options = dict(preset=preset, gradient_checkpointing=checkpointing, optim="sgd", prompt_shares={"box": 1})
+        options = dict(
+            preset=preset, gradient_checkpointing=checkpointing, optim="sgd", prompt_probabilities={"box": 1}
+        )
         run = trainer(model, processor, tmp_path, max_steps=2, **options)
         run.train()
         ends.append(parameters(model))

@@ -69,8 +69,8 @@ def test_a_recipe_survives_its_own_yaml(recipe_file, tmp_path):
 
 def test_the_command_line_changes_values_by_their_place(recipe_file):
     changes = ["--training.learning_rate=5e-5", "--data.train.0.count=4", "--data.train.start=2", "--output=runs/b"]
-    recipe = load_recipe(recipe_file, [*changes, "--training.prompt_shares={box: 1}"])
-    assert recipe.training == {"max_steps": 3, "learning_rate": 5e-5, "prompt_shares": {"box": 1}}
+    recipe = load_recipe(recipe_file, [*changes, "--training.prompt_probabilities={box: 1}"])
+    assert recipe.training == {"max_steps": 3, "learning_rate": 5e-5, "prompt_probabilities": {"box": 1}}
     assert recipe.data.train == [{"format": "scenes", "count": 4, "start": 2}] and recipe.output == "runs/b"
 
 
@@ -180,7 +180,7 @@ def test_the_published_settings_are_those_of_the_paper_and_its_configurations():
         (second, 100_000, 4e-4, "lsj-0.1-2.0"),
     ):
         training = recipe.training
-        assert common.items() <= training.items() and training["prompt_shares"] == {"box": 1.0}
+        assert common.items() <= training.items() and training["prompt_probabilities"] == {"box": 1.0}
         found = training["max_steps"], training["learning_rate"], training["augmentation"]
         assert found == (steps, rate, augmentation)
     assert {spec["task"] for spec in first.data.train} == {"caption"}

@@ -123,8 +123,8 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path, cached):
         ),
         ({"regions_per_image": 2}, "regions_per_image was 1 and is 2"),
         (
-            {"prompt_shares": {"box": 1.0}},
-            "prompt_shares.jittered_box was 0.5 and is None; prompt_shares.point was 0.5 and is None",
+            {"prompt_probabilities": {"box": 1.0}},
+            "prompt_probabilities.jittered_box was 0.5 and is None; prompt_probabilities.point was 0.5 and is None",
         ),
     ],
 )

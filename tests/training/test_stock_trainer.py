@@ -27,7 +27,7 @@ def trainer(model, processor, folder, dataset, **options):
     return Trainer(
         model,
         TrainingArguments(str(folder), **(settings | options)),
-        data_collator=RegionCollator(processor, prompt_shares={"box": 1}),
+        data_collator=RegionCollator(processor, prompt_probabilities={"box": 1}),
         train_dataset=dataset,
         eval_dataset=dataset,
         processing_class=processor,

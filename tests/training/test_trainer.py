@@ -16,7 +16,7 @@ from sca_hf.training.evaluation import Prediction, choose_samples, score_predict
 def test_evaluation_changes_nothing_of_training(make_model, processor, tmp_path):
     ends = []
     for options in (dict(), dict(eval_strategy="steps", eval_steps=1, sample_sheet=2)):
-        run = trainer(make_model(), processor, tmp_path, prompt_shares={"box": 1, "point": 1}, **options)
+        run = trainer(make_model(), processor, tmp_path, prompt_probabilities={"box": 1, "point": 1}, **options)
         run.train()
         ends.append(parameters(run.model.mixer))
     assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
@@ -84,7 +84,7 @@ def test_logs_tell_the_speed(model, processor, tmp_path):
 
 @pytest.mark.parametrize("preset", ["mixer", "mixer+mask_decoder"])
 def test_accumulated_steps_are_large_steps(make_model, processor, tmp_path, preset):
-    options = dict(preset=preset, mask_loss_weight=1.0 if preset != "mixer" else None, prompt_shares={"box": 1})
+    options = dict(preset=preset, mask_loss_weight=1.0 if preset != "mixer" else None, prompt_probabilities={"box": 1})
     ends = []
     for size, accumulated in ((4, 1), (1, 4)):
         run = trainer(
@@ -105,7 +105,7 @@ def test_accumulated_steps_are_large_steps(make_model, processor, tmp_path, pres
 
 
 def test_training_takes_its_regions_from_each_picture_again_in_each_epoch(model, processor, tmp_path):
-    run = trainer(model, processor, tmp_path, regions_per_image=1, prompt_shares={"box": 1})
+    run = trainer(model, processor, tmp_path, regions_per_image=1, prompt_probabilities={"box": 1})
     boxes = []
     for epoch in (0, 1, 2):
         run.train_dataset.set_epoch(epoch)
@@ -162,7 +162,7 @@ def test_the_sample_sheet_shows_many_pictures_before_it_shows_one_twice(model, p
         (dict(label_smoothing_factor=0.1), r"model\.config\.label_smoothing"),
         (dict(remove_unused_columns=True), "must be False"),
         (dict(eval_prompt="lasso"), "expected one of box"),
-        (dict(prompt_shares=[1]), "expected a mapping"),
+        (dict(prompt_probabilities=[1]), "expected a mapping"),
         (dict(frozen_dtype="int4"), "expected one of None"),
         (dict(save_form="both"), "expected one of None"),
     ],
@@ -174,9 +174,12 @@ def test_arguments_that_cannot_be_meant_are_refused(model, processor, tmp_path, 
 
 def test_arguments_come_from_a_command_line_too(tmp_path):
     words = ["--output_dir", str(tmp_path), "--preset", "mixer+lm", "--module_learning_rates", '{"mixer": 1e-3}']
-    words += ["--prompt_shares", '{"box": 1, "point": 1}', "--augmentation", "lsj-0.1-2.0", "--use_cpu", "true"]
+    words += ["--prompt_probabilities", '{"box": 1, "point": 1}', "--augmentation", "lsj-0.1-2.0", "--use_cpu", "true"]
     (arguments,) = HfArgumentParser(ScaTrainingArguments).parse_args_into_dataclasses(words)
-    assert arguments.module_learning_rates == {"mixer": 1e-3} and arguments.prompt_shares == {"box": 1, "point": 1}
+    assert arguments.module_learning_rates == {"mixer": 1e-3} and arguments.prompt_probabilities == {
+        "box": 1,
+        "point": 1,
+    }
     assert (arguments.augmentation, arguments.preset) == ("lsj-0.1-2.0", "mixer+lm")
     assert arguments.label_names == ["labels"]
 

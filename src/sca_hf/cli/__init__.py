@@ -8,7 +8,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from platform import python_version
 
 from .. import __version__
 
@@ -75,29 +76,16 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
         description="Segment and Caption Anything: point, box or mask in; mask and caption out.",
         epilog="sca-hf COMMAND --help explains a command, with an example.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of sca-hf and what it runs on")
+    # Read without importing them.
+    below = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    text = f"sca-hf {__version__} ({below}, Python {python_version()})"
+    parser.add_argument(
+        "--version", action="version", version=text, help="show the versions of sca-hf and what it runs on"
+    )
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name in names:
         import_module(f".{name}", __name__).add(commands)
     return parser
-
-
-class _Version(argparse.Action):
-    """Prints the version, with those of torch, transformers and Python, read without importing them."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        from importlib.metadata import version
-        from platform import python_version
-
-        below = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-        print(f"sca-hf {__version__} ({below}, Python {python_version()})")
-        parser.exit()
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -2,9 +2,9 @@
 
 import argparse
 import shutil
-import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,14 @@ def add(commands: Any) -> None:
     declared.add_argument("images", nargs="+", metavar="IMAGE", help="file or URL")
     declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):
+        # All in one list, in the order in which they stand.
         declared.add_argument(
-            f"--{kind}", action=_Prompts, dest="prompts", metavar=form, help=f"a region by its {kind}"
+            f"--{kind}",
+            action="append",
+            type=partial(_prompt, kind),
+            dest="prompts",
+            metavar=form,
+            help=f"a region by its {kind}",
         )
     declared.add_argument("--regions", metavar="FILE.json", help="regions from a file")
     declared.add_argument("--task", help="a task of the model, usually caption (the default) or recognition")
@@ -61,17 +67,8 @@ def add(commands: Any) -> None:
     )
 
 
-class _Prompts(argparse.Action):
-    """Keeps boxes, points and masks in the order in which they stand."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        namespace.prompts = [*(namespace.prompts or []), ((option_string or "").lstrip("-"), values)]
+def _prompt(kind: str, text: str) -> tuple[str, str]:
+    return kind, text
 
 
 def run(options: argparse.Namespace) -> None:
@@ -94,11 +91,9 @@ def run(options: argparse.Namespace) -> None:
         if overlays:
             draw_captions(picture, regions).save(overlays[index])
         records += [region.to_json() for region in regions] if options.json else []
-    if options.json == "-":
-        write_json(records, sys.stdout)
-    elif options.json:
-        with Path(options.json).open("w", encoding="utf-8") as file:
-            write_json(records, file)
+    if options.json:
+        write_json(records, options.json)
+    if options.json not in (None, "-"):
         print(f"records: {options.json}")
     for path in overlays:
         print(f"overlay: {path}")

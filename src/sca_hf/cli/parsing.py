@@ -3,9 +3,10 @@
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from textwrap import fill
+from typing import Any
 
 
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> Any:
@@ -50,9 +51,19 @@ def prepare(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write_json(records: list[dict[str, Any]], file: TextIO) -> None:
-    """A JSON list with one record on each line."""
-    file.write("[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n")
+def write_json(records: list[dict[str, Any]], output: str) -> None:
+    """Writes a JSON list with one record on each line; `-` stands for the terminal."""
+    text = "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n"
+    if output == "-":
+        print(text, end="")
+    else:
+        Path(output).write_text(text, encoding="utf-8")
+
+
+def wrapped(names: Iterable[str]) -> str:
+    """Names as indented lines of a help text."""
+    indent = "  "
+    return fill(", ".join(names), 115, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False) + "\n"
 
 
 def process_device(device: str | None) -> str | None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .parsing import command, positive, prepare, process_device, quiet
+from .parsing import command, positive, prepare, process_device, quiet, wrapped
 
 
 _PREDICT_HELP = """\
@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     from ..data.prompts import PROMPT_KINDS
     from ..evaluation.protocols import PROTOCOLS
 
-    declared = command(commands, "predict", run, _PREDICT_HELP + _wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
+    declared = command(commands, "predict", run, _PREDICT_HELP + wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
     who = declared.add_mutually_exclusive_group()
     who.add_argument("--model", help="ours: folder, repository id or sca-tiny (default)")
     who.add_argument("--captioner", metavar="SPEC", help="any other, see above")
@@ -98,12 +98,3 @@ def run(options: argparse.Namespace) -> None:
     written = predict(captioner, data, output, settings, command=options.line)
     if torchrun_rank()[0] == 0:
         print(f"predictions: {written}")
-
-
-def _wrapped(names: Any) -> str:
-    import textwrap
-
-    return (
-        textwrap.fill(", ".join(names), 115, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-        + "\n"
-    )

@@ -45,5 +45,4 @@ def run(options: argparse.Namespace) -> None:
             {**prompt, "category": thing.category, "captions": list(thing.captions)}
             for prompt, thing in zip(prompts, scene.objects, strict=True)
         ]
-        with Path(options.regions).open("w", encoding="utf-8") as file:
-            write_json(truth, file)
+        write_json(truth, options.regions)

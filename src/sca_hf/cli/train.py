@@ -1,11 +1,10 @@
 """`sca-hf train`: a model from a recipe."""
 
 import argparse
-import textwrap
 from typing import Any
 
 from ..recipes import recipe_names, recipe_path
-from .parsing import command
+from .parsing import command, wrapped
 
 
 _TRAIN_HELP = """\
@@ -15,7 +14,7 @@ A recipe is a YAML file with four sections, or the name of one that comes with s
   model      from: a folder, a repository id or sca-tiny; or sam: and language_model: with a new mixer;
              swap_language_model:, swap_image_encoder:, image_size: change it first
   data       train: and eval: data specs ({format: voc, root: my-boxes}), or holdout: a fraction of the training images
-  training   max_steps:, learning_rate:, preset:, prompt_shares:, ... (fields of ScaTrainingArguments)
+  training   max_steps:, learning_rate:, preset:, prompt_probabilities:, ... (fields of ScaTrainingArguments)
   output     the folder for checkpoints, the finished model (OUTPUT/model) and its scores (OUTPUT/metrics.json)
 
 Each key can be set here too, as --section.key=value, typed as in YAML; a number in a key is the place in a list.
@@ -32,8 +31,8 @@ examples:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    shipped = textwrap.fill(", ".join(recipe_names()), 115, initial_indent="  ", subsequent_indent="  ")
-    text = f"{_TRAIN_HELP}\nRecipes that come with sca-hf; NAME --dry-run > my.yaml writes one out:\n{shipped}\n"
+    shipped = "Recipes that come with sca-hf; NAME --dry-run > my.yaml writes one out:\n" + wrapped(recipe_names())
+    text = f"{_TRAIN_HELP}\n{shipped}"
     declared = command(commands, "train", run, text, _TRAIN_EXAMPLE)
     declared.add_argument("recipe", metavar="RECIPE", help="YAML file, or a name from above: what to train, and how")
     declared.add_argument("--dry-run", action="store_true", help="print the recipe with all changes and stop")

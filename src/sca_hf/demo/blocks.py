@@ -263,11 +263,7 @@ class PageAnswers:
 def _plain(method: Callable[[Any], Payload]) -> Callable[[Any], Payload]:
     """A function of one argument with the method's name: Gradio marks it, which methods do not allow."""
 
-    def function(payload: Any) -> Payload:
-        return method(payload)
-
-    function.__name__ = method.__name__
-    return function
+    return wraps(method)(lambda payload: method(payload))
 
 
 def _text(payload: Payload, name: str) -> str | None:

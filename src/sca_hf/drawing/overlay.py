@@ -157,7 +157,8 @@ def _draw_mask(canvas: Image.Image, solid: Image.Image, color: Color, line: floa
         min(canvas.width, extent[2] + margin),
         min(canvas.height, extent[3] + margin),
     )
-    part = _extend(solid.crop(window), margin)
+    # The border is repeated outwards, so that blurring draws no line where a mask leaves the picture.
+    part = Image.fromarray(np.pad(np.asarray(solid.crop(window)), margin, mode="edge"))
     glow = part.filter(ImageFilter.GaussianBlur(4 * line)).point([round(0.7 * (255 - v)) for v in range(256)])
     fill = Image.fromarray(
         np.where(np.asarray(part) > 127, np.maximum(np.asarray(glow), round(0.18 * 255)), 0).astype(np.uint8)
@@ -169,11 +170,6 @@ def _draw_mask(canvas: Image.Image, solid: Image.Image, color: Color, line: floa
     inner = (margin, margin, part.width - margin, part.height - margin)
     for paint, alpha in ((color, fill), (_INK, dark), (color, bright)):
         canvas.paste(paint, window, alpha.crop(inner))
-
-
-def _extend(part: Image.Image, margin: int) -> Image.Image:
-    """Repeats the border outwards, so that blurring draws no line where a mask leaves the picture."""
-    return Image.fromarray(np.pad(np.asarray(part), margin, mode="edge"))
 
 
 def _depth(value: int) -> float:
@@ -190,8 +186,8 @@ def _draw_prompts(canvas: Image.Image, region: DrawnRegion, scale: float, color:
     """Draws a box as thin dashes and points as discs with a plus or a minus."""
     if region.box is not None:
         _draw_box(canvas, [float(value) * scale for value in region.box], color, line)
-    for place in _marker_rects(region, scale, canvas.size):
-        _draw_marker(canvas, place.rect, color if place.inside else (225, 60, 60), place.inside)
+    for rect, inside in _markers(region, scale, canvas.size):
+        _draw_marker(canvas, rect, color if inside else (225, 60, 60), inside)
 
 
 def _draw_box(canvas: Image.Image, box: list[float], color: Color, line: float) -> None:
@@ -202,9 +198,8 @@ def _draw_box(canvas: Image.Image, box: list[float], color: Color, line: float) 
     left, right = (min(max(v, width), limit[0]) for v in (left, right))
     top, bottom = (min(max(v, width), limit[1]) for v in (top, bottom))
     for ink, grow in ((_INK, 2), (color, 0)):
-        for ends in ((left, top, right, top), (left, bottom, right, bottom)):
-            _dashes(draw, ends, ink, width + grow, 5 * line)
-        for ends in ((left, top, left, bottom), (right, top, right, bottom)):
+        rows = (left, top, right, top), (left, bottom, right, bottom)
+        for ends in (*rows, (left, top, left, bottom), (right, top, right, bottom)):
             _dashes(draw, ends, ink, width + grow, 5 * line)
 
 
@@ -219,18 +214,12 @@ def _dashes(
         draw.line([*map(float, a), *map(float, b)], fill=ink, width=width)
 
 
-@dataclass(frozen=True)
-class _Marker:
-    rect: Rect
-    inside: bool
-
-
-def _marker_rects(region: DrawnRegion, scale: float, size: tuple[int, int]) -> list[_Marker]:
-    """Where the discs of a region's points are drawn."""
+def _markers(region: DrawnRegion, scale: float, size: tuple[int, int]) -> list[tuple[Rect, bool]]:
+    """Where the discs of a region's points are drawn, and whether each point is inside."""
     radius = max(7.0, max(size) / 100)
     labels = list(region.labels) or [1] * len(region.points)
     return [
-        _Marker(Rect(x * scale - radius, y * scale - radius, x * scale + radius, y * scale + radius), label > 0)
+        (Rect(x * scale, y * scale, x * scale, y * scale).grown(radius), label > 0)
         for (x, y), label in zip(region.points, labels, strict=True)
         if label >= 0
     ]
@@ -276,7 +265,7 @@ def _draw_labels(
     choices = [[_measure(regions, index, font, share * canvas.width) for share in (0.42, 0.3)] for index in named]
     size = (canvas.width / scale, canvas.height / scale)
     anchors = [Rect(*(value * scale for value in regions[index].extent(size))) for index in named]
-    clear = [m.rect.grown(2) for region in regions for m in _marker_rects(region, scale, canvas.size)]
+    clear = [rect.grown(2) for region in regions for rect, _ in _markers(region, scale, canvas.size)]
     labels = [options[0] for options in choices]
     share = sum(label.size[0] * label.size[1] for label in labels) / (canvas.width * canvas.height)
     places = None
@@ -331,7 +320,9 @@ def _draw_chip(canvas: Image.Image, place: Rect, label: _Label, font: Font) -> N
     canvas.paste(color_of(label.number - 1), (left, top), stripe)
     draw = ImageDraw.Draw(canvas)
     draw.text((left + badge / 2, top + height / 2), str(label.number), fill=_INK, font=font, anchor="mm")
-    _write(draw, (left + badge + _pad(font), top + _pad(font)), label.lines, font)
+    for number, line in enumerate(label.lines):
+        place_of_line = (left + badge + _pad(font), top + _pad(font) + number * line_height(font))
+        draw.text(place_of_line, line, fill=_PAPER, font=font)
 
 
 def _draw_legend(
@@ -398,11 +389,6 @@ def _measure(regions: Sequence[DrawnRegion], index: int, font: Font, widest: flo
     width = _badge_width(font) + 2 * _pad(font) + max(round(text_width(line, font)) for line in lines)
     size = (width, len(lines) * line_height(font) + 2 * _pad(font))
     return _Label(index, lines, size, _number(regions, index))
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], lines: list[str], font: Font) -> None:
-    for number, line in enumerate(lines):
-        draw.text((place[0], place[1] + number * line_height(font)), line, fill=_PAPER, font=font)
 
 
 def _pad(font: Font) -> int:

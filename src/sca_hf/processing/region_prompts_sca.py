@@ -54,8 +54,17 @@ _ALIASES = {
     "labels": ("label", "pointlabels"),
     "mask": ("masks", "segmentation", "rle"),
 }
-# The rule as JSON schema, as far as a schema can say it.
+
+
+def _schema(description: str, kind: str = "array", **rule: Any) -> dict[str, Any]:
+    return {"type": [kind, "null"], "description": description, **rule}
+
+
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
+_PAIR = {"minItems": 2, "maxItems": 2}
+_WHOLE_NUMBERS = {"type": "array", "items": {"type": "integer"}}
+_RLE = {"size": {**_WHOLE_NUMBERS, **_PAIR}, "counts": {"anyOf": [{"type": "string"}, _WHOLE_NUMBERS]}}
+# The rule as JSON schema, as far as a schema can say it.
 REGION_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": (
@@ -63,36 +72,18 @@ REGION_SCHEMA: dict[str, Any] = {
         f"region's answer; those that are named like one of the answer's ({', '.join(ANSWER_KEYS)}) in its `input`."
     ),
     "properties": {
-        "box": {
-            "anyOf": [{**_NUMBERS, "minItems": 4, "maxItems": 4}, {"type": "null"}],
-            "description": "x1, y1, x2, y2 in pixels of the upright picture",
-        },
-        "points": {
-            "anyOf": [
-                {"type": "array", "items": {**_NUMBERS, "minItems": 2, "maxItems": 2}, "maxItems": MAX_POINTS},
-                {"type": "null"},
-            ],
-            "description": "x, y of each point",
-        },
-        "labels": {
-            "anyOf": [{"type": "array", "items": {"enum": [0, 1]}}, {"type": "null"}],
-            "description": "1 inside, 0 outside, one per point; 1 by default",
-        },
-        "mask": {
-            "anyOf": [
-                {
-                    "type": "object",
-                    "properties": {
-                        "size": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
-                        "counts": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]},
-                    },
-                    "required": ["size", "counts"],
-                    "additionalProperties": False,
-                },
-                {"type": "null"},
-            ],
-            "description": "COCO RLE of the picture's size (height, width), compressed or not",
-        },
+        "box": _schema(
+            f"{_FORMS['box']} in pixels of the upright picture", items={"type": "number"}, minItems=4, maxItems=4
+        ),
+        "points": _schema(_FORMS["points"], items={**_NUMBERS, **_PAIR}, maxItems=MAX_POINTS),
+        "labels": _schema(f"{_FORMS['labels']}, one per point; 1 by default", items={"enum": [0, 1]}),
+        "mask": _schema(
+            "COCO RLE of the picture's size (height, width), compressed or not",
+            "object",
+            properties=_RLE,
+            required=["size", "counts"],
+            additionalProperties=False,
+        ),
     },
     "examples": [{"box": [31, 25, 99, 103]}, {"points": [[80, 61], [12, 9]], "labels": [1, 0], "category": "dog"}],
 }

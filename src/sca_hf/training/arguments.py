@@ -72,7 +72,7 @@ class ScaTrainingArguments(TrainingArguments):
         lora_alpha: The adapters' scale is `lora_alpha / lora_rank`.
         lora_target_modules: The layers of the language model to adapt. None: those usual for its family.
         quantize_language_model: How a frozen language model is held in 4 or 8 bits, one of `QUANTIZATIONS`.
-        prompt_shares: How often a region is prompted by its box, a point, its mask ... None: as [`RegionCollator`].
+        prompt_probabilities: How often a region is prompted by its box, a point, ... None: as [`RegionCollator`].
         regions_per_image: How many regions are drawn per image and step. None takes all.
         box_jitter: The standard deviation of each edge of a jittered box, as a fraction of the box's side.
         task: "recognition" or "caption" for all records. None: each record's own.
@@ -94,7 +94,7 @@ class ScaTrainingArguments(TrainingArguments):
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *TrainingArguments._VALID_DICT_FIELDS,
         "module_learning_rates",
-        "prompt_shares",
+        "prompt_probabilities",
         "augmentation",
     ]
 
@@ -113,7 +113,7 @@ class ScaTrainingArguments(TrainingArguments):
     lora_target_modules: list[str] | None = None
     quantize_language_model: str | None = None
 
-    prompt_shares: dict[str, float] | str | None = None
+    prompt_probabilities: dict[str, float] | str | None = None
     regions_per_image: int | None = 16
     box_jitter: float = 0.1
     task: str | None = None
@@ -153,7 +153,7 @@ class ScaTrainingArguments(TrainingArguments):
             )
         if self.detail_steps < 0:
             raise ValueError(f"detail_steps is {self.detail_steps}, expected at least 0.")
-        for name in ("module_learning_rates", "prompt_shares"):
+        for name in ("module_learning_rates", "prompt_probabilities"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):
                 raise ValueError(f"{name} is {value!r}, expected a mapping of names to numbers.")

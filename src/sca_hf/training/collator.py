@@ -26,7 +26,7 @@ class RegionCollator:
 
     Args:
         processor: The `ScaProcessor`, which makes the tensors that the model takes.
-        prompt_shares: How often a region is prompted in each of the ways of `DRAWN_KINDS`, see
+        prompt_probabilities: How often a region is prompted in each of the ways of `DRAWN_KINDS`, see
             `sca_hf.data.prompts`; the numbers need not add up to 1. None: `TRAINING_SHARES`, in evaluation the box.
             A region without a mask whose turn is `mask` gets its box, unless no other kind is asked for: then it is
             an error.
@@ -35,7 +35,7 @@ class RegionCollator:
         outside_points: The maximal number of points outside the region among `points`.
         task: What to predict, in place of each record's own task.
         training: Whether to draw. False takes every region, in order, with its first text, its box unmoved; points are
-            still drawn where `prompt_shares` asks for them, by the `image_id`, the same at every evaluation.
+            still drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
         mask_labels: Whether to return `mask_labels` (B, R, 4h, 4w) float32: the fraction of each cell of the padded
             low-resolution frame that the region's mask covers; NaN throughout where it has none.
 
@@ -45,7 +45,7 @@ class RegionCollator:
     """
 
     processor: Any
-    prompt_shares: Mapping[str, float] | None = None
+    prompt_probabilities: Mapping[str, float] | None = None
     regions_per_image: int | None = 16
     box_jitter: float = 0.1
     outside_points: int = 0
@@ -54,13 +54,13 @@ class RegionCollator:
     mask_labels: bool = False
 
     def __post_init__(self) -> None:
-        weights = self.prompt_shares
+        weights = self.prompt_probabilities
         if weights is None:
             weights = TRAINING_SHARES if self.training else {"box": 1.0}
         values = np.array(list(weights.values()), np.float64)
         if not set(weights) <= set(DRAWN_KINDS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
             raise ValueError(
-                f"prompt_shares is {dict(weights)}, expected positive numbers for {', '.join(DRAWN_KINDS)}"
+                f"prompt_probabilities is {dict(weights)}, expected positive numbers for {', '.join(DRAWN_KINDS)}"
             )
         if self.regions_per_image is not None and self.regions_per_image < 1:
             raise ValueError(f"regions_per_image is {self.regions_per_image}, expected at least 1, or None for all")
@@ -104,7 +104,9 @@ class RegionCollator:
     def _prompt(self, source: PromptSource, rng: np.random.Generator) -> dict[str, Any]:
         kind = self._kinds[int(rng.choice(len(self._kinds), p=self._probabilities))]
         if self._kinds == ["mask"] and source.mask is None:
-            raise RegionRecordError(f"{source.where} has no mask, and prompt_shares asks for masks alone; add boxes.")
+            raise RegionRecordError(
+                f"{source.where} has no mask, and prompt_probabilities asks for masks alone; add boxes."
+            )
         if kind == "jittered_box" and not self.training:
             kind = "box"
         return draw_prompt(kind, source, rng, self.box_jitter, self.outside_points)

@@ -38,7 +38,7 @@ class RunInputs:
         args = self.args
         return RegionCollator(
             self.processor,
-            prompt_shares=cast(Any, args.prompt_shares) if training else {args.eval_prompt: 1.0},
+            prompt_probabilities=cast(Any, args.prompt_probabilities) if training else {args.eval_prompt: 1.0},
             regions_per_image=args.regions_per_image,
             box_jitter=args.box_jitter,
             task=args.task,

@@ -19,7 +19,7 @@ def records(tmp_path_factory):
 
 def test_a_stage_prompts_by_boxes_points_and_masks(records, processor):
     settings = CaptioningSettings()
-    collator = RegionCollator(processor, settings.prompt_shares, settings.regions_per_image, box_jitter=0.04)
+    collator = RegionCollator(processor, settings.prompt_probabilities, settings.regions_per_image, box_jitter=0.04)
     drawn, layouts = SeededDataset(records, seed=0), set()
     for epoch in range(4):
         drawn.set_epoch(epoch)
