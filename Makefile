@@ -63,7 +63,7 @@ check: $(VENV)/.installed-dev ## lint, format, types, flat-copy rules, sizes, st
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) tests/test_flat_copy.py tests/test_house.py tests/test_structure.py tests/test_vocabulary.py
+	$(PYTEST) tests/test_flat_copy.py tests/test_house.py tests/test_layers.py tests/test_vocabulary.py
 
 flat: $(VENV)/.installed-dev ## can modeling/ and processing/ be copied flat to the Hub?
 	$(PYTEST) tests/test_flat_copy.py

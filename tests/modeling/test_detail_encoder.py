@@ -192,5 +192,5 @@ def test_another_branch_is_refused_and_the_same_is_kept(detailed, processor):
     assert add_detail_encoder(detailed, WIDTHS) == [] and detailed.detail_encoder is encoder
     with pytest.raises(ValueError, match=re.escape(f"has a detail encoder of widths {WIDTHS} already")):
         add_detail_encoder(detailed, [*WIDTHS[:-1], WIDTHS[-1] + 8])
-    with pytest.raises(ValueError, match="has a detail encoder already: pretrain_detail_encoder teaches it more"):
+    with pytest.raises(ValueError, match="has a detail encoder already: pretrain_detail_encoder trains it further"):
         increase_input_resolution(detailed, processor)
