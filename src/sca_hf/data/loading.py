@@ -38,6 +38,8 @@ READERS: dict[str, str | Reader] = {
     "sa1b": "sa1b:read_sa1b",
     "voc": "voc:read_voc",
     "yolo": "yolo:read_yolo",
+    "label_studio": "label_studio:read_label_studio",
+    "labelme": "labelme:read_labelme",
     "visual_genome": "visual_genome:read_visual_genome",
     "grit": "visual_genome:read_grit",
     "refcoco": "refer:read_refcoco",

@@ -1,0 +1,51 @@
+"""Writes regions and their captions as annotation tools import them, so that people can correct both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...files import staged
+from .coco import coco_annotations, write_coco, write_cvat
+from .common import WriteReport
+from .label_studio import write_label_studio
+from .labelme import write_labelme
+from .yolo import write_yolo
+
+
+Writer = Callable[[Iterable[Mapping[str, Any]], Path, bool], WriteReport]
+# tool -> what writes the folder that it imports
+WRITERS: dict[str, Writer] = {
+    "cvat": write_cvat,
+    "label_studio": write_label_studio,
+    "labelme": write_labelme,
+    "yolo": write_yolo,
+}
+
+
+def write_regions(
+    tool: str, records: Iterable[Mapping[str, Any]], output: str | Path, polygons: bool = False
+) -> WriteReport:
+    """Writes regions and a copy of their pictures into a new folder, in the form that an annotation tool imports.
+
+    Args:
+        tool: a key of `WRITERS`.
+        records: rows as `data.region.RegionRecord` has them; a row may have a `name`, the relative path that its
+            picture gets, and a region a `score`.
+        output: the folder to make. One that exists is left alone: it may hold corrections.
+        polygons: write masks as polygons, about a pixel exact, where the tool could keep every pixel.
+    """
+    if tool not in WRITERS:
+        raise ValueError(f"tool is {tool!r}, expected one of {', '.join(WRITERS)}.")
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists and may hold corrections; rename or remove it to write it again.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with staged(output) as folder:
+        report = WRITERS[tool](records, folder, polygons)
+    return replace(report, path=output / report.path.relative_to(folder))
+
+
+__all__ = ["WRITERS", "WriteReport", "coco_annotations", "write_coco", "write_regions"]
