@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from sca_hf.data.scenes import scenes
-from sca_hf.evaluation.captioners.crops import CropStyle, cut_region
+from sca_hf.evaluation.captioners.crop_captioner import CropStyle, cut_region
 
 
 SIDE, PATCH, WIDTH = 40, 8, 96

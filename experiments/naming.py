@@ -28,7 +28,7 @@ import torch
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.data.region import record_image
 from sca_hf.training.arguments import ScaTrainingArguments
-from sca_hf.training.details import box_means
+from sca_hf.training.detail_pretraining import box_means
 from sca_hf.training.recipe.run import build_datasets, build_model, run_recipe
 from sca_hf.training.recipe.schema import Recipe, load_recipe
 from sca_hf.training.trainer import ScaTrainer

@@ -219,7 +219,7 @@ def test_a_file_of_predictions_is_a_captioner_and_shuffled_a_control(data, capti
 
 
 def test_records_of_other_tools_are_found_by_what_they_name(captioner, tmp_path):
-    from sca_hf.evaluation.prompting import build_query
+    from sca_hf.evaluation.predict import build_query
     from sca_hf.testing import tiny_image
 
     asked = [build_query({**tiny_record(1), "image": tiny_image(1), "task": "caption"})]

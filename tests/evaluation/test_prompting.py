@@ -6,7 +6,7 @@ import pytest
 from sca_hf.data.prompts import DRAWN_KINDS, PromptSource, draw_prompt
 from sca_hf.data.region import RegionRecordError
 from sca_hf.evaluation.captioners.interface import point_in_mask
-from sca_hf.evaluation.prompting import build_query
+from sca_hf.evaluation.predict import build_query
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.testing import tiny_image
 from tests.evaluation.region_files import tiny_record

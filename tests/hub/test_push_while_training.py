@@ -16,7 +16,7 @@ from tests.training.killed_runs import make_trainer
 
 def train_and_push(url, folder, repo_id):
     """Train from the last checkpoint, if any, to the end; every checkpoint is pushed, and then the result."""
-    from sca_hf.training.checkpoint.whole import last_checkpoint
+    from sca_hf.training.checkpoint.integrity import last_checkpoint
 
     go_online(url)
     options = dict(push_to_hub=True, hub_model_id=repo_id, hub_strategy="every_save", hub_always_push=True)

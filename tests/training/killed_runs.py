@@ -87,7 +87,7 @@ def make_trainer(folder, cache=None, slow_rank=None, **arguments):
 def train(folder, options=None):
     """Goes on from the last checkpoint of a folder, if any, to the end: weights in `final`."""
     from sca_hf.files import save_whole
-    from sca_hf.training.checkpoint.whole import last_checkpoint
+    from sca_hf.training.checkpoint.integrity import last_checkpoint
 
     trainer = make_trainer(folder, **(options or {}))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
@@ -104,7 +104,7 @@ def train_until_full(folder, limit=None):
 
     from transformers import TrainerCallback
 
-    from sca_hf.training.checkpoint.whole import CheckpointError
+    from sca_hf.training.checkpoint.integrity import CheckpointError
 
     class Limit(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):

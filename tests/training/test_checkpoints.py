@@ -12,7 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from sca_hf.files import DiskFullError, file_sizes, save_whole, staged
-from sca_hf.training.checkpoint.whole import SEAL, CheckpointError, clear_leftovers, last_checkpoint, torn
+from sca_hf.training.checkpoint.integrity import (
+    MANIFEST,
+    CheckpointError,
+    clear_leftovers,
+    incomplete_reason,
+    last_checkpoint,
+)
 from tests.training.killed_runs import CONTEXT, make_trainer, train_until_full
 
 
@@ -29,10 +35,10 @@ def checkpoints(run, tmp_path):
     return shutil.copytree(run, tmp_path / "checkpoints")
 
 
-def unsealed(folder):
+def unlisted(folder):
     """As the stock Trainer writes them."""
-    for seal in folder.rglob(SEAL):
-        seal.unlink()
+    for manifest in folder.rglob(MANIFEST):
+        manifest.unlink()
     return folder
 
 
@@ -41,31 +47,31 @@ def test_a_checkpoint_holds_what_a_run_goes_on_with_and_its_seal_names_all_of_it
     files = file_sizes(run / "checkpoint-6")
     wanted = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     assert wanted <= set(files)
-    seal = json.loads((run / "checkpoint-6" / SEAL).read_text())
-    assert seal["files"] == {name: size for name, size in files.items() if name != SEAL}
+    manifest = json.loads((run / "checkpoint-6" / MANIFEST).read_text())
+    assert manifest["files"] == {name: size for name, size in files.items() if name != MANIFEST}
     assert last_checkpoint(run) == run / "checkpoint-6"
 
 
-@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "stock"])
+@pytest.mark.parametrize("listed", [True, False], ids=["ours", "stock"])
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
 )
 @pytest.mark.parametrize("left", [0.0, 0.6, 0.999])
-def test_a_torn_checkpoint_is_never_taken(checkpoints, sealed, name, left, caplog):
-    if not sealed:
-        unsealed(checkpoints)
+def test_an_incomplete_checkpoint_is_never_taken(checkpoints, listed, name, left, caplog):
+    if not listed:
+        unlisted(checkpoints)
     assert last_checkpoint(checkpoints).name == "checkpoint-6"
     path = checkpoints / "checkpoint-6" / name
     os.truncate(path, min(int(path.stat().st_size * left), path.stat().st_size - 3))
-    assert name in torn(checkpoints / "checkpoint-6")
+    assert name in incomplete_reason(checkpoints / "checkpoint-6")
     assert last_checkpoint(checkpoints).name == "checkpoint-4"
-    assert f"checkpoint-6 is torn and left out: {name}" in caplog.text
+    assert f"checkpoint-6 is incomplete and skipped: {name}" in caplog.text
 
 
-@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "stock"])
-def test_a_checkpoint_without_its_last_file_is_torn(checkpoints, sealed):
-    if not sealed:
-        unsealed(checkpoints)
+@pytest.mark.parametrize("listed", [True, False], ids=["ours", "stock"])
+def test_a_checkpoint_without_its_last_file_is_incomplete(checkpoints, listed):
+    if not listed:
+        unlisted(checkpoints)
     (checkpoints / "checkpoint-6" / "trainer_state.json").unlink()
     assert last_checkpoint(checkpoints).name == "checkpoint-4"
     (checkpoints / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 3}')
@@ -73,13 +79,13 @@ def test_a_checkpoint_without_its_last_file_is_torn(checkpoints, sealed):
 
 
 def test_a_shard_that_its_index_names_must_be_there(checkpoints):
-    folder = unsealed(checkpoints) / "checkpoint-6"
+    folder = unlisted(checkpoints) / "checkpoint-6"
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file({"a": torch.zeros(2)}, folder / "model-00001-of-00002.safetensors")
-    assert "index" in torn(folder)
+    assert "index" in incomplete_reason(folder)
     save_file({"b": torch.zeros(2)}, folder / "model-00002-of-00002.safetensors")
-    assert torn(folder) is None
+    assert incomplete_reason(folder) is None
 
 
 def test_folders_that_are_no_checkpoints_are_not_looked_at(tmp_path):
@@ -110,12 +116,12 @@ def test_the_next_start_clears_up_and_a_torn_folder_is_replaced(checkpoints, tmp
     os.truncate(checkpoints / "checkpoint-6" / "optimizer.pt", 10)
     run = make_trainer(tmp_path, max_steps=6, save_total_limit=None)
     run.train(resume_from_checkpoint=True)
-    assert run.state.global_step == 6 and torn(checkpoints / "checkpoint-6") is None
+    assert run.state.global_step == 6 and incomplete_reason(checkpoints / "checkpoint-6") is None
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
-    import sca_hf.training.checkpoint.whole as module
+    import sca_hf.training.checkpoint.trainer as module
 
     seen = []
     real = module.put_in_place
@@ -203,7 +209,7 @@ def save_in_a_process(folder, limit=None):
 @pytest.mark.parametrize("limit", [0.5, 0.99], ids=["half of the weights", "nearly all"])
 def test_a_write_that_fails_for_want_of_space_leaves_the_last_checkpoint_and_says_what_is_needed(tmp_path, limit):
     error, left = save_in_a_process(tmp_path, limit)
-    assert left == ["checkpoint-2"] and torn(tmp_path / "checkpoints" / "checkpoint-2") is None
+    assert left == ["checkpoint-2"] and incomplete_reason(tmp_path / "checkpoints" / "checkpoint-2") is None
     needed = sum(file_sizes(tmp_path / "checkpoints" / "checkpoint-2").values()) / 1e6
     assert f"checkpoint-4 could not be written, the disk is full: it takes {needed:.1f} MB or more" in error
     assert f"The last whole checkpoint is {tmp_path / 'checkpoints' / 'checkpoint-2'}." in error
@@ -261,7 +267,9 @@ def test_a_checkpoint_without_optimizer_state_is_not_gone_on_from(tmp_path):
 def test_a_checkpoint_asked_for_by_name_must_be_whole(checkpoints, tmp_path):
     os.truncate(checkpoints / "checkpoint-6" / "optimizer.pt", 10)
     run = make_trainer(tmp_path, max_steps=6)
-    with pytest.raises(CheckpointError, match=r"is torn: optimizer.pt is missing or cut; resume from .*checkpoint-4"):
+    with pytest.raises(
+        CheckpointError, match=r"incomplete: optimizer.pt is missing or cut; resume from .*checkpoint-4"
+    ):
         run.train(resume_from_checkpoint=str(checkpoints / "checkpoint-6"))
     with pytest.raises(CheckpointError, match="There is no whole checkpoint"):
         run.train(resume_from_checkpoint=Path("nowhere"))

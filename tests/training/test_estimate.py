@@ -9,14 +9,13 @@ from sca_hf.model_names import bundled_model
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_config, tiny_sam_config
 from sca_hf.training.arguments import ScaTrainingArguments
-from sca_hf.training.estimates.inference import weight_memories
-from sca_hf.training.estimates.known_configs import KNOWN_CONFIGS, known_config
-from sca_hf.training.estimates.memory import estimate_config, part_memories, smaller_settings
-from sca_hf.training.estimates.simulation import LiveBytes, _CudaAutocast, simulate_step, without_contents
-from sca_hf.training.preparation import prepare_model
-from sca_hf.training.presets import apply_preset
-from sca_hf.training.recipe.model_config import recipe_config
+from sca_hf.training.presets import apply_preset, prepare_model
+from sca_hf.training.recipe.build import recipe_config
+from sca_hf.training.recipe.known_configs import KNOWN_CONFIGS, known_config
+from sca_hf.training.recipe.memory import estimate_config, part_memories, smaller_settings
+from sca_hf.training.recipe.memory_report import weight_memories
 from sca_hf.training.recipe.schema import ModelSection, load_recipe
+from sca_hf.training.recipe.simulation import LiveBytes, _CudaAutocast, simulate_step, without_contents
 
 
 TRAINING = {"per_device_train_batch_size": 2, "regions_per_image": 3}

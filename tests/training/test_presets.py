@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_runs import parameters, records, saved_model, trainer
 
+from sca_hf.training.arguments import PRESETS
 from sca_hf.training.presets import (
-    PRESETS,
     apply_preset,
     default_learning_rates,
     parameter_groups,

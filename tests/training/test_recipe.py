@@ -12,7 +12,7 @@ from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.hub.repository_info import describe_repository
 from sca_hf.testing import tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
-from sca_hf.training.image_encoder import add_detail_encoder, set_image_size
+from sca_hf.training.image_size import add_detail_encoder, set_image_size
 from sca_hf.training.recipe import run as recipe_module
 from sca_hf.training.recipe.run import build_datasets, build_model, run_recipe
 from sca_hf.training.recipe.schema import ModelSection, Recipe, load_recipe

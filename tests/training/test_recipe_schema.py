@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sca_hf.training.recipe.schema import Recipe, load_recipe
-from sca_hf.training.recipe.yaml_files import override, read_value, read_yaml, write_yaml
+from sca_hf.yaml_files import override, read_value, read_yaml, write_yaml
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sca_hf.training.checkpoint.run_identity import preserve_rng_state
-from sca_hf.training.checkpoint.whole import SEAL, CheckpointError, last_checkpoint
+from sca_hf.training.checkpoint.fingerprint import preserve_rng_state
+from sca_hf.training.checkpoint.integrity import MANIFEST, CheckpointError, last_checkpoint
 from tests.training.killed_runs import (
     finish,
     kill_after,
@@ -77,7 +77,7 @@ def test_two_processes_killed_while_saving_go_on_as_one_run(tmp_path):
 
 def test_a_checkpoint_waits_for_the_random_numbers_of_every_process(tmp_path):
     finish(*start_pair(tmp_path, max_steps=2, slow_rank=1))
-    files = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / SEAL).read_text())["files"]
+    files = json.loads((tmp_path / "checkpoints" / "checkpoint-2" / MANIFEST).read_text())["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(files)
 
 
@@ -188,7 +188,7 @@ def test_a_run_of_constant_rate_may_be_made_longer(tmp_path):
 
 def test_a_checkpoint_of_the_stock_trainer_is_gone_on_from(unbroken, tmp_path, caplog):
     shutil.copytree(unbroken[0] / "checkpoints" / "checkpoint-22", tmp_path / "checkpoints" / "checkpoint-22")
-    (tmp_path / "checkpoints" / "checkpoint-22" / SEAL).unlink()
+    (tmp_path / "checkpoints" / "checkpoint-22" / MANIFEST).unlink()
     train(tmp_path)
     assert weights(tmp_path) == unbroken[1] and "does not say what run it belongs to" in caplog.text
 

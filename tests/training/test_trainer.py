@@ -10,8 +10,7 @@ from transformers import HfArgumentParser
 
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.collator import RegionCollator
-from sca_hf.training.evaluation import Prediction, score_predictions
-from sca_hf.training.sample_sheet import choose_samples
+from sca_hf.training.evaluation import Prediction, choose_samples, score_predictions
 
 
 def test_evaluation_changes_nothing_of_training(make_model, processor, tmp_path):

@@ -1,10 +1,9 @@
 """Captioning everything in whole folders of images: what `sca-hf anything` does, without the command line."""
 
-from .boxes import read_boxes
 from .coco import coco_annotations, write_coco
 from .folder import FolderRun, run_folder
 from .journal import Journal
-from .sources import ImageItem, find_images
+from .sources import ImageItem, find_images, read_boxes
 
 
 __all__ = [

@@ -1,4 +1,7 @@
-"""A run over many images: shared by processes, resumable, finished by whoever is last."""
+"""A run over many images: shared by processes, resumable, finished by whoever is last.
+
+On a Ray cluster, Ray Data hands images to actors that hold the model, and the driver keeps the log.
+"""
 
 import json
 import os
@@ -13,10 +16,9 @@ from ..drawing import DrawnRegion, draw_regions
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
-from .boxes import Boxes, boxes_of
 from .coco import write_coco
 from .journal import Journal, progress_bar, write_whole
-from .sources import ImageItem
+from .sources import Boxes, ImageItem, boxes_of
 
 
 # What an image can do to us: not be there, not be a picture, be too large for the device.
@@ -180,5 +182,40 @@ def _one_by_one(run: FolderRun) -> Callable[[list[ImageItem]], Iterator[dict[str
         captioner = ImageCaptioner(run)
         for item in items:
             yield captioner(item)
+
+    return captions
+
+
+def ray_captions(run: FolderRun, workers: int) -> Callable[[list[ImageItem]], Iterator[dict[str, Any]]]:
+    """Returns what `run_folder` takes as `caption`.
+
+    Args:
+        run: as in `run_folder`; paths must be readable on all machines.
+        workers: actors, each with a copy of the model.
+    """
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError:
+        raise ImportError("Captioning on a Ray cluster needs ray: pip install 'sca-hf[ray]'.") from None
+
+    class Actor:
+        def __init__(self) -> None:
+            self.captioner = ImageCaptioner(run)
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            return {"entry": self.captioner(row["item"])}
+
+    def captions(items: list[ImageItem]) -> Iterator[dict[str, Any]]:
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours is the one that counts images
+        wants_gpu = run.device is None and ray.cluster_resources().get("GPU", 0) >= workers
+        rows = ray.data.from_items(
+            [{"item": item} for item in items], override_num_blocks=min(len(items), 4 * workers)
+        )
+        mapped = rows.map(Actor, concurrency=workers, num_gpus=1 if wants_gpu else 0)
+        for row in mapped.iter_rows():
+            yield row["entry"]
 
     return captions

@@ -90,9 +90,8 @@ _SETTINGS = (
 def run(options: argparse.Namespace) -> None:
     """Runs the command; exits with 1 where no image could be captioned."""
     quiet()
-    from ..anything.boxes import read_boxes
     from ..anything.folder import FolderRun, process_of_torchrun, run_folder
-    from ..anything.sources import find_images
+    from ..anything.sources import find_images, read_boxes
     from ..processing.anything_sca import AnythingSettings
 
     settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
@@ -112,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
         folder.device = _device_of_process()
     caption = None
     if options.ray:
-        from ..anything.ray_run import ray_captions
+        from ..anything.folder import ray_captions
 
         caption = ray_captions(folder, options.ray)
     result = run_folder(folder, items, rank, world, caption)

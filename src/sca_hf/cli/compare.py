@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--resamples is 0: a comparison needs draws.")
     if options.json not in (None, "-"):
         prepare(Path(options.json))
-    from ..evaluation.scored_file import Bootstrap, compare_files, score_file, versions
+    from ..evaluation.scoring import Bootstrap, compare_files, score_file, versions
 
     how, tools = bootstrap(options), scoring_tools(options)
     # Each file's own intervals are not asked for.

@@ -39,11 +39,11 @@ def run(options: argparse.Namespace) -> None:
         if options.images or options.overrides:
             raise ValueError(f"--images and keys of a recipe are for recipes; {options.what} is taken for a model.")
         from ..hub.repository_info import read_config
-        from ..training.estimates.inference import report_model
+        from ..training.recipe.memory_report import report_model
 
         print(report_model(read_config(options.what), options.gpu_memory))
         return
-    from ..training.estimates.report import report_recipe
+    from ..training.recipe.memory_report import report_recipe
     from ..training.recipe.schema import load_recipe
 
     recipe = load_recipe(options.what, options.overrides)

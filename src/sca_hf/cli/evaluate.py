@@ -9,8 +9,7 @@ from .parsing import command, natural, prepare, results_json
 
 
 if TYPE_CHECKING:
-    from ..evaluation.scored_file import Bootstrap, ScoredFile
-    from ..evaluation.scoring import ScoringTools
+    from ..evaluation.scoring import Bootstrap, ScoredFile, ScoringTools
 
 _EVALUATE_HELP = """\
 score predictions of region captions
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--per-region writes into the JSON: give --json too.")
     if options.json not in (None, "-"):
         prepare(Path(options.json))
-    from ..evaluation.scored_file import score_file
+    from ..evaluation.scoring import score_file
 
     scored = score_file(
         options.predictions, names(options), scoring_tools(options), bootstrap(options), options.protocol
@@ -111,7 +110,7 @@ def scoring_tools(options: argparse.Namespace) -> "ScoringTools":
 
 def bootstrap(options: argparse.Namespace) -> "Bootstrap":
     """How intervals are made."""
-    from ..evaluation.scored_file import Bootstrap
+    from ..evaluation.scoring import Bootstrap
 
     return Bootstrap(options.resamples, options.seed, options.level, options.resample_by)
 

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         raise NotADirectoryError(f"{folder} is a file, expected a folder to write to.")
     quiet()
     from ..evaluation.report import build_contents, write_report
-    from ..evaluation.scored_file import score_file
+    from ..evaluation.scoring import score_file
 
     how, tools = bootstrap(options), scoring_tools(options)
     files = [score_file(path, names(options), tools, how, options.protocol) for path in options.predictions]

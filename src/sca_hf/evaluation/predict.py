@@ -1,7 +1,12 @@
-"""Describing every region of a data set with any captioner: what `sca-hf predict` does, without the command line."""
+"""Captions every region of a data set with any captioner: what `sca-hf predict` does, without the command line.
+
+Regions are prompted with coordinates in pixels of the original image, where the authors' ablation drew in the resized
+one.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,18 +16,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from tqdm import tqdm
 
 from .. import __version__
 from ..data.loading import load_spec
-from ..data.prompts import PROMPT_KINDS
+from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
+from ..data.region import record_image
 from ..processing.masks_sca import encode_rle
-from .captioners.interface import Captioner, ImageQuery, RegionPrediction
+from ..prompt_arguments import RegionPrompt
+from .captioners.interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
 from .prediction_run import PredictionRun
 from .predictions import PredictionError, PredictionRecord
-from .prompting import build_query
 from .protocols import check_counts, find_protocol
 
 
@@ -238,3 +245,42 @@ def _notes(settings: PredictSettings, command: str | None) -> dict[str, Any]:
     versions["python"] = platform.python_version()
     began = datetime.now(UTC).isoformat(timespec="seconds")
     return {"protocol": settings.protocol, "command": command, "began": began, "versions": versions}
+
+
+def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> ImageQuery:
+    """Opens the picture of a record and prompts each of its regions.
+
+    Args:
+        row: A record as `data.region.region_features` has it, the image decoded or not.
+        kind: One of `data.prompts.PROMPT_KINDS`; for `random_point_in_mask` the captioner draws the point.
+        seed: The seed of what is random; a region's draw depends on nothing but this, the kind and the ids.
+
+    Raises:
+        RegionRecordError: The picture cannot be opened or has another size, or a region lacks what the kind shows.
+    """
+    if kind not in PROMPT_KINDS:
+        raise ValueError(f"prompt is {kind!r}, expected one of {', '.join(PROMPT_KINDS)}.")
+    image = record_image(row)
+    regions = [_region(region, image.size, kind, seed, row["image_id"]) for region in row["regions"]]
+    return ImageQuery(image, row["image_id"], regions, row["task"])
+
+
+def _region(region: Mapping[str, Any], size: tuple[int, int], kind: str, seed: int, image_id: str) -> RegionQuery:
+    source = PromptSource(region, size, f"image {image_id}, region {region['region_id']}")
+    box = source.box.tolist()
+    number = _number(seed, kind, image_id, region["region_id"])
+    if kind == "random_point_in_mask":
+        return RegionQuery(region["region_id"], box, RegionPrompt(box=box), number)
+    drawn = draw_prompt(kind, source, np.random.default_rng(number), strict=True)
+    prompt = RegionPrompt(
+        box=drawn.get("input_boxes"),
+        points=drawn.get("input_points", []),
+        labels=drawn.get("input_labels", []),
+        mask=drawn.get("input_masks"),
+    )
+    return RegionQuery(region["region_id"], box, prompt)
+
+
+def _number(*parts: Any) -> int:
+    """Returns a number that differs with every part, the same on every machine."""
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big")

@@ -279,7 +279,7 @@ def load_adapter(
     except ImportError as error:
         raise ImportError(
             f"{repository} has a language model with LoRA adapters: pip install peft, or have its author merge them "
-            "(sca_hf.training.lora.merge_lora) and save with include_base_models=True."
+            "(sca_hf.training.adapters.merge_lora) and save with include_base_models=True."
         ) from error
 
 

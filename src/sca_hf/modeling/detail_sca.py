@@ -18,9 +18,9 @@ class ScaDetailEncoder(nn.Module):
     "Early convolutions help transformers see better", arXiv 2106.14881). The paper of SCA has no such branch. SAM, and
     with it every mask, stays what it is, and a new branch adds nothing: its last layer is zero.
 
-    Its normalization has the statistics of the pictures that it was taught on (`sca_hf.training.details`), in training
-    mode too: what is said of an image does not depend on those beside it. While `learns_statistics` is set, it takes
-    those of the batch and keeps count.
+    Its normalization has the statistics of the pictures that it was trained on
+    (`sca_hf.training.detail_pretraining`), in training mode too: what is said of an image does not depend on those
+    beside it. While `learns_statistics` is set, it takes those of the batch and keeps count.
     """
 
     learns_statistics = False

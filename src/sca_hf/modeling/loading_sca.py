@@ -238,7 +238,7 @@ class ScaLoadingMixin:
         if self.config.language_model_adapter and include_base_models:
             raise ValueError(
                 "the language model has adapters, which only a mixer-only repository can hold: merge them "
-                "(sca_hf.training.lora.merge_lora) or save with include_base_models=False."
+                "(sca_hf.training.adapters.merge_lora) or save with include_base_models=False."
             )
         if self.config.language_model_adapter and push_to_hub:
             raise ValueError("push_to_hub=True would leave the adapters behind: save, then upload the folder.")

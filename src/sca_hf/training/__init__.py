@@ -1,12 +1,12 @@
 """Training on region records, with the library's Trainer or with ours."""
 
 from ..data.pasting import training_augmentation
-from .arguments import ScaTrainingArguments
+from .arguments import PRESETS, ScaTrainingArguments
 from .collator import RegionCollator
-from .details import pretrain_detail_encoder
+from .detail_pretraining import pretrain_detail_encoder
 from .draws import DrawnStream, SeededDataset
-from .image_encoder import add_detail_encoder, increase_input_resolution, set_image_size
-from .presets import PRESETS, apply_preset
+from .image_size import add_detail_encoder, increase_input_resolution, set_image_size
+from .presets import apply_preset
 from .trainer import ScaTrainer
 
 

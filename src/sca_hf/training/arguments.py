@@ -11,9 +11,43 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.prompts import DRAWN_KINDS
-from .presets import PRESETS
 
 
+MASK_DECODER = "sam.mask_decoder"
+# What is SCA's own, and takes part in every preset; most models have no detail encoder.
+_OWN = ("mixer", "detail_encoder")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Dotted names of the modules to train; `with_adapters` adds LoRA layers to the language model."""
+
+    trained: tuple[str, ...]
+    with_adapters: bool = False
+
+    @property
+    def trains_bases(self) -> bool:
+        """Whether weights of SAM or the language model change."""
+        return any(name not in _OWN for name in self.trained)
+
+    @property
+    def trains_masks(self) -> bool:
+        """Whether the mask loss has something to train."""
+        return any(name in ("sam", MASK_DECODER) for name in self.trained)
+
+
+PRESETS = {
+    # As published: SAM and the language model stay as they are.
+    "mixer": Preset(_OWN),
+    # A large language model that must learn other words.
+    "mixer+lora": Preset(_OWN, with_adapters=True),
+    # A small language model.
+    "mixer+lm": Preset((*_OWN, "language_model")),
+    # Masks of another kind than SAM's; needs masks in the records.
+    "mixer+mask_decoder": Preset((*_OWN, MASK_DECODER)),
+    # Small models: SAM's encoder runs backwards too.
+    "all": Preset((*_OWN, "sam", "language_model")),
+}
 FROZEN_DTYPES = (None, "bfloat16", "float16")
 QUANTIZATIONS = (None, "bitsandbytes-4bit", "bitsandbytes-8bit", "torchao-int8")
 SAVE_FORMS = (None, "mixer", "whole")
@@ -28,7 +62,7 @@ class ScaTrainingArguments(TrainingArguments):
 
     Args:
         logging_nan_inf_filter: False shows a loss that is not a number, and waits for no device.
-        preset: what to train, of `sca_hf.training.presets.PRESETS`.
+        preset: what to train, of `PRESETS`.
         module_learning_rates: by dotted module name, `{"language_model": 1e-6}`; over those of the preset.
         mask_loss_weight: where the mask decoder is trained. None takes that of the model's configuration.
         frozen_dtype: precision in which the frozen image encoder and language model are held.
@@ -42,7 +76,7 @@ class ScaTrainingArguments(TrainingArguments):
         task: "recognition" or "caption" for all records. None: each record's own.
         augmentation: of images and regions, such as "lsj-0.1-2.0", see `sca_hf.data.pasting.training_augmentation`.
         detail_steps: before all else, so many steps teach the model's detail encoder alone the regions' names, see
-            `sca_hf.training.details`.
+            `sca_hf.training.detail_pretraining`.
         embedding_cache: folder where embeddings of images are kept, so that the encoder runs once per image.
         eval_generate: evaluation also generates captions and scores them.
         eval_prompt: kind of prompt in evaluation.

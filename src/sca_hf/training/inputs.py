@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ..data.pasting import training_augmentation
 from .arguments import ScaTrainingArguments
-from .checkpoint.run_identity import preserve_rng_state
+from .checkpoint.fingerprint import preserve_rng_state
 from .collator import RegionCollator
 from .draws import DrawnStream, SeededDataset
 from .embedding_cache import CachedRecords, EmbeddingCache, refuse_augmentation

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..modeling.base_models_sca import is_adapter_key
+from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key
+from .adapters import add_lora
+from .arguments import MASK_DECODER, PRESETS, Preset, ScaTrainingArguments
+from .checkpoint.fingerprint import preserve_rng_state
+from .quantization import is_quantized, quantize_language_model
 
 
 logger = logging.get_logger(__name__)
 
-_DECODER = "sam.mask_decoder"
-# What is SCA's own, and takes part in every preset; most models have no detail encoder.
-_OWN = ("mixer", "detail_encoder")
 # Without a mask loss these get no gradient, and under DDP nothing may idle.
 _MASK_HEADS = tuple(
-    f"{_DECODER}.{name}"
+    f"{MASK_DECODER}.{name}"
     for name in (
         "output_hypernetworks_mlps",
         "iou_prediction_head",
@@ -46,38 +47,6 @@ _LARGE_LANGUAGE_MODEL = 300_000_000  # between the two sizes measured
 _SMALL_RATIO, _LARGE_RATIO = 1e-2, 1e-3
 # Our choice: finetune what was trained before more gently than what was not.
 _MASK_DECODER_RATIO = 0.1
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Dotted names of the modules to train; `with_adapters` adds LoRA layers to the language model."""
-
-    trained: tuple[str, ...]
-    with_adapters: bool = False
-
-    @property
-    def trains_bases(self) -> bool:
-        """Whether weights of SAM or the language model change."""
-        return any(name not in _OWN for name in self.trained)
-
-    @property
-    def trains_masks(self) -> bool:
-        """Whether the mask loss has something to train."""
-        return any(name in ("sam", _DECODER) for name in self.trained)
-
-
-PRESETS = {
-    # As published: SAM and the language model stay as they are.
-    "mixer": Preset(_OWN),
-    # A large language model that must learn other words.
-    "mixer+lora": Preset(_OWN, with_adapters=True),
-    # A small language model.
-    "mixer+lm": Preset((*_OWN, "language_model")),
-    # Masks of another kind than SAM's; needs masks in the records.
-    "mixer+mask_decoder": Preset((*_OWN, _DECODER)),
-    # Small models: SAM's encoder runs backwards too.
-    "all": Preset((*_OWN, "sam", "language_model")),
-}
 
 
 def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -> Preset:
@@ -112,7 +81,7 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
 def default_learning_rates(model: Any, name: str, learning_rate: float) -> dict[str, float]:
     """Learning rates of the modules that a preset trains at another rate than the mixer's `learning_rate`."""
     if name == "mixer+mask_decoder":
-        return {_DECODER: _MASK_DECODER_RATIO * learning_rate}
+        return {MASK_DECODER: _MASK_DECODER_RATIO * learning_rate}
     if name != "mixer+lm":
         return {}
     size = sum(parameter.numel() for parameter in model.language_model.parameters())
@@ -181,3 +150,76 @@ def plain_name(name: str) -> str:
 
 def _within(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+logger = logging.get_logger(__name__)
+
+
+def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
+    """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
+    if args.quantize_language_model and not any(map(is_quantized, model.language_model.parameters())):
+        _quantize(model, args)
+    if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
+        # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
+        with preserve_rng_state():
+            torch.manual_seed(args.seed)
+            add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
+    preset = apply_preset(model, args.preset, args.mask_loss_weight)
+    # Whoever makes batches need not ask the model whether they are to hold masks.
+    args.mask_loss_weight = model.config.mask_loss_weight if preset.trains_masks else None
+    hold_frozen(model, args.frozen_dtype)
+    choose_save_form(model, preset, args.save_form)
+    if args.frozen_dtype and model.include_base_models:
+        logger.warning(f"Checkpoints hold every weight, the frozen ones rounded to {args.frozen_dtype}.")
+    if args.ddp_find_unused_parameters is None:
+        # A batch seldom holds every kind of prompt, and each has weights of its own; elsewhere all weights are used.
+        args.ddp_find_unused_parameters = args.preset == "all"
+    return preset
+
+
+def _quantize(model: Any, args: ScaTrainingArguments) -> None:
+    if any(name == "language_model" for name in PRESETS[args.preset].trained):
+        raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
+    if args.save_form == "whole" or not model.base_sources:
+        raise ValueError(
+            "a quantized language model is not saved, only the name of the repository or folder that it came from: "
+            "leave out save_form whole, and load the model from where its parts can be named."
+        )
+    if args.frozen_dtype:
+        model.language_model.to(as_dtype(args.frozen_dtype))
+    quantize_language_model(model, cast(str, args.quantize_language_model))
+
+
+def hold_frozen(model: Any, dtype: str | None) -> None:
+    """Casts the image encoder and the language model, as far as they are frozen; adapters stay as they are."""
+    if dtype is None:
+        return
+    frozen = [part for part in (model.sam.vision_encoder, model.language_model) if not _trains_own_weights(part)]
+    if not frozen:
+        raise ValueError(f"frozen_dtype is {dtype}, but neither the image encoder nor the language model is frozen.")
+    for part in frozen:
+        for parameter in part.parameters():
+            if not parameter.requires_grad and not is_quantized(parameter):
+                parameter.data = parameter.data.to(as_dtype(dtype))
+
+
+def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
+    """Decides whether saves hold the mixer alone; one that would lose weights or name no bases is an error."""
+    if form == "whole" and preset.with_adapters:
+        raise ValueError("save_form whole cannot hold adapters: merge_lora(model) after training, then save it whole.")
+    if preset.with_adapters and not model.base_sources:
+        raise ValueError(
+            "adapters are saved with the name of the language model that they belong to, but this model's was built "
+            "here or given as a loaded model: save_pretrained the whole model and load it again first."
+        )
+    if form is None:
+        form = "whole" if preset.trains_bases or not model.base_sources else "mixer"
+        if form == "whole" and not preset.trains_bases:
+            logger.warning(
+                "Checkpoints hold every weight: the model's SAM and language model come from no repository."
+            )
+    model.include_base_models = form == "whole"
+
+
+def _trains_own_weights(part: torch.nn.Module) -> bool:
+    return any(p.requires_grad and not is_adapter_key(name) for name, p in part.named_parameters())

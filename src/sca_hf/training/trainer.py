@@ -13,24 +13,23 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from .adapters import restore_adapter
 from .arguments import ScaTrainingArguments
-from .checkpoint.run_identity import preserve_rng_state
-from .details import pretrain_detail_encoder
+from .checkpoint.fingerprint import preserve_rng_state
+from .checkpoint.trainer import ShardedCheckpoints
+from .detail_pretraining import pretrain_detail_encoder
 from .evaluation import (
     EvalAccumulator,
     IndexedCollator,
     IndexedRecords,
     Prediction,
+    save_sample_sheet,
     score_predictions,
     with_embeddings,
 )
 from .inputs import RunInputs
-from .lora import restore_adapter
-from .preparation import prepare_model
-from .presets import default_learning_rates, parameter_groups
+from .presets import default_learning_rates, parameter_groups, prepare_model
 from .progress import RegionProgress, Throughput
-from .sample_sheet import save_sample_sheet
-from .sharding import ShardedCheckpoints
 
 
 class ScaTrainer(ShardedCheckpoints):

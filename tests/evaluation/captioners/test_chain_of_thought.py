@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_hf.evaluation.captioners.crop_captioner import CropCaptioner, second_question
-from sca_hf.evaluation.captioners.crops import CropStyle, cut_region
+from sca_hf.evaluation.captioners.crop_captioner import CropCaptioner, CropStyle, cut_region, second_question
 from sca_hf.evaluation.captioners.image_text import ImageTextModel
 from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
-from sca_hf.evaluation.captioners.segmenter import Segmenter
+from sca_hf.evaluation.captioners.sca import Segmenter
 from sca_hf.prompt_arguments import RegionPrompt
 from sca_hf.testing import tiny_image
 from tests.evaluation.tiny_captioners import save

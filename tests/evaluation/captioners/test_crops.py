@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_hf.evaluation.captioners.crops import CropStyle, cut_region, mask_extent
+from sca_hf.evaluation.captioners.crop_captioner import CropStyle, cut_region, mask_extent
 from sca_hf.testing import tiny_image
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sca_hf.evaluation.captioners import CropCaptioner, Florence2Captioner, load_captioner
-from sca_hf.evaluation.captioners.crops import CropStyle
+from sca_hf.evaluation.captioners.crop_captioner import CropStyle
 from sca_hf.evaluation.captioners.interface import Captioner
 from sca_hf.evaluation.predict import PredictSettings, predict
 from sca_hf.evaluation.predictions import read_predictions
@@ -68,7 +68,7 @@ def test_a_family_describes_every_region_of_a_data_set(case, load, tmp_path, mon
 
 
 def test_company_changes_no_answer(load):
-    from sca_hf.evaluation.prompting import build_query
+    from sca_hf.evaluation.predict import build_query
     from sca_hf.testing import tiny_image
     from tests.evaluation.region_files import tiny_record
 

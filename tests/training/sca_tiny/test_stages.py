@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sca_hf.data.scenes import render_scene
-from sca_hf.training.checkpoint.whole import last_checkpoint
+from sca_hf.training.checkpoint.integrity import last_checkpoint
 from sca_hf.training.sca_tiny.language import KeywordTexts, LanguageSettings, train_language_model, train_tokenizer
 from sca_hf.training.sca_tiny.segmentation import SegmentationSettings, train_segmentation
 

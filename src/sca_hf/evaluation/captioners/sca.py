@@ -1,20 +1,28 @@
-"""Our own model as a captioner."""
+"""Our own model as a captioner, and SAM alone: masks of prompted regions, for captioners that have none."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from transformers.utils import is_torchvision_available
 
-from ...model_names import BUNDLED_MODEL, check_repository
+from ...model_names import BUNDLED_MODEL, check_repository, resolve_model
+from ...modeling.base_models_sca import SAM, load_part
+from ...modeling.generation_sca import region_chunk_size
+from ...modeling.grouping_sca import plan_regions
 from ...modeling.modeling_sca import ScaForConditionalGeneration
+from ...modeling.segmentation_sca import SamSegmenter
+from ...processing.postprocessing_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
-from ...prompt_arguments import processor_arguments
-from .interface import ImageQuery, RegionPrediction, identity
-from .segmenter import repointed
+from ...processing.prompts_sca import build_prompts, resized_size
+from ...prompt_arguments import RegionPrompt, processor_arguments
+from .interface import ImageQuery, RegionPrediction, identity, point_in_mask
 
 
 class ScaCaptioner:
@@ -107,3 +115,112 @@ class _Mask:
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+@dataclass
+class SegmentedRegion:
+    """masks: (M, height, width) bool. iou_scores: the M IoUs that SAM expects; none where a mask was given."""
+
+    masks: np.ndarray
+    iou_scores: list[float]
+
+    @property
+    def best(self) -> np.ndarray:
+        """The mask (height, width) of best expected IoU."""
+        return self.masks[int(np.argmax(self.iou_scores)) if self.iou_scores else 0]
+
+
+class Segmenter:
+    """SAM or SAM-HQ of transformers, prompted by points, boxes and masks in pixels of the original image."""
+
+    def __init__(self, sam: Any, source: str = "", regions_at_once: int | None = None) -> None:
+        self.sam, self.source = sam.eval(), source
+        side = sam.config.vision_config.image_size
+        self._mask_side = 4 * (side // sam.config.vision_config.patch_size)
+        name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
+        self._processor = getattr(transformers, name)(
+            size={"longest_edge": side}, pad_size={"height": side, "width": side}
+        )
+        self._side, self._regions_at_once = side, regions_at_once
+
+    @classmethod
+    def load(cls, source: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Segmenter:
+        """Loads the SAM of a folder or repository, of a SAM or of a whole SCA, or that of `sca-tiny`."""
+        source = resolve_model(source)
+        sam, _ = load_part(ScaForConditionalGeneration, SAM, source, {} if dtype is None else {"dtype": dtype})
+        return cls(sam.to(device), identity(source))
+
+    @torch.inference_mode()
+    def segment(self, images: Sequence[ImageQuery]) -> list[list[SegmentedRegion]]:
+        """Returns the masks of every region, at the pixel drawn from its first mask where that is asked for."""
+        pictures = [asked.image for asked in images]
+        features = self._processor(pictures, return_tensors="pt")
+        embeddings, early = self._encode(features["pixel_values"])
+        prompts = [[region.prompt for region in asked.regions] for asked in images]
+        found = self._decode(images, prompts, embeddings, early)
+        if all(region.resample_point is None for asked in images for region in asked.regions):
+            return found
+        return self._decode(images, repointed(images, found), embeddings, early)
+
+    def _encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight = self.sam.vision_encoder.patch_embed.projection.weight
+        output = self.sam.vision_encoder(pixel_values.to(weight.device, weight.dtype))
+        return output[0], output[1][0] if self.sam.config.model_type == "sam_hq" else None
+
+    def _decode(
+        self,
+        images: Sequence[ImageQuery],
+        prompts: list[list[RegionPrompt]],
+        embeddings: torch.Tensor,
+        early: torch.Tensor | None,
+    ) -> list[list[SegmentedRegion]]:
+        sizes = [(asked.image.height, asked.image.width) for asked in images]
+        resized = [resized_size(size, self._side) for size in sizes]
+        given = processor_arguments(prompts)
+        names = ("input_points", "input_labels", "input_boxes", "input_masks")
+        built = build_prompts(sizes, resized, self._side, self._mask_side, *(given.get(name) for name in names))
+        device = embeddings.device
+        tensors = {name: torch.as_tensor(value).to(device) for name, value in built.items()}
+        input_masks = tensors.pop("input_masks", None)
+        plan = plan_regions(len(images), device, **tensors, num_masks=0 if input_masks is None else len(input_masks))
+        segmenter = SamSegmenter(self.sam, embeddings, input_masks, early)
+        at_once = self._regions_at_once or region_chunk_size(
+            len(segmenter.positions), embeddings.shape[1], embeddings.dtype, device
+        )
+        chunks = [chunk for group in plan.groups for chunk in group.chunks(at_once)]
+        decoded = [segmenter.masks(segmenter.decode(chunk), True) for chunk in chunks]
+        masks, ious = (plan.padded(plan.ordered(list(parts))) for parts in zip(*decoded, strict=True))
+        return [
+            [
+                SegmentedRegion(row["mask"], row["iou"])
+                for row in self._records(masks[i], ious[i], i, sizes, resized, len(rows))
+            ]
+            for i, rows in enumerate(prompts)
+        ]
+
+    def _records(
+        self, masks: torch.Tensor, ious: torch.Tensor, image: int, sizes: list[Any], resized: list[Any], count: int
+    ) -> list[dict[str, Any]]:
+        upscale = partial(
+            self._processor.post_process_masks,
+            original_sizes=[sizes[image]],
+            reshaped_input_sizes=[resized[image]],
+        )
+        pixels = max(sizes[image][0] * sizes[image][1], self._side**2)
+        return mask_records(masks[:count].float(), ious[:count], upscale, pixels, all_masks=True)
+
+
+def repointed(images: Sequence[ImageQuery], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
+    """Returns each region's prompt, a random pixel of its best mask in its place where that is asked for.
+
+    found: per image and region something with the mask (height, width) of best expected IoU in `best`.
+    """
+    return [
+        [
+            region.prompt
+            if region.resample_point is None
+            else RegionPrompt(points=[point_in_mask(mask.best, region.box, region.resample_point)], labels=[1])
+            for region, mask in zip(asked.regions, masks, strict=True)
+        ]
+        for asked, masks in zip(images, found, strict=True)
+    ]

@@ -3,18 +3,12 @@
 No files, no network; nothing heavy is imported before it is used.
 """
 
-from .bleu import BLEU_NAMES, bleu, bleu_sums
-from .bootstrap import Interval, interval, p_value, resample
-from .cider import DocumentFrequency, cider_d
-from .content_words import content_recall, spacy_tools
-from .dense import DenseImage, dense_map
-from .exact import category_accuracy, exact_match
-from .masks import MaskOverlaps, iou_error, mask_ciou, mask_miou, mask_miou_oracle
-from .meteor import meteor
-from .results import MetricResult
-from .rouge import rouge_l
-from .semantic import mean_pooled_encoder, semantic_iou, semantic_similarity
-from .spice import spice
+from .dense import DenseImage, MaskOverlaps, dense_map, iou_error, mask_ciou, mask_miou, mask_miou_oracle
+from .java_programs import meteor, spice
+from .ngrams import BLEU_NAMES, DocumentFrequency, bleu, bleu_sums, cider_d
+from .results import Interval, MetricResult, interval, p_value, resample
+from .rouge import category_accuracy, exact_match, rouge_l
+from .semantic import content_recall, mean_pooled_encoder, semantic_iou, semantic_similarity, spacy_tools
 from .tokenizer import ptb_tokenize, ptb_tokenize_all
 
 

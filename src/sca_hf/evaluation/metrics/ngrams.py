@@ -1,14 +1,23 @@
-"""N-grams of many sentences at once, as numbers."""
+"""BLEU and CIDEr-D as caption tables have them, from the n-grams of many sentences at once, as numbers.
+
+BLEU is the corpus's, at orders 1 to 4, with the closest reference length and no smoothing to speak of. CIDEr-D (arXiv
+1411.5726, section 4) is what captioning tables call CIDEr.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from .results import Tokens
+from .results import MetricResult, Sums, Tokens, check_counts, check_pairs, mean_result
 
 
 MAX_ORDER = 4
@@ -114,3 +123,154 @@ class Ngrams:
     @property
     def kinds(self) -> int:
         return len(self.start)
+
+
+BLEU_NAMES = tuple(f"BLEU@{order}" for order in range(1, MAX_ORDER + 1))
+# What keeps empty sums from dividing by zero; those of the reference implementation.
+_TINY, _SMALL = 1e-15, 1e-9
+
+
+def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, MetricResult]:
+    """Scores BLEU@1 to BLEU@4, 0 to 1 (doi 10.3115/1073083.1073135).
+
+    Matches are clipped to the largest count in any one reference; a pair's reference length is the one closest to the
+    candidate's, the shorter of two. The corpus value comes from summed counts and is not the mean over pairs.
+
+    Args:
+        candidates: N lists of tokens; an empty one scores 0.
+        references: N lists of one or more lists of tokens.
+    """
+    found = bleu_sums(candidates, references)
+    return {
+        name: {"corpus": sums.corpus(), "per_item": sums.finish(sums.values).tolist()} for name, sums in found.items()
+    }
+
+
+def bleu_sums(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, Sums]:
+    """Returns what each pair adds: matches and guesses of 4 orders each, candidate's and reference's length."""
+    check_pairs(candidates, references)
+    corpus = Corpus.of(candidates, references)
+    lengths = corpus.lengths[: corpus.pairs]
+    matches, guesses = [], []
+    for ngrams in corpus.ngrams():
+        most = np.zeros(len(ngrams.gram), np.int64)
+        np.maximum.at(most, ngrams.partner, ngrams.ref_count[ngrams.shared])
+        matches.append(np.bincount(ngrams.pair, np.minimum(ngrams.count, most), corpus.pairs))
+        guesses.append(np.maximum(0, lengths - ngrams.order + 1))
+    values = np.stack([*matches, *guesses, lengths, _closest_lengths(corpus)], 1).astype(float)
+    return {name: Sums(values, partial(_score, order=order)) for order, name in enumerate(BLEU_NAMES, 1)}
+
+
+def _closest_lengths(corpus: Corpus) -> np.ndarray:
+    """(N,) the length of a reference that is closest to the candidate's."""
+    lengths = corpus.lengths[corpus.pairs :]
+    distance = np.abs(lengths - corpus.lengths[corpus.pair])
+    order = np.lexsort((lengths, distance, corpus.pair))
+    _, first = np.unique(corpus.pair[order], return_index=True)
+    return lengths[order[first]]
+
+
+def _score(sums: np.ndarray, order: int) -> np.ndarray:
+    """(..., 10) to BLEU of one order (...)."""
+    matches, guesses = sums[..., :order], sums[..., MAX_ORDER : MAX_ORDER + order]
+    score = ((matches + _TINY) / (guesses + _SMALL)).prod(-1) ** (1 / order)
+    quotient = (sums[..., -2] + _TINY) / (sums[..., -1] + _SMALL)
+    return score * np.where(quotient < 1, np.exp(1 - 1 / quotient), 1.0)
+
+
+SIGMA = 6.0
+
+
+@dataclass(frozen=True)
+class DocumentFrequency:
+    """In how many pairs of a corpus each n-gram stands in a reference; `ngrams` maps tokens joined by a space."""
+
+    pairs: int
+    ngrams: Mapping[str, int]
+
+    @classmethod
+    def of(cls, references: Sequence[Sequence[Tokens]]) -> DocumentFrequency:
+        """Counts the references of a corpus."""
+        check_counts(references, references)
+        counts: dict[str, int] = {}
+        for refs in references:
+            for gram in {gram for tokens in refs for gram in _ngrams(tokens)}:
+                counts[gram] = counts.get(gram, 0) + 1
+        return cls(len(references), counts)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DocumentFrequency:
+        """Reads what `save` wrote."""
+        values = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(values, dict) or set(values) != {"pairs", "ngrams"}:
+            raise ValueError(f"{path}: holds no document frequencies, expected an object with pairs and ngrams.")
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON."""
+        text = json.dumps({"pairs": self.pairs, "ngrams": dict(self.ngrams)}, ensure_ascii=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def cider_d(
+    candidates: Sequence[Tokens],
+    references: Sequence[Sequence[Tokens]],
+    df: Literal["corpus"] | DocumentFrequency = "corpus",
+) -> MetricResult:
+    """Scores CIDEr-D, 0 to 10; the corpus value is the mean over pairs.
+
+    An n-gram's weight in a sentence is its count times ln(N / df), with df the number of pairs whose references hold
+    it and N the number of pairs. Per order (1 to 4) a candidate's weights, clipped to the reference's, are compared by
+    cosine, damped by a Gaussian (sigma 6) of the difference in length, and averaged over orders and references.
+
+    Args:
+        candidates: N lists of tokens; an empty one scores 0.
+        references: N lists of one or more lists of tokens.
+        df: "corpus" counts these references, so that a part of a data set does not compare with the whole, and one
+            pair alone scores 0. Otherwise frequencies from elsewhere, with their own N.
+    """
+    check_pairs(candidates, references)
+    corpus = Corpus.of(candidates, references)
+    log_pairs = math.log(corpus.pairs if df == "corpus" else df.pairs)
+    total = np.zeros(len(corpus.pair))
+    for ngrams in corpus.ngrams():
+        frequency = _frequency(ngrams) if df == "corpus" else _known_frequency(corpus, ngrams, df)
+        idf = log_pairs - np.log(np.maximum(1, frequency))
+        total += _similarity(ngrams, idf, corpus.pairs, len(corpus.pair))
+    bigrams = np.maximum(0, corpus.lengths - 1)
+    difference = bigrams[corpus.pair] - bigrams[corpus.pairs :]
+    scores = total / MAX_ORDER * np.exp(-(difference**2) / (2 * SIGMA**2))
+    sums = np.bincount(corpus.pair, scores, corpus.pairs)
+    return mean_result(10 * sums / np.bincount(corpus.pair, minlength=corpus.pairs))
+
+
+def _frequency(ngrams: Ngrams) -> np.ndarray:
+    """(kinds,) pairs in whose references each n-gram stands."""
+    # An n-gram in two references of a pair counts once.
+    once = np.unique(ngrams.ref_pair * ngrams.kinds + ngrams.ref_gram)
+    return np.bincount(once % max(1, ngrams.kinds), minlength=ngrams.kinds)
+
+
+def _known_frequency(corpus: Corpus, ngrams: Ngrams, df: DocumentFrequency) -> np.ndarray:
+    """(kinds,) what `df` says of each n-gram."""
+    names = list(corpus.vocabulary)
+    rows = corpus.tokens[ngrams.start[:, None] + np.arange(ngrams.order)].tolist()
+    return np.array([df.ngrams.get(" ".join(names[token] for token in row), 0) for row in rows])
+
+
+def _similarity(ngrams: Ngrams, idf: np.ndarray, pairs: int, references: int) -> np.ndarray:
+    """(M,) clipped cosine of each reference with its candidate; 0 where either has no weight."""
+    weight = ngrams.count * idf[ngrams.gram]
+    ref_weight = ngrams.ref_count * idf[ngrams.ref_gram]
+    norm = np.sqrt(np.bincount(ngrams.pair, weight**2, pairs))
+    ref_norm = np.sqrt(np.bincount(ngrams.ref_sentence, ref_weight**2, references))
+    ours, theirs = weight[ngrams.partner], ref_weight[ngrams.shared]
+    products = np.minimum(ours, theirs) * theirs
+    sentence = ngrams.ref_sentence[ngrams.shared]
+    # Only sentences with a shared n-gram have a product, and theirs are the norms to divide by.
+    scale = norm[ngrams.pair[ngrams.partner]] * ref_norm[sentence]
+    return np.bincount(sentence, np.divide(products, scale, out=np.zeros_like(scale), where=scale > 0), references)
+
+
+def _ngrams(tokens: Tokens) -> set[str]:
+    return {" ".join(tokens[k : k + n]) for n in range(1, MAX_ORDER + 1) for k in range(len(tokens) - n + 1)}

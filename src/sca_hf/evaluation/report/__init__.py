@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .contents import ReportContents, build_contents
-from .render import render_html, render_markdown
+from .tables import render_html, render_markdown
 
 
 def write_report(
@@ -29,7 +29,7 @@ def write_report(
     if data is None:
         contents.notes.append("There are no pictures, since no data were named.")
     else:
-        from .pictures import add_pictures
+        from .contents import add_pictures
 
         add_pictures(examples, data)
         missing = sum(example.picture is None for example in examples)

@@ -1,14 +1,27 @@
-"""What stands in a report: scores of several systems on the same regions, broken down, and regions to look at."""
+"""What stands in a report: scores of several systems on the same regions, broken down, and regions to look at.
+
+Pictures of regions are data URIs, so that a page needs no other file.
+"""
 
 from __future__ import annotations
 
+import base64
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
 
+from PIL import Image
+
+from ...data.inspection import good_records
+from ...data.loading import ReadReport
+from ...data.region import RegionRecordError, record_image
+from ...drawing import DrawnRegion, cut_region
+from ...processing.masks_sca import decode_rle
 from ..predictions import PredictionError, PredictionRecord
-from ..scored_file import Bootstrap, Difference, ScoredFile, compare_files, matching_order
+from ..scoring import Bootstrap, Difference, ScoredFile, compare_files, matching_order
 
 
 # Areas in pixels of the original image, as COCO has them.
@@ -187,3 +200,48 @@ def _choose(first: System, metric: str, count: int, seed: int) -> dict[str, list
 def _example(systems: Sequence[System], metric: str, region: int) -> Example:
     said = [(system.name, system.record(region).caption, system.score(metric, region)) for system in systems]
     return Example(region, systems[0].record(region), said)
+
+
+# Twice what a page shows, for sharp screens.
+_SIZE = (560, 420)
+_QUALITY = 82
+
+
+def add_pictures(examples: Iterable[Example], data: str | Mapping[str, Any]) -> None:
+    """Draws the examples, reading the data set once, up to the last image that is needed.
+
+    Args:
+        examples: get their `picture`; one whose image is not in the data, or cannot be opened, says so in `missing`.
+        data: a data spec, see docs/data.md.
+    """
+    wanted: dict[str, list[Example]] = {}
+    for example in examples:
+        example.missing = f"image {example.record.image_id} is not in the data"
+        if example.record.image_id is not None:
+            wanted.setdefault(example.record.image_id, []).append(example)
+    # What is wrong with other regions does not matter here.
+    for record in good_records(data, ReadReport()):
+        for example in wanted.pop(str(record["image_id"]), ()):
+            try:
+                example.picture = data_uri(draw_example(record_image(record), example.record))
+                example.missing = ""
+            except RegionRecordError as error:
+                example.missing = str(error)
+        if not wanted:
+            return
+
+
+def draw_example(image: Image.Image, record: PredictionRecord) -> Image.Image:
+    """Draws the region of a record in its surroundings: its true box and, where there is one, the predicted mask."""
+    rle = record.mask or record.reference_mask
+    mask = None if rle is None else decode_rle(rle)
+    if mask is not None and mask.shape != image.size[::-1]:
+        raise RegionRecordError(f"the mask of {record.id} is of {mask.shape}, its picture of {image.size[::-1]}")
+    return cut_region(image, DrawnRegion(mask=mask, box=record.box), _SIZE)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as a JPEG inside a page."""
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

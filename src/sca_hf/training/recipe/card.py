@@ -8,8 +8,8 @@ from string import Template
 from typing import Any
 
 from ...hub.repository_info import describe_repository
+from ...yaml_files import write_yaml
 from .schema import Recipe
-from .yaml_files import write_yaml
 
 
 _CARD = Template("""\

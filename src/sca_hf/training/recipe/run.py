@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +11,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
-from ...files import staged
-from ...model_names import resolve_model
-from ...modeling.base_models_sca import cast_but_positions
-from ...modeling.modeling_sca import ScaForConditionalGeneration
-from ...processing.processing_sca import ScaProcessor
+from ...files import differences, staged
+from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
-from ..checkpoint.whole import clear_leftovers, last_checkpoint
-from ..image_encoder import add_detail_encoder, set_image_size
-from ..presets import PRESETS
+from ..checkpoint.integrity import clear_leftovers, last_checkpoint
 from ..trainer import ScaTrainer
+from .build import build_model
 from .card import plain_scores, run_card
-from .model_config import as_dtype_name
-from .schema import DataSection, ModelSection, Recipe
-from .yaml_files import read_yaml
+from .schema import DataSection, Recipe
 
 
 logger = logging.get_logger(__name__)
@@ -92,70 +85,6 @@ def run_recipe(recipe: Recipe) -> RunResult:
     return RunResult(output / MODEL, metrics, is_main_process=trainer.is_world_process_zero())
 
 
-def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any, ScaProcessor, list[str]]:
-    """Returns the model of a recipe, its processor, and the modules that begin anew and must be trained."""
-    dtype = getattr(torch, as_dtype_name(section.dtype))
-    # A frozen language model is loaded as it will be held: twice the bytes might not fit.
-    frozen = args.frozen_dtype if "language_model" not in PRESETS[args.preset].trained else None
-    text_dtype = getattr(torch, frozen) if frozen else dtype
-    options: dict[str, Any] = {}
-    if section.attn_implementation is not None:
-        options["attn_implementation"] = section.attn_implementation
-    where: dict[str, Any]
-    anew: list[str] = []
-    if section.from_ is not None:
-        source, where = resolve_model(section.from_), {"revision": section.revision or "main"}
-        model = ScaForConditionalGeneration.from_pretrained(source, **where, **options)
-        processor = ScaProcessor.from_pretrained(source, **where)
-        tokenizer, image_processor = processor.tokenizer, processor.image_processor
-        anything_settings = processor.anything_settings
-        _cast(model, dtype, text_dtype)
-    else:
-        model = ScaForConditionalGeneration.from_sam_text_pretrained(
-            resolve_model(str(section.sam)),
-            resolve_model(str(section.language_model)),
-            mixer_config=dict(section.mixer),
-            sam_revision=section.sam_revision or "main",
-            text_revision=section.language_model_revision or "main",
-            dtype=dtype,
-            text_dtype=text_dtype,
-            **options,
-        )
-        tokenizer = _tokenizer(section.language_model, section.language_model_revision)
-        image_processor = anything_settings = None
-        anew = ["mixer"]
-    if section.swap_language_model is not None:
-        where = {"revision": section.swap_language_model_revision or "main"}
-        source = resolve_model(section.swap_language_model)
-        anew += model.swap_language_model(source, dtype=text_dtype, **where, **options)
-        tokenizer = _tokenizer(section.swap_language_model, section.swap_language_model_revision)
-    if section.swap_image_encoder is not None:
-        where = {"revision": section.swap_image_encoder_revision or "main"}
-        anew += model.swap_image_encoder(resolve_model(section.swap_image_encoder), dtype=dtype, **where, **options)
-        image_processor = anything_settings = None  # they were for the other one
-    if section.image_size is not None:
-        anew += set_image_size(model, section.image_size, section.patch_size)
-        image_processor = None
-    if section.detail_widths is not None:
-        anew += add_detail_encoder(model, section.detail_widths)
-    for name, value in section.config_fields.items():
-        setattr(model.config, name, value)
-    if section.max_caption_length is not None:
-        model.generation_config.max_new_tokens = section.max_caption_length
-    model.check_tokenizer(tokenizer)
-    processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
-    return model, processor, list(dict.fromkeys(anew))
-
-
-def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
-    """Gives each part its precision, whatever it was stored in."""
-    cast_but_positions(model.sam, dtype)
-    model.mixer.to(dtype)
-    if model.detail_encoder is not None:
-        model.detail_encoder.to(dtype)
-    model.language_model.to(text_dtype)
-
-
 def build_datasets(section: DataSection) -> tuple[Any, Any]:
     """Returns what to train on, and what to evaluate on: one set, several by name, or None."""
     from ...data.loading import load_spec
@@ -199,29 +128,17 @@ def _last_scores(trainer: ScaTrainer) -> dict[str, float]:
     return {name: value for entry in last for name, value in entry.items() if name.startswith("eval_")}
 
 
-def _tokenizer(name: str | None, revision: str | None) -> Any:
-    return AutoTokenizer.from_pretrained(resolve_model(str(name)), revision=revision or "main")
-
-
 def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
     """The result that lies there, if this recipe made it."""
     output = Path(recipe.output)
     stored = read_yaml(output / RECIPE) if (output / RECIPE).is_file() else {}
-    if changed := _differences(stored, recipe.to_mapping()):
+    if changed := differences(stored, recipe.to_mapping()):
         raise ValueError(
             f"{output / MODEL} was trained by another recipe ({'; '.join(changed[:5])}): give another output, or "
             "remove that folder to train again."
         )
     metrics = json.loads((output / METRICS).read_text(encoding="utf-8")) if (output / METRICS).is_file() else {}
     return RunResult(output / MODEL, metrics, found_finished=True, is_main_process=args.process_index == 0)
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = [*before, *(key for key in now if key not in before)]
-        found = [_differences(before.get(key), now.get(key), f"{where}.{key}".lstrip(".")) for key in keys]
-        return [line for lines in found for line in lines]
-    return [] if before == now else [f"{where} was {before!r} and is {now!r}"]
 
 
 def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from .yaml_files import check_keys, override, read_yaml, refuse_variables, write_yaml
+from ...yaml_files import check_keys, override, read_yaml, refuse_variables, write_yaml
 
 
 SECTIONS = ("model", "data", "training", "output")

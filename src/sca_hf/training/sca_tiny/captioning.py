@@ -14,7 +14,7 @@ from ...evaluation.scenes_report import caption_scores, run_scenes
 from ...files import save_whole
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
-from ..checkpoint.whole import WholeCheckpoints
+from ..checkpoint.trainer import WholeCheckpoints
 from ..collator import RegionCollator
 from ..draws import SeededDataset
 from ..embedding_cache import encoder_fingerprint

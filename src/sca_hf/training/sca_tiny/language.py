@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from ...data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject, describe, read_caption
 from ...files import save_whole
-from ..checkpoint.whole import WholeCheckpoints
+from ..checkpoint.trainer import WholeCheckpoints
 from .stages import stage_arguments, train_from_last_checkpoint
 
 

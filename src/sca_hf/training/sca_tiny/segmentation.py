@@ -18,7 +18,7 @@ from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
 from ...files import save_whole
-from ..checkpoint.whole import WholeCheckpoints
+from ..checkpoint.trainer import WholeCheckpoints
 from .prompt_sampling import PromptCollator
 from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays
 from .stages import stage_arguments, train_from_last_checkpoint

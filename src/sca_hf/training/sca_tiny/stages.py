@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from transformers import TrainingArguments
 
-from ..checkpoint.whole import WholeCheckpoints, last_checkpoint
+from ..checkpoint.integrity import last_checkpoint
+from ..checkpoint.trainer import WholeCheckpoints
 
 
 class StageSettings(Protocol):

@@ -101,7 +101,8 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
 def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
     """Has a small model look closely: at pictures `factor` times as large, with a new detail encoder, in place.
 
-    SAM sees and costs what it did, see `set_image_size`; `sca_hf.training.details` teaches the detail encoder.
+    SAM sees and costs what it did, see `set_image_size`; `sca_hf.training.detail_pretraining` trains the detail
+    encoder.
 
     Args:
         model: `ScaForConditionalGeneration` without a detail encoder.

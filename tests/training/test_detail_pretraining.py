@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from sca_hf.data.region import RegionRecordError
 from sca_hf.testing import tiny_model
 from sca_hf.training import DrawnStream, SeededDataset, pretrain_detail_encoder
-from sca_hf.training.details import NamedRegionCollator, RegionNaming, box_means, region_names
+from sca_hf.training.detail_pretraining import NamedRegionCollator, RegionNaming, box_means, region_names
 
 
 WIDTHS = [8, 8, 16]

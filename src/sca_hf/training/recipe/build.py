@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ...model_names import resolve_model
+from ...modeling.base_models_sca import cast_but_positions
 from ...modeling.configuration_sca import ScaConfig, text_embedding_size
-from ..estimates.known_configs import known_config
-from ..image_encoder import with_image_size
+from ...modeling.modeling_sca import ScaForConditionalGeneration
+from ...processing.processing_sca import ScaProcessor
+from ..arguments import PRESETS, ScaTrainingArguments
+from ..image_size import add_detail_encoder, set_image_size, with_image_size
+from .known_configs import known_config
 from .schema import ModelSection, load_recipe
 
 
@@ -95,3 +99,71 @@ def _base_config(name: str | None, revision: str | None, part: str, notes: list[
     if config.model_type == ScaConfig.model_type:
         return config.sam_config if part == "sam" else config.text_config
     return config
+
+
+def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any, ScaProcessor, list[str]]:
+    """Returns the model of a recipe, its processor, and the modules that begin anew and must be trained."""
+    dtype = getattr(torch, as_dtype_name(section.dtype))
+    # A frozen language model is loaded as it will be held: twice the bytes might not fit.
+    frozen = args.frozen_dtype if "language_model" not in PRESETS[args.preset].trained else None
+    text_dtype = getattr(torch, frozen) if frozen else dtype
+    options: dict[str, Any] = {}
+    if section.attn_implementation is not None:
+        options["attn_implementation"] = section.attn_implementation
+    where: dict[str, Any]
+    anew: list[str] = []
+    if section.from_ is not None:
+        source, where = resolve_model(section.from_), {"revision": section.revision or "main"}
+        model = ScaForConditionalGeneration.from_pretrained(source, **where, **options)
+        processor = ScaProcessor.from_pretrained(source, **where)
+        tokenizer, image_processor = processor.tokenizer, processor.image_processor
+        anything_settings = processor.anything_settings
+        _cast(model, dtype, text_dtype)
+    else:
+        model = ScaForConditionalGeneration.from_sam_text_pretrained(
+            resolve_model(str(section.sam)),
+            resolve_model(str(section.language_model)),
+            mixer_config=dict(section.mixer),
+            sam_revision=section.sam_revision or "main",
+            text_revision=section.language_model_revision or "main",
+            dtype=dtype,
+            text_dtype=text_dtype,
+            **options,
+        )
+        tokenizer = _tokenizer(section.language_model, section.language_model_revision)
+        image_processor = anything_settings = None
+        anew = ["mixer"]
+    if section.swap_language_model is not None:
+        where = {"revision": section.swap_language_model_revision or "main"}
+        source = resolve_model(section.swap_language_model)
+        anew += model.swap_language_model(source, dtype=text_dtype, **where, **options)
+        tokenizer = _tokenizer(section.swap_language_model, section.swap_language_model_revision)
+    if section.swap_image_encoder is not None:
+        where = {"revision": section.swap_image_encoder_revision or "main"}
+        anew += model.swap_image_encoder(resolve_model(section.swap_image_encoder), dtype=dtype, **where, **options)
+        image_processor = anything_settings = None  # they were for the other one
+    if section.image_size is not None:
+        anew += set_image_size(model, section.image_size, section.patch_size)
+        image_processor = None
+    if section.detail_widths is not None:
+        anew += add_detail_encoder(model, section.detail_widths)
+    for name, value in section.config_fields.items():
+        setattr(model.config, name, value)
+    if section.max_caption_length is not None:
+        model.generation_config.max_new_tokens = section.max_caption_length
+    model.check_tokenizer(tokenizer)
+    processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
+    return model, processor, list(dict.fromkeys(anew))
+
+
+def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
+    """Gives each part its precision, whatever it was stored in."""
+    cast_but_positions(model.sam, dtype)
+    model.mixer.to(dtype)
+    if model.detail_encoder is not None:
+        model.detail_encoder.to(dtype)
+    model.language_model.to(text_dtype)
+
+
+def _tokenizer(name: str | None, revision: str | None) -> Any:
+    return AutoTokenizer.from_pretrained(resolve_model(str(name)), revision=revision or "main")

@@ -8,8 +8,8 @@ from transformers import AutoModel
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
 from sca_hf.testing import TEXT_CONFIGS, tiny_model
+from sca_hf.training.adapters import add_lora, merge_lora, restore_adapter
 from sca_hf.training.collator import RegionCollator
-from sca_hf.training.lora import add_lora, merge_lora, restore_adapter
 
 
 @pytest.fixture

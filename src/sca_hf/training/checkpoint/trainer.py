@@ -1,37 +1,38 @@
-"""Checkpoints that are whole or not there at all, and runs that go on from them exactly.
+"""Checkpoints that are whole or not there at all, and runs that resume from them exactly.
 
-The Trainer writes `checkpoint-N` in place: a run killed meanwhile leaves a torn folder, which it later takes for its
-newest checkpoint. Here a checkpoint is written below `_tmp-checkpoint-N`, flushed to the disk, sealed by a list of its
-files and only then renamed; older ones go after that. The seal also says what run the checkpoint belongs to, so that
-going on with other data, another seed or another batch size is an error and not another run under the same name.
+The Trainer writes `checkpoint-N` in place: a run killed meanwhile leaves an incomplete folder, which it later takes
+for its newest checkpoint. Here a checkpoint is written below `_tmp-checkpoint-N`, flushed to the disk, given a
+manifest (a list of its files) and only then renamed; older ones are deleted after that. The manifest also says what
+run the checkpoint belongs to, so that resuming with other data, another seed or another batch size is an error and not
+another run under the same name.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import logging
-import re
-import shutil
-import zipfile
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, save_fsdp_optimizer
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
 from ...files import (
-    REPLACED,
     UNFINISHED,
     DiskFullError,
-    drop,
     file_sizes,
     flush,
     flush_entry,
@@ -39,58 +40,22 @@ from ...files import (
     removed_on_error,
 )
 from ...modeling.base_models_sca import ADAPTER_FOLDER
-from .run_identity import preserve_rng_state, run_differences, run_fingerprint
+from ..presets import plain_name
+from .fingerprint import preserve_rng_state, run_differences, run_fingerprint
+from .hub_push import copy_code, file_sha256, keep_from_the_hub
+from .integrity import (
+    MANIFEST,
+    CheckpointError,
+    clear_leftovers,
+    has_optimizer,
+    incomplete_reason,
+    last_checkpoint,
+    read_json,
+    rotate,
+)
 
 
 logger = logging.getLogger(__name__)
-
-SEAL = "checkpoint_seal.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, is torn, or belongs to another run."""
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """Returns the newest whole checkpoint of a folder, ours or the stock Trainer's; None where there is none."""
-    for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
-        reason = torn(path)
-        if reason is None:
-            return path
-        logger.warning("%s is torn and left out: %s.", path, reason)
-    return None
-
-
-def torn(checkpoint: Path) -> str | None:
-    """Says why a checkpoint is not whole, or returns None.
-
-    One of ours holds every file its seal names, at its length. Of the stock Trainer's, which is not sealed, every file
-    must end where its own format says, and the Trainer's state, written last, must be that of the folder's step.
-    """
-    sizes = file_sizes(checkpoint)
-    if SEAL in sizes:
-        seal = _read_json(checkpoint / SEAL)
-        files = seal.get("files") if isinstance(seal, dict) else None
-        if not isinstance(files, dict):
-            return f"{SEAL} cannot be read"
-        return next((f"{name} is missing or cut" for name, size in files.items() if sizes.get(name) != size), None)
-    state = _read_json(checkpoint / TRAINER_STATE_NAME)
-    if not isinstance(state, dict) or state.get("global_step") != _step(checkpoint):
-        return f"{TRAINER_STATE_NAME} is missing or cut"
-    return next((f"{name} is cut" for name in sizes if not _is_complete(checkpoint / name, set(sizes))), None)
-
-
-def clear_leftovers(folder: str | Path) -> None:
-    """Removes what killed saves left; a checkpoint that lacked only its last renaming gets it."""
-    folder = Path(folder)
-    for staging in sorted(folder.glob(f"{UNFINISHED}{PREFIX_CHECKPOINT_DIR}-*")):
-        name = staging.name.removeprefix(UNFINISHED)
-        part, target = staging / name, folder / name
-        if (part / SEAL).exists() and torn(part) is None and (not target.exists() or torn(target)):
-            put_in_place(part, target)
-        shutil.rmtree(staging, ignore_errors=True)
-    for replaced in folder.glob(f"{REPLACED}{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 class EpochCallback(TrainerCallback):
@@ -118,7 +83,7 @@ class EpochCallback(TrainerCallback):
 
 
 class WholeCheckpoints(Trainer):
-    """A Trainer whose checkpoints are never torn, and which goes on exactly where a run stopped or refuses to.
+    """A Trainer whose checkpoints are never incomplete, and which resumes a run exactly or refuses to.
 
     `train(resume_from_checkpoint=True)` takes the newest whole checkpoint. Where an argument, the data or the frozen
     weights are not those of the checkpoint's run, an error names them; the training argument `allow_changed_resume`
@@ -164,16 +129,16 @@ class WholeCheckpoints(Trainer):
         path = last_checkpoint(self.args.output_dir) if wanted is True else Path(str(wanted))
         if path is None or not path.is_dir():
             raise CheckpointError(f"There is no whole checkpoint {path or 'in ' + self.args.output_dir}.")
-        if reason := torn(path):
+        if reason := incomplete_reason(path):
             other = last_checkpoint(path.parent)
             mend = f"resume from {other}" if other else "start anew"
-            raise CheckpointError(f"The checkpoint {path} is torn: {reason}; {mend}.")
-        if not _has_optimizer(path):
+            raise CheckpointError(f"The checkpoint {path} is incomplete: {reason}; {mend}.")
+        if not has_optimizer(path):
             raise CheckpointError(f"{path} has no optimizer state (save_only_model): start anew from its weights.")
-        seal = _read_json(path / SEAL)
-        if not isinstance(seal, dict):
+        manifest = read_json(path / MANIFEST)
+        if not isinstance(manifest, dict):
             logger.warning("%s does not say what run it belongs to: taken on trust.", path)
-        elif different := run_differences(seal.get("run", {}), self._run):
+        elif different := run_differences(manifest.get("run", {}), self._run):
             message = f"The checkpoint {path} belongs to another run: {'; '.join(different)}."
             if not getattr(self.args, "allow_changed_resume", False):
                 raise CheckpointError(
@@ -197,10 +162,10 @@ class WholeCheckpoints(Trainer):
         """Mends what the Trainer does not know: the passes over a stream, and that a run may have been done."""
         epochs, batches = super()._init_training_state(*args, **kwargs)
         accumulated = self.args.gradient_accumulation_steps
-        seal = _read_json(self._resumed / SEAL) if self._resumed else None
-        if isinstance(seal, dict) and not hasattr(self.train_dataset, "__len__"):
-            epochs = int(seal["epoch"])
-            batches = (self.state.global_step - int(seal["epoch_first_step"])) * accumulated
+        manifest = read_json(self._resumed / MANIFEST) if self._resumed else None
+        if isinstance(manifest, dict) and not hasattr(self.train_dataset, "__len__"):
+            epochs = int(manifest["epoch"])
+            batches = (self.state.global_step - int(manifest["epoch_first_step"])) * accumulated
         if self.state.global_step >= self.state.max_steps:
             # It would take one step more before it looks.
             epochs, batches = self.state.num_train_epochs, 0
@@ -230,7 +195,7 @@ class WholeCheckpoints(Trainer):
             self._push_from_checkpoint(str(target))
 
     def _finish(self, part: Path, target: Path) -> None:
-        """Seals and renames a checkpoint once every process has written its share of it."""
+        """Writes the manifest of a checkpoint and renames it, once every process has written its part."""
         if self.state.best_model_checkpoint == str(part):
             # The Trainer takes the staging folder for the place where this checkpoint will stay.
             self.state.best_model_checkpoint = str(target)
@@ -240,13 +205,13 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             epoch, first = self._epochs.current
-            seal = {"files": file_sizes(part), "run": self._run, "epoch": epoch, "epoch_first_step": first}
+            manifest = {"files": file_sizes(part), "run": self._run, "epoch": epoch, "epoch_first_step": first}
             flush(part)
-            (part / SEAL).write_text(json.dumps(seal, indent=1), encoding="utf-8")
-            flush_entry(part / SEAL)
+            (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            flush_entry(part / MANIFEST)
             flush_entry(part)
             put_in_place(part, target)
-            _rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
     def _least_bytes(self) -> int:
@@ -282,7 +247,7 @@ class WholeCheckpoints(Trainer):
         names = [path.relative_to(checkpoint).as_posix() for path in weights]
         found = HfApi(token=self.args.hub_token).get_paths_info(self.hub_model_id, names)
         there = {entry.path: entry.lfs.sha256 for entry in found if isinstance(entry, RepoFile) and entry.lfs}
-        return all(there.get(name) == _sha256(path) for name, path in zip(names, weights, strict=True))
+        return all(there.get(name) == file_sha256(path) for name, path in zip(names, weights, strict=True))
 
     def _warn_of_failed_pushes(self) -> None:
         """The library forgets them; the next push brings everything all the same."""
@@ -296,27 +261,6 @@ class WholeCheckpoints(Trainer):
             return super()._evaluate(*args, **kwargs)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def keep_from_the_hub(folder: Path) -> None:
-    """Has the Hub leave out the Trainer's arguments: a pickle, which names the folders of this machine."""
-    path = folder / ".gitignore"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{TRAINING_ARGS_NAME}\n", encoding="utf-8")
-
-
-def copy_code(checkpoint: Path, folder: Path) -> None:
-    """Copies what else loads a checkpoint: the library pushes weights and configurations, which alone do not load."""
-    for path in checkpoint.glob("*_sca.py"):
-        shutil.copyfile(path, folder / path.name)
-    if (checkpoint / ADAPTER_FOLDER).is_dir():
-        shutil.copytree(checkpoint / ADAPTER_FOLDER, folder / ADAPTER_FOLDER, dirs_exist_ok=True)
-
-
 def _parts_of_loader(loader: Any) -> Iterator[Any]:
     """Yields data set and samplers, the inner ones too."""
     yield loader.dataset
@@ -327,61 +271,73 @@ def _parts_of_loader(loader: Any) -> Iterator[Any]:
         yield part
 
 
-def _rotate(newest: Path, limit: int | None, best: str | None) -> None:
-    """Deletes the oldest checkpoints beyond `limit`, never the newest nor the best."""
-    if not limit or limit < 0:
-        return
-    protected = {newest} | ({Path(best)} if best and Path(best).is_dir() else set())
-    others = [path for path in _checkpoints(newest.parent) if path not in protected]
-    others.sort(key=lambda path: (path.stat().st_mtime_ns, _step(path)))
-    for path in others[: max(0, len(others) + len(protected) - max(limit, len(protected)))]:
-        drop(path)
+TRAINED_WEIGHTS = "trained.safetensors"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    paths = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    return [path for path in paths if re.fullmatch(r"\d+", path.name.rpartition("-")[2]) and path.is_dir()]
+class ShardedCheckpoints(WholeCheckpoints):
+    """Beside what a run without FSDP saves, a checkpoint holds the trained weights under their own names.
 
+    The library would go on from a pickle of every weight, the frozen ones too: gigabytes that no run changes.
+    """
 
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled and getattr(self.args, "preset", None) == "all":
+            # FSDP waits for gradients of the same weights from everyone; those of a prompt's kind come with it only.
+            raise ValueError("the preset all cannot be sharded: batches use different weights; train it with DDP.")
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            # FSDP would cast coordinates and losses too; the model casts what it may. Gradients are summed in float32.
+            plugin.mixed_precision_policy = dataclasses.replace(
+                plugin.mixed_precision_policy,
+                cast_forward_inputs=False,
+                output_dtype=None,
+                reduce_dtype=torch.float32,
+            )
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        weights = get_model_state_dict(self.model, options=options)
+        save_fsdp_optimizer(
+            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save:
+            # Buffers and second names of tied weights are among them.
+            trained = {name: weights[name].contiguous() for name in self._trained_names()}
+            save_file(trained, Path(output_dir) / TRAINED_WEIGHTS)
+            with warnings.catch_warnings():
+                # Torch reminds that the state of the optimizer belongs to it: it is saved above.
+                warnings.simplefilter("ignore", UserWarning)
+                torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
-def _has_optimizer(checkpoint: Path) -> bool:
-    """Deepspeed keeps optimizer and scheduler in a folder of its own, named by the file `latest`."""
-    return any((checkpoint / name).is_file() for name in ("scheduler.pt", "latest"))
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            self._load_trained(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            self._load_trained(Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
 
-def _is_complete(path: Path, names: set[str]) -> bool:
-    """Whether a file of the stock Trainer ends where its format says: the end is what a killed save lacks."""
-    if path.name.endswith(".index.json"):
-        index = _read_json(path)
-        return isinstance(index, dict) and set(index.get("weight_map", {}).values()) <= names
-    if path.suffix == ".json":
-        return _read_json(path) is not None
-    if path.suffix == ".safetensors":
-        return _safetensors_length(path) == path.stat().st_size
-    # torch.save writes a zip archive, whose table of contents comes last.
-    return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+    def _load_trained(self, checkpoint: Path) -> None:
+        """Reads the trained weights on one process and hands everyone their shards."""
+        weights = {}
+        if self.is_world_process_zero():
+            file = checkpoint / TRAINED_WEIGHTS
+            if not file.is_file():
+                raise FileNotFoundError(f"{checkpoint} has no {TRAINED_WEIGHTS}: it is of a run without FSDP.")
+            weights = load_file(file)
+            if different := sorted(self._trained_names() ^ set(weights)):
+                raise ValueError(f"{file} is of another model or preset: {different[:3]} are in one of them only.")
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(self.model, weights, options=options)
 
-
-def _safetensors_length(path: Path) -> int | None:
-    """Returns the length that the header of a safetensors file promises."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            return None
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return None
-    return 8 + length + max(ends, default=0)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    def _trained_names(self) -> set[str]:
+        parameters = self.model.named_parameters()
+        return {plain_name(name) for name, parameter in parameters if parameter.requires_grad}

@@ -17,9 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from ...modeling.base_models_sca import BASE_MODELS
 from ...modeling.configuration_sca import ScaConfig
 from ...modeling.modeling_sca import ScaForConditionalGeneration
-from ..arguments import ScaTrainingArguments
-from ..preparation import prepare_model
-from ..presets import PRESETS
+from ..arguments import PRESETS, ScaTrainingArguments
+from ..presets import prepare_model
 from .simulation import StepMemory, checkpoint_arguments, emptied, simulate_step, without_contents
 
 

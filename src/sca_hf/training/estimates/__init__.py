@@ -1,1 +1,0 @@
-"""What memory a run takes, told without running it."""
