@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from ..processing.images_sca import as_images
+from ..yaml_files import read_texts, read_value
 
 
 if TYPE_CHECKING:
@@ -405,9 +406,13 @@ def load_names(names: Mapping[str, str] | str | PathLike[str] | None) -> dict[st
     table: Any = names
     if isinstance(names, str | PathLike):
         try:
-            table = read_texts(Path(names))
-        except ValueError as error:
-            raise ValueError(f"names: {error}") from error
+            text = Path(names).read_text(encoding="utf-8-sig")
+            # A class may be called 1.10, which is no number here.
+            table = read_value(text)
+            if isinstance(table, Mapping):
+                table = dict(zip(read_texts(text), table.values(), strict=True))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"names: {names} cannot be read as YAML or JSON: {error}.") from error
     if not isinstance(table, Mapping):
         raise ValueError(f"names is a {type(table).__name__}, expected a mapping of class names to words.")
     for name, words in table.items():

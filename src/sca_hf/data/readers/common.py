@@ -206,24 +206,6 @@ def read_lines(path: Path) -> list[str]:
         ) from None
 
 
-def read_texts(path: Path) -> Any:
-    """Reads a YAML file with every scalar as the text that it is: `no`, `1.10` and `2024-05-01` may be class names."""
-    import yaml
-
-    class Texts(yaml.BaseLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [key.value for key, _ in node.value]
-            if len(set(map(str, keys))) < len(keys):
-                twice = next(key for key in keys if keys.count(key) > 1)
-                raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load("\n".join(read_lines(path)), Texts)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}.") from None
-
-
 def rotated_corners(box: Sequence[float], degrees: float) -> list[float]:
     """Returns the corners x, y, x, y, ... of a box, xyxy, turned clockwise about its center."""
     x0, y0, x1, y1 = box
