@@ -79,7 +79,14 @@ def read_value(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is not a YAML value: {' '.join(str(error).split())}.") from None
+        shown = repr(text if len(text) < 80 else f"{text[:80]}...")
+        raise ValueError(f"{shown} is not a YAML value: {' '.join(str(error).split())}.") from None
+
+
+def read_texts(text: str) -> Any:
+    """Returns what YAML holds with every scalar as the text that it is: `no`, `1.10`, `2024-05-01` may be names."""
+    read_value(text)  # refuses a key that stands twice
+    return yaml.load(text, yaml.BaseLoader)
 
 
 def write_yaml(values: Mapping[str, Any]) -> str:

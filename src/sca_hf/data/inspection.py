@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
-from .loading import ReadReport, RecordSource, parse_spec
+from .loading import RecordSource, parse_spec
+from .read_report import ReadReport
 from .region import RegionRecordError, check_records, record_image
 
 

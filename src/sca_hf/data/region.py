@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from ..yaml_files import read_texts, read_value
+
 
 if TYPE_CHECKING:
     from datasets import Features
 
 TASKS = ("recognition", "caption")
+# Of a box, in pixels: a thinner one can miss every pixel's center.
+_MIN_SIDE = 0.5
 # JSON can escape one half of a pair, which no table can store.
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _SEPARATORS = re.compile(r"[_\-\s]+")
@@ -93,7 +97,7 @@ class RegionRecord:
             raise values
         where = f"{source}, image {self.image_id}"
         try:
-            region = Region(**{key: value for key, value in values.items() if key != "clipped"})
+            region = Region(**{key: value for key, value in values.items() if key not in ("clipped", "problem")})
         except (AttributeError, TypeError) as error:
             raise RegionRecordError(f"{where}: {str(error).replace('__init__()', 'the region')}") from None
         self._validate_region(region, where)
@@ -147,6 +151,7 @@ class CheckCounts:
         records, regions: what was handed on.
         skipped_records, skipped_regions: what was left out; the regions of an image that is bad itself do not count.
         clipped_regions: boxes that a reader cut at the edge of their image.
+        damaged_regions: regions that were kept without a mask, as theirs cannot be read.
         messages: why, the first `kept_messages` of them.
     """
 
@@ -155,6 +160,7 @@ class CheckCounts:
     skipped_records: int = 0
     skipped_regions: int = 0
     clipped_regions: int = 0
+    damaged_regions: int = 0
     messages: list[str] = field(default_factory=list)
     kept_messages: int = 1000
 
@@ -175,10 +181,12 @@ def check_records(
     Args:
         records: what a reader yields: mappings with the fields of `RegionRecord`. In place of a record, or of one of
             its regions, a reader may hand over the `RegionRecordError` that says why there is none. A record may
-            name its own `source`, and a region may say that its box was `clipped`.
+            name its own `source`, and a region may say that its box was `clipped`, and what `problem` its mask has,
+            which is left out.
         source: the file to name in errors where a record names none.
         on_error: "raise" stops at the first bad region. "skip" leaves bad regions out, and a record whose picture is
-            bad or of which no region is left. A record that came without regions stays.
+            bad or of which no region is left. A record that came without regions stays, and so does a region whose
+            mask alone cannot be read.
         counts: is brought up to date before each record is handed on.
     """
     if on_error not in ("raise", "skip"):
@@ -214,7 +222,15 @@ def _checked(
     clipped = 0
     for row in rows:
         try:
-            record.regions.append(record.checked_region(row, source))
+            region = record.checked_region(row, source)
+            problem = row.get("problem") if isinstance(row, Mapping) else None
+            if problem:
+                text = f"{source}, image {record.image_id}, region {region.region_id}: {problem}"
+                if not skip:
+                    raise RegionRecordError(f'{text}; on_error="skip" keeps its box')
+                counts.note(f"{text}; its box is kept")
+                counts.damaged_regions += 1
+            record.regions.append(region)
             clipped += bool(isinstance(row, Mapping) and row.get("clipped"))
         except RegionRecordError as error:
             if not skip:
@@ -291,6 +307,8 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         return f"box {box} is empty, expected x0 < x1 and y0 < y1"
+    if min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 1:
+        return f"box {box} has a side of less than a pixel; are its numbers shares of the image's sides, not pixels?"
     # One pixel of grace: annotation tools round outwards.
     if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
         return f"box {box} reaches outside the image of {width} x {height}"
@@ -388,11 +406,13 @@ def load_names(names: Mapping[str, str] | str | PathLike[str] | None) -> dict[st
         return None
     table: Any = names
     if isinstance(names, str | PathLike):
-        import yaml
-
         try:
-            table = yaml.safe_load(Path(names).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            text = Path(names).read_text(encoding="utf-8-sig")
+            # A class may be called 1.10, which is no number here.
+            table = read_value(text)
+            if isinstance(table, Mapping):
+                table = dict(zip(read_texts(text), table.values(), strict=True))
+        except (OSError, ValueError) as error:
             raise ValueError(f"names: {names} cannot be read as YAML or JSON: {error}.") from error
     if not isinstance(table, Mapping):
         raise ValueError(f"names is a {type(table).__name__}, expected a mapping of class names to words.")

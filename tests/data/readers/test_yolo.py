@@ -3,7 +3,7 @@
 import pytest
 from reading import picture, read, regions, write
 
-from sca_hf.data.loading import ReadReport
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 from sca_hf.processing.masks_sca import decode_rle
 

@@ -8,9 +8,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from ..pictures import image_size
 from ..region import RegionRecordError, category_text
 from .coco import segmentation_mask
-from .common import Clip, Record, choice, image_size, region_fields
+from .common import Clip, Record, choice, region_fields
 
 
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh")

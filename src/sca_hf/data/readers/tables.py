@@ -10,9 +10,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from ..pictures import image_size
 from ..region import RegionRecordError, category_text
 from .coco import segmentation_mask
-from .common import Record, image_size, inside
+from .common import Record, inside
 
 
 _ROWS_PER_BATCH = 64

@@ -8,8 +8,9 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
+from ..pictures import image_size
 from ..region import RegionRecordError
-from .common import Clip, Record, category_fields, choice, find_file, image_size, inside, region_fields, spellings
+from .common import Clip, Record, category_fields, choice, find_file, inside, region_fields, spellings
 
 
 SizeRule = Literal["check", "picture", "scale"]

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..pictures import image_size
 from ..region import RegionRecordError
 from .coco import rows_of
-from .common import Record, image_size, inside, read_json, read_json_list
+from .common import Record, inside, read_json, read_json_list
 
 
 def read_coco_captions(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:

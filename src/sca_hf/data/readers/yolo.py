@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..pictures import image_size
 from ..region import RegionRecordError, check_names
-from .common import IMAGE_SUFFIXES, Clip, Record, category_fields, choice, image_size, inside, region_fields
+from .common import IMAGE_SUFFIXES, Clip, Record, category_fields, choice, inside, region_fields
 
 
 def read_yolo(
