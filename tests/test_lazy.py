@@ -33,6 +33,9 @@ assert PROCESSOR_MAPPING[sca_hf.ScaConfig] is sca_hf.ScaProcessor
         "from transformers import AutoConfig; import sca_hf; from transformers import AutoProcessor",
         "import sca_hf.modeling.modeling_sca",
         "from sca_hf import ScaProcessor",
+        "import sca_hf.modeling.base_models_sca",
+        "import sca_hf.processing.prompts_sca",
+        "import sca_hf.evaluation.captioners",
     ],
 )
 def test_the_auto_classes_know_ours_whatever_is_imported_first(first, tmp_path):

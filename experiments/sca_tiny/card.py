@@ -18,7 +18,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import yaml_dump
 
 from sca_hf.hub.card import TASK, markdown_rows
-from sca_hf.hub.repository_info import RepositoryInfo, describe_repository
+from sca_hf.hub.info import RepositoryInfo, describe_repository
 
 from .scenes_report import markdown_table
 

@@ -46,16 +46,17 @@ class _Registration(MetaPathFinder):
     def __init__(self, partners: Mapping[str, str]) -> None:
         self.partners = partners
         # Those that are there already, as the library is where its import comes first.
-        self.imported = {name for name in self._watched() if name in sys.modules}
+        self.imported = {name for pair in partners.items() for name in pair if name in sys.modules}
+        self.executing: set[str] = set()
 
-    def _watched(self) -> set[str]:
-        return {*self.partners, *self.partners.values()}
+    def _watches(self, name: str) -> bool:
+        return name in self.partners or name.startswith(tuple(_own_packages()))
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Finds a watched module as the other finders do, and adds the step to it; None for any other module."""
-        if fullname not in self._watched():
+        if not self._watches(fullname):
             return None
         found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in found if spec is not None), None)
@@ -63,7 +64,11 @@ class _Registration(MetaPathFinder):
             execute = spec.loader.exec_module
 
             def execute_and_follow(module: ModuleType) -> None:
-                _explained(execute, module)
+                self.executing.add(fullname)
+                try:
+                    _explained(execute, module)
+                finally:
+                    self.executing.discard(fullname)
                 self.follow(fullname)
 
             spec.loader.exec_module = execute_and_follow  # type: ignore[method-assign]
@@ -73,9 +78,13 @@ class _Registration(MetaPathFinder):
         """Takes the step after the import of a watched module."""
         self.imported.add(name)
         for theirs, ours in self.partners.items():
-            if name == theirs and ours not in sys.modules:
-                import_module(ours)  # which comes here again
-            elif name in (theirs, ours) and {theirs, ours} <= self.imported:
+            if theirs not in self.imported:
+                continue
+            if ours not in sys.modules:
+                # Not amid the import of what it needs itself: that one's end comes here again.
+                if not self.executing:
+                    import_module(ours)
+            elif name in (theirs, ours) and ours in self.imported:
                 _register(ours)
 
 
@@ -91,6 +100,10 @@ def register_with_auto_classes() -> None:
     sys.meta_path.insert(0, registration)
     for name in list(registration.imported):
         registration.follow(name)
+
+
+def _own_packages() -> list[str]:
+    return [f"{__package__}.{folder}." for folder in ("modeling", "processing")]
 
 
 def _register(ours: str) -> None:

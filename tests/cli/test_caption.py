@@ -164,12 +164,15 @@ def test_a_mistake_gives_one_clear_error(mistake, model, image, capsys):
 REGION_FILES = {
     "no JSON": ("{", "is not JSON"),
     "no list": ("3", "must hold a list"),
-    "an unknown key": ('[{"bbox": [1, 2, 3, 4]}]', "unknown key 'bbox'"),
+    "an unknown key": ('[{"bbox": [1, 2, 3, 4]}]', "write `box`"),
     "no prompt": ("[{}]", "has no prompt"),
-    "a box of strings": ('[{"box": ["1", 2, 3, 4]}]', "expected 4 numbers"),
-    "labels missing": ('[{"points": [[1, 2], [3, 4]], "labels": [1]}]', "1 or 0 for each of 2 point(s)"),
+    "a box of strings": ('[{"box": ["1", 2, 3, 4]}]', "four finite numbers"),
+    "labels missing": (
+        '[{"points": [[1, 2], [3, 4]], "labels": [1]}]',
+        "1 (inside) or 0 (outside) for each of 2 point(s)",
+    ),
     "another image": ('{"cat.png": [{"box": [1, 2, 3, 4]}]}', "names 'cat.png'"),
-    "a broken RLE": ('[{"mask": {"size": [2, 2], "counts": [9]}}]', "RLE"),
+    "a broken RLE": ('[{"mask": {"size": [60, 80], "counts": [9]}}]', "RLE"),
 }
 
 

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     if options.what not in recipe_names() and not options.what.endswith((".yaml", ".yml")):
         if options.images or options.overrides:
             raise ValueError(f"--images and keys of a recipe are for recipes; {options.what} is taken for a model.")
-        from ..hub.repository_info import read_config
+        from ..hub.info import read_config
         from ..training.recipe.memory_report import report_model
 
         print(report_model(read_config(options.what), options.gpu_memory))

@@ -26,7 +26,7 @@ _TRAIN_EXAMPLE = """\
 examples:
   sca-hf train finetune_voc --data.train.root=my-boxes --output=runs/my-boxes
   sca-hf train finetune_voc --training.max_steps=200 --training.learning_rate=1e-4 --dry-run
-  torchrun --nproc-per-node 8 -m sca_hf.cli train finetune_visual_genome
+  torchrun --nproc-per-node 8 -m sca_hf train finetune_visual_genome
 """
 
 

@@ -56,39 +56,25 @@ def read_hub(
     for number, row in enumerate(rows):
         where = f"{path} ({split}), row {number}"
         try:
-            image, size = _picture(row, columns)
-            values = {key: _pick(row, column) for key, column in columns.items()}
-            count = len(_listed(values.get("boxes"))) if "boxes" in columns else 1
-            cells = {
-                key: _per_region(values.get(key), count, key)
-                for key in ("captions", "categories", "masks", "region_ids")
-            }
+            record, row_cells = _record(row, number, columns)
         except (KeyError, TypeError, ValueError) as error:
             yield RegionRecordError(f"{where}: {error}")
             continue
+        size = (record["width"], record["height"])
         regions: list[Record] = []
-        for index in range(count):
+        for index, cells in enumerate(row_cells):
             try:
-                box = (
-                    _box(_listed(values["boxes"])[index], box_format, normalized, size) if "boxes" in columns else None
-                )
-                region = _texts(cells["captions"][index], cells["categories"][index], label, names, task)
-                if cells["masks"][index] is not None:
-                    region["mask"] = segmentation_mask(cells["masks"][index], size)
-                key = cells["region_ids"][index]
-                key = str(index if key is None else key)
-                regions.append(region_fields(key, box or [0.0, 0.0, *map(float, size)], size, clip, **region))
+                box = [0.0, 0.0, *map(float, size)]
+                if "boxes" in cells:
+                    box = _box(cells["boxes"], box_format, normalized, size)
+                region = _texts(cells["captions"], cells["categories"], label, names, task)
+                if cells["masks"] is not None:
+                    region["mask"] = segmentation_mask(cells["masks"], size)
+                key = str(index if cells["region_ids"] is None else cells["region_ids"])
+                regions.append(region_fields(key, box, size, clip, **region))
             except (TypeError, ValueError) as error:
                 regions.append(RegionRecordError(f"{where}, region {index}: {error}"))
-        yield {
-            "image": image,
-            "image_id": str(number if values.get("image_id") is None else values["image_id"]),
-            "width": size[0],
-            "height": size[1],
-            "task": task,
-            "regions": regions,
-            "source": where,
-        }
+        yield {**record, "task": task, "regions": regions, "source": where}
 
 
 def _cache_key(
@@ -150,6 +136,28 @@ def _pick(row: Mapping[str, Any], column: str) -> Any:
         else:
             raise ValueError(f"there is no column {column}")
     return value
+
+
+def _record(
+    row: Mapping[str, Any], number: int, columns: Mapping[str, str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the fields of a row's image, and the cells of each of its regions."""
+    image, (width, height) = _picture(row, columns)
+    values = {key: _pick(row, column) for key, column in columns.items()}
+    image_id = str(number if values.get("image_id") is None else values["image_id"])
+    return {"image": image, "image_id": image_id, "width": width, "height": height}, _cells(values)
+
+
+def _cells(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the cells of each region of a row; without a column of boxes there is one region, which has no box."""
+    boxes = _listed(values["boxes"]) if "boxes" in values else None
+    count = 1 if boxes is None else len(boxes)
+    columns = {
+        key: _per_region(values.get(key), count, key) for key in ("captions", "categories", "masks", "region_ids")
+    }
+    if boxes is not None:
+        columns["boxes"] = boxes
+    return [{key: cells[index] for key, cells in columns.items()} for index in range(count)]
 
 
 def _listed(boxes: Any) -> list[Any]:

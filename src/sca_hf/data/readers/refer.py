@@ -60,14 +60,7 @@ def read_refcoco(
     root = Path(root)
     source = root / f"refs({split_by}).p"
     refs = _refs(source, split)
-    content = read_json(root / "instances.json")
-    try:
-        pictures = {row["id"]: row for row in content["images"]}
-        annotations = {row["id"]: row for row in content["annotations"]}
-        categories = {row["id"]: str(row["name"]) for row in content["categories"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{root / 'instances.json'} is not as refer's: {error} is missing.") from None
-    del content
+    pictures, annotations, categories = _instances(root / "instances.json")
     check_names(names, categories.values(), str(root))
     folders = [Path(images)] if images is not None else [root / folder for folder in _PICTURES]
     for image_id in sorted(refs):
@@ -94,6 +87,19 @@ def read_refcoco(
             except (TypeError, ValueError) as error:
                 regions.append(RegionRecordError(f"{region}: {error}"))
         yield {**record, "task": task, "regions": regions, "source": str(source)}
+
+
+def _instances(path: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]], dict[Any, str]]:
+    """Returns the images, the annotations and the names of the categories, each by id."""
+    content = read_json(path)
+    try:
+        return (
+            {row["id"]: row for row in content["images"]},
+            {row["id"]: row for row in content["annotations"]},
+            {row["id"]: str(row["name"]) for row in content["categories"]},
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not as refer's: {error} is missing.") from None
 
 
 def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:

@@ -52,18 +52,13 @@ def read_voc(
     choice(clip, "clip", ("rounding", "image"))
     if picture is not None:
         choice(picture, "picture", ("filename", "stem"))
-    root = Path(root)
-    folder = Path(annotations) if annotations else root / "Annotations"
-    if not annotations and not folder.is_dir():
-        folder = root
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder, expected the one with the XML files.")
-    source = _VocFolder(root, folder, Path(images) if images else None, picture)
+    folder = _annotation_folder(Path(root), annotations)
+    source = _VocFolder(Path(root), folder, Path(images) if images else None, picture)
     for path in source.files(split):
         try:
             annotation = _parse(path)
             record = source.record(path, annotation, size)
-            scale = record.pop("scale")
+            scale, extent = record.pop("scale"), (record["width"], record["height"])
             record["left_out"] = {}
             for index, item in enumerate(annotation.findall("object")):
                 if not difficult and (item.findtext("difficult") or "0").strip() not in ("0", ""):
@@ -73,16 +68,23 @@ def read_voc(
                 region_id = f"{record['image_id']}/{index}"
                 try:
                     box = _box(item, one_based, scale)
+                    texts = category_fields((item.findtext("name") or "").strip(), task, names)
+                    record["regions"].append(region_fields(region_id, box, extent, clip, **texts))
                 except ValueError as error:
                     where = f"{path}, image {record['image_id']}, region {region_id}"
                     record["regions"].append(RegionRecordError(f"{where}: {error}"))
-                    continue
-                texts = category_fields((item.findtext("name") or "").strip(), task, names)
-                extent = (record["width"], record["height"])
-                record["regions"].append(region_fields(region_id, box, extent, clip, **texts))
             yield {**record, "task": task}
         except RegionRecordError as error:
             yield error
+
+
+def _annotation_folder(root: Path, annotations: str | Path | None) -> Path:
+    folder = Path(annotations) if annotations else root / "Annotations"
+    if not annotations and not folder.is_dir():
+        folder = root
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a directory, expected the one with the XML files.")
+    return folder
 
 
 @dataclass

@@ -43,17 +43,12 @@ def read_yolo(
     class_names = _class_names(classes, base, config)
     check_names(names, class_names, str(base))
     label_folder = Path(labels) if labels is not None else None
-    seen: set[Path] = set()
-    labelled = False
+    pictures: dict[Path, Path] = {}
     for folder, path in _pictures(Path(images) if images is not None else None, base, config, split):
-        if path in seen:
-            continue
-        seen.add(path)
-        label = _label_path(path, folder, label_folder)
-        labelled |= label.is_file()
-        source = str(label)
+        pictures.setdefault(path, _label_path(path, folder, label_folder))
+    for path, label in pictures.items():
         image_id = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
-        where = f"{source}, image {image_id}"
+        where = f"{label}, image {image_id}"
         try:
             if not label.is_file() and not unlabelled:
                 raise RegionRecordError(f"{where}: there is no such file of labels")
@@ -67,22 +62,14 @@ def read_yolo(
             region_id = f"{image_id}/{index}"
             try:
                 number, box, mask = _region(line, size, len(class_names))
+                texts = category_fields(class_names[number], task, names)
+                regions.append(region_fields(region_id, box, size, clip, mask=mask, **texts))
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {region_id}: line {index + 1}: {error}"))
-                continue
-            texts = category_fields(class_names[number], task, names)
-            regions.append(region_fields(region_id, box, size, clip, mask=mask, **texts))
-        yield {
-            "image": str(path),
-            "image_id": image_id,
-            "width": size[0],
-            "height": size[1],
-            "task": task,
-            "regions": regions,
-            "source": source,
-        }
-    if not labelled:
-        raise ValueError(f"{base}: none of {len(seen)} pictures has a file of labels; say labels=FOLDER.")
+        record = {"image": str(path), "image_id": image_id, "width": size[0], "height": size[1]}
+        yield {**record, "task": task, "regions": regions, "source": str(label)}
+    if not any(label.is_file() for label in pictures.values()):
+        raise ValueError(f"{base}: none of {len(pictures)} pictures has a file of labels; say labels=FOLDER.")
 
 
 def _open_root(root: Path) -> tuple[Path, dict[str, Any]]:
