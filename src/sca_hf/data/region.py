@@ -307,7 +307,9 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         return f"box {box} is empty, expected x0 < x1 and y0 < y1"
-    if min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 1:
+    if (
+        min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 0.999
+    ):  # a side of 1 comes back from shares and percents as a little less
         return f"box {box} has a side of less than a pixel; are its numbers shares of the image's sides, not pixels?"
     # One pixel of grace: annotation tools round outwards.
     if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:

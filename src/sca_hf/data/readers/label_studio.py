@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +12,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from ...processing.masks_sca import encode_rle
+from ..pictures import image_size
 from ..region import RegionRecordError, category_text
-from .common import IMAGE_SUFFIXES, Clip, Record, choice, find_file, image_size, read_json_list, region_fields
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, choice, inside, read_json_list, region_fields
 
 
 Source = Literal["annotations", "predictions"]
@@ -58,6 +58,7 @@ def read_label_studio(
     path = Path(annotations)
     reader = _Export(path, Path(images) if images else path.parent, task, names, image, source, version, text, clip)
     seen: set[str] = set()
+    number = 0
     for number, row in enumerate(read_json_list(path), 1):
         try:
             record = reader.record(row, number)
@@ -68,6 +69,9 @@ def read_label_studio(
             raise ValueError(f"{path}: two tasks have the id {record['image_id']}; export the project again.")
         seen.add(record["image_id"])
         yield record
+    if number and reader.unannotated == number:
+        remedy = ' or read what a model proposed with source="predictions"' if source == "annotations" else ""
+        raise ValueError(f"{path}: none of {number} tasks has {source}; submit some in Label Studio{remedy}.")
 
 
 class _Export:
@@ -87,6 +91,8 @@ class _Export:
     ) -> None:
         self.path, self.images, self.task, self.names = path, images, task, names
         self.image, self.source, self.version, self.text, self.clip = image, source, version, text, clip
+        self.index = FolderIndex(images)
+        self.unannotated = 0
 
     def record(self, row: Any, number: int) -> dict[str, Any]:
         """Builds the record of a task."""
@@ -96,40 +102,50 @@ class _Export:
             )
         image_id = str(row["data"].get("image_id") or row.get("id") or number)
         where = f"{self.path}, image {image_id}"
-        left_out: Counter[str] = Counter()
-        results = self._results(row, where, left_out)
+        left_out: dict[str, list[str]] = {}
+        notes: list[str] = []
+        results = self._results(row, where, notes)
         path = self._picture(row["data"], where)
         size = image_size(path)
         grouped: dict[str, list[Mapping[str, Any]]] = {}
         for index, result in enumerate(results):
             grouped.setdefault(str(result.get("id") or f"result {index + 1}"), []).append(result)
-        regions = [self._region(region_id, rows, size, where, left_out) for region_id, rows in grouped.items()]
+        regions = []
+        for region_id, rows in grouped.items():
+            place = next((one for one in rows if _shape(one)), None)
+            if place is not None:
+                regions.append(self._region(region_id, rows, place, size, where))
+            else:
+                _leave_out(rows, left_out, notes)
         return {
             "image": str(path),
             "image_id": image_id,
             "width": size[0],
             "height": size[1],
             "task": self.task,
-            "regions": [region for region in regions if region is not None],
+            "regions": regions,
             "source": str(self.path),
-            "left_out": dict(left_out),
+            "left_out": left_out,
+            "notes": notes,
+            "measured": True,
         }
 
-    def _results(self, row: Mapping[str, Any], where: str, left_out: Counter[str]) -> list[Mapping[str, Any]]:
+    def _results(self, row: Mapping[str, Any], where: str, notes: list[str]) -> list[Mapping[str, Any]]:
         found = row.get(self.source) or (row.get("completions") if self.source == "annotations" else None) or []
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
             raise RegionRecordError(f"{where}: {self.source} is not a list; export as JSON, with all annotations")
         kept = [one for one in found if not one.get("was_cancelled")]
-        left_out["skipped annotations"] += len(found) - len(kept)
-        if not kept and not found:
-            left_out[f"tasks without {self.source}"] += 1
+        if not kept:
+            self.unannotated += 1
+            notes.append(f"tasks without {self.source}, or skipped ones, have no regions")
+            return []
         if len(kept) > 1 and self.version == "only":
             raise RegionRecordError(
                 f'{where}: the task has {len(kept)} {self.source}; say which counts with version="latest" or "first"'
             )
         if self.version == "latest":
-            kept.sort(key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""))
-        results = (kept[-1 if self.version == "latest" else 0].get("result") or []) if kept else []
+            kept.sort(key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""), reverse=True)
+        results = kept[0].get("result") or []
         if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
             raise RegionRecordError(f"{where}: result is not a list of objects")
         return results
@@ -141,10 +157,11 @@ class _Export:
             found = ", ".join(map(str, data))
             raise RegionRecordError(f'{where}: say which of its data is the picture with image="KEY"; it has {found}')
         inner = _inner_path(data[keys[0]])
-        pieces = [piece for piece in inner.replace("\\", "/").split("/") if piece not in ("", ".", "..")]
-        tails = ["/".join(pieces[start:]) for start in range(len(pieces))]
-        path = find_file([self.images], [*tails, *([_UPLOAD.sub("", pieces[-1])] if pieces else [])])
-        if path is None:
+        try:
+            path = self.index.find(inner) or inside(self.images, _UPLOAD.sub("", inner.rsplit("/", 1)[-1]))
+        except RegionRecordError as error:
+            raise RegionRecordError(f"{where}: {error}") from None
+        if path is None or not path.is_file():
             raise RegionRecordError(f"{where}: there is no picture {inner!r} in {self.images}; say images=FOLDER")
         return path
 
@@ -152,28 +169,19 @@ class _Export:
         self,
         region_id: str,
         rows: Sequence[Mapping[str, Any]],
+        place: Mapping[str, Any],
         size: tuple[int, int],
         where: str,
-        left_out: Counter[str],
-    ) -> Record | None:
-        """Joins the results of one id, which are a place, its labels and its texts; None where there is no place."""
-        kinds = [str(row.get("type", "")) for row in rows]
-        place = next((row for row, kind in zip(rows, kinds, strict=True) if _shape(kind, row)), None)
-        if place is None:
-            left_out.update(f"{kind or 'other'} results without a region's place" for kind in kinds)
-            return None
-        known = {"textarea", "labels", str(place["type"])}
-        left_out.update(
-            f"{kind} results" for kind in kinds if kind not in known and kind.removesuffix("labels") not in _SHAPES
-        )
+    ) -> Record:
+        """Joins the results of one id, which are a place, its labels and its texts."""
         try:
             told = (place.get("original_width"), place.get("original_height"))
-            if None not in told and tuple(told) != size:
+            if None not in told and told != size:
                 raise ValueError(
-                    f"it was drawn on {told[0]} x {told[1]} pixels, the picture {self.images} holds is {size[0]} x "
+                    f"it was drawn on {told[0]} x {told[1]} pixels, the picture in {self.images} is {size[0]} x "
                     f"{size[1]}; give the folder of the pictures that were annotated with images=FOLDER"
                 )
-            box, mask = _place(_shape(str(place["type"]), place), _value(place), size)
+            box, mask = _box_and_mask(place, size)
             fields = self._texts(rows)
         except ValueError as error:
             return RegionRecordError(f"{where}, region {region_id}: {error}")
@@ -208,8 +216,22 @@ def _value(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _shape(kind: str, row: Mapping[str, Any]) -> str | None:
+def _leave_out(rows: Sequence[Mapping[str, Any]], left_out: dict[str, list[str]], notes: list[str]) -> None:
+    """Notes results without a place that we read: of the whole picture, or of regions of other kinds."""
+    for row in rows:
+        kind, value = str(row.get("type")), _value(row)
+        labels = value.get(kind) if kind.endswith("labels") else None
+        if isinstance(labels, list):
+            left_out.setdefault(f"{kind} regions", []).append(str(labels[0]) if labels else "?")
+        elif kind in ("keypoint", "vector", "bitmask"):
+            left_out.setdefault(f"{kind} regions", []).append("?")
+        else:
+            notes.append(f"results of the type {kind} that belong to no region are not read")
+
+
+def _shape(row: Mapping[str, Any]) -> str | None:
     """Returns the shape of a result's place, None where it says none; the type `labels` tells it by its values."""
+    kind = str(row.get("type"))
     shape = kind.removesuffix("labels")
     if shape in _SHAPES:
         return shape
@@ -218,36 +240,34 @@ def _shape(kind: str, row: Mapping[str, Any]) -> str | None:
     return next((name for name, key in keys.items() if key in value), None) if kind == "labels" else None
 
 
-def _place(
-    shape: str | None, value: Mapping[str, Any], size: tuple[int, int]
-) -> tuple[list[float], dict[str, Any] | None]:
-    """Returns xyxy in pixels and the mask, if the shape is more than an upright rectangle."""
+def _box_and_mask(place: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float], dict[str, Any] | None]:
+    """Returns xyxy in pixels, and the mask if the shape is more than an upright rectangle."""
+    shape, value = _shape(place), _value(place)
     if shape == "brush":
         return _brush(value, size)
     try:
         if shape == "polygon":
-            points = np.array([[float(x), float(y)] for x, y in value["points"]]).reshape(-1, 2)
+            points = np.array([[float(x), float(y)] for x, y in value["points"]]).reshape(-1, 2) * size / 100
         else:
-            names = ("x", "y", "radiusX", "radiusY") if shape == "ellipse" else ("x", "y", "width", "height")
-            points = _outline(shape == "ellipse", [float(value[name]) for name in names], value, size)
+            points = _outline(shape == "ellipse", value, size)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the {shape} is {dict(value)!r:.200}, expected its numbers in percent ({error})") from None
-    if shape == "polygon" or shape == "ellipse" or value.get("rotation"):
-        if shape == "polygon":
-            points = points * np.array(size) / 100
-        from .coco import segmentation_mask
+    if len(points) < 3:
+        raise ValueError(f"the {shape} has {len(points)} points, expected at least 3")
+    box = [*points.min(0).tolist(), *points.max(0).tolist()]
+    if shape == "rectangle" and not value.get("rotation"):
+        return box, None
+    from .coco import segmentation_mask
 
-        mask = segmentation_mask([points.ravel().tolist()], size)
-    else:
-        mask = None
-    return [*points.min(0).tolist(), *points.max(0).tolist()], mask
+    return box, segmentation_mask([points.ravel().tolist()], size)
 
 
-def _outline(round_: bool, numbers: Sequence[float], value: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Returns the outline of a rectangle or an ellipse in pixels; it is turned about its x, y, clockwise."""
-    scale = np.array(size) / 100
-    start, extent = np.array(numbers[:2]) * scale, np.array(numbers[2:]) * scale
-    if round_:
+def _outline(is_ellipse: bool, value: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Returns the outline of a rectangle or an ellipse in pixels; it is turned clockwise about its x, y."""
+    names = ("radiusX", "radiusY") if is_ellipse else ("width", "height")
+    start = np.array([float(value["x"]), float(value["y"])]) * size / 100
+    extent = np.array([float(value[name]) for name in names]) * size / 100
+    if is_ellipse:
         angles = np.linspace(0, 2 * math.pi, 180, endpoint=False)
         offsets = np.stack([np.cos(angles), np.sin(angles)], 1) * extent
     else:
@@ -296,8 +316,8 @@ def encode_brush(mask: np.ndarray) -> list[int]:
     starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
     lengths = np.diff(starts, append=flat.size) * 4
     bits = [f"{flat.size * 4:032b}", f"{7:05b}", *(f"{width - 1:04b}" for width in _RUN_BITS)]
-    for length, inside in zip(lengths.tolist(), flat[starts].tolist(), strict=True):
-        value = "11111111" if inside else "00000000"
+    for length, covered in zip(lengths.tolist(), flat[starts].tolist(), strict=True):
+        value = "11111111" if covered else "00000000"
         while length:
             kind = next((number for number, width in enumerate(_RUN_BITS) if length <= 1 << width), 3)
             run = min(length, 1 << _RUN_BITS[kind])

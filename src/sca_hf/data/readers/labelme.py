@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -14,18 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ...processing.masks_sca import decode_rle, encode_rle
+from ..pictures import image_size
 from ..region import RegionRecordError
-from .common import (
-    IMAGE_SUFFIXES,
-    Clip,
-    Record,
-    category_fields,
-    choice,
-    find_file,
-    image_size,
-    read_json,
-    region_fields,
-)
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, choice, read_json, region_fields
 
 
 # Shapes without an inside.
@@ -60,22 +50,20 @@ def read_labelme(
     paths = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
     if not paths:
         raise ValueError(f"{root} holds no JSON file.")
-    unlabelled = {path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
-    unlabelled -= {path.with_suffix(suffix) for path in paths for suffix in {p.suffix for p in unlabelled}}
+    index = FolderIndex(Path(images)) if images else None
+    stems = {path.with_suffix("") for path in paths}
+    pictures = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    unlabelled = sum(path.with_suffix("") not in stems for path in pictures)
+    notes = [f"{unlabelled} pictures without a JSON file are left out"] if unlabelled else []
     for path in paths:
         try:
-            record = _record(path, root, Path(images) if images else None, task, names, clip)
-        except (RegionRecordError, ValueError) as error:
+            yield {**_record(path, root, index, task, names, clip), "notes": notes}
+        except ValueError as error:
             yield error if isinstance(error, RegionRecordError) else RegionRecordError(str(error))
-            continue
-        if unlabelled:
-            record["left_out"]["pictures without a JSON file"] += len(unlabelled)
-            unlabelled = set()
-        yield record
 
 
 def _record(
-    path: Path, root: Path, images: Path | None, task: str, names: Mapping[str, str] | None, clip: Clip
+    path: Path, root: Path, images: FolderIndex | None, task: str, names: Mapping[str, str] | None, clip: Clip
 ) -> dict[str, Any]:
     content = read_json(path)
     shapes = content.get("shapes") if isinstance(content, dict) else None
@@ -92,10 +80,10 @@ def _record(
             "that were annotated with images=FOLDER"
         )
     groups: dict[Any, list[dict[str, Any]]] = {}
-    left_out: Counter[str] = Counter()
+    left_out: dict[str, list[str]] = {}
     for index, shape in enumerate(shapes):
         if shape.get("shape_type") in _OPEN:
-            left_out[f"{shape['shape_type']} shapes"] += 1
+            left_out.setdefault(f"{shape['shape_type']} shapes", []).append(str(shape.get("label")))
             continue
         group = shape.get("group_id")
         key = index if group is None else (str(shape.get("label")), str(group))
@@ -116,10 +104,11 @@ def _record(
         "regions": regions,
         "source": str(path),
         "left_out": left_out,
+        "measured": True,
     }
 
 
-def _picture(path: Path, content: Mapping[str, Any], images: Path | None, where: str) -> Any:
+def _picture(path: Path, content: Mapping[str, Any], images: FolderIndex | None, where: str) -> Any:
     told = str(content.get("imagePath") or "").replace("\\", "/")
     if images is None:
         # LabelMe's own way: from the folder of the file, which may lead up.
@@ -131,12 +120,15 @@ def _picture(path: Path, content: Mapping[str, Any], images: Path | None, where:
                 return {"bytes": base64.b64decode(content["imageData"], validate=True), "path": None}
             except (TypeError, ValueError):
                 raise RegionRecordError(f"{where}: imageData is not base64; say images=FOLDER") from None
-    pieces = [piece for piece in told.split("/") if piece not in ("", ".", "..")]
-    tails = ["/".join(pieces[start:]) for start in range(len(pieces))]
-    folder = images or path.parent
-    picture = find_file([folder], [*tails, *(path.stem + suffix for suffix in IMAGE_SUFFIXES)])
+    folder = images or FolderIndex(path.parent)
+    try:
+        picture = folder.find(told) or next(filter(None, (folder.find(path.stem + s) for s in IMAGE_SUFFIXES)), None)
+    except RegionRecordError as error:
+        raise RegionRecordError(f"{where}: {error}") from None
     if picture is None:
-        raise RegionRecordError(f"{where}: there is no picture {told or path.stem!r} in {folder}; say images=FOLDER")
+        raise RegionRecordError(
+            f"{where}: there is no picture {told or path.stem!r} in {folder.folder}; say images=FOLDER"
+        )
     return picture
 
 

@@ -42,7 +42,8 @@ def coco_annotations(
             **{name: record[name] for name in _ALSO if record.get(name) is not None},
         }
         # Where CVAT looks for what its labels have beside a name.
-        yield annotation | ({"attributes": {"caption": record["caption"]}} if record.get("caption") else {})
+        attributes = record.get("attributes") or ({"caption": record["caption"]} if record.get("caption") else {})
+        yield annotation | ({"attributes": attributes} if attributes else {})
 
 
 def write_coco(
@@ -107,6 +108,7 @@ def _coco_record(region: WrittenRegion, polygons: bool) -> dict[str, Any]:
         "area": (x1 - x0) * (y1 - y0) if region.mask is None else int(region.mask.sum()),
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "category": region.label,
-        "caption": region.caption or None,
+        # Here alone: CVAT would lose a second one, other tools leave it behind uncorrected.
+        "attributes": {"caption": region.caption} if region.caption else None,
         "score": region.score,
     }

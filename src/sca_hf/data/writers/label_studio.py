@@ -41,7 +41,8 @@ def write_label_studio(records: Iterable[Mapping[str, Any]], folder: Path, polyg
             prediction: dict[str, Any] = {"model_version": "sca-hf", "result": result}
             prediction |= {"score": sum(scores) / len(scores)} if scores else {}
             image = f"/data/local-files/?d=images/{quote(pictures.add(record))}"
-            data = {"image": image, "image_id": str(record.get("image_id") or record.get("name") or "")}
+            image_id = str(record.get("image_id") or record.get("name") or "")
+            data = {"image": image, "image_id": image_id.encode("utf-8", "replace").decode()}
             task = {"data": data, "predictions": [prediction]}
             file.write(separator + json.dumps(task, ensure_ascii=False))
             separator = ",\n"
