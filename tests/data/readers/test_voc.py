@@ -83,7 +83,7 @@ def test_a_box_without_area_costs_its_object_only(root, box):
 
 
 def test_boxes_outside_are_cut_or_refused(root):
-    voc(root, [voc_object((0, 1, 41, 30)), voc_object((1, 1, 50, 30))])
+    voc(root, [voc_object((1, 1, 41, 30)), voc_object((1, 1, 50, 30))])
     report = ReadReport()
     assert [r["box"] for r in regions(read("voc", "skip", report, root=root))] == [[0, 0, 40, 30]]
     assert (report.clipped_regions, report.skipped_regions) == (1, 1)
@@ -237,7 +237,7 @@ def test_options_and_folders_are_checked(root):
         ({"clip": "all"}, "clip is 'all'"),
         ({"picture": "name"}, "picture is 'name'"),
         ({}, "holds no XML file"),
-        ({"annotations": root / "gone"}, "is no folder"),
+        ({"annotations": root / "gone"}, "is not a folder"),
     ):
         with pytest.raises(ValueError, match=message):
             read("voc", root=root, **options)
