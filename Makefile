@@ -42,7 +42,7 @@ $(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/pyt
 
 install: $(VENV)/.installed-dev ## set up .venv for working on sca-hf
 
-demo: $(VENV)/.installed ## caption a picture with the bundled model: a picture, a JSON and a table in demo-output/
+demo: $(VENV)/.installed ## caption a picture with the bundled model: a picture, a JSON file and a table in demo-output/
 	$(BIN)/sca-hf scene $(DEMO)/scene.png --seed 20000010 --regions $(DEMO)/prompts.json
 	$(BIN)/sca-hf caption $(DEMO)/scene.png --regions $(DEMO)/prompts.json \
 		--json $(DEMO)/captions.json --overlay $(DEMO)/captions.png
@@ -59,16 +59,16 @@ test-external: $(VENV)/.installed-dev ## the library's own model and processor t
 test-versions: $(BIN)/python ## save and load across the oldest, a middle and the newest transformers; writes docs/versions.md
 	$(BIN)/python tests/versions/run.py $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
 
-check: $(VENV)/.installed-dev ## lint, format, types, flat-copy rules
+check: $(VENV)/.installed-dev ## lint, format, types, flat-copy rules, sizes, structure and vocabulary
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) tests/test_flat_copy.py
+	$(PYTEST) tests/test_flat_copy.py tests/test_house.py tests/test_structure.py tests/test_vocabulary.py
 
 flat: $(VENV)/.installed-dev ## can modeling/ and processing/ be copied flat to the Hub?
 	$(PYTEST) tests/test_flat_copy.py
 
-style: $(VENV)/.installed-dev ## format and mend what lint can mend
+style: $(VENV)/.installed-dev ## format, and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -76,7 +76,7 @@ bench: $(VENV)/.installed-dev ## speed against the library's plain modules, and 
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.captions
 
-docs: $(VENV)/.installed-dev ## the README's picture and outputs, made anew with the bundled model
+docs: $(VENV)/.installed-dev ## the README's picture and outputs, and docs/api.md, made again
 	$(BIN)/python docs/refresh.py
 
 build: $(BIN)/python ## a wheel in dist/

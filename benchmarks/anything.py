@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
-from sca_hf.processing.anything_sca import AnythingSettings, encode_image
+from sca_hf.processing.anything_sca import encode_image
+from sca_hf.processing.anything_settings_sca import AnythingSettings
 from sca_hf.processing.mask_generation_sca import select_masks, stability_scores
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.processing.processing_sca import ScaProcessor

@@ -163,7 +163,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8123)
     options = parser.parse_args()
     served = "demo" if options.pages else "serve"  # the page's server has the HTTP interface too
-    command = [sys.executable, "-m", "sca_hf.cli", served, "--port", str(options.port), "--device", "cpu"]
+    command = [sys.executable, "-m", "sca_hf", served, "--port", str(options.port), "--device", "cpu"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{options.port}"
     try:

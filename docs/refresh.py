@@ -16,7 +16,7 @@ from PIL import Image
 
 from sca_hf.captioning import caption_images, draw_captions, load
 from sca_hf.data.scenes import render_scene
-from sca_hf.prompt_arguments import RegionPrompt
+from sca_hf.processing.region_prompts_sca import RegionPrompt
 
 
 ROOT = Path(__file__).parent.parent

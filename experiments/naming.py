@@ -37,7 +37,7 @@ from sca_hf.training.trainer import ScaTrainer
 # Two-sided 95 % of Student's t by degrees of freedom: the splits are few.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 REAL = [
-    Path(__file__).parents[1] / "recipes" / "real" / f"{name}.yaml"
+    Path(__file__).parent / "real" / f"{name}.yaml"
     for name in ("road_signs", "playing_cards", "blood_cells", "dates_figs_nuts")
 ]
 COLUMNS = ("box", "point", "wrong pictures", "linear probe", "commonest class")
@@ -146,7 +146,7 @@ def markdown_rows(name: str, runs: list[dict[str, dict[str, float]]]) -> str:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", nargs="+", default=REAL, help="with data.holdout (default: those of recipes/real)")
+    parser.add_argument("--recipe", nargs="+", default=REAL, help="with data.holdout (default: experiments/real)")
     parser.add_argument("--model", required=True, help="to start from, in place of the recipe's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of splits and training")
     parser.add_argument("--no-training", action="store_true", help="score the model as it is")

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from experiments.sca_tiny.captioning import CaptioningSettings, new_captioner, train_captioning
+from experiments.sca_tiny.scenes_report import caption_scores, run_scenes
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.data.scenes import scenes
-from sca_hf.evaluation.scenes_report import caption_scores, run_scenes
-from sca_hf.training.sca_tiny.captioning import CaptioningSettings, new_captioner, train_captioning
 
 
 SCORES = ("cider_d", "color", "shape", "texture", "size", "relation")

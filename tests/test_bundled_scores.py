@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.sca_tiny.scenes_report import caption_scores, run_scenes
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.data.scenes import scenes
-from sca_hf.evaluation.scenes_report import caption_scores, run_scenes
 from sca_hf.model_names import bundled_model
 from sca_hf.training import ScaTrainer, ScaTrainingArguments
 from sca_hf.training.recipe.run import build_datasets
@@ -41,7 +41,7 @@ def test_regions_of_pictures_kept_out_of_training_are_named(bundled, name, share
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
     Path("data").symlink_to(data)
-    _, kept_out = build_datasets(load_recipe(ROOT / "recipes" / "real" / f"{name}.yaml").data)
+    _, kept_out = build_datasets(load_recipe(ROOT / "experiments" / "real" / f"{name}.yaml").data)
     args = ScaTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, sample_sheet=0, report_to="none")
     metrics = ScaTrainer(model, args, processing_class=processor).evaluate(kept_out)
     assert metrics["eval_naming_accuracy"] >= NAMED[name]

@@ -11,8 +11,7 @@ import pytest
 import sca_hf.model_names as model_names
 from sca_hf import bundled_model, region_captioning_pipeline
 from sca_hf.cli import main
-from sca_hf.evaluation.captioners.sca import ScaCaptioner
-from sca_hf.evaluation.captioners.segmenter import Segmenter
+from sca_hf.evaluation.captioners.sca import ScaCaptioner, Segmenter
 from sca_hf.model_names import check_repository, resolve_model
 from sca_hf.testing import tiny_image
 

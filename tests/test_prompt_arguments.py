@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sca_hf.prompt_arguments import (
-    RegionPrompt,
-    parse_prompt,
-    processor_arguments,
-    read_mask_file,
-    read_regions_file,
-)
+from sca_hf.processing.region_prompts_sca import RegionPrompt, processor_arguments
+from sca_hf.prompt_arguments import parse_prompt, read_mask_file, read_regions_file
 
 
 def regions_of(*prompts):
@@ -75,7 +70,7 @@ def test_any_json_gives_regions_or_an_error_that_names_the_file(tmp_path_factory
         assert "any" in str(error)
     else:
         for regions in found.values():
-            assert all(r.box is not None or r.points or r.mask is not None for r in regions)
+            assert all(r.box is not None or r.points or r.has_mask for r in regions)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "I;16"])

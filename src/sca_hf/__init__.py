@@ -1,34 +1,32 @@
 """Segment and Caption Anything for the Hugging Face ecosystem: a mask and a caption for every prompted region."""
 
-from .environment import explain_broken_torchvision
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_exports, register_with_auto_classes
 
 
-try:
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForImageTextToText,
-        AutoModelForMaskGeneration,
-        AutoProcessor,
+if TYPE_CHECKING:
+    from .model_names import bundled_model, region_captioning_pipeline
+    from .modeling.configuration_sca import ScaConfig, ScaMixerConfig
+    from .modeling.mixer_sca import ScaTextFeatureMixer
+    from .modeling.modeling_sca import ScaForConditionalGeneration
+    from .modeling.outputs_sca import ScaGenerateOutput, ScaOutput
+    from .processing.processing_sca import ScaProcessor
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "model_names": ["bundled_model", "region_captioning_pipeline"],
+            "modeling.configuration_sca": ["ScaConfig", "ScaMixerConfig"],
+            "modeling.mixer_sca": ["ScaTextFeatureMixer"],
+            "modeling.modeling_sca": ["ScaForConditionalGeneration"],
+            "modeling.outputs_sca": ["ScaGenerateOutput", "ScaOutput"],
+            "processing.processing_sca": ["ScaProcessor"],
+        },
     )
-except (ImportError, RuntimeError):
-    explain_broken_torchvision()
-    raise
-
-from .model_names import bundled_model, region_captioning_pipeline
-from .modeling.configuration_sca import ScaConfig, ScaMixerConfig
-from .modeling.mixer_sca import ScaTextFeatureMixer
-from .modeling.modeling_sca import ScaForConditionalGeneration
-from .modeling.outputs_sca import ScaGenerateOutput, ScaOutput
-from .processing.processing_sca import ScaProcessor
 
 
 __version__ = "0.1.0"
-
-AutoConfig.register(ScaConfig.model_type, ScaConfig)
-AutoProcessor.register(ScaConfig, ScaProcessor)
-for _auto in (AutoModel, AutoModelForImageTextToText, AutoModelForMaskGeneration):
-    _auto.register(ScaConfig, ScaForConditionalGeneration)
 
 __all__ = [
     "ScaConfig",
@@ -41,3 +39,5 @@ __all__ = [
     "bundled_model",
     "region_captioning_pipeline",
 ]
+
+register_with_auto_classes()

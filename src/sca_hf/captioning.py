@@ -14,7 +14,7 @@ from .modeling.modeling_sca import ScaForConditionalGeneration
 from .processing.images_sca import as_images
 from .processing.masks_sca import encode_rle
 from .processing.processing_sca import ScaProcessor
-from .prompt_arguments import RegionPrompt, processor_arguments
+from .processing.region_prompts_sca import RegionPrompt, processor_arguments
 
 
 @dataclass
@@ -43,13 +43,12 @@ class CaptionedRegion:
 
     @property
     def text(self) -> str:
-        """The caption in one line, without what could steer a terminal."""
-        line = self.caption if isinstance(self.caption, str) else " | ".join(self.caption)
-        return " ".join("".join(letter if letter.isprintable() else " " for letter in line).split())
+        """The caption in one line, without control characters."""
+        return one_line(self.caption if isinstance(self.caption, str) else " | ".join(self.caption))
 
     def to_json(self) -> dict[str, Any]:
-        """The record that `--json` writes; the mask as COCO RLE."""
-        return {
+        """The record that `--json` writes: the mask as COCO RLE, and the keys that came with the prompt."""
+        record = {
             "image": self.image,
             "region": self.number,
             "caption": self.caption,
@@ -59,6 +58,12 @@ class CaptionedRegion:
             "prompt": self.prompt.to_json(),
             "mask": encode_rle(self.mask),
         }
+        return self.prompt.with_extra(record)
+
+
+def one_line(text: str) -> str:
+    """Returns a text in one line, without characters that control a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def load(model: str | None = None, device: str | None = None) -> tuple[ScaForConditionalGeneration, ScaProcessor]:
@@ -95,15 +100,18 @@ def caption_images(
     for start in range(0, len(images), batch_size):
         names = images[start : start + batch_size]
         pictures = as_images(list(names))
-        asked = [list(regions) for regions in prompts[start : start + batch_size]]
-        # An image without prompts is asked for by the box that the processor would give it.
-        for regions, picture in zip(asked, pictures, strict=True):
-            if not regions:
-                regions.append(RegionPrompt(box=[0.0, 0.0, float(picture.width), float(picture.height)]))
-        inputs = processor(pictures, task=task, **processor_arguments(asked)).to(model.device, model.dtype)
+        # An image without prompts gets the box that the processor would give it.
+        checked = [
+            [
+                region.on_image((picture.height, picture.width))
+                for region in regions or [RegionPrompt(box=[0.0, 0.0, float(picture.width), float(picture.height)])]
+            ]
+            for regions, picture in zip(prompts[start : start + batch_size], pictures, strict=True)
+        ]
+        inputs = processor(pictures, task=task, **processor_arguments(checked)).to(model.device, model.dtype)
         outputs = model.generate(**inputs, output_caption_scores=True, **generation)
         results = processor.post_process_regions(outputs, inputs["original_sizes"], inputs["reshaped_input_sizes"])
-        for name, picture, regions, records in zip(names, pictures, asked, results, strict=True):
+        for name, picture, regions, records in zip(names, pictures, checked, results, strict=True):
             yield (
                 picture,
                 [

@@ -43,9 +43,7 @@ class Saveable(Protocol):
         """Writes itself to a folder."""
 
 
-def write_whole(
-    path: str | Path, content: str | bytes | Iterable[str] | Iterable[bytes], durable: bool = False
-) -> None:
+def write_whole(path: str | Path, content: str | bytes | Iterable[str | bytes], durable: bool = False) -> None:
     """Writes a file that other processes see complete or not at all.
 
     Args:

@@ -12,10 +12,11 @@ import pytest
 from pycocotools.coco import COCO
 
 from sca_hf import ScaProcessor
-from sca_hf.anything.folder import FolderRun, run_folder
-from sca_hf.anything.journal import Journal
+from sca_hf.anything.folder import FolderRun, open_log, run_folder
 from sca_hf.anything.sources import find_images
 from sca_hf.cli import main
+from sca_hf.files import LockedError
+from sca_hf.run_log import RunMismatchError
 from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
 
 
@@ -93,7 +94,8 @@ def test_done_is_done_and_other_settings_are_refused(model, tmp_path, capsys, mo
     assert main(anything(model, folder, tmp_path / "out")) == 0
     assert results(tmp_path / "out") == before
     assert main(anything(model, folder, tmp_path / "out", "--min-area=0.1")) == 2
-    assert "holds a run with settings" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "belongs to a run with other settings: settings.min_area was None and is 0.1" in error
 
 
 def test_failed_images_can_be_tried_again(model, tmp_path):
@@ -118,37 +120,45 @@ def test_a_share_of_the_run_waits_for_the_others(model, tmp_path):
     assert results(tmp_path / "two") == results(tmp_path / "one")
 
 
-def test_a_line_cut_short_is_dropped_and_written_anew(tmp_path):
-    journal = Journal(tmp_path, {"model": "m"})
-    journal.add({"image": "one", "records": []})
-    journal.add({"image": "two", "records": []})
-    journal.close()
+def append(run, rank, *entries):
+    with open_log(run, rank) as log:
+        log.append(map(json.dumps, entries))
+
+
+def test_a_line_cut_short_is_dropped_and_written_again(tmp_path):
+    run = FolderRun(str(tmp_path), "m")
+    append(run, 0, {"image": "one", "records": []})
+    append(run, 0, {"image": "two", "records": []})
     path = tmp_path / "journal" / "part-00000.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    assert set(Journal(tmp_path, {"model": "m"}, rank=None).places()) == {"one"}
-    journal = Journal(tmp_path, {"model": "m"})
-    journal.add({"image": "two", "records": [1]})
-    journal.close()
-    places = Journal(tmp_path, {"model": "m"}, rank=None).places()
-    assert [e["records"] for e in journal.entries([places["two"], places["one"]])] == [[1], []]
+    assert set(open_log(run).lines()) == {"one"}
+    append(run, 0, {"image": "two", "records": [1]})
+    log = open_log(run)
+    lines = log.lines()
+    assert [entry["records"] for entry in log.entries([lines["two"], lines["one"]])] == [[1], []]
 
 
 def test_a_failure_gives_way_to_a_success_whatever_the_name(tmp_path):
-    name = 'a "quoted", "error": \\ name\u2028.png'
+    name, run = 'a "quoted", "error": \\ name\u2028.png', FolderRun(str(tmp_path), "m")
     for rank, entry in enumerate([{"error": "no"}, {"records": [], "note": "error"}, {"error": "no"}]):
-        journal = Journal(tmp_path, {}, rank)
-        journal.add({"image": name, **entry})
-        journal.close()
-    places = journal.places()
-    assert list(places) == [name] and not places[name].failed
+        append(run, rank, {"image": name, **entry})
+    lines = open_log(run).lines()
+    assert list(lines) == [name] and not lines[name].about
 
 
 def test_two_processes_cannot_write_the_same_part(tmp_path):
-    held = Journal(tmp_path, {})
-    with pytest.raises(RuntimeError, match="being written by another process"):
-        Journal(tmp_path, {})
-    held.close()
-    Journal(tmp_path, {}).close()
+    run = FolderRun(str(tmp_path), "m")
+    with open_log(run, 0), pytest.raises(LockedError, match="being written by another process"), open_log(run, 0):
+        pass
+    with open_log(run, 0):
+        pass
+
+
+def test_other_boxes_are_another_run(tmp_path):
+    append(FolderRun(str(tmp_path), "m", boxes={"one": [[0.0, 0.0, 9.0, 9.0]]}), 0, {"image": "one", "records": []})
+    open_log(FolderRun(str(tmp_path), "m", boxes={"one": [[0.0, 0.0, 9.0, 9.0]]}))
+    with pytest.raises(RunMismatchError, match="boxes was 'sha256 "):
+        open_log(FolderRun(str(tmp_path), "m", boxes={"one": [[0.0, 0.0, 9.0, 8.0]]}))
 
 
 DETECTIONS = {
@@ -208,7 +218,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(arguments, said, tmp_path, c
 
 def start(model, folder, output, rank=0, world=1, *more) -> subprocess.Popen:
     environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)}
-    command = [sys.executable, "-m", "sca_hf.cli", *anything(model, folder, output, *more)]
+    command = [sys.executable, "-m", "sca_hf", *anything(model, folder, output, *more)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -68,7 +68,7 @@ def test_a_recipe_that_is_not_there(capsys):
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
-    assert end.value.code == 0 and f"sca-hf {command} recipes/finetune_voc.yaml" in capsys.readouterr().out
+    assert end.value.code == 0 and f"sca-hf {command} finetune_voc" in capsys.readouterr().out
 
 
 def test_estimate_prints_parts_cache_and_whether_it_fits(recipe, capsys):

@@ -76,7 +76,7 @@ def test_everything_is_told_and_drawn(answers, picture):
     kept = [{"caption": r["caption"], "segmentation": r["segmentation"]} for r in said["regions"]]
     drawn = answers.draw({"image_id": picture["image_id"], "regions": kept})
     assert base64.b64decode(drawn["png"]).startswith(b"\x89PNG")
-    assert answers.progress({"job": "j"}) == {"share": 0.0, "text": "waiting"}, "what is done is forgotten"
+    assert answers.progress({"job": "j"}) == {"fraction": 0.0, "text": "waiting"}, "a finished job is forgotten"
 
 
 def test_a_session_has_one_job(answers, picture, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_session_has_one_job(answers, picture, monkeypatch):
     monkeypatch.setattr(answers.engine, "anything", meanwhile)
     assert answers.everything({"image_id": picture["image_id"], "session": "mine", "job": "first"}) == {"regions": []}
     assert "still being worked on" in seen["same"]["error"]
-    assert 0.15 < seen["progress"]["share"] < 0.85 and seen["progress"]["text"] == "masks 3 of 12"
+    assert 0.15 < seen["progress"]["fraction"] < 0.85 and seen["progress"]["text"] == "masks 3 of 12"
 
 
 GOOD = {"points": [[50, 50]], "labels": [1]}
@@ -104,7 +104,7 @@ WRONG = {
     "a point of words": ("describe", {"region": {"points": [["a", "b"]], "labels": [1]}}),
     "a point that is NaN": ("describe", {"region": {"points": [[float("nan"), 4]], "labels": [1]}}),
     "a point far away": ("describe", {"region": {"points": [[5000, 4]], "labels": [1]}}),
-    "labels missing": ("describe", {"region": {"points": [[5, 4]]}}),
+    "labels missing": ("describe", {"region": {"points": [[5, 4]], "labels": []}}),
     "a box of two": ("describe", {"region": {"box": [1, 2]}}),
     "a mask of another size": ("describe", {"region": {"mask": {"size": [9, 9], "counts": [81]}}}),
     "an empty mask": ("describe", {"region": {"mask": {"size": [192, 192], "counts": [36864]}}}),

@@ -32,7 +32,7 @@ SCENE = next(scenes("test", 1, 10))
 
 @pytest.fixture(scope="module")
 def url():
-    command = [sys.executable, "-m", "sca_hf.cli", "demo", "--port", str(PORT), "--device", "cpu"]
+    command = [sys.executable, "-m", "sca_hf", "demo", "--port", str(PORT), "--device", "cpu"]
     server = subprocess.Popen([*command, "--model", "sca-tiny", "--model", str(other_model())])
     address = f"http://127.0.0.1:{PORT}"
     try:

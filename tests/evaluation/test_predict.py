@@ -8,8 +8,7 @@ import pytest
 
 from sca_hf.evaluation.captioners import BlankImages, PredictionsFile
 from sca_hf.evaluation.predict import PredictSettings, predict
-from sca_hf.evaluation.prediction_run import read_run, run_file
-from sca_hf.evaluation.predictions import PredictionError, read_predictions
+from sca_hf.evaluation.predictions import PredictionError, read_predictions, read_run, run_file
 from tests.evaluation.predict_runs import finish, kill, start, tiny_captioner
 from tests.evaluation.region_files import tiny_record, write_regions
 

@@ -98,7 +98,7 @@ def test_a_point_in_the_predicted_mask_is_left_to_the_captioner():
 
 def test_the_captioner_describes_what_is_at_a_pixel_of_its_own_mask(model, processor):
     from sca_hf.evaluation.captioners import ScaCaptioner
-    from sca_hf.prompt_arguments import RegionPrompt
+    from sca_hf.processing.region_prompts_sca import RegionPrompt
 
     captioner = ScaCaptioner(model, processor, {"max_new_tokens": 6})
     image = build_query(row(), "random_point_in_mask", seed=3)

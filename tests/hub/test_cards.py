@@ -14,7 +14,7 @@ from sca_hf.hub.publish import find_recipe
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"
-PREPARED = sorted(path for path in CARDS.glob("sca_*.md") if path.name != "sca_tiny.md")
+PREPARED = sorted(CARDS.glob("sca_*.md"))
 
 
 @pytest.fixture(scope="module")

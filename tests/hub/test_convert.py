@@ -7,8 +7,7 @@ import torch
 from original_format import original_config, original_state_dict, write_checkpoint
 from safetensors.torch import load_file
 
-from sca_hf.hub.checkpoint_files import CheckpointError
-from sca_hf.hub.convert import convert, plan_model
+from sca_hf.hub.convert import CheckpointError, convert, plan_model
 from sca_hf.hub.original import OriginalFormatError, rename_key, split_tensor, translate_config
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import tiny_tokenizer

@@ -99,19 +99,19 @@ def of(**region):
 BAD = {
     "no inputs": ({"image": "x"}, "the request must be"),
     "no image": ({"inputs": {"regions": []}}, "inputs.image must be"),
-    "no base64": ({"inputs": "$$$"}, "no picture in base64"),
-    "no picture": ({"inputs": base64.b64encode(b"GIF89a nonsense").decode()}, "no picture|broken"),
-    "a cut picture": ({"inputs": picture()[:4000]}, "broken|no picture"),
+    "no base64": ({"inputs": "$$$"}, "not a picture in base64"),
+    "no picture": ({"inputs": base64.b64encode(b"GIF89a nonsense").decode()}, "not a picture|broken"),
+    "a cut picture": ({"inputs": picture()[:4000]}, "broken|not a picture"),
     "unknown field": ({"inputs": {"image": picture(), "url": "http://x"}}, r"unknown fields \['url'\]"),
-    "a path": ({"inputs": "/etc/passwd"}, "no picture in base64"),
-    "no regions": ({"inputs": {"image": picture(), "regions": []}}, "list of 1 to 1000 regions"),
-    "too many": ({"inputs": {"image": picture(), "regions": [{"box": [0, 0, 9, 9]}] * 1001}}, "1 to 1000"),
-    "empty region": (of(), r"regions\[0\] must have"),
-    "three numbers": (of(box=[1, 2, 3]), "box must be 4 numbers"),
-    "not a number": (of(box=[math.nan, 0, 9, 9]), "4 numbers"),
+    "a path": ({"inputs": "/etc/passwd"}, "not a picture in base64"),
+    "no regions": ({"inputs": {"image": picture(), "regions": []}}, "give at least one region"),
+    "too many": ({"inputs": {"image": picture(), "regions": [{"box": [0, 0, 9, 9]}] * 1001}}, "at most 1000"),
+    "empty region": (of(), r"regions\[0\] has no prompt"),
+    "three numbers": (of(box=[1, 2, 3]), "four finite numbers"),
+    "not a number": (of(box=[math.nan, 0, 9, 9]), "four finite numbers"),
     "outside": (of(box=[0, 0, 900, 9]), "(?i)box"),
     "labels only": (of(box=[0, 0, 9, 9], labels=[1]), "labels without"),
-    "label 7": (of(points=[[1, 1]], labels=[7]), "labels must be"),
+    "label 7": (of(points=[[1, 1]], labels=[7]), "expected 1 .inside. or 0"),
     "a mask of another size": (of(mask={"size": [9, 9], "counts": "x"}), r"\[60, 80\]"),
     "a broken mask": (of(mask={"size": [60, 80], "counts": [1]}), "mask"),
     "unknown parameter": ({"inputs": picture(), "parameters": {"custom_generate": "evil/x"}}, "custom_generate"),
@@ -130,7 +130,7 @@ def test_bad_requests_are_400_with_a_sentence(handler, name):
 
 
 def test_the_largest_pictures_are_refused_before_they_are_decoded(handler, monkeypatch):
-    monkeypatch.setitem(type(handler).__call__.__globals__, "MOST_PIXELS", 100)
+    monkeypatch.setitem(type(handler).__call__.__globals__, "MAX_PIXELS", 100)
     assert ask(handler, {"inputs": picture()}) == (400, "the image has 80 x 60 pixels; at most 100 are read.")
 
 
@@ -142,7 +142,7 @@ def serve(models, host, port):
     import json
 
     from sca_hf.captioning import caption_images, load
-    from sca_hf.prompt_arguments import RegionPrompt
+    from sca_hf.processing.region_prompts_sca import RegionPrompt
 
     assert (models[0].split("/")[-1], host, port) == ("shown", "0.0.0.0", 7860)
     loaded = load(models[0], "cpu")

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import sca_hf.hub.publish as publishing_module
 from sca_hf.cli import main
-from sca_hf.hub.folder_check import PublishError, check_folder
-from sca_hf.hub.publish import publish, staged_model
+from sca_hf.hub.publish import PublishError, check_folder, publish, staged_model
 from sca_hf.testing import tiny_image, tiny_model
 
 

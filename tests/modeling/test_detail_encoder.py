@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from sca_hf import ScaForConditionalGeneration
-from sca_hf.hub.repository_info import describe_repository
+from sca_hf.hub.info import describe_repository
 from sca_hf.modeling.detail_sca import box_weights, mask_weights
 from sca_hf.testing import tiny_image, tiny_model
 from sca_hf.training import add_detail_encoder, apply_preset, increase_input_resolution

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sca_hf import ScaOutput
-from sca_hf.processing.anything_sca import AnythingSettings, encode_image
+from sca_hf.processing.anything_sca import encode_image
+from sca_hf.processing.anything_settings_sca import AnythingSettings
 from sca_hf.processing.mask_generation_sca import (
     box_iou,
     connected_components,

@@ -4,7 +4,7 @@ import torch
 from transformers import SamProcessor
 
 from sca_hf import ScaGenerateOutput
-from sca_hf.processing import postprocessing_sca
+from sca_hf.processing import mask_generation_sca
 from sca_hf.testing import tiny_image
 
 
@@ -68,7 +68,7 @@ def test_masks_are_those_of_the_librarys_processor(processor, outputs):
 
 @pytest.mark.parametrize("pixels", [1, 1 << 26])
 def test_a_region_is_a_record_with_its_best_mask(processor, outputs, pixels, monkeypatch):
-    monkeypatch.setattr(postprocessing_sca, "_MASK_PIXELS", pixels)
+    monkeypatch.setattr(mask_generation_sca, "_MASK_PIXELS", pixels)
     records = processor.post_process_regions(outputs, SIZES, RESIZED)
     assert [len(image) for image in records] == [3, 1]
     masks = processor.post_process_masks(outputs["pred_masks"], SIZES, RESIZED)

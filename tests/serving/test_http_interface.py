@@ -99,7 +99,7 @@ def test_requests_that_come_together_share_a_call_and_stay_apart(engine, client,
         release.wait(30)
 
     image = engine.open_image(FILE)
-    from sca_hf.prompt_arguments import RegionPrompt
+    from sca_hf.processing.region_prompts_sca import RegionPrompt
 
     holding = engine.submit(image, [RegionPrompt(box=BOXES[0])], generation={"max_new_tokens": 2}, on_tokens=hold)
     assert blocked.wait(60)
@@ -276,7 +276,7 @@ def test_bodies_above_the_limit_are_refused_told_or_not(client):
 def test_a_full_queue_says_so(client):
     small = Engine(device="cpu", limits=Limits(waiting=1))
     image = small.open_image(FILE)
-    from sca_hf.prompt_arguments import RegionPrompt
+    from sca_hf.processing.region_prompts_sca import RegionPrompt
 
     blocked, release = threading.Event(), threading.Event()
     region = [RegionPrompt(box=BOXES[0])]

@@ -112,7 +112,7 @@ def test_two_processes_without_gpus_are_one_run_of_a_recipe(start, tmp_path):
     ).save_pretrained(start)
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "sca_hf.cli", "train", str(tmp_path / "recipe.yaml")]
+    command += ["-m", "sca_hf", "train", str(tmp_path / "recipe.yaml")]
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from sca_hf.cli import main
 from sca_hf.model_names import bundled_model
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
+from sca_hf.recipes import recipe_names, recipe_path
 from sca_hf.testing import tiny_config, tiny_sam_config
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.presets import apply_preset, prepare_model
@@ -203,13 +204,11 @@ def test_known_configurations_have_the_published_number_of_parameters(name, para
         assert auto.from_config(config).num_parameters() == parameters
 
 
-def test_every_base_of_the_published_recipes_is_known(request):
-    folder = request.config.rootpath / "recipes"
+def test_every_base_of_the_published_recipes_is_known():
     named = set()
-    for path in folder.glob("*.yaml"):
-        if path.name != "sca_tiny.yaml":
-            model = load_recipe(path).model
-            named |= {model.sam, model.language_model, model.swap_language_model, model.swap_image_encoder} - {None}
+    for name in recipe_names():
+        model = load_recipe(recipe_path(name)).model
+        named |= {model.sam, model.language_model, model.swap_language_model, model.swap_image_encoder} - {None}
     assert named and named <= KNOWN_CONFIGS.keys()
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_runs import records
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
-from sca_hf.hub.repository_info import describe_repository
+from sca_hf.hub.info import describe_repository
 from sca_hf.testing import tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.image_size import add_detail_encoder, set_image_size

@@ -8,12 +8,13 @@ from sca_hf.training.recipe.schema import Recipe, load_recipe
 from sca_hf.yaml_files import override, read_value, read_yaml, write_yaml
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "src" / "sca_hf" / "recipes"
 # sca_tiny.yaml is of the bundled model's own stages; small_set.yaml is what others extend.
 PUBLISHED = sorted(
-    str(path.relative_to(RECIPES))
-    for pattern in ("*.yaml", "real/*.yaml")
-    for path in RECIPES.glob(pattern)
+    str(path.relative_to(ROOT))
+    for pattern in ("src/sca_hf/recipes/*.yaml", "experiments/real/*.yaml", "experiments/sca_tiny/*.yaml")
+    for path in ROOT.glob(pattern)
     if path.stem not in ("sca_tiny", "small_set")
 )
 PLAIN = """\
@@ -159,9 +160,9 @@ def test_override_makes_sections_that_are_not_there():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_recipes_are_whole_and_their_stages_chain(name):
-    recipe = load_recipe(RECIPES / name)
-    assert load_recipe(RECIPES / name, ["--training.max_steps=1"]).training["max_steps"] == 1
-    outputs = {f"{load_recipe(RECIPES / other).output}/model" for other in PUBLISHED}
+    recipe = load_recipe(ROOT / name)
+    assert load_recipe(ROOT / name, ["--training.max_steps=1"]).training["max_steps"] == 1
+    outputs = {f"{load_recipe(ROOT / other).output}/model" for other in PUBLISHED}
     assert recipe.model.from_ in {None, "sca-tiny", "runs/sca-tiny/captions/model", *outputs}
     assert recipe.output == f"runs/{Path(name).stem}"
 

@@ -1,15 +1,14 @@
 """Captioning everything in whole folders of images: what `sca-hf anything` does, without the command line."""
 
 from .coco import coco_annotations, write_coco
-from .folder import FolderRun, run_folder
-from .journal import Journal
+from .folder import FolderResult, FolderRun, run_folder
 from .sources import ImageItem, find_images, read_boxes
 
 
 __all__ = [
+    "FolderResult",
     "FolderRun",
     "ImageItem",
-    "Journal",
     "coco_annotations",
     "find_images",
     "read_boxes",

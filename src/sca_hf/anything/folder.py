@@ -3,21 +3,23 @@
 On a Ray cluster, Ray Data hands images to actors that hold the model, and the driver keeps the log.
 """
 
+import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..drawing import DrawnRegion, draw_regions
+from ..files import to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
+from ..run_log import RunLog
 from .coco import write_coco
-from .journal import Journal, progress_bar, write_whole
 from .sources import Boxes, ImageItem, boxes_of
 
 
@@ -50,8 +52,10 @@ class FolderRun:
     device: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on."""
-        boxes = self.boxes if self.boxes is None or isinstance(self.boxes, str) else sorted(self.boxes.items())
+        """Returns what must be the same for a run to be resumed."""
+        boxes = self.boxes
+        if boxes is not None and not isinstance(boxes, str):
+            boxes = f"sha256 {hashlib.sha256(json.dumps(boxes, sort_keys=True).encode()).hexdigest()}"
         return {
             "model": self.model or BUNDLED_MODEL,
             "settings": self.settings,
@@ -62,7 +66,7 @@ class FolderRun:
 
 
 class ImageCaptioner:
-    """A loaded model that turns images of a run into lines of its journal."""
+    """A loaded model that turns images of a run into lines of its log."""
 
     def __init__(self, run: FolderRun) -> None:
         from ..captioning import load
@@ -106,8 +110,14 @@ def draw_records(picture: Any, records: Iterable[dict[str, Any]]) -> Any:
 
 
 @dataclass
-class RunResult:
-    """What a run came to; None while other processes are still at work."""
+class FolderResult:
+    """What all processes of a run came to.
+
+    Attributes:
+        images: How many images were captioned.
+        regions: How many regions they have.
+        failed: What went wrong, by image.
+    """
 
     images: int
     regions: int
@@ -120,61 +130,85 @@ def run_folder(
     rank: int = 0,
     world: int = 1,
     caption: Callable[[list[ImageItem]], Iterable[dict[str, Any]]] | None = None,
-) -> RunResult | None:
-    """Captions the images of a process's share that are not done yet, and writes the result once all are.
+) -> FolderResult | None:
+    """Captions the images of one process that are not done yet, and writes the result once all images are done.
 
     Args:
-        run: what to do.
-        items: all images; process `rank` of `world` takes every `world`-th.
-        caption: captions a list of images in any order; by default one after the other, here.
+        run: What to do.
+        items: All images; process `rank` of `world` takes every `world`-th.
+        rank: The number of this process.
+        world: How many processes share the run.
+        caption: Captions a list of images in any order; by default one after the other, in this process.
 
     Returns:
-        What all processes together came to, or None where some of it is not done yet.
+        What all processes together came to, or None where some images are not done yet.
     """
-    journal = Journal(run.output, run.identity(), rank)
-    share = items[rank::world]
-    known = journal.places()
-    done = {name for name, place in known.items() if not (run.retry and place.failed)}
-    todo = [item for item in share if item.name not in done]
-    with progress_bar(len(share), len(share) - len(todo), show=rank == 0) as bar:
-        for entry in (caption or _one_by_one(run))(todo) if todo else ():
-            journal.add(entry)
-            bar.update()
-    journal.close()
+    own = items[rank::world]
+    with open_log(run, rank) as log:
+        lines = log.lines()
+        todo = [item for item in own if item.name not in lines or (run.retry and lines[item.name].about)]
+        done = len(own) - len(todo)
+        with tqdm(total=len(own), initial=done, unit="image", disable=rank != 0, dynamic_ncols=True) as bar:
+            for entry in (caption or _one_by_one(run))(todo) if todo else ():
+                log.append([json.dumps(entry, ensure_ascii=False)])
+                bar.update()
     return finish(run, items)
 
 
-def finish(run: FolderRun, items: list[ImageItem]) -> RunResult | None:
+def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
     """Writes the result in the order of the images if every one of them is done.
 
     Whoever is last does this; where two are, both write the same.
     """
-    journal = Journal(run.output, run.identity(), rank=None)
-    places = journal.places()
-    names = [item.name for item in items]
-    if any(name not in places for name in names):
+    log = open_log(run)
+    found = log.lines()
+    if any(item.name not in found for item in items):
         return None
-    good = [places[name] for name in names if not places[name].failed]
-    bad = [places[name] for name in names if places[name].failed]
-    failed = {entry["image"]: entry["error"] for entry in journal.entries(bad)}
+    lines = [found[item.name] for item in items]
+    good = [line for line in lines if not line.about]
+    failed = {entry["image"]: entry["error"] for entry in log.entries(line for line in lines if line.about)}
     regions = 0
 
-    def lines() -> Iterator[str]:
+    def records() -> Iterator[str]:
         nonlocal regions
-        for entry in journal.entries(good):
+        for entry in log.entries(good):
             regions += len(entry["records"])
             yield json.dumps(entry, ensure_ascii=False) + "\n"
 
     output = Path(run.output)
-    write_whole(output / "records.jsonl", lines())
-    write_whole(output / "coco.json", write_coco(lambda: journal.entries(good)))
-    write_whole(output / "failed.json", iter([json.dumps(failed, ensure_ascii=False, indent=1) + "\n"]))
-    return RunResult(len(good), regions, failed)
+    write_whole(output / "records.jsonl", records())
+    write_whole(output / "coco.json", write_coco(lambda: log.entries(good)))
+    write_whole(output / "failed.json", to_json(failed))
+    log.update(complete=True, images=len(good))
+    return FolderResult(len(good), regions, failed)
 
 
-def process_of_torchrun() -> tuple[int, int]:
-    """Rank and number of the processes that torchrun started; 0 and 1 without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def open_log(run: FolderRun, rank: int | None = None) -> RunLog:
+    """Opens what a run has done so far: a line per image, which begins with the image and then its error, if any.
+
+    Args:
+        run: What is being done.
+        rank: The process that appends to it; None only reads.
+    """
+    folder = Path(run.output) / "journal"
+    part = None if rank is None else folder / f"part-{rank:05d}.jsonl"
+    # A failure never takes the place of a success.
+    return RunLog(
+        Path(run.output),
+        folder / "run.json",
+        run.identity(),
+        part,
+        "part-*.jsonl",
+        _image_and_failed,
+        replaces=lambda was_failed, failed: was_failed or not failed,
+    )
+
+
+def _image_and_failed(line: bytes) -> tuple[str, bool]:
+    """Returns the image of a line, and whether it failed, without parsing the masks."""
+    text = line.decode()
+    name, end = json.JSONDecoder().raw_decode(text, len('{"image": '))
+    return name, text.startswith(', "error"', end)
 
 
 def _one_by_one(run: FolderRun) -> Callable[[list[ImageItem]], Iterator[dict[str, Any]]]:

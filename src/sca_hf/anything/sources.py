@@ -96,7 +96,7 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     Args:
         path: JSON; COCO's own form (`images`, `annotations`), COCO results (a list of `bbox` with `file_name`, or with
             an `image_id` that is an image's name with or without suffix), or an object from image names to lists of
-            `{"box": [x1, y1, x2, y2]}`.
+            `{"box": [x1, y1, x2, y2]}`, with a `score` where there is one.
         min_score: boxes with a lower `score` are left out.
 
     Returns:
@@ -118,7 +118,17 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     for name, regions in by_name.items():
         if any(region.box is None for region in regions):
             raise ValueError(f"{path}, {name}: every region needs a box.")
-    return {str(name): [list(r.box) for r in regions if r.box is not None] for name, regions in by_name.items()}
+    return {
+        str(name): [list(r.box) for r in regions if r.box is not None and _score(r.extra, r.place) >= min_score]
+        for name, regions in by_name.items()
+    }
+
+
+def _score(values: Mapping[str, Any], place: str) -> float:
+    score = values.get("score", 1.0)
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise ValueError(f"{place}.score is {score!r}, expected a number.")
+    return float(score)
 
 
 def boxes_of(boxes: Boxes, name: str) -> list[list[float]] | None:

@@ -1,71 +1,63 @@
-"""The command line, `sca-hf`. Each command imports what it needs, so that one does not wait for the others."""
+"""The command line, `sca-hf`. Only the command that was asked for is imported, and imports what it needs as it runs.
+
+Nothing imports torch before a command runs, so that help and the errors of a command line come at once.
+"""
 
 import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
-from . import (
-    anything,
-    caption,
-    compare,
-    convert,
-    data,
-    demo,
-    estimate,
-    evaluate,
-    info,
-    predict,
-    publish,
-    report,
-    scene,
-    serve,
-    train,
-)
+from .. import __version__
 
 
+# In the order in which the help lists them; each is a module of this folder.
 COMMANDS = (
-    caption,
-    anything,
-    demo,
-    serve,
-    train,
-    data,
-    estimate,
-    predict,
-    evaluate,
-    compare,
-    report,
-    info,
-    convert,
-    publish,
-    scene,
+    "caption",
+    "anything",
+    "demo",
+    "serve",
+    "train",
+    "data",
+    "estimate",
+    "predict",
+    "evaluate",
+    "compare",
+    "report",
+    "info",
+    "convert",
+    "publish",
+    "scene",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after an error."""
-    options = parse(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        # A caption may hold letters that the terminal's encoding has not.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    """Runs one command; returns 0, 2 after an error, or 130 when interrupted."""
     try:
-        options.run(options)
+        options = parse(arguments)
+        for stream in (sys.stdout, sys.stderr):
+            # A caption may hold letters that the terminal's encoding has not.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
+        return _run(options)
     except KeyboardInterrupt:
+        print("sca-hf: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
-        if options.debug:
-            raise
-        print(f"sca-hf {options.command}: error: {_sentence(error)}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads a command line, kept as `line`; ends the program with 2 where it is not understood."""
+    """Reads a command line, kept as `line`; ends the program with 2 where it is not understood.
+
+    Without a command the program prints its help and ends with 0, as pip does.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = build_parser()
+    known = bool(arguments) and arguments[0] in COMMANDS
+    parser = build_parser(arguments[:1] if known else COMMANDS)
+    if not arguments:
+        parser.print_help()
+        parser.exit(0)
     options, unknown = parser.parse_known_args(arguments)
     # Of a recipe every key is an option; its command checks them.
     if unknown and "overrides" not in options:
@@ -76,17 +68,47 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """Makes the parser of the commands of these names."""
     parser = argparse.ArgumentParser(
         prog="sca-hf",
         description="Segment and Caption Anything: point, box or mask in; mask and caption out.",
         epilog="sca-hf COMMAND --help explains a command, with an example.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of sca-hf and what it runs on")
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.add(commands)
+    for name in names:
+        import_module(f".{name}", __name__).add(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version, with those of what most depends on, as their installations state them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        from importlib.metadata import version
+        from platform import python_version
+
+        below = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+        print(f"sca-hf {__version__} ({below}, Python {python_version()})")
+        parser.exit()
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        options.run(options)
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"sca-hf {options.command}: error: {_sentence(error)}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
+    return 0
 
 
 def _sentence(error: Exception) -> str:

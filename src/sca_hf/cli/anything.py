@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..processing.anything_settings_sca import AnythingSettings, range_text
 from .parsing import command, positive, quiet
 
 
@@ -12,16 +14,16 @@ _HELP = """\
 caption everything in images
 
 SOURCE is an image, a folder with all folders in it, or a data spec as `sca-hf data check` takes it
-(coco:annotations=instances.json,images=photos). Each image is encoded once; a grid of points gives masks; only those
-that pass the thresholds and overlap no better one are captioned. What a model finds good thresholds is saved with it;
-options change single ones.
+(coco:annotations=instances.json,images=photos). Each image is encoded once; a grid of points gives masks; masks that
+pass the thresholds are kept, of those that overlap the best one; only these are captioned. A model is saved with the
+settings that suit it; options change single ones.
 
---output is a folder, and holds in the end
+--output is a folder, which holds in the end
   records.jsonl   one line per image: its records, with the fields of SAM's automatic masks and caption, score
   coco.json       COCO JSON, one caption per annotation; masks as RLE
   failed.json     images that could not be read, and why
   overlays/       with --overlays, each image with its regions drawn
-  journal/        what is done so far: a run that was stopped goes on when the same command is given again
+  journal/        what is done so far: the same command resumes a run that was stopped
 
 Several processes share a run under torchrun, on one machine or on several that share the folder; --ray uses a Ray
 cluster. The result does not depend on their number.
@@ -30,73 +32,55 @@ _EXAMPLE = """\
 examples:
   sca-hf anything street.jpg
   sca-hf anything photos --output captions --points-per-side 16 --overlays
-  torchrun --nproc-per-node 8 -m sca_hf.cli anything photos --output captions
+  torchrun --nproc-per-node 8 -m sca_hf anything photos --output captions
   sca-hf anything photos --boxes detections.json --min-score 0.4 --output captions
 """
-_FLOATS = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "mask_nms_thresh", "min_area", "max_area")
 
 
 def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "anything", run, _HELP, _EXAMPLE)
     declared.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder or data spec")
-    declared.add_argument("--output", metavar="FOLDER", help="where the result goes (needed but for single images)")
+    declared.add_argument("--output", metavar="FOLDER", help="folder of the result; required for more than 16 images")
     declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
-    declared.add_argument("--points-per-side", type=positive, metavar="N", help="the grid has N x N points")
     declared.add_argument(
-        "--points-per-batch", type=positive, metavar="N", help="points at once; less takes less memory"
+        "--boxes",
+        metavar="FILE.json",
+        help="caption the boxes of a detector; `data` takes those of the data set",
     )
-    declared.add_argument(
-        "--crop-n-layers", type=int, metavar="N", help="1: also look at the 4 quarters; 2: and 16 parts"
-    )
-    for name in _FLOATS:
-        declared.add_argument(f"--{name.replace('_', '-')}", type=float, metavar="X", help=_FLOAT_HELP[name])
-    declared.add_argument(
-        "--min-mask-region-area", type=int, metavar="PIXELS", help="fill smaller holes, drop smaller specks"
-    )
-    declared.add_argument("--caption-prompt", choices=("point", "box", "mask"), help="what captions are asked by")
-    declared.add_argument("--unique-captions", action="store_true", help="of regions of one caption keep the best")
-    declared.add_argument(
-        "--boxes", metavar="FILE.json", help="caption a detector's boxes instead; data: the data set's"
-    )
-    declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="leave out boxes of a lower score")
-    declared.add_argument("--task", help="a task of the model, usually caption (the default) or recognition")
+    declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="leave out boxes of lower scores")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     declared.add_argument("--overlays", action="store_true", help="draw each image with its regions")
-    declared.add_argument("--retry", action="store_true", help="try images again that failed before")
+    declared.add_argument("--retry", action="store_true", help="retry images that failed before")
     declared.add_argument("--ray", type=positive, metavar="N", help="caption with N actors of a Ray cluster")
     declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
+    group = declared.add_argument_group("settings", "where left out, those that the model is saved with, else SAM's")
+    for setting in fields(AnythingSettings):
+        _add_setting(group, setting)
 
 
-_FLOAT_HELP = {
-    "pred_iou_thresh": "least IoU that the model expects of a mask",
-    "stability_score_thresh": "least stability of a mask",
-    "box_nms_thresh": "of boxes that overlap more (IoU), the better one stays",
-    "mask_nms_thresh": "the same of masks",
-    "min_area": "least share of the image that a mask covers",
-    "max_area": "largest share",
-}
-_SETTINGS = (
-    "points_per_side",
-    "points_per_batch",
-    "crop_n_layers",
-    *_FLOATS,
-    "min_mask_region_area",
-    "caption_prompt",
-    "task",
-)
+def _add_setting(group: Any, setting: Any) -> None:
+    """Declares an option for a setting; left out, the model's own value holds."""
+    option, kind, text = f"--{setting.name.replace('_', '-')}", type(setting.default), setting.metadata["help"]
+    if kind is bool:
+        group.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+    elif kind in (int, float):
+        text = f"{text} ({range_text(setting)}; SAM: {setting.default:.3g})"
+        group.add_argument(option, type=kind, metavar="N" if kind is int else "X", help=text)
+    else:
+        group.add_argument(option, choices=setting.metadata["choices"], help=text)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command; exits with 1 where no image could be captioned."""
     quiet()
-    from ..anything.folder import FolderRun, process_of_torchrun, run_folder
+    from ..anything.folder import FolderRun, run_folder
     from ..anything.sources import find_images, read_boxes
-    from ..processing.anything_sca import AnythingSettings
+    from ..run_log import torchrun_rank
 
-    settings = {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
-    settings |= {"unique_captions": True} if options.unique_captions else {}
-    AnythingSettings(**settings)  # complains now, not after the model is loaded
+    values = {setting.name: getattr(options, setting.name) for setting in fields(AnythingSettings)}
+    settings = {name: value for name, value in values.items() if value is not None}
+    AnythingSettings(**settings)  # raises now, not after the model is loaded
     items = find_images(options.sources)
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
     generation = {} if options.num_beams is None else {"num_beams": options.num_beams}
@@ -106,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     folder = FolderRun(
         options.output, options.model, settings, generation, boxes, options.overlays, options.retry, options.device
     )
-    rank, world = process_of_torchrun()
+    rank, world = torchrun_rank()
     if world > 1 and options.device is None:
         folder.device = _device_of_process()
     caption = None
@@ -128,10 +112,11 @@ def run(options: argparse.Namespace) -> None:
 def _print_images(
     options: argparse.Namespace, items: list[Any], settings: dict[str, Any], boxes: Any, generation: dict[str, Any]
 ) -> None:
-    """A table per image; for a look at a few of them."""
+    """Prints a table for each of a few images."""
     if len(items) > 16:
-        raise ValueError(f"{len(items)} images: name a folder for the result with --output.")
+        raise ValueError(f"{len(items)} images are too many to print; name a folder for the result with --output.")
     from ..anything.folder import FolderRun, ImageCaptioner
+    from ..captioning import one_line
 
     captioner = ImageCaptioner(FolderRun("", options.model, settings, generation, boxes, device=options.device))
     for item in items:
@@ -142,8 +127,7 @@ def _print_images(
         for number, record in enumerate(entry["records"], 1):
             x, y, width, height = record["bbox"]
             place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
-            text = " ".join("".join(c if c.isprintable() else " " for c in record["caption"]).split())
-            print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {text}")
+            print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {one_line(record['caption'])}")
 
 
 def _device_of_process() -> str:

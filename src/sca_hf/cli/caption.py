@@ -13,7 +13,7 @@ from .parsing import check_picture_name, command, positive, prepare, quiet, writ
 
 if TYPE_CHECKING:
     from ..captioning import CaptionedRegion
-    from ..prompt_arguments import RegionPrompt
+    from ..processing.region_prompts_sca import RegionPrompt
 
 _CAPTION_HELP = """\
 caption regions of images
@@ -27,10 +27,11 @@ Where to look, in pixels of the image (x to the right, y down); repeat for more 
   --mask region.png                 the thing in this mask: white in a picture, true in an .npy, an RLE in a .json
   --regions prompts.json            [{"box": [20, 30, 120, 90]}, {"points": [[60, 45], [10, 10]], "labels": [1, 0]},
                                      {"mask": RLE or file name}], or {"image name": [...], ...}
-They hold for every IMAGE. Without any, the whole image is one region.
+They hold for every IMAGE. Without any, the whole image is one region. Keys of your own in a regions file ("id",
+"category", ...) come back in the records of --json; those that records have too ("caption", ...) in their "input".
 
-What comes back: score is the mean log-probability of the caption's tokens (the nearer to 0, the surer), iou what the
-model expects its mask to reach.
+In the result, score is the mean log-probability of the caption's tokens (nearer to 0 is surer) and iou is the model's
+own estimate of its mask's IoU.
 """
 _CAPTION_EXAMPLE = """\
 example:
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) -> str:
-    """The regions of one image as lines of at most `width` characters, where that leaves the captions room."""
+    """The regions of one image as lines of at most `width` characters, captions at least 24."""
     rows = [
         (
             str(region.number),
@@ -121,14 +122,15 @@ def format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) -
     indent = sum(widths) + 2 * len(widths)
     lines = [image]
     for row in [titles, *rows]:
-        start = "".join(f"{cell:<{room}}  " for cell, room in zip(row, widths, strict=False))
+        start = "".join(f"{cell:<{size}}  " for cell, size in zip(row, widths, strict=False))
         text = textwrap.wrap(row[5], max(24, width - indent)) or [""]
         lines += [start + text[0], *(" " * indent + more for more in text[1:])]
     return "\n".join(lines)
 
 
 def _prompts_per_image(options: argparse.Namespace) -> "list[list[RegionPrompt]]":
-    from ..prompt_arguments import RegionPrompt, parse_prompt, read_mask_file, read_regions_file
+    from ..processing.region_prompts_sca import RegionPrompt
+    from ..prompt_arguments import parse_prompt, read_mask_file, read_regions_file
 
     shared: list[RegionPrompt] = []
     for kind, text in options.prompts or []:
@@ -139,10 +141,15 @@ def _prompts_per_image(options: argparse.Namespace) -> "list[list[RegionPrompt]]
     if not options.regions:
         return [shared] * len(options.images)
     by_name = read_regions_file(options.regions)
+    for name, regions in by_name.items():
+        if not regions:
+            raise ValueError(f"{options.regions}: {name or 'regions'} is empty; give at least one region.")
     shared = shared + by_name.pop(None, [])
     names = [image if image in by_name else Path(image).name for image in options.images]
     if unknown := set(by_name) - set(names):
-        raise ValueError(f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is no IMAGE of this call.")
+        raise ValueError(
+            f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is not an IMAGE of this call."
+        )
     return [shared + by_name.get(name, []) for name in names]
 
 

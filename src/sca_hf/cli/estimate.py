@@ -1,7 +1,6 @@
 """`sca-hf estimate`: the memory that a recipe or a model takes, before anything is loaded."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from .parsing import command, positive, quiet
@@ -17,8 +16,8 @@ can be set as for sca-hf train.
 """
 _ESTIMATE_EXAMPLE = """\
 examples:
-  sca-hf estimate recipes/swap_phi_2.yaml --gpu-memory 24GB
-  sca-hf estimate recipes/finetune_voc.yaml --training.regions_per_image=48 --images 5000
+  sca-hf estimate swap_phi_2 --gpu-memory 24GB
+  sca-hf estimate finetune_voc --training.regions_per_image=48 --images 5000
   sca-hf estimate ./my-model --gpu-memory 8GB
 """
 
@@ -26,7 +25,7 @@ examples:
 def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "estimate", run, _ESTIMATE_HELP, _ESTIMATE_EXAMPLE)
-    declared.add_argument("what", metavar="RECIPE.yaml|MODEL", help="a recipe, or a model's folder or repository id")
+    declared.add_argument("what", metavar="RECIPE|MODEL", help="a recipe, as for train, or a model")
     declared.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="does it fit this? for instance 24GB")
     declared.add_argument("--images", type=positive, metavar="N", help="images for the size of the embedding cache")
     declared.set_defaults(overrides=[])
@@ -35,10 +34,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     quiet()
-    if not options.what.endswith((".yaml", ".yml")):
+    from ..recipes import recipe_names, recipe_path
+
+    if options.what not in recipe_names() and not options.what.endswith((".yaml", ".yml")):
         if options.images or options.overrides:
             raise ValueError(f"--images and keys of a recipe are for recipes; {options.what} is taken for a model.")
-        from ..hub.repository_info import read_config
+        from ..hub.info import read_config
         from ..training.recipe.memory_report import report_model
 
         print(report_model(read_config(options.what), options.gpu_memory))
@@ -46,8 +47,9 @@ def run(options: argparse.Namespace) -> None:
     from ..training.recipe.memory_report import report_recipe
     from ..training.recipe.schema import load_recipe
 
-    recipe = load_recipe(options.what, options.overrides)
-    print(report_recipe(recipe, Path(options.what).parent, options.gpu_memory, options.images))
+    path = recipe_path(options.what)
+    recipe = load_recipe(path, options.overrides)
+    print(report_recipe(recipe, path.parent, options.gpu_memory, options.images))
 
 
 def _size(text: str) -> int:

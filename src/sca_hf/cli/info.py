@@ -29,6 +29,6 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     quiet()
-    from ..hub.repository_info import describe_repository
+    from ..hub.info import describe_repository
 
     print(describe_repository(options.model))

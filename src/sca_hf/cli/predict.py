@@ -32,7 +32,7 @@ examples:
   sca-hf predict --model ./sca-gpt2-large --protocol vg-full --data grit:annotations=test.json,images=VG \\
       --output vg.jsonl
   sca-hf predict --captioner crop:model=./git-base,sam=./sam-vit-huge,vcot=true --data coco.yaml --output crops.jsonl
-  torchrun --nproc-per-node 8 -m sca_hf.cli predict --model ./my-model --data coco.yaml --output coco.parquet
+  torchrun --nproc-per-node 8 -m sca_hf predict --model ./my-model --data coco.yaml --output coco.parquet
 """
 
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     from ..data.loading import parse_options, parse_spec
     from ..evaluation.captioners import CONTROLS, load_captioner
     from ..evaluation.predict import PredictSettings, predict
-    from ..evaluation.prediction_run import check_output
+    from ..evaluation.predictions import check_output
     from ..evaluation.protocols import find_protocol
 
     check_output(output)

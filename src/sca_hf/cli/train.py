@@ -1,15 +1,17 @@
 """`sca-hf train`: a model from a recipe."""
 
 import argparse
+import textwrap
 from typing import Any
 
+from ..recipes import recipe_names, recipe_path
 from .parsing import command
 
 
 _TRAIN_HELP = """\
-train a model as a recipe says; go on where a run stopped
+train a model as a recipe says; resume where a run stopped
 
-A recipe is a YAML file with four sections; recipes/ holds examples:
+A recipe is a YAML file with four sections, or the name of one that comes with sca-hf (at the end):
   model      from: a folder, a repository id or sca-tiny; or sam: and language_model: with a new mixer;
              swap_language_model:, swap_image_encoder:, image_size: change it first
   data       train: and eval: data specs ({format: voc, root: my-boxes}), or holdout: a share of the training images
@@ -17,21 +19,23 @@ A recipe is a YAML file with four sections; recipes/ holds examples:
   output     the folder for checkpoints, the finished model (OUTPUT/model) and its scores (OUTPUT/metrics.json)
 
 Each key can be set here too, as --section.key=value, typed as in YAML; a number in a key is the place in a list.
-Relative paths, in the recipe too, start in the folder where the command does. A run that was stopped goes on exactly
+Relative paths, in the recipe too, start in the folder where the command does. A run that was stopped resumes exactly
 from its last whole checkpoint when the same command is given again; a finished one is left as it is.
 """
 _TRAIN_EXAMPLE = """\
 examples:
-  sca-hf train recipes/finetune_voc.yaml --data.train.root=my-boxes --output=runs/my-boxes
-  sca-hf train recipes/finetune_voc.yaml --training.max_steps=200 --training.learning_rate=1e-4 --dry-run
-  torchrun --nproc-per-node 8 -m sca_hf.cli train recipes/finetune_visual_genome.yaml
+  sca-hf train finetune_voc --data.train.root=my-boxes --output=runs/my-boxes
+  sca-hf train finetune_voc --training.max_steps=200 --training.learning_rate=1e-4 --dry-run
+  torchrun --nproc-per-node 8 -m sca_hf train finetune_visual_genome
 """
 
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    declared = command(commands, "train", run, _TRAIN_HELP, _TRAIN_EXAMPLE)
-    declared.add_argument("recipe", metavar="RECIPE.yaml", help="what to train, on what and how")
+    shipped = textwrap.fill(", ".join(recipe_names()), 115, initial_indent="  ", subsequent_indent="  ")
+    text = f"{_TRAIN_HELP}\nRecipes that come with sca-hf; NAME --dry-run > my.yaml writes one out:\n{shipped}\n"
+    declared = command(commands, "train", run, text, _TRAIN_EXAMPLE)
+    declared.add_argument("recipe", metavar="RECIPE", help="YAML file, or a name from above: what to train, and how")
     declared.add_argument("--dry-run", action="store_true", help="print the recipe with all changes and stop")
     declared.set_defaults(overrides=[])
 
@@ -40,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     from ..training.recipe.schema import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = load_recipe(recipe_path(options.recipe), options.overrides)
     if options.dry_run:
         print(recipe.to_yaml(), end="")
         return

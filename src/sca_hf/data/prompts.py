@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from ..processing.masks_sca import decode_rle
 from .region import RegionRecordError
 
 
@@ -69,6 +68,8 @@ class PromptSource:
         mask = self.region.get("mask")
         if mask is None or (isinstance(mask, Mapping) and mask.get("counts") is None):
             return None
+        from ..processing.masks_sca import decode_rle  # with torch; the names of the kinds are wanted without
+
         mask = decode_rle(dict(mask), f"{self.where}: mask") if isinstance(mask, Mapping) else np.asarray(mask) != 0
         if mask.shape != self.size[::-1]:
             raise RegionRecordError(

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..processing.images_sca import as_images
 from ..yaml_files import read_texts, read_value
 
 
@@ -365,6 +364,8 @@ def record_image(record: Mapping[str, Any]) -> Image.Image:
     Args:
         record: its `image` is a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it undecoded.
     """
+    from ..processing.images_sca import as_images  # with torch and transformers, which a check of records needs not
+
     where, image = f"image {record.get('image_id', '?')}", record["image"]
     if isinstance(image, Mapping):
         image = image["path"] if image.get("bytes") is None else image["bytes"]

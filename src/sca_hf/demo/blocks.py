@@ -1,4 +1,8 @@
-"""The page as one component of Gradio: its markup, style and script lie in `page/`, what it asks for is answered here.
+"""The page as one component of Gradio: its markup, style and script lie in `page/`, its requests are answered here.
+
+The script calls these functions through Gradio, not the HTTP interface beside the page: the component also works where
+somebody else launches or mounts it, under any path and without that interface. Regions, limits and settings are those
+of `serving/`; what is added here is the size at which the picture is shown, progress, and one job per session.
 
 Nothing that the browser sends is opened as a path or an address: pictures come as bytes and go by names that nobody
 can guess, models by names of a list.
@@ -6,12 +10,15 @@ can guess, models by names of a list.
 
 import base64
 import binascii
+import html
 import io
 import logging
+import math
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from importlib import resources
 from typing import Any
@@ -24,23 +31,31 @@ from PIL import Image
 from ..anything.folder import draw_records
 from ..data.scenes import scenes
 from ..drawing.overlay import PALETTE
+from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.masks_sca import decode_rle, encode_rle
-from ..prompt_arguments import RegionPrompt
 from ..serving.api import create_app
 from ..serving.engine import Engine, ImageStore, StoredImage
-from ..serving.limits import RequestError
+from ..serving.limits import Limits, RequestError
 
 
 # The longer side of the picture that the browser shows, pixels.
 _VIEW = 1024
 _EXAMPLES = 4
-# Sums to 1: shares of the progress bar.
+# Where each step begins on the progress bar, and how much of it the step takes.
 _STEPS = {"encoding": (0.0, 0.15), "masks": (0.15, 0.7), "captions": (0.85, 0.15)}
-_MOST_DRAWN = 200
+_MAX_DRAWN = 200
 # The longer side of the picture that is drawn to be kept.
 _DRAWN = 1200
+# The settings of anything mode that the page offers, in its own words; ranges and explanations are the setting's.
+_SLIDERS = {
+    "points_per_side": "Points per side",
+    "pred_iou_thresh": "Expected IoU at least",
+    "stability_score_thresh": "Stability at least",
+    "box_nms_thresh": "Overlap at most",
+}
+_CHECKBOXES = {"unique_captions": "One region per caption"}
 _log = logging.getLogger(__name__)
-Answer = dict[str, Any]
+Payload = dict[str, Any]
 
 
 def build_page(engine: Engine) -> gr.Blocks:
@@ -48,7 +63,7 @@ def build_page(engine: Engine) -> gr.Blocks:
     answers = PageAnswers(engine)
     with gr.Blocks(title="Segment and Caption Anything", analytics_enabled=False) as page:
         gr.HTML(
-            html_template=_read("page.html"),
+            html_template=_read("page.html").replace("<!-- settings -->", settings_markup(engine.limits)),
             css_template=_read("page.css"),
             js_on_load="".join(_read(name) for name in ("masks.js", "stage.js", "page.js")),
             apply_default_css=False,
@@ -79,20 +94,40 @@ class NoFiles:
             await self.app(scope, receive, send)
 
 
+def settings_markup(limits: Limits) -> str:
+    """The controls for settings of anything mode, as HTML."""
+    known = {setting.name: setting.metadata for setting in fields(AnythingSettings)}
+    lines = []
+    for name, label in _SLIDERS.items():
+        whole = isinstance(getattr(AnythingSettings, name), int)
+        high = min(known[name]["high"], getattr(limits, name, math.inf))
+        lines.append(
+            f'<label title="{html.escape(known[name]["help"])}">{label} <span class="value" data-out="{name}"></span> '
+            f'<input type="range" min="{known[name]["low"]}" max="{high}" step="{1 if whole else 0.01}" '
+            f'data-set="{name}"></label>'
+        )
+    lines += [
+        f'<label class="check" title="{html.escape(known[name]["help"])}">'
+        f'<input type="checkbox" data-set="{name}"> {label}</label>'
+        for name, label in _CHECKBOXES.items()
+    ]
+    return "\n".join(lines)
+
+
 def _read(name: str) -> str:
     return (resources.files("sca_hf.demo") / "page" / name).read_text(encoding="utf-8")
 
 
-def _answering(function: Callable[[Any, Answer], Answer]) -> Callable[[Any, Any], Answer]:
-    """Makes what goes wrong a sentence for the page to show."""
+def _answering(function: Callable[[Any, Payload], Payload]) -> Callable[[Any, Any], Payload]:
+    """Turns errors into a sentence for the page to show."""
 
     @wraps(function)
-    def answer(self: Any, payload: Any) -> Answer:
+    def answer(self: Any, payload: Any) -> Payload:
         try:
             # Gradio hands over one argument, or a list of them.
             payload = payload[0] if isinstance(payload, list) and len(payload) == 1 else payload
             if not isinstance(payload, dict):
-                raise RequestError("The page sent something that is no request.")
+                raise RequestError("The page sent something that is not a request.")
             return function(self, payload)
         except RequestError as error:
             return {"error": str(error)}
@@ -104,23 +139,23 @@ def _answering(function: Callable[[Any, Answer], Answer]) -> Callable[[Any, Any]
 
 
 class PageAnswers:
-    """What the page asks for; every answer is JSON, an error is `{"error": sentence}`."""
+    """The functions that the page calls; every answer is JSON, an error is `{"error": sentence}`."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.pictures = engine, ImageStore()
         self.examples = [scene.to_pil() for scene in scenes("test", _EXAMPLES, 10)]
-        self._progress: OrderedDict[str, Answer] = OrderedDict()
+        self._progress: OrderedDict[str, Payload] = OrderedDict()
         self._busy: set[str] = set()
         self._lock = threading.Lock()
 
-    def functions(self) -> list[Callable[[Any], Answer]]:
-        """What Gradio is to offer to the page's script, each under its own name."""
+    def functions(self) -> list[Callable[[Any], Payload]]:
+        """The functions that Gradio offers to the page's script, each under its own name."""
         names = ("start", "open_picture", "describe_model", "describe", "everything", "progress", "draw")
         return [_plain(getattr(self, name)) for name in names]
 
     @_answering
-    def start(self, payload: Answer) -> Answer:
-        """What a page needs to begin with."""
+    def start(self, payload: Payload) -> Payload:
+        """What a page needs when it is opened."""
         return {
             "session": secrets.token_urlsafe(12),
             "models": self.engine.models,
@@ -131,12 +166,12 @@ class PageAnswers:
         }
 
     @_answering
-    def describe_model(self, payload: Answer) -> Answer:
-        """What is known of a model, which is loaded now."""
+    def describe_model(self, payload: Payload) -> Payload:
+        """Describes a model, which is loaded now if it is not yet."""
         return self.engine.describe(_text(payload, "model"))
 
     @_answering
-    def open_picture(self, payload: Answer) -> Answer:
+    def open_picture(self, payload: Payload) -> Payload:
         """Takes a picture, by its bytes or the number of an example.
 
         Returns:
@@ -151,7 +186,7 @@ class PageAnswers:
             try:
                 data = base64.b64decode(_text(payload, "data") or "", validate=True)
             except (binascii.Error, ValueError):
-                raise RequestError("The picture did not arrive whole; please try again.") from None
+                raise RequestError("The picture arrived incomplete; please try again.") from None
         image = self.engine.open_image(data)
         self.engine.encode_soon(image, _text(payload, "model"))
         picture = image.picture
@@ -160,32 +195,31 @@ class PageAnswers:
         return {**known, "view": _data_url(view, "PNG" if view.width * view.height <= 1 << 17 else "JPEG")}
 
     @_answering
-    def describe(self, payload: Answer) -> Answer:
+    def describe(self, payload: Payload) -> Payload:
         """Segments and captions one region.
 
         Returns:
-            A record of the engine; each of its masks also has `area`, and `view`, the mask as the page shows it.
+            A record of the engine, of whose masks each also has `area`, and `view`, the mask as the page shows it.
         """
         image = self._image(payload)
         options = _options(payload)
-        region = _region(payload.get("region"), image)
-        future = self.engine.submit(image, [region], _text(payload, "model"), options.pop("task", None), options)
-        record = future.result()[0]
-        masks = [{**mask, **_viewed(mask["mask"], image)} for mask in record["masks"]]
-        return {"caption": record["caption"], "score": record["score"], "masks": masks}
+        # A brush paints on the picture as it is shown.
+        regions = self.engine.limits.read_regions([payload.get("region")], image.size, _view_size(image)[::-1])
+        future = self.engine.submit(image, regions, _text(payload, "model"), options.pop("task", None), options)
+        record = {name: value for name, value in future.result()[0].items() if name not in ("mask", "iou", "box")}
+        return {**record, "masks": [{**mask, **_viewed(mask["mask"], image)} for mask in record["masks"]]}
 
     @_answering
-    def everything(self, payload: Answer) -> Answer:
-        """Captions everything in a picture: one at a time for each page."""
+    def everything(self, payload: Payload) -> Payload:
+        """Captions everything in a picture: one at a time for each session."""
         image, options = self._image(payload), _options(payload)
         session, job = _text(payload, "session") or "", _text(payload, "job") or ""
-        task = options.pop("task", None)
+        settings = {**_table(payload, "settings"), "task": options.pop("task", None)}
         with self._lock:
             if session in self._busy:
                 raise RequestError("Your last picture is still being worked on; please wait for it.", 429)
             self._busy.add(session)
         try:
-            settings = _settings(payload) | ({"task": task} if task else {})
             records = self.engine.anything(
                 image, settings, _text(payload, "model"), options, lambda *step: self._note(job, *step)
             )
@@ -196,125 +230,98 @@ class PageAnswers:
         return {"regions": [{**r, "view": _viewed(r["segmentation"], image)["view"]} for r in records]}
 
     @_answering
-    def progress(self, payload: Answer) -> Answer:
-        """How far `everything` is with a job: `share` of 1, and a `text`."""
+    def progress(self, payload: Payload) -> Payload:
+        """How far `everything` is with a job: a `fraction` of the whole, and a `text`."""
         with self._lock:
-            return self._progress.get(_text(payload, "job") or "", {"share": 0.0, "text": "waiting"})
+            return self._progress.get(_text(payload, "job") or "", {"fraction": 0.0, "text": "waiting"})
 
     @_answering
-    def draw(self, payload: Answer) -> Answer:
+    def draw(self, payload: Payload) -> Payload:
         """Draws regions as `sca-hf caption --overlay` does: `png`, a base64 picture."""
         image, regions = self._image(payload), payload.get("regions")
-        if not isinstance(regions, list) or len(regions) > _MOST_DRAWN:
-            raise RequestError(f"At most {_MOST_DRAWN} regions can be drawn.")
+        if not isinstance(regions, list) or len(regions) > _MAX_DRAWN:
+            raise RequestError(f"At most {_MAX_DRAWN} regions can be drawn.")
         scale = min(1.0, _DRAWN / max(image.size))
         size = (max(1, round(image.picture.width * scale)), max(1, round(image.picture.height * scale)))
         records = []
         for region in regions:
-            mask = _mask(region.get("segmentation") if isinstance(region, dict) else None, [image.size])
-            mask = _sampled(mask, size)
+            mask = _sampled(_mask(region, image), size)
             records.append(
                 {"caption": str(region.get("caption"))[:500], "segmentation": encode_rle(mask), "area": mask.sum()}
             )
         picture = image.picture.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image.picture
         return {"png": base64.b64encode(_bytes_of(draw_records(picture, records), "PNG")).decode()}
 
-    def _image(self, payload: Answer) -> StoredImage:
+    def _image(self, payload: Payload) -> StoredImage:
         return self.pictures.get(_text(payload, "image_id") or "")
 
     def _note(self, job: str, step: str, done: int, total: int) -> None:
         begin, width = _STEPS[step]
-        share = begin + width * (done / total if total else 0.0)
+        fraction = begin + width * (done / total if total else 0.0)
         with self._lock:
-            self._progress[job] = {"share": share, "text": f"{step} {done} of {total}" if done else step}
+            self._progress[job] = {"fraction": fraction, "text": f"{step} {done} of {total}" if done else step}
             while len(self._progress) > 256:
                 self._progress.popitem(last=False)
 
 
-def _plain(method: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
+def _plain(method: Callable[[Any], Payload]) -> Callable[[Any], Payload]:
     """A function of one argument with the method's name: Gradio marks it, which methods do not allow."""
 
-    def function(payload: Any) -> Answer:
+    def function(payload: Any) -> Payload:
         return method(payload)
 
     function.__name__ = method.__name__
     return function
 
 
-def _text(payload: Answer, name: str) -> str | None:
+def _text(payload: Payload, name: str) -> str | None:
     value = payload.get(name)
     if value is not None and not isinstance(value, str):
         raise RequestError(f"{name} is not a text.")
     return value
 
 
-def _options(payload: Answer) -> Answer:
-    options = payload.get("options") or {}
-    if not isinstance(options, dict) or not isinstance(options.get("task"), str | None):
-        raise RequestError("The options are not a table of names and values.")
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _settings(payload: Answer) -> Answer:
-    known = ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "unique_captions")
-    settings = payload.get("settings") or {}
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(n), int | float | None) for n in known):
-        raise RequestError("The settings are not numbers.")
-    return {name: settings[name] for name in known if settings.get(name) is not None}
-
-
-def _region(values: Any, image: StoredImage) -> RegionPrompt:
+def _table(payload: Payload, name: str) -> Payload:
+    values = payload.get(name) or {}
     if not isinstance(values, dict):
-        raise RequestError("There is no region to describe.")
-    box, points, labels = values.get("box"), values.get("points") or [], values.get("labels") or []
-    mask = None
-    if values.get("mask") is not None:
-        # A brush paints on the picture as it is shown.
-        mask = _mask(values["mask"], [image.size, _view_size(image)[::-1]])
-        if not mask.any():
-            raise RequestError("Nothing was painted; brush over something.")
-    if not isinstance(points, list) or not isinstance(labels, list) or len(points) != len(labels):
-        raise RequestError("Points and their labels do not fit together.")
-    rows = [(row, 2) for row in points] + ([] if box is None else [(box, 4)])
-    if not all(isinstance(row, list) and len(row) == n and all(map(_is_number, row)) for row, n in rows):
-        raise RequestError("Points are pairs of numbers, a box is four numbers.")
-    if not all(label in (0, 1) for label in labels):
-        raise RequestError("A point is inside or outside, 1 or 0.")
-    if box is None and mask is None and 1 not in labels:
-        raise RequestError("Point at something first, then at what does not belong to it.")
-    return RegionPrompt(box, points, labels, mask)
+        raise RequestError(f"The {name} are not a table of names and values.")
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _options(payload: Payload) -> Payload:
+    options = _table(payload, "options")
+    _text(options, "task")
+    return options
 
 
-def _mask(rle: Any, sizes: list[tuple[int, int]]) -> np.ndarray:
+def _mask(region: Any, image: StoredImage) -> np.ndarray:
+    """The mask of a record, which may be empty."""
+    rle = region.get("segmentation") if isinstance(region, dict) else None
     # The size is looked at first: a few characters could claim any.
-    if not isinstance(rle, dict) or tuple(rle.get("size") or ()) not in sizes:
+    if not isinstance(rle, dict) or rle.get("size") != list(image.size):
         raise RequestError("A mask is not of the picture's size.")
     try:
         return decode_rle(rle)
-    except ValueError:
-        raise RequestError("A mask is damaged.") from None
+    except ValueError as error:
+        raise RequestError(str(error)) from None
 
 
 def _view_size(image: StoredImage) -> tuple[int, int]:
-    """Width and height at which a picture is shown: small ones as they are, times a whole number."""
+    """Width and height at which a picture is shown; small ones are enlarged by a whole number."""
     width, height = image.picture.size
     longest = max(width, height)
     scale = _VIEW / longest if longest > _VIEW else float(max(1, min(4, _VIEW // longest)))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _viewed(rle: Answer, image: StoredImage) -> Answer:
+def _viewed(rle: Payload, image: StoredImage) -> Payload:
     """The area of a mask, and the mask as the page shows it."""
     mask = decode_rle(rle)
     return {"area": int(mask.sum()), "view": encode_rle(_sampled(mask, _view_size(image)))}
 
 
 def _sampled(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask at another size, of width and height, each pixel that of the nearest."""
+    """A mask scaled to another width and height, by nearest neighbor."""
     rows = (np.arange(size[1]) * mask.shape[0]) // size[1]
     columns = (np.arange(size[0]) * mask.shape[1]) // size[0]
     return mask[rows][:, columns]

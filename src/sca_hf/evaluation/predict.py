@@ -6,9 +6,11 @@ one.
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import os
+import json
 import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,15 +27,19 @@ from .. import __version__
 from ..data.loading import load_spec
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
+from ..files import LockedError
 from ..processing.masks_sca import encode_rle
-from ..prompt_arguments import RegionPrompt
+from ..processing.region_prompts_sca import RegionPrompt
+from ..run_log import Line, RunLog, RunLogError, torchrun_rank
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
-from .prediction_run import PredictionRun
-from .predictions import PredictionError, PredictionRecord
+from .predictions import PredictionError, PredictionRecord, check_output, run_file, write_predictions
 from .protocols import check_counts, find_protocol
 
 
 Masks = Literal["none", "best", "all"]
+_PATIENCE = 0.2  # seconds between two looks at whether the other processes are done
+# What a record must share with the data that it is about.
+_OF_THE_DATA = ("image_id", "region_id", "box", "references")
 
 
 @dataclass(frozen=True)
@@ -106,22 +112,31 @@ def predict(
     rows = _rows(data)
     if settings.protocol is not None:
         check_counts(settings.protocol, *_counts(rows))
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    run = PredictionRun(Path(output), _identity(captioner, data, settings), _notes(settings, command), rank, processes)
-    if run.complete:
-        return run.output
-    batches: list[int] = []
-    bar = tqdm(total=_length(rows), desc="predict", unit=" images", disable=not progress or rank != 0)
-    with bar:
-        for number, batch in enumerate(_batches(_unique(rows), settings.batch_size)):
-            expected = [row for image in batch for row in _expected(image)]
-            batches.append(len(expected))
-            if number % processes == rank and not run.skip(expected):
-                torch.manual_seed(settings.seed + number)
-                run.append(_predicted(captioner, batch, settings))
-            bar.update(len(batch))
-    run.finish(batches)
+    rank, processes = torchrun_rank()
+    about, notes = _identity(captioner, data, settings), _notes(settings, command)
+    try:
+        run = PredictionRun(Path(output), about, notes, rank, processes)
+        if not run.complete:
+            with run, tqdm(total=_length(rows), desc="predict", unit=" images", disable=not progress or rank) as bar:
+                _fill(run, rows, captioner, settings, bar)
+    except (RunLogError, LockedError) as error:
+        raise PredictionError(str(error)) from None
     return run.output
+
+
+def _fill(run: PredictionRun, rows: Any, captioner: Captioner, settings: PredictSettings, bar: Any) -> None:
+    """Predicts the batches of this process that are not there yet, and ends its part of the work."""
+    if run.complete:
+        return
+    keys: list[str] = []
+    for number, batch in enumerate(_batches(_unique(rows), settings.batch_size)):
+        expected = [row for image in batch for row in _expected(image)]
+        keys += map(record_key, expected)
+        if number % run.processes == run.rank and not run.skip(expected):
+            torch.manual_seed(settings.seed + number)
+            run.append(_predicted(captioner, batch, settings))
+        bar.update(len(batch))
+    run.finish(keys)
 
 
 def _rows(data: Mapping[str, Any]) -> Any:
@@ -245,6 +260,132 @@ def _notes(settings: PredictSettings, command: str | None) -> dict[str, Any]:
     versions["python"] = platform.python_version()
     began = datetime.now(UTC).isoformat(timespec="seconds")
     return {"protocol": settings.protocol, "command": command, "began": began, "versions": versions}
+
+
+class PredictionRun:
+    """The files of a run of predictions: written as it goes, resumable after a kill, shared by several processes.
+
+    Beside `output` is `OUTPUT.run.json`, the state file of its [`RunLog`]. Each process appends records to a part of
+    its own; a single one that writes JSON lines, to `output` itself.
+
+    Args:
+        output: The file to write, .jsonl, .parquet or .json, see [`write_predictions`].
+        settings: Everything that the records depend on, as JSON values.
+        notes: What else is worth knowing of the run; kept as it was when the run began.
+        rank: Which of the processes this one is.
+        processes: How many processes share the run.
+
+    Raises:
+        PredictionError: `output` is of a run with other settings, or of none.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        settings: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.output, self.rank, self.processes = output, rank, processes
+        check_output(output)
+        in_place = processes == 1 and output.suffix == ".jsonl"
+        self.part = output if in_place else self._part(rank)
+        pattern = glob.escape(output.name) + ("" if in_place else ".part-*")
+        settings = {**settings, "processes": processes}
+        self._log = RunLog(output, run_file(output), settings, self.part, pattern, _head, notes)
+        self.complete: bool = self._log.state["complete"] and output.exists()
+        if self.complete:
+            self._drop_parts()
+        elif self._log.state["complete"]:  # and its file was removed: from scratch
+            self._log.update(complete=False)
+        self._place = 0  # how many of the lines that a former run left are gone past
+
+    def __enter__(self) -> PredictionRun:
+        self._log.__enter__()
+        if self._log.state["complete"]:  # another process has just put it together
+            self.complete = True
+            self._log.close()
+            self._drop_parts()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._log.close()
+
+    def skip(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Returns whether these rows, the next of this process's, are predicted; if not, drops what is left of them.
+
+        Args:
+            rows: What is known of the records, with `image_id`, `region_id`, `box` and `references`.
+        """
+        found = self._log.own[self._place : self._place + len(rows)]
+        for line, row in zip(found, rows, strict=False):
+            if any(line.about[name] != row[name] for name in _OF_THE_DATA):
+                raise PredictionError(
+                    f"{self.part} is of other data: it has image {line.about['image_id']}, region "
+                    f"{line.about['region_id']} where the data have image {row['image_id']}, region "
+                    f"{row['region_id']}, or another box or other references for it."
+                )
+        if len(found) == len(rows):
+            self._place += len(rows)
+            return True
+        if found:
+            # A batch is predicted again as a whole: the same company gives the same bits.
+            self._log.cut(self._place)
+        return False
+
+    def append(self, records: Sequence[PredictionRecord]) -> None:
+        """Writes the records of a batch; what a kill leaves of them is dropped when the run is resumed."""
+        self._log.append(record.to_json() for record in records)
+
+    def finish(self, keys: Sequence[str]) -> None:
+        """Ends this process's part of the work; the first process waits for the others and puts `output` together.
+
+        Args:
+            keys: Of all records of the run, in the order of the data, see [`record_key`].
+        """
+        if self._place < len(self._log.own):
+            raise PredictionError(f"{self.part} has {len(self._log.own)} records, the data only {self._place}.")
+        self._log.close()
+        if self.rank != 0:
+            return
+        if self.part != self.output:
+            lines = self._wait_for(keys)
+            entries = self._log.entries(lines[key] for key in keys)
+            write_predictions((PredictionRecord.from_dict(entry) for entry in entries), self.output)
+        self._log.update(complete=True, records=len(keys))
+        self._drop_parts()
+
+    def _wait_for(self, keys: Sequence[str]) -> dict[str, Line]:
+        while True:
+            begun = time.monotonic()
+            lines = self._log.lines()
+            missing = sum(key not in lines for key in keys)
+            if not missing:
+                return lines
+            if self.processes == 1:
+                raise PredictionError(f"{self.part} lacks {missing} of the records.")
+            time.sleep(max(_PATIENCE, 4 * (time.monotonic() - begun)))
+
+    def _part(self, rank: int) -> Path:
+        return self.output.with_name(f"{self.output.name}.part-{rank + 1}-of-{self.processes}")
+
+    def _drop_parts(self) -> None:
+        for path in {self._part(rank) for rank in range(self.processes)}:
+            path.unlink(missing_ok=True)
+
+
+def record_key(row: Mapping[str, Any]) -> str:
+    """Returns what tells a record from all others of its run."""
+    return json.dumps([row["image_id"], row["region_id"]])
+
+
+def _head(line: bytes) -> tuple[str, dict[str, Any]]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not a record")
+    about = {name: row.get(name) for name in _OF_THE_DATA}
+    return record_key(about), about
 
 
 def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> ImageQuery:

@@ -6,10 +6,9 @@ authors' evaluation, a list of `_id`, `split`, `references`, `candidates`, `meta
 
 from __future__ import annotations
 
+import glob
 import json
 import math
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prompts import PROMPT_KINDS
+from ..files import has_lone_surrogate, replacing
 from ..processing.masks_sca import decode_rle, encode_rle
 
 
 # Legal in JSON, yet many a reader of lines would end one there.
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _ROWS_PER_BATCH = 4096
 
 
@@ -177,9 +176,42 @@ def write_predictions(records: Iterable[PredictionRecord], path: str | Path) -> 
     if path.suffix not in _WRITERS:
         raise PredictionError(f"{path}: predictions are files named {', '.join(_WRITERS)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    _WRITERS[path.suffix](records, partial)
-    os.replace(partial, path)
+    with replacing(path) as draft:
+        _WRITERS[path.suffix](records, draft)
+
+
+def check_output(output: Path) -> None:
+    """Raises unless predictions can be written under this name: their format, and nothing there but a run."""
+    if output.suffix not in _WRITERS:
+        raise PredictionError(f"{output}: name predictions as {', '.join(_WRITERS)}.")
+    if run_file(output).exists():
+        return
+    if output.exists():
+        raise PredictionError(f"{output} is there already, and not of a run: name another file or remove it.")
+    if strays := sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*")):
+        raise PredictionError(f"{strays[0]} is left of another run: remove it, or name another file.")
+
+
+def run_file(output: Path) -> Path:
+    """Returns the file that tells of the run which wrote OUTPUT."""
+    return output.with_name(output.name + ".run.json")
+
+
+def read_run(output: str | Path) -> dict[str, Any] | None:
+    """Returns what is known of the run that wrote a file of predictions, None where nothing is.
+
+    Raises:
+        PredictionError: The run is not complete.
+    """
+    state_file = run_file(Path(output))
+    if not state_file.exists():
+        return None
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    if not state.get("complete"):
+        raise PredictionError(
+            f"{output} is not complete: give the command that began it once more; see {state_file.name}."
+        )
+    return state
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -312,7 +344,7 @@ def _text_problem(record: PredictionRecord) -> str | None:
             return f"{name} is {_short(texts)}, expected a list of texts"
         if not texts:
             return f"there is no {name[:-1]}"
-        if any(_HALF_CHARACTER.search(text) for text in texts):
+        if any(has_lone_surrogate(text) for text in texts):
             return f"{name} has half of a character: {_short(texts)}"
     return None
 

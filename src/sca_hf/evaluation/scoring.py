@@ -21,8 +21,7 @@ from . import metrics as m
 from .metrics.dense import mask_ciou_sums
 from .metrics.java_programs import meteor_sums
 from .metrics.results import Sums, mean_sums
-from .prediction_run import read_run
-from .predictions import PredictionError, PredictionRecord, read_predictions
+from .predictions import PredictionError, PredictionRecord, read_predictions, read_run
 from .protocols import ProtocolCheck, check_protocol
 
 

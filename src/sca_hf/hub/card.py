@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
-from .repository_info import RepositoryInfo, describe_repository
+from .info import RepositoryInfo, describe_repository
 
 
 CARD = "README.md"

@@ -12,12 +12,13 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import is_torchvision_available
 
-from .anything_sca import AnythingSettings, caption_anything
+from .anything_sca import caption_anything
+from .anything_settings_sca import AnythingSettings
 from .captions_sca import as_id_array, decode_rows, encode_captions, region_captions, region_tasks, text_tasks
 from .images_sca import as_images, check_size
-from .mask_generation_sca import build_point_grid
-from .postprocessing_sca import choose_candidates, mask_records, real_regions, to_list
+from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
 from .prompts_sca import build_prompts, resized_size
+from .region_prompts_sca import processor_arguments, read_regions
 
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
@@ -195,6 +196,15 @@ class ScaProcessor(ProcessorMixin):
         if captions is not None or text is not None:
             data |= self._captions(captions, counts, shape, options["text_kwargs"])
         return ScaBatch(data, tensor_type=tensors)
+
+    def region_arguments(self, regions: Any, size: tuple[int, int]) -> dict[str, Any]:
+        """Turn the regions of one image, as JSON objects, into arguments of a call; see `region_prompts_sca.py`.
+
+        Args:
+            regions: a list of objects with `box`, `points`, `labels`, `mask`.
+            size: (height, width) of the original image.
+        """
+        return processor_arguments([read_regions(regions, size)])
 
     def _default_task(self) -> str:
         return "caption" if "caption" in self.tasks else self.tasks[-1]

@@ -5,22 +5,24 @@ import base64
 import binascii
 import ctypes
 import json
+import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..anything.coco import coco_annotations
-from ..processing.masks_sca import decode_rle
-from ..prompt_arguments import RegionPrompt
+from ..processing.anything_settings_sca import AnythingSettings
+from ..processing.region_prompts_sca import REGION_SCHEMA
 from .engine import Engine, ImageStore, StoredImage
 from .limits import RequestError
 
@@ -40,36 +42,6 @@ class Rle(BaseModel):
     counts: str | list[int]
 
 
-class Prompt(BaseModel):
-    """Where one region is; at least one of box, points and mask."""
-
-    model_config = ConfigDict(extra="forbid")
-    box: tuple[Number, Number, Number, Number] | None = Field(None, examples=[[31, 25, 99, 103]])
-    points: list[tuple[Number, Number]] = Field(default_factory=list)
-    labels: list[Literal[0, 1]] | None = Field(None, description="1 inside, 0 outside, one per point; 1 by default")
-    mask: Rle | None = None
-
-    def to_region(self, number: int, size: tuple[int, int]) -> RegionPrompt:
-        """What the engine takes; `size` is height and width of the picture."""
-        labels: list[int] = [1] * len(self.points) if self.labels is None else list(self.labels)
-        if len(labels) != len(self.points):
-            raise RequestError(f"Region {number} has {len(self.points)} points and {len(labels)} labels.")
-        if self.box is None and not self.points and self.mask is None:
-            raise RequestError(f"Region {number} has no prompt; give it a box, points or a mask.")
-        mask = None
-        if self.mask is not None:
-            if tuple(self.mask.size) != size:  # before a few characters are unpacked to a gigabyte
-                raise RequestError(
-                    f"The mask of region {number} has size {list(self.mask.size)}, the picture {list(size)}."
-                )
-            try:
-                mask = decode_rle(self.mask.model_dump(), f"The mask of region {number}")
-            except ValueError as error:
-                raise RequestError(str(error)) from None
-        box = None if self.box is None else list(self.box)
-        return RegionPrompt(box, [list(point) for point in self.points], labels, mask)
-
-
 class _Picture(BaseModel):
     model_config = ConfigDict(extra="forbid")
     image: str | None = Field(None, description="the picture's file as base64, or")
@@ -83,34 +55,45 @@ class _Picture(BaseModel):
 class CaptionRequest(_Picture):
     """Regions to segment and caption."""
 
-    regions: list[Prompt]
+    # Read by the rule that all doors share, once the size of the picture is known.
+    regions: Annotated[Any, WithJsonSchema({"type": "array", "minItems": 1, "items": REGION_SCHEMA})]
     do_sample: bool | None = None
     temperature: Number | None = None
     top_p: Number | None = None
-    all_masks: bool = Field(False, description="also give the candidate masks of each region")
-    stream: bool = Field(False, description="give the captions as they grow, one JSON object per line")
+    all_masks: bool = Field(False, description="also return the candidate masks of each region")
+    stream: bool = Field(False, description="return the captions as they grow, one JSON object per line")
 
 
 class AnythingRequest(_Picture):
-    """Everything in a picture; what is left out is as the model has it."""
+    """Everything in a picture; settings that are left out are the model's own."""
 
-    points_per_side: int | None = None
-    pred_iou_thresh: Number | None = None
-    stability_score_thresh: Number | None = None
-    box_nms_thresh: Number | None = None
-    mask_nms_thresh: Number | None = None
-    min_area: Number | None = None
-    max_area: Number | None = None
-    min_mask_region_area: int | None = None
-    crop_n_layers: int | None = None
-    caption_prompt: Literal["point", "box", "mask"] | None = None
-    unique_captions: bool | None = None
     format: Literal["records", "coco"] = "records"
 
     def settings(self) -> dict[str, Any]:
-        """Those that were given."""
-        names = set(AnythingRequest.model_fields) - set(_Picture.model_fields) - {"format"} | {"task"}
+        """The settings that were given."""
+        names = (setting.name for setting in fields(AnythingSettings))
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def _setting_field(setting: Any) -> tuple[Any, Any]:
+    """A setting of anything mode as a field of a request, with its description and range."""
+    kind, meta = type(setting.default), setting.metadata
+    if meta["choices"]:
+        return Literal[meta["choices"]] | None, Field(None, description=meta["help"])
+    options: dict[str, Any] = {"allow_inf_nan": False} if kind is float else {}
+    if kind in (int, float):
+        bounds = {"ge": meta["low"], "le": meta["high"]}
+        options |= {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
+    return kind | None, Field(None, description=meta["help"], strict=True, **options)
+
+
+if not TYPE_CHECKING:
+    AnythingRequest = create_model(
+        "AnythingRequest",
+        __base__=AnythingRequest,
+        __doc__=AnythingRequest.__doc__,
+        **{s.name: _setting_field(s) for s in fields(AnythingSettings) if s.name not in _Picture.model_fields},
+    )
 
 
 class ErrorResponse(BaseModel):
@@ -128,11 +111,13 @@ class Mask(BaseModel):
 
 
 class Region(Mask):
-    """A region with its best mask."""
+    """A region with its best mask, and the keys of your own that came with its prompt."""
 
+    model_config = ConfigDict(extra="allow")
     caption: str
     score: float = Field(description="mean log-probability of the caption's tokens")
-    masks: list[Mask] | None = Field(None, description="the candidates, if all_masks asked for them")
+    masks: list[Mask] | None = Field(None, description="the candidates, where all_masks is true")
+    input: dict[str, Any] | None = Field(None, description="your own keys that are named like one of the answer's")
 
 
 class CaptionResponse(BaseModel):
@@ -155,14 +140,14 @@ class AnythingRegion(BaseModel):
     score: float
 
 
-class AnythingAnswer(BaseModel):
-    """Best first."""
+class AnythingResponse(BaseModel):
+    """The things in a picture, best estimated IoU first."""
 
     regions: list[AnythingRegion]
 
 
-class CocoAnswer(BaseModel):
-    """COCO instances, each annotation with a `caption`."""
+class CocoResponse(BaseModel):
+    """The same as COCO instances, each annotation with a `caption`."""
 
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
@@ -232,14 +217,8 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
 
     @app.post("/v1/caption", summary="Masks and captions of regions", responses=_answers(CaptionResponse, *_REFUSED))
     async def caption(request: CaptionRequest) -> Any:
-        if len(request.regions) > engine.limits.regions:
-            raise RequestError(f"{len(request.regions)} regions are too many; at most {engine.limits.regions}.", 413)
         image = await picture_of(request)
-        # Looked at before masks are unpacked.
-        masks = sum(prompt.mask is not None for prompt in request.regions)
-        if masks * image.picture.width * image.picture.height > engine.limits.mask_pixels:
-            raise RequestError(f"{masks} masks are too many for a picture of this size.", 413)
-        regions = [prompt.to_region(number, image.size) for number, prompt in enumerate(request.regions, 1)]
+        regions = await run_in_threadpool(engine.limits.read_regions, request.regions, image.size)
         names = ("num_beams", "max_new_tokens", "do_sample", "temperature", "top_p")
         generation = {name: getattr(request, name) for name in names}
         arguments = (image, regions, request.model, request.task, generation)
@@ -252,7 +231,7 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
     @app.post(
         "/v1/anything",
         summary="Masks and captions of everything in a picture",
-        responses=_answers(AnythingAnswer | CocoAnswer, *_REFUSED),
+        responses=_answers(AnythingResponse | CocoResponse, *_REFUSED),
     )
     async def anything(request: AnythingRequest) -> Any:
         image = await picture_of(request)

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..captioning import load
 from ..model_names import BUNDLED_MODEL, check_repository
 from ..processing.anything_sca import Progress, caption_anything, encode_image
 from ..processing.masks_sca import encode_rle
-from ..prompt_arguments import RegionPrompt, processor_arguments
+from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
 from .limits import Limits, RequestError
 
 
@@ -136,10 +136,7 @@ class Engine:
             "image_size": model.config.sam_config.vision_config.image_size,
             "parameters": model.num_parameters(),
             "tasks": processor.tasks,
-            "anything": {
-                name: getattr(processor.anything_settings_for(), name)
-                for name in ("points_per_side", "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
-            },
+            "anything": asdict(processor.anything_settings_for()),
         }
 
     def open_image(self, data: bytes) -> StoredImage:
@@ -176,17 +173,16 @@ class Engine:
         """Asks for the masks and captions of regions.
 
         Args:
-            regions: at least one, pixels of the original.
+            regions: at least one, as [`Limits.read_regions`] gives them.
             task: a task of the model; None takes its default.
             generation: see [`Limits.check_generation`].
             on_tokens: called with the captions so far, after every token; not with beams.
 
         Returns:
             A future list with one record per region: `caption`, `score`, `iou`, `box` (xyxy), `mask` (COCO RLE) of the
-            best mask, and all `masks`, each with `mask`, `iou`, `box`.
+            best mask, all `masks`, each with `mask`, `iou`, `box`, and the keys that came with its prompt.
         """
         name = self.known(model)
-        self.limits.check_regions(regions)
         options = self.limits.check_generation(generation or {})
         if on_tokens and options.get("num_beams", 1) > 1:
             raise RequestError("Captions of a beam search cannot be streamed: they change until the end.")
@@ -221,8 +217,7 @@ class Engine:
             chosen = processor.anything_settings_for(settings)
         except (ValueError, TypeError) as error:
             raise RequestError(_sentence(error)) from None
-        if chosen.points_per_side > self.limits.grid or chosen.crop_n_layers > 1:
-            raise RequestError(f"At most {self.limits.grid} points per side and one layer of crops are taken here.")
+        self.limits.check_settings(chosen)
         if chosen.task is not None and chosen.task not in processor.tasks:
             raise RequestError(f"There is no task {chosen.task!r}; there is {', '.join(processor.tasks)}.")
         with self._lock:
@@ -308,8 +303,9 @@ class Engine:
         texts = processor.batch_decode(outputs)
         return [
             [
-                {"caption": caption, "score": score, **masks}
-                for caption, score, masks in zip(
+                region.with_extra({"caption": caption, "score": score, **masks})
+                for region, caption, score, masks in zip(
+                    job.regions,
                     texts[index],
                     outputs.caption_scores[index].tolist(),
                     _masks(processor, outputs, index, len(job.regions), job.image.size, encoded[index][1]),

@@ -1,23 +1,23 @@
-"""What a caller may ask for, and how what is refused is said."""
+"""What a caller may ask for, and what is said where it is refused."""
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
+from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.images_sca import as_images
-from ..prompt_arguments import RegionPrompt
+from ..processing.region_prompts_sca import RegionLimitError, RegionPrompt, read_regions
 
 
-# What people have; a decoder that nobody needs is a way in that nobody watches.
+# What people have. A decoder that nobody needs is an attack surface that nobody watches.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class RequestError(ValueError):
-    """Something that a caller asked for and will not get; `status` is that of HTTP."""
+    """A request that is refused; `status` is the HTTP status of the answer."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
@@ -29,28 +29,29 @@ class Limits:
     """The most that one request may take.
 
     Attributes:
-        file_bytes: of a picture's file.
-        pixels: of the picture.
-        regions: in one request.
-        mask_pixels: of all mask prompts of one request.
-        points: in one region.
-        grid: points along each side in anything mode.
-        new_tokens, beams: of a caption.
-        waiting: requests that wait at once; more are told to come back.
+        file_bytes: bytes of a picture's file.
+        pixels: pixels of the picture.
+        regions: regions in one request.
+        mask_pixels: pixels of all mask prompts of one request together.
+        points_per_side, points_per_batch, crop_n_layers: these settings of anything mode.
+        new_tokens: tokens of a caption.
+        beams: beams of the search for a caption.
+        waiting: requests that wait at once; those above it are answered with status 429.
     """
 
     file_bytes: int = 16 << 20
     pixels: int = 24_000_000
     regions: int = 128
     mask_pixels: int = 256_000_000
-    points: int = 64
-    grid: int = 32
+    points_per_side: int = 32
+    points_per_batch: int = 256
+    crop_n_layers: int = 1
     new_tokens: int = 64
     beams: int = 8
     waiting: int = 64
 
     def open_image(self, data: bytes) -> Image.Image:
-        """Decodes a picture, upright and RGB, after a look at its head."""
+        """Decodes a picture, upright and RGB; its header is checked first."""
         if not data:
             raise RequestError("The picture is an empty file.")
         if len(data) > self.file_bytes:
@@ -63,7 +64,7 @@ class Limits:
         # Decoders raise whatever they like on a damaged file.
         except Exception:  # noqa: BLE001
             raise RequestError(
-                f"This is no picture that can be read; give one of {', '.join(FORMATS)}.", 415
+                f"This is not a picture that can be read; give one of {', '.join(FORMATS)}.", 415
             ) from None
         if width * height > self.pixels:
             size = "" if width == math.inf else f" of {width} x {height} pixels"
@@ -73,22 +74,33 @@ class Limits:
         except (ValueError, TypeError, OSError):
             raise RequestError("The picture's file is damaged and cannot be read to its end.", 415) from None
 
-    def check_regions(self, regions: Sequence[RegionPrompt]) -> None:
-        """Raises where there are too many, or none."""
-        if not regions:
-            raise RequestError("Ask for at least one region.")
-        if len(regions) > self.regions:
-            raise RequestError(f"{len(regions)} regions are too many; at most {self.regions} are taken at once.", 413)
-        if sum(region.mask.size for region in regions if region.mask is not None) > self.mask_pixels:
-            raise RequestError(f"The masks are too many for their size; at most {self.mask_pixels} pixels.", 413)
-        for number, region in enumerate(regions, 1):
-            if len(region.points) > self.points:
-                raise RequestError(
-                    f"Region {number} has {len(region.points)} points; at most {self.points} are taken."
-                )
+    def read_regions(
+        self, values: Any, size: tuple[int, int], shown_size: tuple[int, int] | None = None
+    ) -> list[RegionPrompt]:
+        """Reads the regions of a request, see `processing/region_prompts_sca.py`.
+
+        Args:
+            values: a list of region objects.
+            size: height and width of the picture.
+            shown_size: height and width at which a page shows it; masks may be painted at this size too.
+        """
+        try:
+            return read_regions(
+                values, size, max_regions=self.regions, max_mask_pixels=self.mask_pixels, shown_size=shown_size
+            )
+        except RegionLimitError as error:
+            raise RequestError(str(error), 413) from None
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    def check_settings(self, settings: AnythingSettings) -> None:
+        """Raises where settings of anything mode would take too much time or memory."""
+        for name in ("points_per_side", "points_per_batch", "crop_n_layers"):
+            if (value := getattr(settings, name)) > (high := getattr(self, name)):
+                raise RequestError(f"{name} is {value}; at most {high} is taken here.")
 
     def check_generation(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arguments of `generate` that were asked for; raises where they ask for too much.
+        """Returns the arguments of `generate` that are set; raises where one is above its limit.
 
         Args:
             options: `num_beams`, `max_new_tokens`, `do_sample`, `temperature`, `top_p`; None stands for the default.
@@ -102,18 +114,17 @@ class Limits:
         }
         if unknown := sorted(set(known) - set(bounds) - {"do_sample"}):
             raise RequestError(f"Unknown option {unknown[0]!r}; known are {', '.join(bounds)} and do_sample.")
-        for name, (least, most) in bounds.items():
-            if name not in known:
-                continue
-            value = known[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise RequestError(f"{name} is {value!r}, expected a number from {least} to {most}.")
-            if name in ("num_beams", "max_new_tokens"):
+        for name, (low, high) in bounds.items():
+            value = known.get(name, low)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise RequestError(f"{name} is {value!r}, expected a number from {low} to {high}.")
+            if name in known and name in ("num_beams", "max_new_tokens"):
                 if value != int(value):
                     raise RequestError(f"{name} is {value}, expected a whole number.")
                 known[name] = int(value)
-        if known.get("do_sample") not in (None, True, False):
+        if not isinstance(known.get("do_sample", False), bool):
             raise RequestError(f"do_sample is {known['do_sample']!r}, expected true or false.")
         if not known.get("do_sample"):
-            known.pop("temperature", None), known.pop("top_p", None)
+            known.pop("temperature", None)
+            known.pop("top_p", None)
         return known

@@ -237,7 +237,7 @@ def test_options_and_folders_are_checked(root):
         ({"clip": "all"}, "clip is 'all'"),
         ({"picture": "name"}, "picture is 'name'"),
         ({}, "holds no XML file"),
-        ({"annotations": root / "gone"}, "is not a folder"),
+        ({"annotations": root / "gone"}, "is not a directory"),
     ):
         with pytest.raises(ValueError, match=message):
             read("voc", root=root, **options)

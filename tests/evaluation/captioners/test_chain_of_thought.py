@@ -8,7 +8,7 @@ from sca_hf.evaluation.captioners.crop_captioner import CropCaptioner, CropStyle
 from sca_hf.evaluation.captioners.image_text import ImageTextModel
 from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
 from sca_hf.evaluation.captioners.sca import Segmenter
-from sca_hf.prompt_arguments import RegionPrompt
+from sca_hf.processing.region_prompts_sca import RegionPrompt
 from sca_hf.testing import tiny_image
 from tests.evaluation.tiny_captioners import save
 

@@ -12,7 +12,7 @@ from sca_hf.evaluation.captioners.referring import (
     Kosmos2Captioner,
     draw_box,
 )
-from sca_hf.prompt_arguments import RegionPrompt
+from sca_hf.processing.region_prompts_sca import RegionPrompt
 from tests.evaluation.tiny_captioners import florence2, kosmos2, llava
 
 

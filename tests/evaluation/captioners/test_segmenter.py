@@ -6,7 +6,7 @@ import pytest
 from sca_hf.evaluation.captioners import ScaCaptioner
 from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
 from sca_hf.evaluation.captioners.sca import Segmenter
-from sca_hf.prompt_arguments import RegionPrompt
+from sca_hf.processing.region_prompts_sca import RegionPrompt
 from sca_hf.testing import tiny_image
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .common import (
@@ -294,7 +296,7 @@ def _segmentation_box(segmentation: Any) -> list[float]:
     """Returns the box, xyxy, around polygons or a run-length code."""
     if isinstance(segmentation, Mapping):
         mask = decode_rle(dict(segmentation), "segmentation")
-        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             raise ValueError("there is no bbox, and the segmentation covers no pixel")
         return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]

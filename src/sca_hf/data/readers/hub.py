@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
-from .coco import segmentation_mask
+from .coco import mask_fields
 from .common import Clip, Record, choice, region_fields
 
 
@@ -22,7 +22,7 @@ def read_hub(
     path: str,
     columns: Mapping[str, str],
     split: str = "train",
-    box_format: str = "xyxy",
+    box_format: str | None = None,
     normalized: bool = False,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
@@ -41,14 +41,15 @@ def read_hub(
             `{"boxes": "objects.bbox", "categories": "objects.category"}`. Without `boxes` the whole picture is the
             region.
         box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), center and size
-            (cxcywh).
+            (cxcywh). Default: corners; where some cannot be, the data set is an error until it is said.
         normalized: they are shares of the picture's sides rather than pixels.
         task: "caption" makes the name of a category the caption where there is no column of captions.
         names: words for categories.
         clip: as for COCO.
         download: whether to fetch the data set to this disk or to read it over the network on each pass.
     """
-    choice(box_format, "box_format", BOX_FORMATS)
+    if box_format is not None:
+        choice(box_format, "box_format", BOX_FORMATS)
     choice(clip, "clip", ("rounding", "image"))
     _check_columns(columns)
     rows = _load(path, config, data_files, split, revision, download, columns["image"])
@@ -56,39 +57,27 @@ def read_hub(
     for number, row in enumerate(rows):
         where = f"{path} ({split}), row {number}"
         try:
-            image, size = _picture(row, columns)
-            values = {key: _pick(row, column) for key, column in columns.items()}
-            count = len(_listed(values.get("boxes"))) if "boxes" in columns else 1
-            cells = {
-                key: _per_region(values.get(key), count, key)
-                for key in ("captions", "categories", "masks", "region_ids")
-            }
+            record, row_cells = _record(row, number, columns)
         except (KeyError, TypeError, ValueError) as error:
             yield RegionRecordError(f"{where}: {error}")
             continue
+        if box_format is None:
+            _check_corners([cells["boxes"] for cells in row_cells if "boxes" in cells], where)
+        size = (record["width"], record["height"])
         regions: list[Record] = []
-        for index in range(count):
+        for index, cells in enumerate(row_cells):
             try:
-                box = (
-                    _box(_listed(values["boxes"])[index], box_format, normalized, size) if "boxes" in columns else None
-                )
-                region = _texts(cells["captions"][index], cells["categories"][index], label, names, task)
-                if cells["masks"][index] is not None:
-                    region["mask"] = segmentation_mask(cells["masks"][index], size)
-                key = cells["region_ids"][index]
-                key = str(index if key is None else key)
-                regions.append(region_fields(key, box or [0.0, 0.0, *map(float, size)], size, clip, **region))
+                box = [0.0, 0.0, *map(float, size)]
+                if "boxes" in cells:
+                    box = _box(cells["boxes"], box_format or "xyxy", normalized, size)
+                region = _texts(cells["captions"], cells["categories"], label, names, task)
+                if cells["masks"] is not None:
+                    region |= mask_fields(cells["masks"], size)
+                key = str(index if cells["region_ids"] is None else cells["region_ids"])
+                regions.append(region_fields(key, box, size, clip, **region))
             except (TypeError, ValueError) as error:
                 regions.append(RegionRecordError(f"{where}, region {index}: {error}"))
-        yield {
-            "image": image,
-            "image_id": str(number if values.get("image_id") is None else values["image_id"]),
-            "width": size[0],
-            "height": size[1],
-            "task": task,
-            "regions": regions,
-            "source": where,
-        }
+        yield {**record, "task": task, "regions": regions, "source": where}
 
 
 def _cache_key(
@@ -152,6 +141,28 @@ def _pick(row: Mapping[str, Any], column: str) -> Any:
     return value
 
 
+def _record(
+    row: Mapping[str, Any], number: int, columns: Mapping[str, str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the fields of a row's image, and the cells of each of its regions."""
+    image, (width, height) = _picture(row, columns)
+    values = {key: _pick(row, column) for key, column in columns.items()}
+    image_id = str(number if values.get("image_id") is None else values["image_id"])
+    return {"image": image, "image_id": image_id, "width": width, "height": height}, _cells(values)
+
+
+def _cells(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the cells of each region of a row; without a column of boxes there is one region, which has no box."""
+    boxes = _listed(values["boxes"]) if "boxes" in values else None
+    count = 1 if boxes is None else len(boxes)
+    columns = {
+        key: _per_region(values.get(key), count, key) for key in ("captions", "categories", "masks", "region_ids")
+    }
+    if boxes is not None:
+        columns["boxes"] = boxes
+    return [{key: cells[index] for key, cells in columns.items()} for index in range(count)]
+
+
 def _listed(boxes: Any) -> list[Any]:
     """Returns a list of boxes, of one if the column holds one box a row."""
     if boxes is None:
@@ -187,6 +198,17 @@ def _picture(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[s
     if "width" in columns and "height" in columns:
         return image, (int(_pick(row, columns["width"])), int(_pick(row, columns["height"])))
     return image, image_size(Path(path) if content is None else BytesIO(content))
+
+
+def _check_corners(boxes: Iterable[Any], where: str) -> None:
+    """Raises where a box is not one of corners: others of the set may pass for corners and be wrong."""
+    for box in boxes:
+        if isinstance(box, Sequence) and len(box) == 4 and (box[2] < box[0] or box[3] < box[1]):
+            raise ValueError(
+                f"{where}: the box {list(box)} is not one of corners x0, y0, x1, y1; say box_format=xywh (left, top, "
+                "width, height, as most files with metadata have it) or box_format=cxcywh; box_format=xyxy makes it "
+                "a bad region."
+            )
 
 
 def _box(values: Any, box_format: str, normalized: bool, size: tuple[int, int]) -> list[float]:

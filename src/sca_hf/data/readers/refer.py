@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
-from .coco import segmentation_mask, xywh_box
+from .coco import mask_fields, segmentation_mask, xywh_box
 from .common import Clip, Record, choice, find_file, read_json, region_fields
 
 
@@ -60,14 +60,7 @@ def read_refcoco(
     root = Path(root)
     source = root / f"refs({split_by}).p"
     refs = _refs(source, split)
-    content = read_json(root / "instances.json")
-    try:
-        pictures = {row["id"]: row for row in content["images"]}
-        annotations = {row["id"]: row for row in content["annotations"]}
-        categories = {row["id"]: str(row["name"]) for row in content["categories"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{root / 'instances.json'} is not as refer's: {error} is missing.") from None
-    del content
+    pictures, annotations, categories = _instances(root / "instances.json")
     check_names(names, categories.values(), str(root))
     folders = [Path(images)] if images is not None else [root / folder for folder in _PICTURES]
     for image_id in sorted(refs):
@@ -84,7 +77,7 @@ def read_refcoco(
                 row = annotations[ref["ann_id"]]
                 size = (record["width"], record["height"])
                 fields = {
-                    "mask": refer_mask(row.get("segmentation"), size) if masks else None,
+                    **(mask_fields(row.get("segmentation"), size, refer_mask) if masks else {}),
                     "captions": [sentence[text] for sentence in ref["sentences"]],
                     "category": category_text(categories[row["category_id"]], names),
                 }
@@ -94,6 +87,19 @@ def read_refcoco(
             except (TypeError, ValueError) as error:
                 regions.append(RegionRecordError(f"{region}: {error}"))
         yield {**record, "task": task, "regions": regions, "source": str(source)}
+
+
+def _instances(path: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]], dict[Any, str]]:
+    """Returns the images, the annotations and the names of the categories, each by id."""
+    content = read_json(path)
+    try:
+        return (
+            {row["id"]: row for row in content["images"]},
+            {row["id"]: row for row in content["annotations"]},
+            {row["id"]: str(row["name"]) for row in content["categories"]},
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not as refer's: {error} is missing.") from None
 
 
 def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -69,55 +70,40 @@ def read_voc(
     choice(clip, "clip", ("rounding", "image"))
     if picture is not None:
         choice(picture, "picture", ("filename", "stem"))
-    root = Path(root)
-    folder = Path(annotations) if annotations else root / "Annotations"
-    if not annotations and not folder.is_dir():
-        folder = root
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder, expected the one with the XML files.")
-    source = _VocFolder(root, folder, Path(images) if images else None, picture)
-    notes = []
-    if one_based is None:
-        zero = _counted_from_zero(source.files(None))
-        notes = [f"pixels count from 0: {zero} has an edge of 0"] if zero else []
-    based = one_based if one_based is not None else not notes
+    folder = _annotation_folder(Path(root), annotations)
+    source = _VocFolder(Path(root), folder, Path(images) if images else None, picture)
+    based, notes = source.counting(one_based)
     for path in source.files(split):
         try:
             annotation = _parse(path)
             record = source.record(path, annotation, size)
-            scale, extent = record.pop("scale"), (record["width"], record["height"])
-            for index, item in enumerate(annotation.findall("object")):
-                name = (item.findtext("name") or "").strip()
-                texts = category_fields(name, task, names)
-                if not difficult and (item.findtext("difficult") or "0").strip() not in ("0", ""):
-                    record["left_out"].setdefault("difficult objects", []).append(texts["category"])
-                    continue
-                # Counted among all objects, so that options do not rename regions.
-                region_id = f"{record['image_id']}/{index}"
-                try:
-                    fields = {**texts, **_shape(item, based, scale, extent), **_caption(item)}
-                except ValueError as error:
-                    where = f"{path}, image {record['image_id']}, region {region_id}"
-                    record["regions"].append(RegionRecordError(f"{where}: {error}"))
-                    continue
-                record["regions"].append(region_fields(region_id, fields.pop("box"), extent, clip, **fields))
-            yield {**record, "task": task, "notes": notes}
         except RegionRecordError as error:
             yield error
+            continue
+        scale, extent = record.pop("scale"), (record["width"], record["height"])
+        for index, item in enumerate(annotation.findall("object")):
+            texts = category_fields((item.findtext("name") or "").strip(), task, names)
+            if not difficult and (item.findtext("difficult") or "0").strip() not in ("0", ""):
+                record["left_out"].setdefault("difficult objects", []).append(texts["category"])
+                continue
+            # Counted among all objects, so that options do not rename regions.
+            region_id = f"{record['image_id']}/{index}"
+            try:
+                fields = {**texts, **_shape(item, based, scale, extent), **_caption(item)}
+                record["regions"].append(region_fields(region_id, fields.pop("box"), extent, clip, **fields))
+            except ValueError as error:
+                where = f"{path}, image {record['image_id']}, region {region_id}"
+                record["regions"].append(RegionRecordError(f"{where}: {error}"))
+        yield {**record, "task": task, "notes": notes}
 
 
-_ZERO = re.compile(rb"<[xy]min>\s*0+(?:\.0*)?\s*</")
-
-
-def _counted_from_zero(paths: Iterable[Path]) -> Path | None:
-    """Returns the first file with a left or upper edge of 0, which those who count from 1 do not have."""
-    for path in paths:
-        try:
-            if _ZERO.search(path.read_bytes()):
-                return path
-        except OSError:
-            continue  # told when it is read
-    return None
+def _annotation_folder(root: Path, annotations: str | Path | None) -> Path:
+    folder = Path(annotations) if annotations else root / "Annotations"
+    if not annotations and not folder.is_dir():
+        folder = root
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a directory, expected the one with the XML files.")
+    return folder
 
 
 @dataclass
@@ -133,6 +119,16 @@ class _VocFolder:
     def index(self) -> FolderIndex:
         """The pictures, by any spelling of their names."""
         return FolderIndex(self.images or self.root)
+
+    def counting(self, one_based: bool | None) -> tuple[bool, list[str]]:
+        """Whether pixels count from 1, as told or as the files show it, and what to say of it."""
+        if one_based is not None:
+            return one_based, []
+        for path in self.files(None):
+            with suppress(OSError):  # told when it is read
+                if _ZERO.search(path.read_bytes()):
+                    return False, [f"pixels are taken to count from 0: {path} has an edge of 0"]
+        return True, []
 
     def files(self, split: str | None) -> list[Path]:
         """The XML files, in order."""
@@ -213,6 +209,10 @@ class _VocFolder:
                 f"{where}: there is no picture {named or path.stem!r} or {path.stem}.* in {looked}"
             )
         return found
+
+
+# A left or upper edge of 0, which those who count from 1 do not have.
+_ZERO = re.compile(rb"<[xy]min>\s*0+(?:\.0*)?\s*</")
 
 
 class _PlainTree(ElementTree.TreeBuilder):

@@ -220,7 +220,7 @@ async function showProgress() {
   const job = state.job;
   const news = job && (await server.progress({ job }).catch(() => null));
   if (!news || job !== state.job) return;
-  $("progressbar").value = news.share;
+  $("progressbar").value = news.fraction;
   $("progresstext").textContent = news.text;
 }
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...modeling.base_models_sca import hash_weights, source_of
-from ...prompt_arguments import RegionPrompt
+from ...processing.region_prompts_sca import RegionPrompt
 
 
 @dataclass

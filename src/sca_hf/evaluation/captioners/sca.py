@@ -18,10 +18,10 @@ from ...modeling.generation_sca import region_chunk_size
 from ...modeling.grouping_sca import plan_regions
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...modeling.segmentation_sca import SamSegmenter
-from ...processing.postprocessing_sca import mask_records
+from ...processing.mask_generation_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
-from ...prompt_arguments import RegionPrompt, processor_arguments
+from ...processing.region_prompts_sca import RegionPrompt, processor_arguments
 from .interface import ImageQuery, RegionPrediction, identity, point_in_mask
 
 

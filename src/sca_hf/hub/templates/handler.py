@@ -3,9 +3,10 @@
     {"inputs": {"image": "<base64>", "regions": [{"box": [31, 25, 99, 103]}, {"points": [[80, 61]], "labels": [1]}]},
      "parameters": {"num_beams": 3}}
 
-Regions are in pixels of the upright image, boxes x1, y1, x2, y2; a mask is a COCO RLE. Without regions, or with the
-bare base64 text for `inputs`, the whole image is one. The answer has a record for each region: caption, score, box,
-iou and mask (COCO RLE; `"masks": false` among the parameters leaves it out). What cannot be answered raises
+Regions are in pixels of the upright image, boxes x1, y1, x2, y2; a mask is a COCO RLE. `region_prompts_sca.py` beside
+the model has the whole rule. Without regions, or with the bare base64 text for `inputs`, the whole image is one. The
+answer has a record for each region: caption, score, box, iou and mask (COCO RLE; `"masks": false` among the parameters
+leaves it out), and the keys of your own that came with the region. A request that cannot be answered raises
 ValueError, which the endpoint turns into status 400 with the sentence.
 """
 
@@ -21,14 +22,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoModel, AutoProcessor
 
 
-MOST_BYTES = 30_000_000
-MOST_PIXELS = 60_000_000
-MOST_REGIONS = 1_000
+MAX_BYTES = 30_000_000
+MAX_PIXELS = 60_000_000
+MAX_REGIONS = 1_000
+# Of the mask prompts of a request together.
+MAX_MASK_PIXELS = 1_000_000_000
 # Parameters of a request, and the largest number each may be.
 LIMITS = {"num_beams": 8, "max_new_tokens": 128, "min_new_tokens": 128, "no_repeat_ngram_size": 16, "top_k": 1_000}
 FLOATS = ("temperature", "top_p", "length_penalty", "repetition_penalty")
 OTHERS = {"do_sample": bool, "masks": bool, "task": str}
-KEYS = {"box", "points", "labels", "mask"}
 
 
 class EndpointHandler:
@@ -38,8 +40,9 @@ class EndpointHandler:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = AutoModel.from_pretrained(path, trust_remote_code=True).to(device).eval()
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-        # The repository's own code for run-length masks lies beside its processor.
+        # The repository's own code for region prompts and run-length masks lies beside its processor.
         package = type(self.processor).__module__.rpartition(".")[0]
+        self.prompts = importlib.import_module(".region_prompts_sca", package)
         self.encode_rle = importlib.import_module(".masks_sca", package).encode_rle
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -59,9 +62,10 @@ class EndpointHandler:
         inputs = data["inputs"] if isinstance(data["inputs"], dict) else {"image": data["inputs"]}
         _refuse_unknown(inputs, {"image", "regions"}, "inputs")
         image = read_image(inputs.get("image"))
-        prompts = read_regions(inputs.get("regions"), image.size)
+        regions = self.read_regions(inputs.get("regions"), (image.height, image.width))
         options = read_parameters(data.get("parameters"))
         with_masks = options.pop("masks", True)
+        prompts = self.prompts.processor_arguments([regions])
         batch = self.processor(image, task=options.pop("task", None), return_tensors="pt", **prompts)
         batch = batch.to(self.model.device, self.model.dtype)
         with torch.inference_mode():
@@ -72,68 +76,38 @@ class EndpointHandler:
             mask = record.pop("mask")
             if with_masks:
                 record["mask"] = self.encode_rle(mask)
-        return records
+        return [region.with_extra(record) for region, record in zip(regions, records, strict=True)]
+
+    def read_regions(self, regions: Any, size: tuple[int, int]) -> list[Any]:
+        """Return the prompts of a request; where it has none, the whole image is one.
+
+        Args:
+            regions: a list of region objects, or None.
+            size: (height, width) of the image.
+        """
+        regions = [{"box": [0, 0, size[1], size[0]]}] if regions is None else regions
+        return self.prompts.read_regions(regions, size, max_regions=MAX_REGIONS, max_mask_pixels=MAX_MASK_PIXELS)
 
 
 def read_image(text: Any) -> Image.Image:
     """The upright RGB image of a base64 text or data URL."""
     if not isinstance(text, str) or not text:
         raise ValueError("inputs.image must be a base64 text.")
-    if len(text) > MOST_BYTES * 4 / 3:
-        raise ValueError(f"the image has more than {MOST_BYTES:,} bytes.")
+    if len(text) > MAX_BYTES * 4 / 3:
+        raise ValueError(f"the image has more than {MAX_BYTES:,} bytes.")
     try:
         content = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
         picture = Image.open(io.BytesIO(content))
     except (binascii.Error, UnidentifiedImageError) as error:
-        raise ValueError(f"inputs.image is no picture in base64: {error}.") from error
+        raise ValueError(f"inputs.image is not a picture in base64: {error}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large: {error}") from error
-    if picture.width * picture.height > MOST_PIXELS:
-        raise ValueError(f"the image has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} are read.")
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"the image has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are read.")
     try:
         return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError) as error:
         raise ValueError(f"the image is broken: {error}.") from error
-
-
-def read_regions(regions: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Prompts as the processor takes them; none at all stands for the whole image."""
-    if regions is None:
-        return {}
-    if not isinstance(regions, list) or not 0 < len(regions) <= MOST_REGIONS:
-        raise ValueError(f"inputs.regions must be a list of 1 to {MOST_REGIONS} regions.")
-    prompts: dict[str, list[Any]] = {"input_boxes": [], "input_points": [], "input_labels": [], "input_masks": []}
-    for number, region in enumerate(regions):
-        where = f"inputs.regions[{number}]"
-        if not isinstance(region, dict) or not (region.keys() & (KEYS - {"labels"})):
-            raise ValueError(f"{where} must have a box, points or a mask.")
-        _refuse_unknown(region, KEYS, where)
-        box, mask = region.get("box"), region.get("mask")
-        if box is not None:
-            _check_numbers(box, 4, f"{where}.box")
-        if mask is not None and (not isinstance(mask, dict) or mask.get("size") != [size[1], size[0]]):
-            raise ValueError(f'{where}.mask must be a COCO RLE of "size" [{size[1]}, {size[0]}].')
-        points, labels = read_points(region, where)
-        for name, value in zip(prompts, (box, points, labels, mask), strict=True):
-            prompts[name].append(value)
-    return {name: [values] for name, values in prompts.items() if any(value is not None for value in values)}
-
-
-def read_points(region: dict[str, Any], where: str) -> tuple[Any, Any]:
-    """Points of a region and their labels, or None twice."""
-    points, labels = region.get("points"), region.get("labels")
-    if points is None:
-        if labels is not None:
-            raise ValueError(f"{where} has labels without points.")
-        return None, None
-    if not isinstance(points, list) or not points:
-        raise ValueError(f"{where}.points must be a list of [x, y].")
-    for point in points:
-        _check_numbers(point, 2, f"{where}.points")
-    labels = [1] * len(points) if labels is None else labels
-    if not isinstance(labels, list) or len(labels) != len(points) or any(label not in (0, 1) for label in labels):
-        raise ValueError(f"{where}.labels must be 1 (inside) or 0 (outside) for each point.")
-    return points, labels
 
 
 def read_parameters(parameters: Any) -> dict[str, Any]:
@@ -149,15 +123,9 @@ def read_parameters(parameters: Any) -> dict[str, Any]:
             raise ValueError(f"{where} must be a {OTHERS[name].__name__}.")
         if name in LIMITS and not (type(value) is int and 0 <= value <= LIMITS[name]):
             raise ValueError(f"{where} must be a whole number of at most {LIMITS[name]}.")
-        if name in FLOATS:
-            _check_numbers([value], 1, where)
+        if name in FLOATS and not (type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e6):
+            raise ValueError(f"{where} must be a number, got {str(value)[:60]}.")
     return dict(parameters)
-
-
-def _check_numbers(values: Any, count: int, where: str) -> None:
-    good = isinstance(values, list) and len(values) == count
-    if not good or not all(type(x) in (int, float) and math.isfinite(x) and abs(x) < 1e6 for x in values):
-        raise ValueError(f"{where} must be {count} numbers, got {str(values)[:60]}.")
 
 
 def _refuse_unknown(given: dict[str, Any], known: set[str], where: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ...hub.repository_info import describe_repository
+from ...hub.info import describe_repository
 from ...yaml_files import write_yaml
 from .schema import Recipe
 

@@ -1,0 +1,6 @@
+"""`python -m experiments.sca_tiny`: trains the bundled model."""
+
+from .recipe import main
+
+
+main()

@@ -1,1 +1,0 @@
-../../processing/postprocessing_sca.py

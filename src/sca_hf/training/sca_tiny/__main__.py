@@ -1,6 +1,0 @@
-"""`python -m sca_hf.training.sca_tiny`: trains the bundled model."""
-
-from .recipe import main
-
-
-main()
