@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
-from .loading import RecordSource, parse_spec
+from .loading import RecordSource, leave_undecoded, parse_spec
 from .read_report import ReadReport
 from .region import RegionRecordError, check_records, record_image
 
@@ -171,12 +171,7 @@ def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
         read.source = source.name
         yield from source.records(read)
         return
-    if hasattr(data, "cast_column"):
-        from datasets import Image
-
-        # Pictures are not needed, or opened by us, who say which one was bad.
-        data = data.cast_column("image", Image(decode=False))
-    for record in check_records(data, "records", "skip", read):
+    for record in check_records(leave_undecoded(data), "records", "skip", read):
         yield {**vars(record), "regions": [vars(region) for region in record.regions]}
 
 

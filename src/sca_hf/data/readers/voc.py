@@ -89,8 +89,8 @@ def read_voc(
             # Counted among all objects, so that options do not rename regions.
             region_id = f"{record['image_id']}/{index}"
             try:
-                fields = {**texts, **_shape(item, based, scale, extent), **_caption(item)}
-                record["regions"].append(region_fields(region_id, fields.pop("box"), extent, clip, **fields))
+                fields = {"clip": clip, **texts, **_shape(item, based, scale, extent), **_caption(item)}
+                record["regions"].append(region_fields(region_id, size=extent, **fields))
             except ValueError as error:
                 where = f"{path}, image {record['image_id']}, region {region_id}"
                 record["regions"].append(RegionRecordError(f"{where}: {error}"))
@@ -258,10 +258,11 @@ def _shape(
         box = bounds([value for polygon in polygons for value in polygon])
     else:
         box = _box(item, one_based, scale)
-        degrees = float(_attributes(item).get("rotation") or 0) % 360
+        degrees = _degrees(_attributes(item).get("rotation"))
         if degrees and not polygons:  # as CVAT has it
             polygons = [rotated_corners(box, degrees)]
-            box = bounds(polygons[0])
+            # Tools keep a box inside the picture, but not the corners that come of turning it.
+            return {"box": bounds(polygons[0]), "clip": "image", **mask_fields(polygons, size)}
     return {"box": box, **(mask_fields(polygons, size) if polygons else {})}
 
 
@@ -281,6 +282,13 @@ def _attributes(item: ElementTree.Element) -> dict[str, str]:
     """Returns what CVAT writes of an object beyond VOC."""
     found = item.findall("attributes/attribute")
     return {(each.findtext("name") or "").strip(): (each.findtext("value") or "").strip() for each in found}
+
+
+def _degrees(rotation: str | None) -> float:
+    try:
+        return float(rotation or 0) % 360
+    except ValueError:
+        raise ValueError(f"its rotation is {rotation!r}, expected degrees") from None
 
 
 def _caption(item: ElementTree.Element) -> dict[str, list[str]]:
