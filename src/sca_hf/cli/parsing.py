@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -65,6 +66,15 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def print_skipped() -> None:
+    """Tells what was left out of the data that the command opened, and why, where it is not too early to be read."""
+    from ..data.loading import OPENED
+
+    for report in OPENED:
+        for line in report.skipped():
+            print(line, file=sys.stderr)
 
 
 def quiet() -> None:

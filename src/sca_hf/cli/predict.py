@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .parsing import command, positive, prepare, quiet
+from .parsing import command, positive, prepare, print_skipped, quiet
 
 
 _PREDICT_HELP = """\
@@ -96,6 +96,7 @@ def run(options: argparse.Namespace) -> None:
     written = predict(captioner, data, output, settings, command=options.line)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"predictions: {written}")
+        print_skipped()
 
 
 def _device(asked: str | None) -> str | None:

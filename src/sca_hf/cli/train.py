@@ -5,7 +5,7 @@ import textwrap
 from typing import Any
 
 from ..recipes import recipe_names, recipe_path
-from .parsing import command
+from .parsing import command, print_skipped
 
 
 _TRAIN_HELP = """\
@@ -56,3 +56,4 @@ def run(options: argparse.Namespace) -> None:
     result = run_recipe(recipe)
     if result.is_main_process:
         print(result)
+        print_skipped()

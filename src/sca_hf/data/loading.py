@@ -48,6 +48,10 @@ READERS: dict[str, str | Reader] = {
     "jsonl": "tables:read_jsonl",
     "parquet": "tables:read_parquet",
     "hub": "hub:read_hub",
+    "cvat": "tools:read_cvat",
+    "roboflow": "tools:read_roboflow",
+    "fiftyone": "tools:read_fiftyone",
+    "via": "tools:read_via",
     "scenes": "common:read_scenes",
 }
 
@@ -220,12 +224,12 @@ def _load_stored(source: RecordSource) -> Dataset:
     return dataset
 
 
-def load_undecoded(spec: Mapping[str, Any]) -> Dataset | IterableDataset:
-    """Opens what `load_spec` opens with pictures left as files, so that `record_image` can name one that is bad."""
-    dataset = load_spec(spec)  # says what to install where `datasets` is missing
-    from datasets import Image
-
-    return dataset.cast_column("image", Image(decode=False))
+def leave_undecoded(dataset: Any) -> Any:
+    """Returns the same rows with pictures left as files: `record_image` opens them, and names one that is bad."""
+    features = getattr(dataset, "features", None)
+    if not features or type(features.get("image")).__name__ != "Image":
+        return dataset
+    return dataset.cast_column("image", type(features["image"])(decode=False))
 
 
 def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:

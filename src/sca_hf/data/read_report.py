@@ -98,6 +98,15 @@ class ReadReport(CheckCounts):
         if self.left_out:
             logger.info("%s: left out %s", self.source, self._left_out_text())
 
+    def skipped(self, most: int = 50) -> list[str]:
+        """Lists what was skipped, and why, for the end of a command: `most` lines and their sum at most."""
+        count = self.skipped_records + self.skipped_regions + self.damaged_regions
+        if not count:
+            return []
+        head = f"{self.source}: left out as bad: {self.skipped_records} images, {self.skipped_regions} regions, "
+        more = [f"  ... and {count - most} more"] if len(self.messages) > most else []
+        return [f"{head}{self.damaged_regions} masks", *(f"  {text}" for text in self.messages[:most]), *more]
+
     def require_records(self) -> None:
         """Raises if nothing was kept: a slip in a path or an option, most likely, or a rule that left out all."""
         if self.records and (self.regions or not self.left_out_regions):

@@ -24,7 +24,7 @@ import transformers
 from tqdm import tqdm
 
 from .. import __version__
-from ..data.loading import load_spec
+from ..data.loading import leave_undecoded, load_spec
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
 from ..files import LockedError
@@ -141,10 +141,7 @@ def _fill(run: PredictionRun, rows: Any, captioner: Captioner, settings: Predict
 
 def _rows(data: Mapping[str, Any]) -> Any:
     """Opens the data, pictures not decoded: most of them are done when a run goes on."""
-    rows = load_spec(data)  # says what to install where `datasets` is missing
-    from datasets import Image
-
-    return rows.cast_column("image", Image(decode=False))
+    return leave_undecoded(load_spec(data))
 
 
 def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -83,7 +83,7 @@ def test_a_box_without_area_costs_its_object_only(root, box):
 
 
 def test_boxes_outside_are_cut_or_refused(root):
-    voc(root, [voc_object((0, 1, 41, 30)), voc_object((1, 1, 50, 30))])
+    voc(root, [voc_object((1, 1, 41, 30)), voc_object((1, 1, 50, 30))])
     report = ReadReport()
     assert [r["box"] for r in regions(read("voc", "skip", report, root=root))] == [[0, 0, 40, 30]]
     assert (report.clipped_regions, report.skipped_regions) == (1, 1)

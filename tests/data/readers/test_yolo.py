@@ -51,10 +51,10 @@ def test_a_wrong_folder_of_labels_does_not_pass_for_empty_images(root):
     ("line", "message"),
     [
         ("2 0.5 0.5 0.1 0.1", "class is 2, expected a whole number from 0 to 1"),
-        ("bus 0.5 0.5 0.1 0.1", "holds what is no number"),
+        ("bus 0.5 0.5 0.1 0.1", "holds what is not a number"),
         ("0 0.5 0.5 0.1", "3 numbers follow the class"),
-        ("0 120 80 40 40", "no shares of the image's size"),
-        ("0 nan 0.5 0.1 0.1", "no shares of the image's size"),
+        ("0 120 80 40 40", "not shares of the image's size"),
+        ("0 nan 0.5 0.1 0.1", "not shares of the image's size"),
         ("0 0.5 0.5 0 0.1", "is empty"),
         ("0 0.9 0.5 0.5 0.1", "reaches outside"),
     ],
@@ -111,9 +111,11 @@ def test_no_path_in_a_file_leads_out_of_the_folder(tmp_path):
 
 
 def test_what_is_missing_is_said(tmp_path, root):
+    with (root / "data.yaml").open("a") as file:
+        file.write("val: images/val\n")
     for options, message in (
-        ({"root": root}, "say which split"),
-        ({"root": root, "split": "dev"}, "has no 'dev'"),
+        ({"root": root}, "say which split.*: train, val"),
+        ({"root": root, "split": "dev"}, "has no 'dev', but train, val"),
         ({"root": root, "split": "train", "names": {"tram": "x"}}, "no class 'tram'"),
         ({"root": root / "images"}, "classes=FILE"),
         ({"root": root / "gone"}, "no file or folder"),

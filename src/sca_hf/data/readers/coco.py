@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .common import (
@@ -182,9 +184,11 @@ class CocoFile:
             raise ValueError(f"there is no category with the id {row.get('category_id')!r}")
         if not captions and category is not None and self.task == "caption":
             captions = [category]
-        segmentation, box = _shape(row, size, self.in_shares)
+        segmentation, box, turned = _shape(row, size, self.in_shares)
         mask = mask_fields(segmentation, size) if self.masks else {}
-        return region_fields(str(row["id"]), box, size, self.clip, **mask, captions=captions, category=category)
+        # Tools keep a box inside the picture, but not the corners that come of turning it.
+        clip: Clip = "image" if turned else self.clip
+        return region_fields(str(row["id"]), box, size, clip, **mask, captions=captions, category=category)
 
 
 def id_key(value: Any) -> Any:
@@ -231,28 +235,32 @@ def _in_shares(boxes: Iterable[Any]) -> bool:
     return found
 
 
-def _shape(row: Mapping[str, Any], size: tuple[int, int], in_shares: bool) -> tuple[Any, list[float]]:
-    """Returns the segmentation and the box, xyxy, of an annotation in pixels; size: width and height of the image."""
+def _shape(row: Mapping[str, Any], size: tuple[int, int], in_shares: bool) -> tuple[Any, list[float], bool]:
+    """Returns the segmentation and the box, xyxy, of an annotation in pixels, and whether the box was a turned one.
+
+    size: width and height of the image.
+    """
     segmentation = row.get("segmentation")
-    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], list | Mapping):
+    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], list | Mapping | str):
         segmentation = [segmentation]  # one polygon, not in a list of its own
     if in_shares and isinstance(segmentation, list):
         segmentation = [_in_pixels(polygon, size) for polygon in segmentation]
     given = row.get("bbox")
     if segmentation and (not given or (isinstance(given, list) and not any(given))):
-        return segmentation, _segmentation_box(segmentation)
+        return segmentation, _segmentation_box(segmentation), False
     box = xywh_box(given)
     if in_shares:
         box = _in_pixels(box, size)
     degrees = _rotation(row)
     if not degrees:
-        return segmentation, box
+        return segmentation, box, False
     corners = rotated_corners(box, degrees)
     if not segmentation:
-        return [corners], bounds(corners)
+        return [corners], bounds(corners), True
     around = _segmentation_box(segmentation)
-    near = max(abs(a - b) for a, b in zip(around, box, strict=True)) <= _AROUND
-    return segmentation, box if near else bounds(corners)
+    if max(abs(a - b) for a, b in zip(around, box, strict=True)) <= _AROUND:
+        return segmentation, box, False  # the box is that of the turned shape already
+    return segmentation, bounds(corners), True
 
 
 # A box and a segmentation that differ by less, in pixels, are of one another.
@@ -294,7 +302,7 @@ def _segmentation_box(segmentation: Any) -> list[float]:
     """Returns the box, xyxy, around polygons or a run-length code."""
     if isinstance(segmentation, Mapping):
         mask = decode_rle(dict(segmentation), "segmentation")
-        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             raise ValueError("there is no bbox, and the segmentation covers no pixel")
         return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]

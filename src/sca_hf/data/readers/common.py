@@ -144,8 +144,12 @@ class FolderIndex:
     def __init__(self, folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> None:
         self.folder, self.suffixes = folder, tuple(suffixes)
 
-    def find(self, name: str) -> Path | None:
+    def find(self, name: str, whole: bool = False) -> Path | None:
         """Returns the file that a name means, None where there is none.
+
+        Args:
+            name: as a file gives it.
+            whole: the folders in front must be the same.
 
         Raises:
             RegionRecordError: several files may be meant.
@@ -159,7 +163,7 @@ class FolderIndex:
         fitting: dict[int, list[Path]] = {}
         for parts, path in self._files.get(asked[-1], ()):
             shared = min(len(parts), len(asked))
-            if parts[-shared:] == asked[-shared:]:
+            if parts[-shared:] == asked[-shared:] and (not whole or len(parts) == len(asked)):
                 fitting.setdefault(shared, []).append(path)
         found = fitting[max(fitting)] if fitting else []
         if len(found) > 1:

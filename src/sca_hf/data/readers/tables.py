@@ -12,7 +12,7 @@ from typing import Any
 
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
-from .coco import segmentation_mask
+from .coco import mask_fields
 from .common import Record, inside
 
 
@@ -112,6 +112,7 @@ def _record(row: Any, images: Path, where: str, key: str, task: str | None, name
         "task": task or row.get("task") or "caption",
         "regions": regions,
         "source": where,
+        "measured": not known,
     }
 
 
@@ -147,7 +148,7 @@ def _region(values: Any, index: int, size: tuple[int, int], names: Mapping[str, 
     captions = region.get("captions") or []
     region["captions"] = [captions] if isinstance(captions, str) else captions
     if region.get("mask") is not None:
-        region["mask"] = segmentation_mask(region["mask"], size)
+        region |= {"mask": None, **mask_fields(region["mask"], size)}
     if region.get("points") is not None and region.get("labels") is None:
         region["labels"] = [1] * len(region["points"])
     if names is not None and region.get("category") is not None:

@@ -8,19 +8,22 @@ from typing import Any
 
 from ..pictures import image_size
 from ..region import RegionRecordError
-from .coco import rows_of
-from .common import Record, inside, read_json, read_json_list
+from .coco import default_images, locate_in, rows_of
+from .common import FolderIndex, Record, inside, read_json, read_json_list
 
 
-def read_coco_captions(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:
+def read_coco_captions(
+    annotations: str | Path, images: str | Path | None = None, task: str = "caption"
+) -> Iterator[Record]:
     """Yields one record per image of `captions_train2017.json`: one region, with all of the image's captions.
 
     Args:
         annotations: the file.
-        images: the folder in which the `file_name`s lie.
+        images: the folder in which the `file_name`s lie (default: as for COCO).
         task: only "caption".
     """
-    source, folder = Path(annotations), Path(images)
+    source = Path(annotations)
+    locate = locate_in(Path(images) if images is not None else default_images(source))
     _only_captions(task)
     content = read_json(source)
     captions: dict[Any, list[str]] = {row.get("id"): [] for row in rows_of(content, "images", source)}
@@ -36,7 +39,10 @@ def read_coco_captions(annotations: str | Path, images: str | Path, task: str = 
     for image in content["images"]:
         where = f"{source}, image {image.get('id')}"
         try:
-            path, size = inside(folder, str(image["file_name"])), (int(image["width"]), int(image["height"]))
+            path, size = locate(image), (int(image["width"]), int(image["height"]))
+        except RegionRecordError as error:
+            yield RegionRecordError(f"{where}: {error}")
+            continue
         except (KeyError, TypeError, ValueError) as error:
             yield RegionRecordError(f"{where}: file_name, width or height is missing or no number ({error})")
             continue
@@ -56,18 +62,17 @@ def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption")
         images: the folder of the pictures, which are opened for their sizes.
         task: only "caption".
     """
-    source, folder = Path(annotations), Path(images)
+    source, index = Path(annotations), FolderIndex(Path(images))
     _only_captions(task)
     for number, row in enumerate(read_json_list(source)):
         where = f"{source}, item {number}"
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
             yield RegionRecordError(f"{where}: expected an object with image and caption")
             continue
-        path = inside(folder, row["image"])
-        if path is None:
-            yield RegionRecordError(f"{where}: its file name leads out of the folder of images")
-            continue
         try:
+            path = index.find(row["image"]) or inside(index.folder, row["image"])
+            if path is None:
+                raise RegionRecordError("its file name leads out of the folder of images")
             size = image_size(path)
         except RegionRecordError as error:
             yield RegionRecordError(f"{where}: {error}")
