@@ -1,6 +1,5 @@
 """Captioning everything in whole folders of images: what `sca-hf anything` does, without the command line."""
 
-from .coco import coco_annotations, write_coco
 from .folder import FolderResult, FolderRun, run_folder
 from .sources import ImageItem, find_images, read_boxes
 
@@ -9,9 +8,7 @@ __all__ = [
     "FolderResult",
     "FolderRun",
     "ImageItem",
-    "coco_annotations",
     "find_images",
     "read_boxes",
     "run_folder",
-    "write_coco",
 ]

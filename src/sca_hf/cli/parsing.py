@@ -37,6 +37,19 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def add_tools(declared: Any) -> None:
+    """Declares the options that write for annotation tools."""
+    declared.add_argument(
+        "--write",
+        action="append",
+        default=[],
+        choices=("cvat", "label_studio", "labelme", "yolo"),
+        metavar="TOOL",
+        help="also write a folder for cvat, label_studio, labelme or yolo to import (docs/correction.md); repeatable",
+    )
+    declared.add_argument("--polygons", action="store_true", help="write masks for tools as polygons, not as pixels")
+
+
 def check_picture_name(path: Path) -> None:
     """Raises unless a picture can be saved under this name."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

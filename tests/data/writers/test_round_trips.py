@@ -20,7 +20,7 @@ from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
 READ = {
-    "cvat": lambda out: ("coco", {"annotations": str(out / "annotations.json"), "images": str(out / "images")}),
+    "cvat": lambda out: ("cvat", {"root": str(out)}),
     "label_studio": lambda out: ("label_studio", {"annotations": str(out / "tasks.json"), "source": "predictions"}),
     "labelme": lambda out: ("labelme", {"root": str(out)}),
     "yolo": lambda out: ("yolo", {"root": str(out), "split": "train"}),
@@ -275,7 +275,7 @@ def test_a_caption_corrected_in_cvat_comes_back(tmp_path):
     write_regions("cvat", [record], tmp_path / "out")
     labels = json.loads((tmp_path / "out" / "labels.json").read_text(encoding="utf-8"))
     assert labels[0]["name"] == "blob" and labels[0]["attributes"][0]["name"] == "caption"
-    path = tmp_path / "out" / "annotations.json"
+    path = tmp_path / "out" / "annotations" / "instances_default.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     for annotation in content["annotations"]:
         assert annotation["attributes"]["caption"].startswith("blob ") and "caption" not in annotation
@@ -285,8 +285,7 @@ def test_a_caption_corrected_in_cvat_comes_back(tmp_path):
         runs = [0, *runs] if mask[0, 0] else runs
         annotation |= {"iscrowd": 1, "segmentation": {"size": list(mask.shape), "counts": runs}}
     path.write_text(json.dumps(content), encoding="utf-8")
-    options = {"annotations": path, "images": tmp_path / "out" / "images", "crowd": "keep"}
-    (back,) = RecordSource("coco", options).records(ReadReport())
+    (back,) = RecordSource("cvat", {"root": tmp_path / "out"}).records(ReadReport())
     assert [region["captions"] for region in back["regions"]] == [["corrected"]] * 2
     assert [region["mask"] for region in back["regions"]] == [region["mask"] for region in record["regions"]]
 

@@ -75,9 +75,10 @@ def write_coco(
 
 
 def write_cvat(records: Iterable[Mapping[str, Any]], folder: Path, polygons: bool) -> WriteReport:
-    """Writes `annotations.json` (COCO), `labels.json` (of the task, each with an attribute `caption`) and `images`."""
-    report = WriteReport(folder / "annotations.json")
-    pictures, draft = PictureFolder(folder / "images"), folder / "entries.jsonl"
+    """Writes COCO and pictures where CVAT's export has them, and `labels.json`: labels with an attribute `caption`."""
+    report = WriteReport(folder / "annotations" / "instances_default.json")
+    pictures, draft = PictureFolder(folder / "images" / "default"), folder / "entries.jsonl"
+    report.path.parent.mkdir()
     with draft.open("w", encoding="utf-8") as file:
         for record in records:
             regions = [_coco_record(region, polygons) for region in written_regions(record, report)]
