@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from ..pictures import image_size
@@ -197,7 +195,7 @@ def _picture(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[s
     image: dict[str, Any] | str = path if content is None else {"path": None, "bytes": content}
     if "width" in columns and "height" in columns:
         return image, (int(_pick(row, columns["width"])), int(_pick(row, columns["height"])))
-    return image, image_size(Path(path) if content is None else BytesIO(content))
+    return image, image_size(path if content is None else content)
 
 
 def _check_corners(boxes: Iterable[Any], where: str) -> None:

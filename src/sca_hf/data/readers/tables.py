@@ -6,7 +6,6 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,11 @@ def _record(row: Any, images: Path, where: str, key: str, task: str | None, name
     try:
         image = _image(row.get("image"), images)
         known = row.get("width") is not None and row.get("height") is not None
-        size = (int(row["width"]), int(row["height"])) if known else image_size(_opened(image))
+        size = (
+            (int(row["width"]), int(row["height"]))
+            if known
+            else image_size(image if isinstance(image, str) else image["bytes"])
+        )
     except (RegionRecordError, TypeError, ValueError) as error:
         return RegionRecordError(f"{where}: {error}")
     regions: list[Record] = []
@@ -134,10 +137,6 @@ def _image(image: Any, images: Path) -> Any:
     if found is None or ".." in given.parts:
         raise ValueError(f"its image {name!r} does not lie in {images}")
     return str(found)
-
-
-def _opened(image: Any) -> Any:
-    return Path(image) if isinstance(image, str) else BytesIO(image["bytes"])
 
 
 def _region(values: Any, index: int, size: tuple[int, int], names: Mapping[str, str] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads what annotation tools export, by the tool's name; the files tell which reader is meant, and with which options.
+"""Reads what annotation tools export, by the name of the tool; the files tell which reader is meant, and how.
 
 The readers are those of the formats; here is where the tools put things, and what they mean by them.
 """
