@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..data.writers import WriteReport, write_coco, write_regions
+from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
 from ..files import to_json, write_whole
 from ..model_names import BUNDLED_MODEL
@@ -184,7 +184,7 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
 
 
 def write_for_tool(
-    output: str | Path, items: Iterable[ImageItem], tool: str, polygons: bool = False
+    output: str | Path, items: Iterable[ImageItem], tool: str, shapes: Shapes = "pixels"
 ) -> WriteReport | None:
     """Writes the records of a finished run as an annotation tool imports them, into `output`/`tool`.
 
@@ -192,7 +192,7 @@ def write_for_tool(
         output: The folder of the run.
         items: The images of the run.
         tool: A key of `WRITERS`.
-        polygons: Whether masks are written as polygons.
+        shapes: What regions are, see [`write_regions`].
 
     Returns:
         What was written, or None where the folder exists, which may hold corrections.
@@ -211,16 +211,17 @@ def write_for_tool(
                     {"image": image["image"]} if isinstance(image, dict) else {"image": image, "name": entry["image"]}
                 )
                 size = {"width": entry["width"], "height": entry["height"]}
-                regions = [_written(record) for record in entry["records"]]
+                regions = [_written(record, shapes == "boxes") for record in entry["records"]]
                 yield {"image_id": entry["image"], **named, **size, "regions": regions}
 
-    return write_regions(tool, records(), folder, polygons)
+    return write_regions(tool, records(), folder, shapes)
 
 
-def _written(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record of anything mode as a region for the writers."""
+def _written(record: dict[str, Any], box_alone: bool) -> dict[str, Any]:
+    """Returns a record of anything mode as a region for the writers; alone, a detector's box is the region's."""
     x, y, width, height = record["bbox"]
-    place = {"box": [x, y, x + width, y + height], "mask": record["segmentation"]}
+    box = record.get("box_prompt") if box_alone else None
+    place = {"box": box or [x, y, x + width, y + height], "mask": record["segmentation"]}
     return {**place, "captions": [record["caption"]], "score": record["predicted_iou"]}
 
 

@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
     if not result.images:
         raise SystemExit(1)
     for tool in dict.fromkeys(options.write):
-        report = write_for_tool(options.output, items, tool, options.polygons)
+        report = write_for_tool(options.output, items, tool, options.shapes)
         kept = f"{Path(options.output) / tool} is left as it is; remove or rename it to have it written again"
         print(f"{tool}: {kept if report is None else report}")
 

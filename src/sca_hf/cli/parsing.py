@@ -47,7 +47,12 @@ def add_tools(declared: Any) -> None:
         metavar="TOOL",
         help="also write a folder for cvat, label_studio, labelme or yolo to import (docs/correction.md); repeatable",
     )
-    declared.add_argument("--polygons", action="store_true", help="write masks for tools as polygons, not as pixels")
+    declared.add_argument(
+        "--shapes",
+        choices=("pixels", "polygons", "boxes"),
+        default="pixels",
+        help="what regions are there: their masks in pixels or as polygons, or boxes (default: %(default)s)",
+    )
 
 
 def check_picture_name(path: Path) -> None:

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"predictions: {written}")
         for tool in dict.fromkeys(options.write):
             folder = output.with_name(f"{output.stem}_{tool}")
-            report = None if folder.exists() else write_for_tool(written, data, folder, tool, options.polygons)
+            report = None if folder.exists() else write_for_tool(written, data, folder, tool, options.shapes)
             print(f"{tool}: {report or f'{folder} is left as it is; remove or rename it to have it written again'}")
         print_skipped()
 

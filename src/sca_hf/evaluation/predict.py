@@ -27,7 +27,7 @@ from .. import __version__
 from ..data.loading import leave_undecoded, load_spec
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
-from ..data.writers import WriteReport, write_regions
+from ..data.writers import Shapes, WriteReport, write_regions
 from ..files import LockedError
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt
@@ -268,7 +268,7 @@ def _notes(settings: PredictSettings, command: str | None) -> dict[str, Any]:
 
 
 def write_for_tool(
-    predictions: str | Path, data: Mapping[str, Any], folder: str | Path, tool: str, polygons: bool = False
+    predictions: str | Path, data: Mapping[str, Any], folder: str | Path, tool: str, shapes: Shapes = "pixels"
 ) -> WriteReport:
     """Writes what was said of the regions of a data set as an annotation tool imports it.
 
@@ -277,7 +277,7 @@ def write_for_tool(
         data: The spec of the data set that it describes.
         folder: The folder to make.
         tool: A key of `WRITERS`.
-        polygons: Whether masks are written as polygons.
+        shapes: What regions are, see [`write_regions`].
     """
     said = {(record.image_id, record.region_id): record for record in read_predictions(predictions)}
 
@@ -293,7 +293,7 @@ def write_for_tool(
                 )
             yield {**row, "regions": regions}
 
-    return write_regions(tool, records(), folder, polygons)
+    return write_regions(tool, records(), folder, shapes)
 
 
 class PredictionRun:

@@ -71,10 +71,10 @@ def data_sets(draw, kinds=("box", "mask")):
     return [{**record, "image_id": f"{number} {record['name']}"} for number, record in enumerate(records)]
 
 
-def write_and_read(tool, records, polygons=False):
+def write_and_read(tool, records, shapes="pixels"):
     """Writes pictures, told apart by their color, and returns the records as they come back, in the same order."""
     with tempfile.TemporaryDirectory() as folder:
-        report = write_regions(tool, records, Path(folder) / "out", polygons)
+        report = write_regions(tool, records, Path(folder) / "out", shapes)
         read = read_back(tool, Path(folder) / "out")
         for record in read:
             with Image.open(record["image"]) as picture:
@@ -146,7 +146,7 @@ def blobs(seed, count=3):
 @pytest.mark.parametrize("tool", WRITERS)
 def test_polygons_follow_masks_to_a_pixel_through_holes_and_parts(tool):
     records = [blobs(seed) for seed in range(8)]
-    read, _ = write_and_read(tool, records, polygons=True)
+    read, _ = write_and_read(tool, records, shapes="polygons")
     for record, back in zip(records, read, strict=True):
         for region, found in zip(record["regions"], back["regions"], strict=True):
             before, after = decode_rle(region["mask"]), decode_rle(found["mask"])
@@ -154,6 +154,27 @@ def test_polygons_follow_masks_to_a_pixel_through_holes_and_parts(tool):
             assert (before & after).sum() / (before | after).sum() > 0.95
             assert found["box"] == pytest.approx(region["box"], abs=1)
             assert found["captions"] == [region["category"] if tool == "yolo" else region["captions"][0]]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "label_studio", "labelme"),
+    [
+        ("pixels", "brushlabels", {"mask"}),
+        ("polygons", "polygonlabels", {"polygon"}),
+        ("boxes", "rectanglelabels", {"rectangle"}),
+    ],
+)
+def test_regions_have_the_shape_that_was_asked_for(tmp_path, shapes, label_studio, labelme):
+    for tool in ("label_studio", "labelme", "cvat"):
+        write_regions(tool, [blobs(7)], tmp_path / tool, shapes)
+    (task,) = json.loads((tmp_path / "label_studio" / "tasks.json").read_text(encoding="utf-8"))
+    assert {one["type"] for one in task["predictions"][0]["result"]} == {label_studio, "textarea"}
+    content = json.loads((tmp_path / "labelme" / "7.json").read_text(encoding="utf-8"))
+    assert {one["shape_type"] for one in content["shapes"]} == labelme
+    content = json.loads((tmp_path / "cvat" / "annotations" / "instances_default.json").read_text(encoding="utf-8"))
+    kinds = {"pixels": dict, "polygons": list, "boxes": list}
+    assert all(isinstance(one["segmentation"], kinds[shapes]) for one in content["annotations"])
+    assert all(bool(one["segmentation"]) == (shapes != "boxes") for one in content["annotations"])
 
 
 def grown(mask, outside=False):
@@ -167,7 +188,7 @@ def test_polygons_of_specks_cover_each_pixel(mask):
     record = {"image": Image.new("RGB", (11, 9)), "image_id": "a.png", "width": 11, "height": 9}
     region = {"region_id": "0", "box": [0, 0, 11, 9], "mask": encode_rle(mask), "captions": ["speck"]}
     for tool in ("cvat", "yolo"):
-        read, _ = write_and_read(tool, [{**record, "regions": [region]}], polygons=True)
+        read, _ = write_and_read(tool, [{**record, "regions": [region]}], shapes="polygons")
         after = decode_rle(read[0]["regions"][0]["mask"])
         assert not (after & ~grown(mask)).any() and not (~after & ~grown(~mask, True)).any()
 

@@ -72,7 +72,7 @@ def _record(
     image_id = path.relative_to(root).with_suffix("").as_posix()
     where = f"{path}, image {image_id}"
     image = _picture(path, content, images, where)
-    size = image_size(BytesIO(image["bytes"]) if isinstance(image, dict) else image)
+    size = image_size(image["bytes"] if isinstance(image, dict) else image)
     told = (content.get("imageWidth"), content.get("imageHeight"))
     if None not in told and told != size:
         raise RegionRecordError(

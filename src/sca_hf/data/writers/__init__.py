@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ...files import staged
+from ..readers.common import choice
 from .coco import coco_annotations, write_coco, write_cvat
-from .common import WriteReport
+from .common import SHAPES, Shapes, WriteReport
 from .label_studio import write_label_studio
 from .labelme import write_labelme
 from .yolo import write_yolo
 
 
-Writer = Callable[[Iterable[Mapping[str, Any]], Path, bool], WriteReport]
+Writer = Callable[[Iterable[Mapping[str, Any]], Path, Shapes], WriteReport]
 # tool -> what writes the folder that it imports
 WRITERS: dict[str, Writer] = {
     "cvat": write_cvat,
@@ -26,7 +27,7 @@ WRITERS: dict[str, Writer] = {
 
 
 def write_regions(
-    tool: str, records: Iterable[Mapping[str, Any]], output: str | Path, polygons: bool = False
+    tool: str, records: Iterable[Mapping[str, Any]], output: str | Path, shapes: Shapes = "pixels"
 ) -> WriteReport:
     """Writes regions and a copy of their pictures into a new folder, in the form that an annotation tool imports.
 
@@ -35,8 +36,10 @@ def write_regions(
         records: rows as `data.region.RegionRecord` has them; a row may have a `name`, the relative path that its
             picture gets, and a region a `score`.
         output: the folder to make. One that exists is left alone: it may hold corrections.
-        polygons: write masks as polygons, about a pixel exact, where the tool could keep every pixel.
+        shapes: what regions with a mask are: "pixels", "polygons" that follow the mask to about a pixel (YOLO has no
+            pixels), or "boxes", without the mask.
     """
+    choice(shapes, "shapes", SHAPES)
     if tool not in WRITERS:
         raise ValueError(f"tool is {tool!r}, expected one of {', '.join(WRITERS)}.")
     output = Path(output)
@@ -44,8 +47,8 @@ def write_regions(
         raise FileExistsError(f"{output} exists and may hold corrections; rename or remove it to write it again.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with staged(output) as folder:
-        report = WRITERS[tool](records, folder, polygons)
+        report = WRITERS[tool](records, folder, shapes)
     return replace(report, path=output / report.path.relative_to(folder))
 
 
-__all__ = ["WRITERS", "WriteReport", "coco_annotations", "write_coco", "write_regions"]
+__all__ = ["SHAPES", "WRITERS", "Shapes", "WriteReport", "coco_annotations", "write_coco", "write_regions"]

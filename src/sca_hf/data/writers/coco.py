@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...processing.masks_sca import encode_rle
-from .common import NO_CATEGORY, PictureFolder, WriteReport, WrittenRegion, mask_polygons, written_regions
+from .common import NO_CATEGORY, PictureFolder, Shapes, WriteReport, WrittenRegion, mask_polygons, written_regions
 
 
 _ALSO = ("caption", "score", "predicted_iou", "stability_score", "point_coords", "box_prompt", "crop_box")
@@ -74,14 +74,16 @@ def write_coco(
     yield f'\n],\n"categories": {json.dumps(rows, ensure_ascii=False)}}}\n'
 
 
-def write_cvat(records: Iterable[Mapping[str, Any]], folder: Path, polygons: bool) -> WriteReport:
+def write_cvat(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shapes) -> WriteReport:
     """Writes COCO and pictures where CVAT's export has them, and `labels.json`: labels with an attribute `caption`."""
     report = WriteReport(folder / "annotations" / "instances_default.json")
     pictures, draft = PictureFolder(folder / "images" / "default"), folder / "entries.jsonl"
     report.path.parent.mkdir()
     with draft.open("w", encoding="utf-8") as file:
         for record in records:
-            regions = [_coco_record(region, polygons) for region in written_regions(record, report)]
+            regions = [
+                _coco_record(region, shapes == "polygons") for region in written_regions(record, report, shapes)
+            ]
             entry = {"image": pictures.add(record), "width": record["width"], "height": record["height"]}
             file.write(json.dumps({**entry, "records": regions}) + "\n")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,8 @@ from ...processing.masks_sca import decode_rle
 from ..readers.common import IMAGE_SUFFIXES
 
 
+Shapes = Literal["pixels", "polygons", "boxes"]
+SHAPES: tuple[Shapes, ...] = ("pixels", "polygons", "boxes")
 NO_CATEGORY = "object"
 # Closer than this, in pixels, polygons follow the outline of their mask.
 _TOLERANCE = 0.5
@@ -62,17 +64,20 @@ class WrittenRegion:
         return self.captions[0] if self.captions else ""
 
 
-def written_regions(record: Mapping[str, Any], report: WriteReport, one_caption: bool = True) -> list[WrittenRegion]:
+def written_regions(
+    record: Mapping[str, Any], report: WriteReport, shapes: Shapes, one_caption: bool = True
+) -> list[WrittenRegion]:
     """Returns a record's regions, counts them, and notes what no form keeps.
 
     Args:
         record: see [`write_regions`].
         report: is brought up to date.
+        shapes: "boxes" leaves masks out.
         one_caption: the form has room for one caption per region.
     """
     found = []
     for region in record["regions"]:
-        rle = region.get("mask")
+        rle = region.get("mask") if shapes != "boxes" else None
         mask = decode_rle(dict(rle)) if rle is not None and rle.get("counts") else None
         mask = mask if mask is not None and mask.any() else None
         captions = [text for text in region.get("captions") or () if text.strip()]

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from ..readers.label_studio import encode_brush
-from .common import PictureFolder, WriteReport, WrittenRegion, mask_polygons, note_box, written_regions
+from .common import PictureFolder, Shapes, WriteReport, WrittenRegion, mask_polygons, note_box, written_regions
 
 
 # type of the result -> name of its control in the labeling interface
@@ -18,7 +18,7 @@ _CONTROLS = {"brushlabels": "mask", "polygonlabels": "polygon", "rectanglelabels
 _TAGS = {"mask": "BrushLabels", "polygon": "PolygonLabels", "box": "RectangleLabels"}
 
 
-def write_label_studio(records: Iterable[Mapping[str, Any]], folder: Path, polygons: bool) -> WriteReport:
+def write_label_studio(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shapes) -> WriteReport:
     """Writes `tasks.json`, `config.xml` (the labeling interface) and `images`, to be served as local files.
 
     Label Studio's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is the folder of these three.
@@ -31,12 +31,12 @@ def write_label_studio(records: Iterable[Mapping[str, Any]], folder: Path, polyg
         for record in records:
             size = (int(record["width"]), int(record["height"]))
             result: list[dict[str, Any]] = []
-            regions = written_regions(record, report, one_caption=False)
+            regions = written_regions(record, report, shapes, one_caption=False)
             for number, region in enumerate(regions, 1):
                 note_box(region, report)
                 region.label = "".join(letter if letter.isprintable() else " " for letter in region.label)
                 labels[region.label] = None
-                result += _results(region, f"region{number}", size, polygons)
+                result += _results(region, f"region{number}", size, shapes == "polygons")
             scores = [region.score for region in regions if region.score is not None]
             prediction: dict[str, Any] = {"model_version": "sca-hf", "result": result}
             prediction |= {"score": sum(scores) / len(scores)} if scores else {}

@@ -12,28 +12,37 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .common import PictureFolder, WriteReport, WrittenRegion, mask_extent, mask_polygons, note_box, written_regions
+from .common import (
+    PictureFolder,
+    Shapes,
+    WriteReport,
+    WrittenRegion,
+    mask_extent,
+    mask_polygons,
+    note_box,
+    written_regions,
+)
 
 
-def write_labelme(records: Iterable[Mapping[str, Any]], folder: Path, polygons: bool) -> WriteReport:
+def write_labelme(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shapes) -> WriteReport:
     """Writes pictures and their JSON files side by side: rectangles, and masks as masks or polygons."""
     report = WriteReport(folder)
     pictures = PictureFolder(folder)
     for record in records:
-        shapes: list[dict[str, Any]] = []
-        for number, region in enumerate(written_regions(record, report), 1):
+        drawn: list[dict[str, Any]] = []
+        for number, region in enumerate(written_regions(record, report, shapes), 1):
             note_box(region, report)
-            parts = list(_parts(region, polygons))
+            parts = list(_parts(region, shapes == "polygons"))
             # Shapes of one label and group are one object.
             group = number if len(parts) > 1 else None
             named: dict[str, Any] = {"label": region.label, "description": region.caption, "group_id": group}
             named |= {"flags": {}} if region.score is None else {"flags": {}, "score": region.score}
-            shapes += [{**named, **part} for part in parts]
+            drawn += [{**named, **part} for part in parts]
         name = pictures.add(record)
         content = {
             "version": "5.5.0",
             "flags": {},
-            "shapes": shapes,
+            "shapes": drawn,
             "imagePath": PurePosixPath(name).name,
             "imageData": None,
             "imageHeight": record["height"],

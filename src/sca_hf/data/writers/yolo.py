@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .common import PictureFolder, WriteReport, WrittenRegion, mask_polygons, note_box, written_regions
+from .common import PictureFolder, Shapes, WriteReport, WrittenRegion, mask_polygons, note_box, written_regions
 
 
-def write_yolo(records: Iterable[Mapping[str, Any]], folder: Path, polygons: bool = True) -> WriteReport:
+def write_yolo(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shapes) -> WriteReport:
     """Writes `images`, `labels` and `data.yaml`; masks are polygons, and captions are lost.
 
     A set with boxes and masks has polygons only: from a mixture Ultralytics would train on the boxes alone.
@@ -21,7 +21,7 @@ def write_yolo(records: Iterable[Mapping[str, Any]], folder: Path, polygons: boo
     has_masks = False
     for record in records:
         size, lines = (record["width"], record["height"]), []
-        regions = written_regions(record, report, one_caption=False)
+        regions = written_regions(record, report, shapes, one_caption=False)
         for region in regions:
             note_box(region, report)
             report.lost["captions (YOLO has names only)"] += len(region.captions)
