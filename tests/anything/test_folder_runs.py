@@ -205,7 +205,7 @@ def test_single_images_are_printed(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["missing-folder"], "no image, no folder and no data spec"),
+        (["missing-folder"], "is not an image, a folder or a data spec"),
         (["."], "there is no image"),
         (["x.png", "--points-per-side", "500"], "points_per_side is 500"),
     ],

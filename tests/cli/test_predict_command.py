@@ -78,4 +78,4 @@ def test_a_captioner_that_finds_no_masks_has_no_point_in_one(tmp_path, capsys):
     assert run(*arguments, "--prompt", "random_point_in_mask") == 2
     assert "finds no masks, so no point can be drawn in one" in capsys.readouterr().err
     assert run(*arguments, "--prompt", "center_point") == 2
-    assert "can be told of a region by its box only" in capsys.readouterr().err
+    assert "can be shown a region by its box only" in capsys.readouterr().err

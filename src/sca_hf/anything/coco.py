@@ -34,7 +34,7 @@ def write_coco(entries: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[str]
     """Yields the text of a COCO JSON file.
 
     Args:
-        entries: opens the images anew, as it is read twice: `image`, `width`, `height`, `records` of each.
+        entries: Yields `image`, `width`, `height` and `records` of each image; it is called twice.
     """
     yield '{"info": {"description": "Regions and captions by sca-hf"},\n"images": ['
     for number, entry in enumerate(entries(), 1):
