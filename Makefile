@@ -72,12 +72,14 @@ style: $(VENV)/.installed-dev ## format, and fix what lint can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## speed against the library's plain modules, and of CIDEr-D against pycocoevalcap
+bench: $(VENV)/.installed-dev ## speed: of the model, of CIDEr-D against pycocoevalcap, and how soon the program starts
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.captions
+	$(BIN)/python -m benchmarks.startup
 
 docs: $(VENV)/.installed-dev ## the README's picture and outputs, and docs/api.md, made again
 	$(BIN)/python docs/refresh.py
+	$(BIN)/python docs/api.py
 
 build: $(BIN)/python ## a wheel in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .

@@ -66,10 +66,10 @@ def choose_settings(
     survivors: tuple[int, int],
 ) -> AnythingSettings:
     """Thresholds that leave a number of masks within `survivors`: a random model's mean nothing of themselves."""
-    encoded, _ = encode_image(model, processor, image)
+    encoding, _ = encode_image(model, processor, image)
     grid = processor.grid_prompts([image.size[::-1]], points)
     inputs = {name: value for name, value in grid.items() if not name.endswith("sizes")}
-    output = model(**encoded, **inputs)
+    output = model(**encoding.as_inputs(), **inputs)
     logits, ious = output.pred_masks.flatten(0, 2), _tame(model, output.iou_scores.flatten())
     offset = logits.abs().median().item() / 4
     stable = _between(stability_scores(logits, offset=offset), len(logits) // 2)

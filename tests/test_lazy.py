@@ -56,5 +56,5 @@ def test_all_exported_names_are_there():
 def test_a_name_that_is_not_exported_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'sca_hf' has no attribute 'ScaModel'"):
         sca_hf.ScaModel  # noqa: B018
-    get, _ = lazy_exports("sca_hf", {"environment": ["explain_broken_torchvision"]})
+    get, _ = lazy_exports("sca_hf", {".environment": ["explain_broken_torchvision"]})
     assert get("explain_broken_torchvision").__module__ == "sca_hf.environment"

@@ -16,12 +16,12 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "model_names": ["bundled_model", "region_captioning_pipeline"],
-            "modeling.configuration_sca": ["ScaConfig", "ScaMixerConfig"],
-            "modeling.mixer_sca": ["ScaTextFeatureMixer"],
-            "modeling.modeling_sca": ["ScaForConditionalGeneration"],
-            "modeling.outputs_sca": ["ScaGenerateOutput", "ScaOutput"],
-            "processing.processing_sca": ["ScaProcessor"],
+            ".model_names": ["bundled_model", "region_captioning_pipeline"],
+            ".modeling.configuration_sca": ["ScaConfig", "ScaMixerConfig"],
+            ".modeling.mixer_sca": ["ScaTextFeatureMixer"],
+            ".modeling.modeling_sca": ["ScaForConditionalGeneration"],
+            ".modeling.outputs_sca": ["ScaGenerateOutput", "ScaOutput"],
+            ".processing.processing_sca": ["ScaProcessor"],
         },
     )
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 
 def explain_broken_torchvision() -> None:
-    """Raise an error that names the mend if torchvision is installed but cannot be imported.
+    """Raise an error that names the remedy if torchvision is installed but cannot be imported.
 
     transformers imports a torchvision it finds; one built for another torch takes all its image processors down, with
     an error that does not name it. Without torchvision everything works.

@@ -18,15 +18,15 @@ def lazy_exports(
     """Makes the `__getattr__` and `__dir__` of a package whose names are imported on first use.
 
     Args:
-        package: name of the package.
-        exports: the names that it exports, by the submodule that each comes from.
+        package: The name of the package.
+        exports: The names that it exports, by the module that they come from: `{".loading": ["load_regions"]}`.
     """
     homes = {name: module for module, names in exports.items() for name in names}
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        value = getattr(import_module(homes[name], package), name)
         setattr(sys.modules[package], name, value)
         return value
 

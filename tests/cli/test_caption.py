@@ -148,7 +148,7 @@ MISTAKES = {
     "no such regions": (["--regions", "missing.json"], "missing.json"),
     "an unknown task": (["--task", "poetry"], "poetry"),
     "no picture's name": (["--overlay", "out.txt"], ".png"),
-    "an output that is a folder": (["--json", "."], "is a folder"),
+    "an output that is a folder": (["--json", "."], "is a directory"),
 }
 
 

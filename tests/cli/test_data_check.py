@@ -55,7 +55,7 @@ def test_tokens_are_counted_as_the_bundled_model_does(root, capsys):
     ("arguments", "message"),
     [
         (["vok:root=x"], "format is 'vok'"),
-        (["voc:root=/nowhere"], "is no folder"),
+        (["voc:root=/nowhere"], "is not a directory"),
         (["voc:path=/nowhere"], "its options are root"),
         (["voc:root=x", "--sheet", "x.txt"], "name a picture"),
     ],

@@ -49,7 +49,7 @@ def test_a_dry_run_prints_the_recipe_with_all_changes(recipe, tmp_path, capsys):
     [
         (["--training.lerning_rate=1"], "training has no 'lerning_rate'; did you mean 'learning_rate'?"),
         (["--lerning_rate=1"], "has no 'lerning_rate'"),
-        (["--dryrun"], "'--dryrun' is no option and no --section.key=value of the recipe."),
+        (["--dryrun"], "'--dryrun' is not an option, and not a --section.key=value of the recipe."),
         (["--model.from=nowhere/at/all"], "nowhere/at/all"),
     ],
 )

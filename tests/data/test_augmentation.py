@@ -287,7 +287,7 @@ def test_specifications_are_read():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("jitter", "expected .lsj-LEAST-GREATEST. such as"),
+        ("jitter", "expected .lsj-MIN-MAX. such as"),
         ("lsj-2.0-0.1", "two factors above 0, the smaller first"),
         ({"tint": 0.1}, "unknown tint; it has flip, scale, rotate, quarter_turns, color"),
         ({"flip": 2}, "flip is 2, expected a number from 0 to 1"),

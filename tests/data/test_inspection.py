@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sca_hf.data.inspection import RegionSample, Spread, check_data, draw_contact_sheet, format_report
+from sca_hf.data.inspection import Distribution, RegionSample, check_data, draw_contact_sheet, format_report
 from sca_hf.processing.masks_sca import encode_rle
 
 
@@ -123,9 +123,9 @@ BLANK = {"mask": None, "points": None, "labels": None, "category": None}
 
 
 def test_quantiles_are_those_of_the_sorted_values():
-    spread = Spread(Counter([3, 1, 2, 2, 9]))
-    assert spread.summary() == {"min": 1, "median": 2, "mean": 3.4, "max": 9}
-    assert Spread().summary() == {"min": 0, "median": 0, "mean": 0, "max": 0}
+    values = Distribution(Counter([3, 1, 2, 2, 9]))
+    assert values.summary() == {"min": 1, "median": 2, "mean": 3.4, "max": 9}
+    assert Distribution().summary() == {"min": 0, "median": 0, "mean": 0, "max": 0}
 
 
 def many(count, rare=1):

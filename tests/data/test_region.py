@@ -47,7 +47,7 @@ def changed(region=None, **fields):
         (changed({"labels": [7]}), "region r0: labels are"),
         (changed({"captions": []}), "region r0: there is no caption"),
         (changed({"captions": [" "]}), "region r0: a text is blank"),
-        (changed({"captions": ["a \ud83d cat"]}), "region r0: a text has half of a character"),
+        (changed({"captions": ["a \ud83d cat"]}), "region r0: a text has half of a surrogate pair"),
         (changed(task="recognition"), "region r0: there is no category"),
         (changed(task="vqa"), "image cat-1: task is 'vqa'"),
         (changed(image="nowhere.png"), "image cat-1: there is no file nowhere.png"),

@@ -21,6 +21,7 @@ from sca_hf.data.sides import mirrored_text, turned_text
         ("left zebra", "right zebra"),
         ("the dog on the left in front", "the dog on the right in front"),
         ("bottom-left corner", "bottom-right corner"),
+        ("a left-centre seat", "a right-centre seat"),
         ("the leftmost of three cups", "the rightmost of three cups"),
         ("her right-hand glove", "her left-hand glove"),
         ("arrows to the left and right", "arrows to the right and left"),

@@ -36,7 +36,7 @@ def test_an_image_is_on_one_side_in_all_its_records_and_sets():
 def test_each_side_gets_an_image():
     (train,), (test,) = hold_out([images(1, 2)], 0.01)
     assert len(train) == len(test) == 1
-    with pytest.raises(ValueError, match="nothing to split"):
+    with pytest.raises(ValueError, match="a split needs two or more"):
         hold_out([images(1, 1)], 0.5)
     with pytest.raises(ValueError, match="between 0 and 1"):
         hold_out([images(1, 2)], 1.0)

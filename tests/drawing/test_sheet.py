@@ -57,6 +57,6 @@ def test_text_is_broken_to_its_room_and_says_where_it_was_cut():
     font = text_font(15)
     text = "a very long caption of many words, and a wordthatisfartoolongforanylineatall " * 3
     assert all(text_width(line, font) <= 120 for line in wrap_text(text, font, 120))
-    cut = wrap_text(text, font, 120, most=2)
+    cut = wrap_text(text, font, 120, max_lines=2)
     assert len(cut) == 2 and cut[-1].endswith("…") and text_width(cut[-1], font) <= 120
-    assert wrap_text("short", font, 120, most=2) == ["short"] and wrap_text("", font, 120) == [""]
+    assert wrap_text("short", font, 120, max_lines=2) == ["short"] and wrap_text("", font, 120) == [""]

@@ -148,7 +148,7 @@ def test_a_run_that_came_to_nothing_stands_in_nobodys_way(data, captioner, tmp_p
         def settings(self):
             return {"kind": "failing"}
 
-        def describe(self, images, with_masks=False):
+        def caption_regions(self, images, with_masks=False):
             raise ValueError("not today")
 
     with pytest.raises(ValueError, match="not today"):
@@ -225,7 +225,7 @@ def test_records_of_other_tools_are_found_by_what_they_name(captioner, tmp_path)
 
     def said(*rows):
         (tmp_path / "theirs.json").write_text(json.dumps([{"references": ["x"], **row} for row in rows]))
-        return [answer.candidates for answer in PredictionsFile(tmp_path / "theirs.json").describe(asked)[0]]
+        return [answer.candidates for answer in PredictionsFile(tmp_path / "theirs.json").caption_regions(asked)[0]]
 
     def metadata(region):
         return {"metadata_image_id": "picture 1", "metadata_region_id": region}

@@ -77,8 +77,8 @@ def test_random_points_are_uniform_floats_in_the_box_and_the_same_for_the_same_s
     drawn = np.array([prompts("random_point_in_box", seed)[0].points[0] for seed in range(300)])
     low, high = np.array([5.5, 4]), np.array([40, 30.25])
     assert ((drawn >= low) & (drawn <= high)).all() and not np.allclose(drawn, drawn.round())
-    shares = (drawn - low) / (high - low)
-    assert abs(shares.mean(0) - 0.5).max() < 0.06 and abs(shares.std(0) - 12**-0.5).max() < 0.03
+    places = (drawn - low) / (high - low)
+    assert abs(places.mean(0) - 0.5).max() < 0.06 and abs(places.std(0) - 12**-0.5).max() < 0.03
     again = np.array([prompts("random_point_in_box", seed)[0].points[0] for seed in range(3)])
     assert np.array_equal(again, drawn[:3]) and len(np.unique(drawn, axis=0)) == 300
     one, other = (prompt.points[0] for prompt in prompts("random_point_in_box"))
@@ -103,15 +103,15 @@ def test_the_captioner_describes_what_is_at_a_pixel_of_its_own_mask(model, proce
     captioner = ScaCaptioner(model, processor, {"max_new_tokens": 6})
     image = build_query(row(), "random_point_in_mask", seed=3)
     # Beside another image, with other numbers of regions.
-    said = captioner.describe([image, build_query(row(4), "random_point_in_mask")], with_masks=True)[0]
+    said = captioner.caption_regions([image, build_query(row(4), "random_point_in_mask")], with_masks=True)[0]
     boxed = build_query(row(), "box")
-    (found,) = captioner.describe([boxed], with_masks=True)
+    (found,) = captioner.caption_regions([boxed], with_masks=True)
     for region, other in zip(image.regions, found, strict=True):
         region.prompt = RegionPrompt(
             points=[point_in_mask(other.best_mask, region.box, region.resample_point)], labels=[1]
         )
         region.resample_point = None
-    (by_hand,) = captioner.describe([image], with_masks=True)
+    (by_hand,) = captioner.caption_regions([image], with_masks=True)
     assert [answer.candidates for answer in said] == [answer.candidates for answer in by_hand]
     assert np.allclose([a.iou_scores for a in said], [a.iou_scores for a in by_hand], atol=1e-6)
     assert said[0].masks.shape == (3, 60, 80)
@@ -122,7 +122,7 @@ def test_the_image_is_encoded_once_for_both(model, processor):
 
     calls = []
     model.sam.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
-    ScaCaptioner(model, processor).describe([build_query(row(), "random_point_in_mask")])
+    ScaCaptioner(model, processor).caption_regions([build_query(row(), "random_point_in_mask")])
     assert len(calls) == 1
 
 

@@ -41,7 +41,7 @@ def handler(repository):
     return module.EndpointHandler(str(repository))
 
 
-def ask(handler, request):
+def post(handler, request):
     """What the endpoint's server does with a request's body: 200 and JSON, or 400 and the sentence."""
     try:
         return 200, json.loads(json.dumps(handler(request)))
@@ -63,7 +63,7 @@ def mask():
 
 def test_regions_of_every_kind_get_the_models_own_answers(handler, repository):
     regions = [{"box": [5, 5, 40, 30]}, {"points": [[60, 40], [2, 2]], "labels": [1, 0]}, {"mask": mask()}]
-    status, records = ask(handler, {"inputs": {"image": picture(), "regions": regions}})
+    status, records = post(handler, {"inputs": {"image": picture(), "regions": regions}})
     assert status == 200 and [sorted(record) for record in records] == [["box", "caption", "iou", "mask", "score"]] * 3
     model, processor = (
         ScaForConditionalGeneration.from_pretrained(repository),
@@ -84,10 +84,10 @@ def test_regions_of_every_kind_get_the_models_own_answers(handler, repository):
 
 
 def test_a_bare_picture_is_one_region_and_parameters_reach_generate(handler):
-    bare = ask(handler, {"inputs": "data:image/jpeg;base64," + picture(kind="JPEG")})
+    bare = post(handler, {"inputs": "data:image/jpeg;base64," + picture(kind="JPEG")})
     assert bare[0] == 200 and len(bare[1]) == 1
     options = {"max_new_tokens": 2, "num_beams": 2, "masks": False, "task": "recognition"}
-    (record,) = ask(handler, {"inputs": picture(), "parameters": options})[1]
+    (record,) = post(handler, {"inputs": picture(), "parameters": options})[1]
     assert "mask" not in record and len(record["caption"]) < len(bare[1][0]["caption"])
 
 
@@ -123,7 +123,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_requests_are_400_with_a_sentence(handler, name):
     request, message = BAD[name]
-    status, answer = ask(handler, request)
+    status, answer = post(handler, request)
     assert status == 400
     with pytest.raises(ValueError, match=message):
         raise ValueError(answer)
@@ -131,7 +131,7 @@ def test_bad_requests_are_400_with_a_sentence(handler, name):
 
 def test_the_largest_pictures_are_refused_before_they_are_decoded(handler, monkeypatch):
     monkeypatch.setitem(type(handler).__call__.__globals__, "MAX_PIXELS", 100)
-    assert ask(handler, {"inputs": picture()}) == (400, "the image has 80 x 60 pixels; at most 100 are read.")
+    assert post(handler, {"inputs": picture()}) == (400, "the image has 80 x 60 pixels; at most 100 are read.")
 
 
 DEMO = '''

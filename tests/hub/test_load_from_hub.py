@@ -124,7 +124,7 @@ def test_a_renamed_base_is_followed(mixer_only, online, lm, tmp_path):
     "fault, message",
     [
         ("gated", r"gated: accept its terms"),
-        ("removed", r"no such repository is to be seen"),
+        ("removed", r"the Hub shows no such repository"),
         ("rewritten", r"no such revision any more"),
         ("down", r"cannot be reached|cannot be had"),
     ],

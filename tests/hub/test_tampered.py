@@ -174,7 +174,7 @@ WHOLE = {
     "a processor newer than this code": (processor(format_version=2), "the processor's settings are of format 2"),
 }
 MIXER = {
-    "a base that is a path": (base_models(repo_id="../../etc"), "is no repository id"),
+    "a base that is a path": (base_models(repo_id="../../etc"), "is not a repository id"),
     "a base in a folder above": (base_models(subfolder="../../secret"), "leads out of the repository"),
     "a base that is not pinned": (base_models(revision=None), "pins nothing: it has no revision"),
     "a base with code": (base_models(trust_remote_code="yes"), r"unknown fields \['trust_remote_code'\]"),
@@ -247,7 +247,7 @@ def test_they_are_refused_without_the_package_too(originals, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ('{"peft_type": "PREFIX_TUNING"}', "describes no LoRA adapter"),
+        ('{"peft_type": "PREFIX_TUNING"}', "does not describe a LoRA adapter"),
         ('{"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "RAN"}', "has megatron_config"),
         ('{"peft_type": "LORA", "auto_mapping": {"parent_library": "RAN"}}', "has auto_mapping"),
         ("[1", "is not JSON"),

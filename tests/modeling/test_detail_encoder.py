@@ -180,7 +180,7 @@ def test_sharpening_keeps_masks_and_begins_with_the_same_captions(processor):
     sharper = increase_input_resolution(model, processor)
     assert sharper.anything_settings == {"points_per_side": 7}
     assert sharper.image_processor.size["longest_edge"] == 128 and model.config.detail_widths == [16, 32, 64, 128]
-    # Each pixel twice: what SAM made of the smaller picture. It reads coordinates half a pixel further on.
+    # Each pixel twice: what SAM made of the smaller image. It reads coordinates half a pixel further on.
     doubled = small["pixel_values"].repeat_interleave(2, -1).repeat_interleave(2, -2)
     after = model.generate(**{**small, "pixel_values": doubled, "input_boxes": 2 * small["input_boxes"] + 0.5})
     torch.testing.assert_close(after.pred_masks, before.pred_masks, rtol=1e-3, atol=1e-3)

@@ -88,8 +88,10 @@ def alone(region):
 def together(images):
     """Inputs of [image][region], None for padding; what no region uses is not a number."""
     shape = len(images), max(map(len, images))
-    most = max((len(r.points) for row in images for r in row if r is not None and r.points is not None), default=0)
-    points, labels = torch.full((*shape, most, 2), torch.nan), torch.full((*shape, most), -10)
+    max_points = max(
+        (len(r.points) for row in images for r in row if r is not None and r.points is not None), default=0
+    )
+    points, labels = torch.full((*shape, max_points, 2), torch.nan), torch.full((*shape, max_points), -10)
     boxes, layout = torch.full((*shape, 4), torch.nan), torch.zeros(shape, dtype=torch.long)
     mask_index, task_ids, masks = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long), []
     for i, row in enumerate(images):
@@ -105,7 +107,7 @@ def together(images):
                 mask_index[i, r] = len(masks)
                 masks.append(region.mask)
     inputs = dict(prompt_layout=layout, region_mask=layout > 0, task_ids=task_ids, input_boxes=boxes)
-    if most:
+    if max_points:
         inputs |= dict(input_points=points, input_labels=labels)
     if masks:
         inputs |= dict(input_masks=torch.stack(masks), mask_index=mask_index)

@@ -49,7 +49,7 @@ def captions():
 
 
 def alone(model):
-    """The language model without SCA around it, made anew from its configuration and weights."""
+    """The language model without SCA around it, rebuilt from its configuration and weights."""
     config = copy.deepcopy(model.config.text_config)
     language_model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     language_model.load_state_dict(model.language_model.state_dict())

@@ -1,4 +1,4 @@
-"""Putting another language model or image encoder into a trained model: what stays, what begins anew."""
+"""Putting another language model or image encoder into a trained model: what stays, what starts from scratch."""
 
 import pytest
 import torch
@@ -124,8 +124,8 @@ def test_another_image_size_needs_another_processor(trained, processor):
     trained.swap_image_encoder(sam_of_size("base", image_size=96))
     with pytest.raises(ValueError, match=r"pixel_values must be \(B, 3, 96, 96\)"):
         trained.generate(**boxes(processor))
-    anew = ScaProcessor.from_config(trained.config, tiny_tokenizer())
-    assert trained.generate(**boxes(anew)).pred_masks.shape[-1] == 48
+    rebuilt = ScaProcessor.from_config(trained.config, tiny_tokenizer())
+    assert trained.generate(**boxes(rebuilt)).pred_masks.shape[-1] == 48
 
 
 def test_another_grid_than_the_detail_encoders_is_refused(make_model):

@@ -18,7 +18,7 @@ def overlap(a, b, c, d):
 
 
 def covered_by_hand(mask, resized):
-    """The share of each cell that the mask covers, pixel by pixel."""
+    """The fraction of each cell that the mask covers, pixel by pixel."""
     cell, height, width = FRAME / CELLS, resized[0] / mask.shape[0], resized[1] / mask.shape[1]
     rows = [
         [overlap(i * cell, (i + 1) * cell, y * height, (y + 1) * height) for y in range(len(mask))]

@@ -55,7 +55,7 @@ def answers(operation, mode, change=lambda case: case):
 
     @QUICK
     @given(case=operation.as_strategy(generation_mode=mode))
-    def ask(case):
+    def post(case):
         case = change(case)
         answer = case.call()
         case.validate_response(answer, checks=checks)
@@ -65,7 +65,7 @@ def answers(operation, mode, change=lambda case: case):
             sentence = answer.json()["error"]
             assert 10 <= len(sentence) <= 501 and "Traceback" not in sentence
 
-    ask()
+    post()
     return statuses, bodies
 
 

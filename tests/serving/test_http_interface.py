@@ -7,11 +7,13 @@ import struct
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import pytest
 from PIL import Image
 
 from sca_hf.data.scenes import scenes
+from sca_hf.processing.anything_settings_sca import AnythingSettings
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 
 
@@ -57,12 +59,12 @@ def expected():
     return processor.batch_decode(model.generate(**processor(SCENE.to_pil(), input_boxes=[BOXES])))[0]
 
 
-def ask(client, address="/v1/caption", **request):
+def post(client, address="/v1/caption", **request):
     return client.post(address, json={"image": IMAGE, **request})
 
 
 def test_regions_get_what_the_model_says(client, expected):
-    answer = ask(client, regions=[{"box": box} for box in BOXES], all_masks=True).json()["regions"]
+    answer = post(client, regions=[{"box": box} for box in BOXES], all_masks=True).json()["regions"]
     assert [region["caption"] for region in answer] == expected
     for region in answer:
         assert (
@@ -75,7 +77,7 @@ def test_prompts_of_every_kind(client):
     x, y = SCENE.objects[0].point
     mask = {"mask": encode_rle(SCENE.mask(0))}
     prompts = [{"points": [[x, y], [1, 1]], "labels": [1, 0]}, mask, {"box": BOXES[0], "points": [[x, y]]}]
-    answer = ask(client, regions=prompts)
+    answer = post(client, regions=prompts)
     assert answer.status_code == 200 and all(region["caption"] for region in answer.json()["regions"])
     assert "masks" not in answer.json()["regions"][0]
 
@@ -104,7 +106,7 @@ def test_requests_that_come_together_share_a_call_and_stay_apart(engine, client,
     holding = engine.submit(image, [RegionPrompt(box=BOXES[0])], generation={"max_new_tokens": 2}, on_tokens=hold)
     assert blocked.wait(60)
     with ThreadPoolExecutor(8) as pool:
-        waiting = [pool.submit(ask, client, regions=[{"box": BOXES[i % len(BOXES)]}]) for i in range(8)]
+        waiting = [pool.submit(post, client, regions=[{"box": BOXES[i % len(BOXES)]}]) for i in range(8)]
         while engine.waiting() < 8:
             pass
         release.set()
@@ -115,29 +117,29 @@ def test_requests_that_come_together_share_a_call_and_stay_apart(engine, client,
 
 
 def test_captions_grow_line_by_line(client, expected):
-    answer = ask(client, regions=[{"box": BOXES[0]}, {"box": BOXES[1]}], stream=True)
+    answer = post(client, regions=[{"box": BOXES[0]}, {"box": BOXES[1]}], stream=True)
     lines = [json.loads(line) for line in answer.text.splitlines()]
     grown = [line["captions"][0] for line in lines[:-1]]
     assert len(grown) > 3 and all(expected[0].startswith(text) for text in grown)
     assert [region["caption"] for region in lines[-1]["regions"]] == expected[:2]
-    assert ask(client, regions=[{"box": BOXES[0]}], stream=True, num_beams=2).status_code == 422
+    assert post(client, regions=[{"box": BOXES[0]}], stream=True, num_beams=2).status_code == 422
 
 
 def test_everything_in_a_picture(client):
     model, processor = load(device="cpu")
     records = processor.caption_anything(model, SCENE.to_pil(), {"points_per_side": 8})
-    answer = ask(client, "/v1/anything", points_per_side=8)
+    answer = post(client, "/v1/anything", points_per_side=8)
     assert answer.json()["regions"] == json.loads(json.dumps(records)) and records
-    coco = ask(client, "/v1/anything", points_per_side=8, format="coco").json()
+    coco = post(client, "/v1/anything", points_per_side=8, format="coco").json()
     assert [a["caption"] for a in coco["annotations"]] == [r["caption"] for r in records]
 
 
 def test_large_pictures_are_answered_a_few_masks_at_a_time(client, engine, monkeypatch, expected):
-    whole = ask(client, regions=[{"box": box} for box in BOXES]).json()
+    whole = post(client, regions=[{"box": box} for box in BOXES]).json()
     monkeypatch.setattr("sca_hf.serving.engine._MASK_PIXELS", 1)
-    assert ask(client, regions=[{"box": box} for box in BOXES]).json() == whole
+    assert post(client, regions=[{"box": box} for box in BOXES]).json() == whole
     object.__setattr__(engine.limits, "mask_pixels", 100_000)
-    answer = ask(client, regions=[{"mask": encode_rle(SCENE.mask(0))}] * 3)
+    answer = post(client, regions=[{"mask": encode_rle(SCENE.mask(0))}] * 3)
     object.__setattr__(engine.limits, "mask_pixels", 256_000_000)
     assert_refused(answer, 413)
 
@@ -150,6 +152,18 @@ def test_the_interface_describes_itself(client):
     assert client.get("/v1/models").json()["models"] == ["sca-tiny"]
     assert client.get("/v1/models/sca-tiny").json()["tasks"] == ["recognition", "caption"]
     assert "sca_regions_total " in client.get("/metrics").text
+
+
+def test_every_setting_of_anything_mode_is_a_field_with_its_description_and_range(client):
+    described = client.get("/openapi.json").json()["components"]["schemas"]["AnythingRequest"]["properties"]
+    for setting in fields(AnythingSettings):
+        assert setting.name in described
+    threshold, _ = described["pred_iou_thresh"]["anyOf"]
+    assert (threshold["minimum"], threshold["maximum"]) == (0, 1) and "IoU" in described["pred_iou_thresh"][
+        "description"
+    ]
+    told = client.get("/v1/models/sca-tiny").json()["anything"]
+    assert told.keys() == {setting.name for setting in fields(AnythingSettings)}
 
 
 def bomb(width, height) -> str:
@@ -224,6 +238,9 @@ HOSTILE_ANYTHING = {
     "a negative grid": {"points_per_side": -3},
     "a threshold of 7": {"pred_iou_thresh": 7},
     "many crops": {"crop_n_layers": 4},
+    "a huge batch": {"points_per_batch": 100_000},
+    "a number as a text": {"points_per_side": "8"},
+    "a choice that is a number": {"unique_captions": 1},
     "a prompt of song": {"caption_prompt": "song"},
     "areas the wrong way": {"min_area": 0.9, "max_area": 0.1},
     "an unknown task": {"task": "poetry"},
@@ -241,12 +258,12 @@ def assert_refused(answer, status):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_requests_are_refused_with_a_sentence(kind, client):
     request, status = HOSTILE[kind]
-    assert_refused(ask(client, **request), status)
+    assert_refused(post(client, **request), status)
 
 
 @pytest.mark.parametrize("kind", HOSTILE_ANYTHING)
 def test_hostile_settings_are_refused_with_a_sentence(kind, client):
-    assert_refused(ask(client, "/v1/anything", **HOSTILE_ANYTHING[kind]), 422)
+    assert_refused(post(client, "/v1/anything", **HOSTILE_ANYTHING[kind]), 422)
 
 
 RAW = {

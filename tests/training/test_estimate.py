@@ -232,7 +232,7 @@ def test_local_parts_are_read_as_they_are(make_model, tmp_path):
     model = make_model("open_llama")
     model.save_pretrained(tmp_path / "whole")
     tiny_sam_config("sam_hq").save_pretrained(tmp_path / "hq")
-    section = ModelSection(from_=str(tmp_path / "whole"), swap_image_encoder=str(tmp_path / "hq"), image_size=96)
+    section = ModelSection(**{"from": str(tmp_path / "whole")}, swap_image_encoder=str(tmp_path / "hq"), image_size=96)
     config, notes = recipe_config(section)
     assert notes == [] and config.text_config.model_type == "llama"
     assert config.sam_config.model_type == "sam_hq" and config.sam_config.vision_config.image_size == 96
@@ -243,7 +243,7 @@ def test_a_stage_that_is_not_there_yet_is_taken_from_its_recipe(tmp_path):
     (tmp_path / "one.yaml").write_text(
         "model: {from: sca-tiny, image_size: 128}\ndata: {train: {format: scenes, count: 4}}\noutput: runs/nowhere\n"
     )
-    config, notes = recipe_config(ModelSection(from_="runs/nowhere/model"), tmp_path)
+    config, notes = recipe_config(ModelSection(**{"from": "runs/nowhere/model"}), tmp_path)
     assert config.sam_config.vision_config.image_size == 128 and "as one.yaml will make it" in notes[0]
 
 

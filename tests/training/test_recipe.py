@@ -171,7 +171,7 @@ def test_weights_stored_in_half_precision_are_trained_in_single(base, tmp_path):
     ScaForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     ScaProcessor.from_pretrained(base).save_pretrained(tmp_path / "half")
     args = ScaTrainingArguments(str(tmp_path), use_cpu=True)
-    model, _, anew = build_model(ModelSection(from_=str(tmp_path / "half")), args)
+    model, _, anew = build_model(ModelSection(**{"from": str(tmp_path / "half")}), args)
     assert {p.dtype for p in model.parameters()} == {torch.float32} and anew == []
 
 
@@ -180,14 +180,14 @@ def test_settings_for_everything_stay_with_their_image_encoder(base, processor, 
     processor.anything_settings = {"points_per_side": 7}
     processor.save_pretrained(base)
     args = ScaTrainingArguments(str(tmp_path), use_cpu=True)
-    closer = ModelSection(from_=str(base), image_size=128, patch_size=16)
-    other = ModelSection(from_=str(base), swap_image_encoder=str(base))
-    for section, points in ((ModelSection(from_=str(base)), 7), (closer, 7), (other, 32)):
+    closer = ModelSection(**{"from": str(base)}, image_size=128, patch_size=16)
+    other = ModelSection(**{"from": str(base)}, swap_image_encoder=str(base))
+    for section, points in ((ModelSection(**{"from": str(base)}), 7), (closer, 7), (other, 32)):
         assert build_model(section, args)[1].anything_settings_for().points_per_side == points
 
 
 def test_another_image_size_interpolates_positions(base, regions, tmp_path):
-    section = ModelSection(from_=str(base), image_size=96)
+    section = ModelSection(**{"from": str(base)}, image_size=96)
     model, processor, anew = build_model(section, ScaTrainingArguments(str(tmp_path), use_cpu=True))
     assert "mixer" in anew and processor.mask_size == 48 and not model.base_sources
     vision = model.sam.vision_encoder
@@ -225,7 +225,7 @@ def test_larger_patches_of_a_larger_picture_are_read_as_the_smaller_were(model):
 
 def test_a_patch_size_alone_and_steps_below_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"model\.patch_size needs model\.image_size"):
-        ModelSection(from_="x", patch_size=16)
+        ModelSection(**{"from": "x"}, patch_size=16)
     with pytest.raises(ValueError, match="detail_steps is -1"):
         ScaTrainingArguments(str(tmp_path), detail_steps=-1, use_cpu=True)
 

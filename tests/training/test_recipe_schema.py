@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sca_hf.training.recipe.schema import Recipe, load_recipe
-from sca_hf.yaml_files import override, read_value, read_yaml, write_yaml
+from sca_hf.training.recipe.schema import Recipe, load_recipe, override
+from sca_hf.yaml_files import parse_yaml, read_yaml, write_yaml
 
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def recipe_file(tmp_path):
     ],
 )
 def test_values_are_what_one_means(text, value):
-    assert read_value(text) == value and type(read_value(text)) is type(value)
+    assert parse_yaml(text) == value and type(parse_yaml(text)) is type(value)
 
 
 def test_text_that_looks_like_something_else_survives_writing(tmp_path):
@@ -94,7 +94,7 @@ def test_the_command_line_changes_values_by_their_place(recipe_file):
         ("--output=$HOME/x", r'does not expand \$HOME; .*--output="\$HOME/x"'),
         ("--data.train.start=${START}", "data.train.0.start"),
         ("--output=", "has no output"),
-        ("--training.max_steps", "is no option and no --section.key=value"),
+        ("--training.max_steps", "not a --section.key=value"),
         ("--training.learning_rate.x=1", "training.learning_rate is 0.0001, which has no 'x'"),
     ],
 )

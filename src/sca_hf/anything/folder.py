@@ -95,7 +95,7 @@ class ImageCaptioner:
         return {"image": item.name, "width": picture.width, "height": picture.height, "records": records}
 
     def _draw(self, item: ImageItem, picture: Any, records: list[dict[str, Any]]) -> None:
-        # A data set's id may hold anything, and is no path.
+        # A data set's id may hold anything, and is not a path.
         safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in item.name)
         path = Path(self.run.output) / "overlays" / f"{safe}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

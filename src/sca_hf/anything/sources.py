@@ -8,11 +8,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.readers.common import IMAGE_SUFFIXES
 from ..processing.images_sca import as_images
 from ..prompt_arguments import read_regions_file
-
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,14 @@ def _items(source: str) -> Iterator[ImageItem]:
     path = Path(source)
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES and file.is_file():
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
                 yield ImageItem(file.relative_to(path).as_posix(), str(file))
-    elif path.suffix.lower() in SUFFIXES:
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
         yield ImageItem(path.name, str(path))
     elif path.suffix in (".yaml", ".yml") or ":" in source:
         yield from _records(source)
     else:
-        raise FileNotFoundError(f"{source} is no image, no folder and no data spec (format:option=value,...).")
+        raise FileNotFoundError(f"{source} is not an image, a folder or a data spec (format:option=value,...).")
 
 
 def _records(spec: str) -> Iterator[ImageItem]:
@@ -114,7 +112,9 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
         return _coco_boxes(path, content, {}, min_score)
     by_name = read_regions_file(path)
     if None in by_name:
-        raise ValueError(f"{path} says not of which image its boxes are; give an object from image names to lists.")
+        raise ValueError(
+            f"{path} does not say of which image its boxes are; give an object from image names to lists."
+        )
     for name, regions in by_name.items():
         if any(region.box is None for region in regions):
             raise ValueError(f"{path}, {name}: every region needs a box.")

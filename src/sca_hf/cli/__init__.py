@@ -83,7 +83,7 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Prints the version, with those of what most depends on, as their installations state them."""
+    """Prints the version, with those of torch, transformers and Python, read without importing them."""
 
     def __call__(
         self,

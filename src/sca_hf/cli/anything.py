@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..processing.anything_settings_sca import AnythingSettings, range_text
-from .parsing import add_tools, command, positive, quiet
+from .parsing import add_tools, command, positive, process_device, quiet
 
 
 _HELP = """\
@@ -93,11 +93,16 @@ def run(options: argparse.Namespace) -> None:
         _print_images(options, items, settings, boxes, generation)
         return
     folder = FolderRun(
-        options.output, options.model, settings, generation, boxes, options.overlays, options.retry, options.device
+        options.output,
+        options.model,
+        settings,
+        generation,
+        boxes,
+        options.overlays,
+        options.retry,
+        process_device(options.device),
     )
     rank, world = torchrun_rank()
-    if world > 1 and options.device is None:
-        folder.device = _device_of_process()
     caption = None
     if options.ray:
         from ..anything.folder import ray_captions
@@ -137,11 +142,3 @@ def _print_images(
             x, y, width, height = record["bbox"]
             place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
             print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {one_line(record['caption'])}")
-
-
-def _device_of_process() -> str:
-    import os
-
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .evaluate import add_scoring, align, bootstrap, describe, names, scoring_tools, span
-from .parsing import command, prepare, results_json
+from ..files import to_json, write_whole
+from .evaluate import add_scoring, align, bootstrap, measured_on, names, scoring_tools, span
+from .parsing import command, prepare
 
 
 _COMPARE_HELP = """\
@@ -56,14 +57,14 @@ def run(options: argparse.Namespace) -> None:
         "metrics": {name: difference.to_dict() for name, difference in compared.items()},
     }
     if options.json == "-":
-        print(results_json(results), end="")
+        print(to_json(results), end="")
         return
-    print(f"A {describe(files[0])}\nB {describe(files[1])}")
+    print(f"A {measured_on(files[0])}\nB {measured_on(files[1])}")
     rows = [
         (name, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.value:+.4f}", *span(d.interval), f"{d.p:.4f}")
         for name, d in compared.items()
     ]
     print(align(rows, ("metric", "A", "B", "B - A", f"{100 * how.level:g} % interval, by {how.by}", "p")))
     if options.json:
-        Path(options.json).write_text(results_json(results), encoding="utf-8")
+        write_whole(options.json, to_json(results))
         print(f"comparison: {options.json}")

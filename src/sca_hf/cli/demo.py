@@ -10,8 +10,8 @@ from .serve import add_server_options
 _HELP = """\
 open a page to point at things and read what they are
 
-Click, draw a box or brush over something in a picture; or let everything in it be captioned. The page offers the
-models named here and no others; the HTTP interface of `sca-hf serve` is there too, see /docs.
+Click on something in a picture, draw a box around it or brush over it, or caption everything in the picture. The page
+offers only the models named here; the HTTP interface of `sca-hf serve` is there too, see /docs.
 """
 _EXAMPLE = """\
 examples:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parsing import command, natural, prepare, results_json
+from ..files import to_json, write_whole
+from .parsing import command, natural, prepare
 
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ Metrics, without --metrics the first three; no Java is needed but where it is sa
   CIDEr-D  BLEU  ROUGE-L         of captions; CIDEr-D from 0 to 10, all others from 0 to 1
   METEOR                         by its own program: pip install 'sca-hf[java]'
   SPICE                          by its own program: pip install 'sca-hf[spice]', or the folder SPICE_HOME
-  exact-match                    share of captions that equal a reference
+  exact-match                    fraction of captions that equal a reference
   content-recall                 nouns and verbs of the references that are said: pip install 'sca-hf[spacy]'
   masks  IoU-error               mIoU, oracle mIoU (best of the kept masks), cIoU; error of the predicted IoU
   category-accuracy  semantic-IoU  semantic-similarity
@@ -59,23 +60,23 @@ def run(options: argparse.Namespace) -> None:
     )
     results = scored.to_dict(options.line, options.per_region)
     if options.json == "-":
-        print(results_json(results), end="")
+        print(to_json(results), end="")
         return
     print(format_scores(scored))
     if options.json:
-        Path(options.json).write_text(results_json(results), encoding="utf-8")
+        write_whole(options.json, to_json(results))
         print(f"results: {options.json}")
 
 
 def add_scoring(declared: Any) -> None:
-    """Declares what scoring commands share."""
+    """Declares what scoring commands have in common."""
     declared.add_argument("--metrics", nargs="+", metavar="NAME", help="see above; separated by spaces or commas")
     declared.add_argument("--protocol", metavar="NAME", help="what the predictions must be of (default: their run's)")
     declared.add_argument(
         "--resamples", type=natural, default=1000, metavar="N", help="bootstrap draws; 0: no intervals (%(default)s)"
     )
     declared.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    declared.add_argument("--level", type=_share, default=0.95, help="of the intervals (default: %(default)s)")
+    declared.add_argument("--level", type=_fraction, default=0.95, help="of the intervals (default: %(default)s)")
     declared.add_argument(
         "--resample-by",
         choices=("region", "image"),
@@ -121,10 +122,10 @@ def format_scores(scored: "ScoredFile") -> str:
     for name, value in scored.evaluation.metrics.items():
         rows.append((name, f"{value:.4f}", *span(scored.intervals.get(name))))
     level = f"{100 * scored.bootstrap.level:g} % interval, by {scored.bootstrap.by}" if scored.intervals else ""
-    return "\n".join([describe(scored), align(rows, ("metric", "value", level))])
+    return "\n".join([measured_on(scored), align(rows, ("metric", "value", level))])
 
 
-def describe(scored: "ScoredFile") -> str:
+def measured_on(scored: "ScoredFile") -> str:
     """What a score was measured on, in a line."""
     protocol = "none" if scored.protocol is None else str(scored.protocol)
     beams = "" if scored.beams is None else f", beams {scored.beams}"
@@ -143,8 +144,8 @@ def align(rows: Sequence[Sequence[str]], titles: Sequence[str]) -> str:
     return "\n".join("  ".join(cell.ljust(widths[k]) for k, cell in enumerate(line)).rstrip() for line in lines)
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a fraction between 0 and 1, got {text!r}")
     return value

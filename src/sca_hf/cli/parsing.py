@@ -1,7 +1,8 @@
-"""What the commands share: how one is declared, what its options may be, how its output is written."""
+"""What the commands have in common: how they are declared, the types of their options, how output is written."""
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,9 +63,9 @@ def check_picture_name(path: Path) -> None:
 
 
 def prepare(path: Path) -> None:
-    """Makes the folder of an output now, so that a wrong name is not found out after the work."""
+    """Makes the folder of an output before the work starts, so that a wrong name is reported early."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file to write.")
+        raise IsADirectoryError(f"{path} is a directory, expected a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -73,17 +74,14 @@ def write_json(records: list[dict[str, Any]], file: TextIO) -> None:
     file.write("[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n")
 
 
-def results_json(results: Any) -> str:
-    """Results as JSON; what could not be scored (not a number) is null."""
-    return json.dumps(_without_nan(results), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+def process_device(device: str | None) -> str | None:
+    """Returns the device as given, or, under torchrun, the GPU of this process where there is one; else None."""
+    local = os.environ.get("LOCAL_RANK")
+    if device is not None or local is None:
+        return device
+    import torch
 
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return f"cuda:{local}" if torch.cuda.is_available() else None
 
 
 def print_skipped() -> None:
@@ -96,7 +94,7 @@ def print_skipped() -> None:
 
 
 def quiet() -> None:
-    """Leaves the terminal to the result: no progress bars of loading, no retries announced."""
+    """Keeps progress bars of loading and notices of retries off the terminal."""
     import huggingface_hub
     from transformers.utils import logging
 

@@ -1,15 +1,14 @@
 """`sca-hf predict`: what a captioner says of every region of a data set."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from .parsing import add_tools, command, positive, prepare, print_skipped, quiet
+from .parsing import add_tools, command, positive, prepare, print_skipped, process_device, quiet
 
 
 _PREDICT_HELP = """\
-describe every region of a data set, to be scored
+caption every region of a data set, to be scored
 
 Who describes: our own model by --model, or with --captioner NAME:option=value,... (or a YAML file with `captioner:`)
   sca          model=...                  the same as --model
@@ -21,8 +20,8 @@ Who describes: our own model by --model, or with --captioner NAME:option=value,.
   chat         model=..., show=drawn_box|coordinates, question=..., coordinates=normalized|thousandths|pixels
   predictions  path=FILE, shuffle=SEED    what a file has already said; shuffled, of other regions: a control
 
-A record for each region is written as it is made. Given again after a kill, the command goes on to the same records;
-with another setting it refuses. Under torchrun the processes share the work.
+A record for each region is written as it is made. After a kill, the same command resumes and ends with the
+same records; with another setting it refuses. Under torchrun the processes divide the work.
 
 With --write TOOL the regions go with what was said of them into a folder beside OUT, called after both, for people to
 correct; masks are those of the data, or the predicted ones that --masks best keeps.
@@ -79,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
     from ..evaluation.predict import PredictSettings, predict, write_for_tool
     from ..evaluation.predictions import check_output
     from ..evaluation.protocols import find_protocol
+    from ..run_log import torchrun_rank
 
     check_output(output)
     settings = PredictSettings(
@@ -94,27 +94,19 @@ def run(options: argparse.Namespace) -> None:
         asked = parse_options(options.captioner, "captioner", "captioner")
     if "captioner" not in asked:
         raise ValueError(f"{options.captioner} does not say which captioner: put `captioner: NAME` into it.")
-    captioner = load_captioner(asked.pop("captioner"), _device(options.device), options.dtype, generation, **asked)
+    captioner = load_captioner(
+        asked.pop("captioner"), process_device(options.device), options.dtype, generation, **asked
+    )
     if options.control is not None:
         captioner = CONTROLS[options.control](captioner)
     written = predict(captioner, data, output, settings, command=options.line)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if torchrun_rank()[0] == 0:
         print(f"predictions: {written}")
         for tool in dict.fromkeys(options.write):
             folder = output.with_name(f"{output.stem}_{tool}")
             report = None if folder.exists() else write_for_tool(written, data, folder, tool, options.shapes)
             print(f"{tool}: {report or f'{folder} is left as it is; remove or rename it to have it written again'}")
         print_skipped()
-
-
-def _device(asked: str | None) -> str | None:
-    """Each process of a machine has a GPU of its own."""
-    local = os.environ.get("LOCAL_RANK")
-    if asked is not None or local is None:
-        return asked
-    import torch
-
-    return f"cuda:{local}" if torch.cuda.is_available() else None
 
 
 def _wrapped(names: Any) -> str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .evaluate import add_scoring, bootstrap, describe, names, scoring_tools
+from .evaluate import add_scoring, bootstrap, measured_on, names, scoring_tools
 from .parsing import command, natural, quiet
 
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     contents = build_contents(files, how, options.examples, options.categories, options.seed, options.title)
     contents.data, contents.command = options.data, options.line
     for file in files:
-        print(describe(file))
+        print(measured_on(file))
     page, text = write_report(contents, folder, options.data)
     for note in contents.notes:
         print(note)

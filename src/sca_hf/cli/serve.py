@@ -7,11 +7,11 @@ from .parsing import command, positive, quiet
 
 
 _HELP = """\
-answer requests for masks and captions over HTTP
+serve masks and captions over HTTP
 
-POST /v1/caption captions regions, POST /v1/anything everything in a picture; /docs describes them, /openapi.json for
-programs; /health and /metrics for those who watch over it. Requests that come together share a call of the model.
-Only the models named here can be asked for; nothing that a caller sends is opened as a path or an address.
+POST /v1/caption captions regions, POST /v1/anything captions everything in a picture; /docs describes them for people,
+/openapi.json for programs; /health and /metrics are for monitoring. Requests that arrive together share a call of the
+model. Only the models named here are served; nothing that a caller sends is opened as a path or an address.
 """
 _EXAMPLE = """\
 example:
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def add_server_options(declared: Any, port: int) -> None:
-    """Options that the page has too."""
+    """Declares the options that `serve` and `demo` share."""
     declared.add_argument(
         "--model",
         action="append",

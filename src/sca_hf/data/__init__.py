@@ -14,10 +14,10 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "loading": ["READERS", "load_regions", "load_spec", "parse_spec"],
-            "mixing": ["hold_out", "mix_regions"],
-            "region": ["Region", "RegionRecord", "RegionRecordError", "region_features"],
-            "writers": ["WRITERS", "write_regions"],
+            ".loading": ["READERS", "load_regions", "load_spec", "parse_spec"],
+            ".mixing": ["hold_out", "mix_regions"],
+            ".region": ["Region", "RegionRecord", "RegionRecordError", "region_features"],
+            ".writers": ["WRITERS", "write_regions"],
         },
     )
 

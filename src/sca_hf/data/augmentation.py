@@ -1,7 +1,7 @@
 """Augmentation of region records: pictures are mirrored, turned, resized, cut out and recolored, regions with them.
 
 The published large-scale jitter is `augmentation_from("lsj-0.1-2.0")`. Boxes, masks and points move in floats, and
-captions keep being true (see `sca_hf.data.sides`), neither of which was so in the original.
+captions stay true (see `sca_hf.data.sides`), neither of which was so in the original.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ class Augmentation:
 
     Args:
         flip: probability of mirroring.
-        scale: least and greatest factor of size. At 1 the longest side of the picture is `crop` pixels, and of
-            whatever is larger than `crop` x `crop` such a square is cut out, at a place that is the same share of the
-            way on both axes; the rest of the square is padded with the mean color, right and below. None: the whole
-            picture, shrunk to `crop` pixels on its longest side where it is larger.
+        scale: smallest and largest factor of size. At 1 the longest side of the picture is `crop` pixels, and of
+            whatever is larger than `crop` x `crop` such a square is cut out, at a place that is the same fraction
+            of the way along both axes; the rest of the square is padded with the mean color, right and below. None:
+            the whole picture, shrunk to `crop` pixels on its longest side where it is larger.
         rotate: turned by an angle drawn evenly up to so many degrees either way.
         quarter_turns: turned by none to three quarters besides, which keeps boxes as tight as they were.
         color: brightness, contrast and saturation are each changed by a factor drawn evenly up to so far from 1.
         crop: side of the square in pixels; the model's image size is best.
-        min_visible: a region is kept if at least this share of its area is, and a pixel of each side of its box.
+        min_visible: a region is kept if at least this fraction of its area is visible, and a pixel of each side of its
+            box.
     """
 
     flip: float = 0.0
@@ -142,7 +143,7 @@ def augmentation_from(spec: str | Mapping[str, Any] | Augmentation | None, size:
     if isinstance(spec, str):
         found = re.fullmatch(r"lsj-(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)", spec)
         if found is None:
-            raise ValueError(f'augmentation is {spec!r}, expected "lsj-LEAST-GREATEST" such as "lsj-0.1-2.0".')
+            raise ValueError(f'augmentation is {spec!r}, expected "lsj-MIN-MAX" such as "lsj-0.1-2.0".')
         return Augmentation(flip=0.5, scale=(float(found[1]), float(found[2])), crop=size)
     known = [field.name for field in fields(Augmentation)]
     if unknown := sorted(set(spec) - set(known)):

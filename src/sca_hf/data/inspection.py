@@ -19,8 +19,8 @@ from .read_report import ReadReport
 from .region import RegionRecordError, check_records, record_image
 
 
-# What a caption is cut to in training, its end token included.
-CAPTION_TOKENS = 20
+# The length that captions are cut to in training, the end token included.
+_CAPTION_TOKENS = 20
 # As COCO divides objects, by the sides of a square of their area.
 _SMALL, _LARGE = 32, 96
 _BATCH = 2000
@@ -30,12 +30,12 @@ _INK, _CATEGORY, _BAD = (24, 26, 30), (20, 90, 160), (180, 40, 30)
 _CAPTIONS = 3
 _CATEGORIES = 200
 Record = Mapping[str, Any]
-Watch = Callable[[Record], None]
+_Watch = Callable[[Record], None]
 
 
 @dataclass
-class Spread:
-    """How a whole number is spread; `counts` has how often each value came."""
+class Distribution:
+    """The distribution of a whole number; `counts` has how often each value occurred."""
 
     counts: Counter[int] = field(default_factory=Counter)
 
@@ -43,9 +43,9 @@ class Spread:
         """Counts a value."""
         self.counts[value] += 1
 
-    def quantile(self, share: float) -> int:
-        """The least value that this share of all does not exceed; 0 where there is none."""
-        left = share * self.counts.total()
+    def quantile(self, fraction: float) -> int:
+        """The smallest value that this fraction of all values does not exceed; 0 where there is none."""
+        left = fraction * self.counts.total()
         for value in sorted(self.counts):
             left -= self.counts[value]
             if left <= 0:
@@ -62,7 +62,7 @@ class Spread:
         return sum(count for value, count in self.counts.items() if value > limit)
 
     def summary(self) -> dict[str, float]:
-        """Least, median, mean and greatest value."""
+        """Minimum, median, mean and maximum."""
         return {
             "min": self.quantile(0),
             "median": self.quantile(0.5),
@@ -78,7 +78,7 @@ class DataReport:
     Attributes:
         read: images and regions kept, skipped, left out; and why.
         tasks: images by task.
-        regions_per_image, captions_per_region: spreads.
+        regions_per_image, captions_per_region: Their distributions.
         caption_words, caption_tokens: lengths of the captions; tokens, with the end token, if a tokenizer was given.
         different_captions: how many there are, white space and case aside.
         categories: regions by category.
@@ -92,14 +92,14 @@ class DataReport:
 
     read: ReadReport = field(default_factory=ReadReport)
     tasks: Counter[str] = field(default_factory=Counter)
-    regions_per_image: Spread = field(default_factory=Spread)
-    captions_per_region: Spread = field(default_factory=Spread)
-    caption_words: Spread = field(default_factory=Spread)
-    caption_tokens: Spread | None = None
+    regions_per_image: Distribution = field(default_factory=Distribution)
+    captions_per_region: Distribution = field(default_factory=Distribution)
+    caption_words: Distribution = field(default_factory=Distribution)
+    caption_tokens: Distribution | None = None
     different_captions: int = 0
     categories: Counter[str] = field(default_factory=Counter)
-    widths: Spread = field(default_factory=Spread)
-    heights: Spread = field(default_factory=Spread)
+    widths: Distribution = field(default_factory=Distribution)
+    heights: Distribution = field(default_factory=Distribution)
     sizes: Counter[str] = field(default_factory=Counter)
     masks: int = 0
     points: int = 0
@@ -116,13 +116,13 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain values, ready for JSON."""
         values = {
-            key: value.summary() if isinstance(value, Spread) else value
+            key: value.summary() if isinstance(value, Distribution) else value
             for key, value in vars(self).items()
             if key != "read"
         }
         values["read"] = {**vars(self.read), "warnings": self.read.warnings()}
         values["categories"] = dict(self.categories.most_common())
-        values["captions_over_limit"] = self.caption_tokens.over(CAPTION_TOKENS) if self.caption_tokens else None
+        values["captions_over_limit"] = self.caption_tokens.over(_CAPTION_TOKENS) if self.caption_tokens else None
         return {**values, "bad": self.bad}
 
 
@@ -131,19 +131,21 @@ def check_data(
     tokenizer: Any | None = None,
     images: bool = False,
     max_samples: int | None = None,
-    watch: Watch | None = None,
+    watch: _Watch | None = None,
 ) -> DataReport:
-    """Reads a whole data set and reports on it; what is bad is counted, and the rest read on.
+    """Reads a whole data set and reports on it; bad records are counted and skipped.
 
     Args:
         data: a spec as for `load_spec`, or as `parse_spec` reads it; or a data set of region records, or any iterable
             of them.
-        tokenizer: one of the library's, to count the tokens of captions with.
-        images: open and decode every picture as well.
-        max_samples: the first so many good images.
-        watch: is called with every good record.
+        tokenizer: A tokenizer of transformers, to count the tokens of captions.
+        images: Whether to open and decode every picture as well.
+        max_samples: How many good images to read, from the start.
+        watch: A function to call with every good record.
     """
-    report = DataReport(caption_tokens=Spread() if tokenizer is not None else None, unreadable=[] if images else None)
+    report = DataReport(
+        caption_tokens=Distribution() if tokenizer is not None else None, unreadable=[] if images else None
+    )
     counter = _Counter(report, tokenizer)
     for record in islice(good_records(data, report.read), max_samples):
         if report.unreadable is not None:
@@ -224,7 +226,7 @@ class _Counter:
         self.waiting += region["captions"]
 
     def finish(self) -> None:
-        """Counts the tokens of what waits; many at a time, since tokenizers are fast only so."""
+        """Counts the tokens of the captions that wait, many at a time, since tokenizers are fast only in batches."""
         self.report.different_captions = len(self.captions)
         if self.report.caption_tokens is not None and self.tokenizer is not None and self.waiting:
             texts = [text.strip() for text in self.waiting]
@@ -233,8 +235,8 @@ class _Counter:
         self.waiting = []
 
 
-def format_report(report: DataReport, most: int = 20) -> str:
-    """Writes a report as a table; `most` categories, messages and ids of each kind at most."""
+def format_report(report: DataReport, max_rows: int = 20) -> str:
+    """Writes a report as a table; at most `max_rows` categories, messages and ids of each kind."""
     read = report.read
     regions = report.widths.counts.total()
     captions = report.caption_words.counts.total()
@@ -249,9 +251,9 @@ def format_report(report: DataReport, most: int = 20) -> str:
         ("words", f"{_range(report.caption_words)} in a caption"),
     ]
     if report.caption_tokens is not None:
-        over = report.caption_tokens.over(CAPTION_TOKENS)
+        over = report.caption_tokens.over(_CAPTION_TOKENS)
         text = f"{_range(report.caption_tokens)} in a caption, its end included; {over} captions are longer than"
-        rows.append(("tokens", f"{text} {CAPTION_TOKENS} and will be cut"))
+        rows.append(("tokens", f"{text} {_CAPTION_TOKENS} and will be cut"))
     sizes = ", ".join(f"{name} {_share(report.sizes[name], regions)}" for name in ("small", "medium", "large"))
     rows += [
         ("boxes", f"width {_range(report.widths)}, height {_range(report.heights)} pixels; {sizes}"),
@@ -261,9 +263,10 @@ def format_report(report: DataReport, most: int = 20) -> str:
     ]
     lines = [read.source, *(f"  {name:<12}{text}" for name, text in rows)]
     lines += [
-        f"    {count:>8} {_share(count, regions):>5}  {name}" for name, count in report.categories.most_common(most)
+        f"    {count:>8} {_share(count, regions):>5}  {name}"
+        for name, count in report.categories.most_common(max_rows)
     ]
-    lines += _more(len(report.categories), most)
+    lines += _more(len(report.categories), max_rows)
     if read.clipped_regions:
         lines.append(f"  cut         {read.clipped_regions} boxes at the edge of their image")
     lines += [f"  left out    {count} {what}" for what, count in sorted(read.left_out.items())]
@@ -277,13 +280,13 @@ def format_report(report: DataReport, most: int = 20) -> str:
     masks = f", {read.damaged_regions} masks" if read.damaged_regions else ""
     lines.append(f"  bad         {read.skipped_records} images, {read.skipped_regions} regions{masks}, {opened}")
     messages = [*(report.unreadable or ()), *read.messages]
-    lines += [f"    {message}" for message in messages[:most]]
-    return "\n".join(lines + _more(report.bad, min(most, len(messages))))
+    lines += [f"    {message}" for message in messages[:max_rows]]
+    return "\n".join(lines + _more(report.bad, min(max_rows, len(messages))))
 
 
-def _range(spread: Spread) -> str:
-    least, median, greatest = (spread.quantile(share) for share in (0, 0.5, 1))
-    return f"{least}" if least == greatest else f"{least} to {greatest} (median {median})"
+def _range(values: Distribution) -> str:
+    low, median, high = (values.quantile(fraction) for fraction in (0, 0.5, 1))
+    return f"{low}" if low == high else f"{low} to {high} (median {median})"
 
 
 def _share(count: int, total: int) -> str:
@@ -295,7 +298,7 @@ def _more(count: int, shown: int) -> list[str]:
 
 
 class RegionSample:
-    """Regions drawn at random from a data set that is seen once, of every category some; the same for the same seed.
+    """Regions drawn at random from a data set that is seen once, some of every category; the same for the same seed.
 
     Give `add` to `check_data` as `watch`.
     """
@@ -319,7 +322,7 @@ class RegionSample:
                 kept[place] = (record, index)
 
     def chosen(self) -> list[tuple[Mapping[str, Any], int]]:
-        """Returns pairs of a record and the index of a region: the tiles shared out among categories by turns."""
+        """Returns pairs of a record and the index of a region: categories take turns."""
         order = sorted(self.kept, key=lambda key: (-self.seen[key], str(key)))
         shuffled = {key: self.random.sample(self.kept[key], len(self.kept[key])) for key in order}
         turns = [(turn, key) for turn in range(self.count) for key in order if turn < len(shuffled[key])]
@@ -328,7 +331,7 @@ class RegionSample:
 
 
 def draw_contact_sheet(sample: RegionSample, title: str = "", columns: int = 4) -> Image.Image:
-    """Draws the chosen regions with box, mask and points; below each what it is called and where it is from."""
+    """Draws the chosen regions with box, mask and points, with category, captions and origin below."""
     chosen = sample.chosen()
     if not chosen:
         raise ValueError("there is no region to draw.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ..yaml_files import read_value
+from ..yaml_files import parse_yaml
 from .pictures import check_picture
 from .read_report import ReadReport
 from .region import TASKS, RegionRecordError, check_records, load_names, region_features
@@ -70,10 +70,10 @@ def find_reader(format: str) -> Reader:
 
 @dataclass(frozen=True)
 class RecordSource:
-    """A data set before it is opened: a format, its options, and what to do with what is wrong.
+    """A data set before it is opened: a format, its options, and what to do with bad records.
 
-    is_part: it is one of the `parts` of another, and may be empty.
-    decode: decode every picture as it is read, so that one that cannot be is bad now rather than later.
+    is_part: Whether it is one of the `parts` of another, and may be empty.
+    decode: Whether to decode every picture as it is read, so that one that cannot be is bad now rather than later.
     """
 
     format: str
@@ -116,7 +116,7 @@ class RecordSource:
             yield {**vars(record), "regions": [_as_stored(vars(region)) for region in record.regions]}
 
     def parts(self) -> list[RecordSource]:
-        """Splits the data set by its files, so that workers may share it; one part where that cannot be."""
+        """Splits the data set by its files, so that workers may share it; one part where it cannot be split."""
         split = getattr(find_reader(self.format), "parts", None)
         options = split(**self.options) if split and self.max_samples is None else []
         if len(options) < 2:
@@ -160,11 +160,12 @@ class RecordSource:
     def cache_key(self) -> str:
         """Returns a key that changes with the options, the files they name (names, sizes, times) and our own code."""
         reader = find_reader(self.format)
-        more = getattr(reader, "cache_key", None)
+        more, beside = getattr(reader, "cache_key", None), getattr(reader, "paths", None)
+        paths = [*_named_paths(self.options), *(_named_paths(beside(**self.options)) if beside else ())]
         parts = {
             "source": {**asdict(self), "options": dict(self.options)},
             "folder": os.getcwd(),
-            "files": [_stamp(path) for path in _named_paths(self.options)],
+            "files": [_stamp(path) for path in paths],
             "code": _code_stamp(reader),
             "more": more(**self.options) if more else None,
         }
@@ -181,17 +182,17 @@ def load_regions(
     keep_empty: bool = False,
     **options: Any,
 ) -> Dataset | IterableDataset:
-    """Opens a data set of regions, rows as `data.region.region_features` has them; pictures are opened when asked for.
+    """Opens a data set of regions, rows as `data.region.region_features` has them; pictures are opened on access.
 
     Args:
-        format: one of `READERS`.
-        streaming: read the files on each pass rather than once into the cache of `datasets`.
+        format: One of `READERS`.
+        streaming: Whether to read the files on each pass rather than once into the cache of `datasets`.
         on_error: "skip" leaves out bad regions, and images that are bad themselves, and logs how many and which first;
-            every picture is decoded once to know.
-        task: what to train on, "caption" or "recognition"; None: as the reader has it.
-        max_samples: the first so many images.
-        keep_empty: keep images without regions too.
-        options: of the reader: paths, names, ... (docs/data.md).
+            every picture is decoded once to find out.
+        task: What to train on, "caption" or "recognition"; None leaves it to the reader.
+        max_samples: How many images to read, from the start.
+        keep_empty: Whether to keep images without regions.
+        options: The options of the reader, such as paths and names (docs/data.md).
     """
     try:
         from datasets import IterableDataset
@@ -215,9 +216,9 @@ def _load_stored(source: RecordSource) -> Dataset:
             _stored_records, features=region_features(), gen_kwargs={"source": source, "key": key}
         )
     except DatasetGenerationError as error:
-        # The library's own error says only that there was one.
+        # The library's own error says only that there was an error.
         raise (error.__cause__ or error) from None
-    if _report_path(key).is_file():  # unless somebody tidied the cache
+    if _report_path(key).is_file():  # unless the cache was cleared
         report = ReadReport.read(_report_path(key))
         report.log()
         OPENED.append(report)
@@ -302,7 +303,7 @@ def parse_options(
 
 def _load_yaml(path: Path, what: str, first: str) -> dict[str, Any]:
     try:
-        spec = read_value(path.read_text(encoding="utf-8-sig"))
+        spec = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{what} {path} cannot be read ({error})") from error
     if not isinstance(spec, dict):

@@ -26,15 +26,16 @@ def mix_regions(
     """Mixes data sets of regions, all stored or all streamed; each record keeps its own task.
 
     Args:
-        datasets: what `load_regions` returns.
-        probabilities: how often each set has its turn, in any unit. None without `by_size`: one after the other.
-        by_size: each set has its turn as often as it is large. Stored sets are then joined and shuffled, so that
-            "all_exhausted" has every record exactly once.
-        seed: settles the order.
-        stopping: "all_exhausted" goes on, beginning smaller sets anew, until every record has been seen;
+        datasets: The data sets to mix, as `load_regions` returns them.
+        probabilities: How often each set is drawn from, in any unit. None without `by_size` takes one set after the
+            other.
+        by_size: Whether sets are drawn from in proportion to their sizes. Stored sets are then joined and shuffled, so
+            that "all_exhausted" has every record exactly once.
+        seed: Determines the order.
+        stopping: "all_exhausted" continues, starting smaller sets again, until every record has been seen;
             "first_exhausted" ends with the first set that ends.
-        max_samples: of each set, the first so many; one number is of the mixture.
-        sizes: how many records each set has, for `by_size` on streamed sets, which do not know.
+        max_samples: How many records of each set to take, from its start; a single number limits the mixture instead.
+        sizes: How many records each set has, for `by_size` on streamed sets, which do not know their size.
     """
     from datasets import concatenate_datasets, interleave_datasets
 
@@ -55,8 +56,8 @@ def mix_regions(
     elif by_size and stored and stopping == "all_exhausted":
         mixture = concatenate_datasets(sets).shuffle(seed=seed)
     else:
-        shares = _sizes(sets, limits, sizes, stored) if by_size else probabilities
-        odds = None if shares is None else _odds(shares, sets)
+        weights = _sizes(sets, limits, sizes, stored) if by_size else probabilities
+        odds = None if weights is None else _normalized(weights, sets)
         mixture = interleave_datasets(sets, probabilities=odds, seed=seed, stopping_strategy=stopping)
     return _first(mixture, max_samples) if isinstance(max_samples, int) else mixture
 
@@ -110,12 +111,12 @@ def _sizes(
     return [size if limit is None else min(size, limit) for size, limit in zip(sizes, limits, strict=True)]
 
 
-def _odds(shares: Sequence[float], sets: Sequence[Any]) -> list[float]:
-    _check_length(shares, sets, "probabilities")
-    if not all(math.isfinite(share) and share > 0 for share in shares):
-        raise ValueError(f"probabilities are {list(shares)}, expected positive numbers.")
-    total = math.fsum(shares)
-    return [share / total for share in shares]
+def _normalized(weights: Sequence[float], sets: Sequence[Any]) -> list[float]:
+    _check_length(weights, sets, "probabilities")
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"probabilities are {list(weights)}, expected positive numbers.")
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def hold_out(datasets: Sequence[Dataset], share: float, seed: int = 0) -> tuple[list[Dataset], list[Dataset]]:
@@ -125,8 +126,8 @@ def hold_out(datasets: Sequence[Dataset], share: float, seed: int = 0) -> tuple[
     that several sets have is on the same side in all of them.
 
     Args:
-        datasets: region records, map-style.
-        share: of the images of each set to keep out, between 0 and 1; at least one image goes to each side.
+        datasets: The map-style data sets of region records to split.
+        share: The fraction of each set's images to keep out, between 0 and 1; at least one image goes to each side.
 
     Returns:
         The training sets and the sets kept out, in the order of `datasets`.
@@ -138,7 +139,7 @@ def hold_out(datasets: Sequence[Dataset], share: float, seed: int = 0) -> tuple[
     for place, names in enumerate(identities):
         images = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
         if len(images) < 2:
-            raise ValueError(f"data set {place} has {len(images)} image: there is nothing to split.")
+            raise ValueError(f"data set {place} has {len(images)} image: a split needs two or more.")
         count = min(max(1, round(share * len(images))), len(images) - 1)
         kept_out.append(set(images[:count]))
     everywhere = set().union(*kept_out)
@@ -147,5 +148,7 @@ def hold_out(datasets: Sequence[Dataset], share: float, seed: int = 0) -> tuple[
         train.append(dataset.select([i for i, name in enumerate(names) if name not in everywhere]))
         test.append(dataset.select([i for i, name in enumerate(names) if name in kept_out[place]]))
         if not len(train[-1]):
-            raise ValueError(f"all images of data set {place} are kept out of training for the sake of the others.")
+            raise ValueError(
+                f"all images of data set {place} are kept out of training because the other sets have them too."
+            )
     return train, test

@@ -20,10 +20,10 @@ from .augmentation import Augmentation, augmentation_from
 from .region import record_image
 
 
-# Crops are kept no larger than this, and no more than so many bytes of them.
+# The longest side of a crop that is kept, and how many bytes of crops are kept.
 _CROP_SIDE = 256
 _CACHE_BYTES = 256 * 2**20
-# A pasted region may hide no more than this share of another, or of itself.
+# A pasted region may hide no more than this fraction of another, or of itself.
 _OVERLAP = 0.1
 # Places tried per wanted region: in a full picture most are taken.
 _ATTEMPTS = 8
@@ -111,12 +111,12 @@ class RegionPaster:
     Args:
         dataset: region records by index; only their texts are read here, pictures when they are pasted.
         number: up to so many regions are pasted into a picture, as many drawn as not.
-        size: least and greatest longer side of a pasted region, as a share of the picture's longer side.
+        size: smallest and largest longer side of a pasted region, as a fraction of the picture's longer side.
         rotate: turns regions by up to so many degrees either way.
         quarter_turns: turns them by none to three quarters besides.
         stretch: along an axis at any angle regions become up to exp(stretch) times as long as across it, as things do
             that are looked at from the side; their area stays.
-        color: changes brightness and contrast of pasted regions by up to this share.
+        color: changes brightness and contrast of pasted regions by up to this fraction.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class RegionPaster:
             raise ValueError(
                 f"paste has number {number}, size {size}, rotate {rotate}, stretch {stretch}, color {color}; "
                 "expected a number of at least 1, ascending sizes in (0, 1], no negative degrees, a stretch in [0, 2] "
-                "and a share in [0, 1)."
+                "and a color in [0, 1)."
             )
         self.dataset, self.number, self.size = dataset, number, tuple(size)
         self.rotate, self.stretch, self.color = rotate, stretch, color
@@ -263,5 +263,5 @@ def _hides(box: np.ndarray, other: np.ndarray) -> bool:
     sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
     if (sides <= 0).any():
         return False
-    least = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
-    return bool(np.prod(sides) > _OVERLAP * least)
+    smaller = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
+    return bool(np.prod(sides) > _OVERLAP * smaller)

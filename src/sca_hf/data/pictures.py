@@ -70,7 +70,7 @@ def image_size(picture: str | Path | bytes) -> Size:
     try:
         return read_head(picture).size
     except FileNotFoundError:
-        raise RegionRecordError(f"there is no file {picture!s}") from None
+        raise RegionRecordError(f"{picture!s}: the picture cannot be read: there is no such file") from None
 
 
 def _pillow_head(file: Any) -> PictureHead:

@@ -15,8 +15,8 @@ from .region import CheckCounts
 
 logger = logging.getLogger(__name__)
 
-# The share of regions that may be left out by rule without a warning.
-_NOTICED_SHARE = 0.05
+# The fraction of regions that may be left out by rule without a warning.
+_NOTICED_FRACTION = 0.05
 _SHOWN_CLASSES = 10
 # What to do about what is left out.
 _REMEDIES = {
@@ -35,15 +35,15 @@ class NothingLeftError(ValueError):
 
 @dataclass
 class ReadReport(CheckCounts):
-    """`CheckCounts`, with what was left out by rule.
+    """Counts of `CheckCounts`, what was left out by a reader's rules, and what was decided about the whole set.
 
     Attributes:
-        source: the data set, for messages.
-        left_out: what was no fault, as `{"crowd annotations": 8}`.
-        left_out_regions: how many regions these are.
-        left_out_classes: how many of each class, where that is known.
-        classes: how many regions of each class were kept.
-        notes: what was decided about the whole set, each once.
+        source: The data set's name, for messages.
+        left_out: How many of what kind were left out without being wrong, as `{"crowd annotations": 8}`.
+        left_out_regions: How many of those are regions.
+        left_out_classes: How many of each class were left out, where a reader says so.
+        classes: How many regions of each class were kept.
+        notes: The decisions, each once.
     """
 
     source: str = "records"
@@ -69,7 +69,7 @@ class ReadReport(CheckCounts):
         """Weighs what was left out by rule: a class that disappears, or more than 5 % of the regions, is a warning."""
         gone = [name for name, _ in self.left_out_classes.most_common() if name not in self.classes]
         total = self.regions + self.left_out_regions
-        if not gone and self.left_out_regions <= _NOTICED_SHARE * total:
+        if not gone and self.left_out_regions <= _NOTICED_FRACTION * total:
             return []
         shown = ", ".join(gone[:_SHOWN_CLASSES]) + (", ..." if len(gone) > _SHOWN_CLASSES else "")
         classes = f", and with them all of {'the classes' if len(gone) > 1 else 'the class'} {shown}" if gone else ""
@@ -108,13 +108,13 @@ class ReadReport(CheckCounts):
         return [f"{head}{self.damaged_regions} masks", *(f"  {text}" for text in self.messages[:most]), *more]
 
     def require_records(self) -> None:
-        """Raises if nothing was kept: a slip in a path or an option, most likely, or a rule that left out all."""
+        """Raises if nothing was kept, most likely for a mistake in a path or an option, or a rule that left out all."""
         if self.records and (self.regions or not self.left_out_regions):
             return
         left_out = [f"left out {self._left_out_text()}"] if self.left_out else []
         remedies = [text for what, text in _REMEDIES.items() if self.left_out[what]]
         why = "; ".join([*self.messages[:1], *left_out, *remedies])
-        raise NothingLeftError(f"{self.source}: there is no image to use ({why or 'no image at all'}).")
+        raise NothingLeftError(f"{self.source}: there is no usable image ({why or 'none was read'}).")
 
     def _left_out_text(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))

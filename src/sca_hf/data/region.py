@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from ..yaml_files import read_texts, read_value
+from ..yaml_files import parse_yaml
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TASKS = ("recognition", "caption")
 # Of a box, in pixels: a thinner one can miss every pixel's center.
 _MIN_SIDE = 0.5
-# JSON can escape one half of a pair, which no table can store.
+# JSON can escape one half of a surrogate pair, which no table can store.
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _SEPARATORS = re.compile(r"[_\-\s]+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
@@ -145,14 +145,14 @@ class RegionRecord:
 
 @dataclass
 class CheckCounts:
-    """What `check_records` met.
+    """What `check_records` has counted.
 
     Attributes:
-        records, regions: what was handed on.
-        skipped_records, skipped_regions: what was left out; the regions of an image that is bad itself do not count.
-        clipped_regions: boxes that a reader cut at the edge of their image.
-        damaged_regions: regions that were kept without a mask, as theirs cannot be read.
-        messages: why, the first `kept_messages` of them.
+        records, regions: How many were passed on.
+        skipped_records, skipped_regions: How many were left out; regions of an image that is bad itself do not count.
+        clipped_regions: How many boxes a reader cut at the edge of their image.
+        damaged_regions: How many were kept without a mask, as theirs cannot be read.
+        messages: The first `kept_messages` reasons for skipping.
     """
 
     records: int = 0
@@ -165,7 +165,7 @@ class CheckCounts:
     kept_messages: int = 1000
 
     def note(self, message: str) -> None:
-        """Keeps a message, unless there are enough."""
+        """Keeps a message, unless `kept_messages` have been kept."""
         if len(self.messages) < self.kept_messages:
             self.messages.append(message)
 
@@ -180,14 +180,14 @@ def check_records(
 
     Args:
         records: what a reader yields: mappings with the fields of `RegionRecord`. In place of a record, or of one of
-            its regions, a reader may hand over the `RegionRecordError` that says why there is none. A record may
-            name its own `source`, and a region may say that its box was `clipped`, and what `problem` its mask has,
-            which is left out.
-        source: the file to name in errors where a record names none.
+            its regions, a reader may pass the `RegionRecordError` that says why there is none. A record may
+            name its own `source`, and a region may say that its box was `clipped`, and what
+            `problem` its mask has, which is left out then.
+        source: The file to name in errors where a record does not name its own.
         on_error: "raise" stops at the first bad region. "skip" leaves bad regions out, and a record whose picture is
-            bad or of which no region is left. A record that came without regions stays, and so does a region whose
-            mask alone cannot be read.
-        counts: is brought up to date before each record is handed on.
+            bad or of which no region is left. A record that came without regions stays, and so does
+            a region whose mask alone cannot be read.
+        counts: Counters that are updated before each record is passed on.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error is {on_error!r}, expected "raise" or "skip"')
@@ -307,11 +307,12 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         return f"box {box} is empty, expected x0 < x1 and y0 < y1"
-    if (
-        min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 0.999
-    ):  # a side of 1 comes back from shares and percents as a little less
-        return f"box {box} has a side of less than a pixel; are its numbers shares of the image's sides, not pixels?"
-    # One pixel of grace: annotation tools round outwards.
+    # A side of 1 comes back from fractions and percents as a little less.
+    if min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 0.999:
+        return (
+            f"box {box} has a side of less than a pixel; are its numbers fractions of the image's sides, not pixels?"
+        )
+    # One pixel is tolerated: annotation tools round outwards.
     if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
         return f"box {box} reaches outside the image of {width} x {height}"
     return None
@@ -356,7 +357,7 @@ def _text_problem(region: Region, task: str) -> str | None:
     if any(not text.strip() for text in texts):
         return f"a text is blank: {texts}"
     if any(_HALF_CHARACTER.search(text) for text in (*region.captions, region.category or "")):
-        return f"a text has half of a character: {texts}"
+        return f"a text has half of a surrogate pair: {texts}"
     return None
 
 
@@ -366,7 +367,9 @@ def record_image(record: Mapping[str, Any]) -> Image.Image:
     Args:
         record: its `image` is a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it undecoded.
     """
-    from ..processing.images_sca import as_images  # with torch and transformers, which a check of records needs not
+    from ..processing.images_sca import (
+        as_images,  # imports torch and transformers, which checking records does not need
+    )
 
     where, image = f"image {record.get('image_id', '?')}", record["image"]
     if isinstance(image, Mapping):
@@ -385,10 +388,10 @@ def record_image(record: Mapping[str, Any]) -> Image.Image:
 
 
 def category_text(name: str, names: Mapping[str, str] | None = None) -> str:
-    """Returns a class name in words, as `names` has it or else readable by itself.
+    """Returns a class name in words, from `names` where it is there, else split into words.
 
-    `do_not_turn_r` becomes "do not turn r" and `TrafficLight` "traffic light". Capitals that are not the humps of a
-    camel stay: `RBC`, "White blood cell", `CD_player`.
+    `do_not_turn_r` becomes "do not turn r" and `TrafficLight` "traffic light". Capitals that are not
+    camel case stay: `RBC`, "White blood cell", `CD_player`.
     """
     if names is not None and name in names:
         return names[name]
@@ -410,10 +413,10 @@ def load_names(names: Mapping[str, str] | str | PathLike[str] | None) -> dict[st
     if isinstance(names, str | PathLike):
         try:
             text = Path(names).read_text(encoding="utf-8-sig")
-            # A class may be called 1.10, which is no number here.
-            table = read_value(text)
+            # A class may be called 1.10, which is not a number here.
+            table = parse_yaml(text)
             if isinstance(table, Mapping):
-                table = dict(zip(read_texts(text), table.values(), strict=True))
+                table = dict(zip(parse_yaml(text, as_text=True), table.values(), strict=True))
         except (OSError, ValueError) as error:
             raise ValueError(f"names: {names} cannot be read as YAML or JSON: {error}.") from error
     if not isinstance(table, Mapping):
@@ -425,7 +428,7 @@ def load_names(names: Mapping[str, str] | str | PathLike[str] | None) -> dict[st
 
 
 def check_names(names: Mapping[str, str] | None, known: Iterable[str], source: str) -> None:
-    """Raises where `names` has a class that the data set has not: a slip of the pen, most likely."""
+    """Raises where `names` has a class that the data set lacks, which is most likely a typing error."""
     known = set(known)
     unknown = sorted(set(names or ()) - known)
     if unknown:

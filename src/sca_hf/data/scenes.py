@@ -3,8 +3,9 @@
 A scene is a pure function of its seed. The three splits are disjoint ranges of seeds. Captions are written from an
 object's attributes, and read back from any text: color, shape and texture are always stated ("plain" when there is no
 texture), a size when the object is small or large, and where it stands from its nearest neighbour unless it is large.
-Only the wording is free, and whether the neighbour is named. Frame of reference
-everywhere in this file: pixels of the rendered image, x to the right, y down.
+Only the wording is free, and whether the neighbour is named.
+
+Frame of reference everywhere in this file: pixels of the rendered image, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -36,33 +37,33 @@ SIZES = ("small", "medium", "large")
 RELATIONS = ("left", "right", "above", "below")
 
 # Half extents in pixels. The gaps between the classes make a size decidable from the picture.
-RADII = {"small": (25.0, 29.0), "medium": (35.0, 41.0), "large": (47.0, 54.0)}
-SIZE_ODDS = (0.34, 0.36, 0.30)
+_RADII = {"small": (25.0, 29.0), "medium": (35.0, 41.0), "large": (47.0, 54.0)}
+_SIZE_ODDS = (0.34, 0.36, 0.30)
 # An outline of half extent 1 differs in area from shape to shape; these factors bring the areas closer.
-SHAPE_SCALE = {"circle": 0.95, "square": 0.85, "triangle": 1.25, "star": 1.2, "ring": 1.0, "cross": 1.05}
+_SHAPE_SCALE = {"circle": 0.95, "square": 0.85, "triangle": 1.25, "star": 1.2, "ring": 1.0, "cross": 1.05}
 MIN_VISIBLE = 0.6
-MAX_TILT = np.deg2rad(20.0)
+_MAX_TILT = np.deg2rad(20.0)
 # Large objects are landmarks and described alone; others also by their nearest neighbour. Where it is not plain which
 # neighbour is the nearest, or on which side it lies, the object is left without captions: nobody has to guess.
-CLEAR_RATIO, CLEAR_ANGLE = 0.88, np.deg2rad(30.0)
+_CLEAR_RATIO, _CLEAR_ANGLE = 0.88, np.deg2rad(30.0)
 
-CAPTIONS_PER_OBJECT = 3
-NAMED_NEIGHBOURS = 0.4
-SYNONYMS = {
+_CAPTIONS_PER_OBJECT = 3
+_NAMED_NEIGHBOURS = 0.4
+_SYNONYMS = {
     "small": ("small", "little"),
     "large": ("large", "big"),
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
 }
-PATTERNS = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
-PLACES = {
+_PATTERNS = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
+_PLACES = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
 # word or phrase -> (attribute, canonical value), for reading captions
-VOCABULARY = {
+_VOCABULARY = {
     **{word: ("color", word) for word in ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]},
     **{word: ("shape", word) for word in ["circle", "square", "triangle", "star", "ring", "cross"]},
     **{word: ("texture", word) for word in ["plain", "striped", "dotted", "checkered"]},
@@ -76,7 +77,7 @@ VOCABULARY = {
     "large": ("size", "large"),
     "big": ("size", "large"),
 }
-RELATION_PATTERN = re.compile(r"\b(?:(left|right) of|(above|over)|(below|under))\b")
+_RELATION_PATTERN = re.compile(r"\b(?:(left|right) of|(above|over)|(below|under))\b")
 
 
 @dataclass
@@ -210,7 +211,7 @@ def _place_objects(
         if any((o.color, o.shape) == (obj.color, obj.shape) for o in objects):
             continue
         window, x, y = _window(obj)
-        distance = _signed_distance(obj.shape, x, y, obj.radius * SHAPE_SCALE[obj.shape])
+        distance = _signed_distance(obj.shape, x, y, obj.radius * _SHAPE_SCALE[obj.shape])
         inside = distance < 0
         covered = np.bincount(labels[window][inside], minlength=len(objects) + 1)[1:]
         visible = np.bincount(labels.ravel(), minlength=len(objects) + 1)[1:] - covered
@@ -228,8 +229,8 @@ def _place_objects(
 
 
 def _propose(rng: np.random.Generator, palette: list[str]) -> SceneObject:
-    size = SIZES[rng.choice(3, p=SIZE_ODDS)]
-    radius = float(rng.uniform(*RADII[size]))
+    size = SIZES[rng.choice(3, p=_SIZE_ODDS)]
+    radius = float(rng.uniform(*_RADII[size]))
     reach = radius * 1.05
     center = rng.uniform(reach, IMAGE_SIZE - 1 - reach, 2)
     return SceneObject(
@@ -239,7 +240,7 @@ def _propose(rng: np.random.Generator, palette: list[str]) -> SceneObject:
         size=size,
         center=(float(center[0]), float(center[1])),
         radius=radius,
-        tilt=float(rng.uniform(-MAX_TILT, MAX_TILT)),
+        tilt=float(rng.uniform(-_MAX_TILT, _MAX_TILT)),
     )
 
 
@@ -344,7 +345,7 @@ def _find_relation(obj: SceneObject, objects: list[SceneObject]) -> tuple[str | 
     order = np.argsort(distances)
     offset = offsets[order[0]]
     angle = float(np.arctan2(min(np.abs(offset)), max(np.abs(offset))))
-    if angle > CLEAR_ANGLE or (len(others) > 1 and distances[order[0]] > CLEAR_RATIO * distances[order[1]]):
+    if angle > _CLEAR_ANGLE or (len(others) > 1 and distances[order[0]] > _CLEAR_RATIO * distances[order[1]]):
         return None, None, False
     horizontal = abs(offset[0]) >= abs(offset[1])
     before = offset[0 if horizontal else 1] < 0
@@ -357,23 +358,23 @@ def _middle(obj: SceneObject) -> np.ndarray:
 
 def describe(obj: SceneObject, rng: np.random.Generator) -> list[str]:
     """Writes several captions of one object."""
-    return [_with_article(_sentence(obj, rng), rng) for _ in range(CAPTIONS_PER_OBJECT)]
+    return [_with_article(_sentence(obj, rng), rng) for _ in range(_CAPTIONS_PER_OBJECT)]
 
 
 def _sentence(obj: SceneObject, rng: np.random.Generator) -> str:
-    size = "" if obj.size == "medium" else _pick(SYNONYMS[obj.size], rng)
+    size = "" if obj.size == "medium" else _pick(_SYNONYMS[obj.size], rng)
     shape = _word(obj.shape, rng)
     form = int(rng.integers(4))
-    if form == 0 and obj.texture in PATTERNS:
-        head = f"{size} {obj.color} {shape} {PATTERNS[obj.texture]}"
+    if form == 0 and obj.texture in _PATTERNS:
+        head = f"{size} {obj.color} {shape} {_PATTERNS[obj.texture]}"
     elif form == 1:
         head = f"{size} {obj.color} {obj.texture} {shape}"
     else:
         head = f"{size} {obj.texture} {obj.color} {shape}"
     if obj.relation is None or obj.reference is None:
         return head.strip()
-    place = _pick(PLACES[obj.relation], rng)
-    if rng.random() >= NAMED_NEIGHBOURS:
+    place = _pick(_PLACES[obj.relation], rng)
+    if rng.random() >= _NAMED_NEIGHBOURS:
         return f"{head.strip()} {place} its neighbour"
     article = _pick(("the", "the", "a"), rng)
     other = f"{obj.reference.color} {_word(obj.reference.shape, rng)}"
@@ -388,7 +389,7 @@ def _with_article(text: str, rng: np.random.Generator) -> str:
 
 
 def _word(name: str, rng: np.random.Generator) -> str:
-    return _pick(SYNONYMS.get(name, (name,)), rng)
+    return _pick(_SYNONYMS.get(name, (name,)), rng)
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -402,7 +403,7 @@ def read_caption(text: str) -> dict[str, str | None]:
     stated, or stated with two different values, is None.
     """
     text = text.lower()
-    found = RELATION_PATTERN.search(text)
+    found = _RELATION_PATTERN.search(text)
     head, tail = (text[: found.start()], text[found.end() :]) if found else (text, "")
     said = {attribute: _read(head, attribute) for attribute in ("color", "shape", "texture", "size")}
     side, above, below = found.groups() if found else (None, None, None)
@@ -414,6 +415,6 @@ def read_caption(text: str) -> dict[str, str | None]:
 
 def _read(text: str, attribute: str) -> str | None:
     values = {
-        VOCABULARY[word][1] for word in re.findall(r"[a-z]+", text) if VOCABULARY.get(word, ("",))[0] == attribute
+        _VOCABULARY[word][1] for word in re.findall(r"[a-z]+", text) if _VOCABULARY.get(word, ("",))[0] == attribute
     }
     return values.pop() if len(values) == 1 else None

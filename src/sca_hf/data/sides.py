@@ -33,7 +33,7 @@ def _words(*lines: str) -> frozenset[str]:
 # What may stand on the other side of a hyphen.
 _COMPOUNDS = _words(
     "hand handed side sided most facing leaning turning pointing looking arm leg foot eye ear",
-    "upper lower top bottom front rear back far middle center center mid near",
+    "upper lower top bottom front rear back far middle center centre mid near",
 )
 # "On the left": with these two before it, a side is meant whatever follows, the last set excepted.
 _PREPOSITIONS = _words("on to at from toward towards into in onto")
@@ -42,7 +42,7 @@ _BEFORE = (
     _PREPOSITIONS
     | _ARTICLES
     | _words(
-        "a middle center center front rear back near extreme very immediate first second third keep",
+        "a middle center centre front rear back near extreme very immediate first second third keep",
         "face faces facing turn turns turned turning point points pointed pointing look looks looking",
         "lean leans leaning bend bends bending go going move moving head headed heading walk walking",
         "run running drive driving fly flying swing swinging",
@@ -52,7 +52,7 @@ _AFTER = _words(
     "of side sides hand hands arm arms leg legs foot feet eye eyes ear ears wing wings shoulder shoulders elbow knee",
     "cheek thumb finger wrist ankle hip paw paws hoof horn corner edge half third part portion end lane turn arrow",
     "wall door window wheel headlight taillight light lights mirror tire shoe sock boot glove sleeve pocket",
-    "front rear back upper lower top bottom middle center center most",
+    "front rear back upper lower top bottom middle center centre most",
     "man woman boy girl guy lady person child kid player one",
 )
 _NOT_BEFORE = _words(
@@ -63,7 +63,7 @@ _NOT_AFTER = _words(
     "below under underneath at as off through across along beneath between against for from to into onto about around",
     "ahead the a an",
 )
-# "The right way": no side, whatever stands before it.
+# "The right way" is not a side, whatever precedes it.
 _NO_SIDE = _words(
     "angle angles way ways direction place places time moment thing things size answer choice amount kind order track",
     "path position spot now away",

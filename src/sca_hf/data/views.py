@@ -78,11 +78,11 @@ class View:
         center = self.points([[(x0 + x1) / 2, (y0 + y1) / 2]])[0]
         return np.concatenate([center - extent, center + extent])
 
-    def mask(self, mask: np.ndarray) -> MovedMask:
+    def mask(self, mask: np.ndarray) -> _MovedMask:
         """Resamples a mask (height, width) bool into the view."""
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
-            return MovedMask(np.zeros((0, 0), bool), (0, 0), self.size)
+            return _MovedMask(np.zeros((0, 0), bool), (0, 0), self.size)
         top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         # One pixel around it, in which the resampling fades out.
         part = np.pad(mask[top:bottom, left:right], 1).astype(np.uint8) * 255
@@ -90,15 +90,15 @@ class View:
         x0, y0 = np.floor(corners.min(0)).astype(int).clip(0, self.shown)
         x1, y1 = np.ceil(corners.max(0)).astype(int).clip(0, self.shown)
         if x1 <= x0 or y1 <= y0:
-            return MovedMask(np.zeros((0, 0), bool), (0, 0), self.size)
+            return _MovedMask(np.zeros((0, 0), bool), (0, 0), self.size)
         matrix = self.matrix.copy()
         matrix[:, 2] += matrix[:, :2] @ (left - 1, top - 1) - (x0, y0)
         seen = _resample(Image.fromarray(part), matrix, (int(x1 - x0), int(y1 - y0)), self.factor, 0)
-        return MovedMask(np.asarray(seen) > 127, (int(x0), int(y0)), self.size)
+        return _MovedMask(np.asarray(seen) > 127, (int(x0), int(y0)), self.size)
 
 
 @dataclass(frozen=True)
-class MovedMask:
+class _MovedMask:
     """A mask in a view of `size` (width, height): all of it lies in `part` (bool), whose corner is at x, y."""
 
     part: np.ndarray

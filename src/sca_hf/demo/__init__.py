@@ -13,7 +13,7 @@ def build(models: Sequence[str] = (), device: str | None = None) -> Any:
     """Builds the page as Gradio Blocks of its own, to be launched or mounted by the caller.
 
     Args:
-        models: folders and repository ids that the page offers; none: the bundled one.
+        models: folders and repository ids that the page offers; `sca-tiny` where it is empty.
         device: None takes CUDA where it is present.
     """
     from ..serving.engine import Engine
@@ -30,9 +30,9 @@ def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860,
 
 
 def main() -> None:
-    """Serves the page to everyone, as a Space does.
+    """Serves the page on all addresses, as a Space does.
 
-    `SCA_MODELS` names its models, with spaces between them, and `PORT` its port.
+    The variable `SCA_MODELS` names its models, separated by spaces, and `PORT` its port.
     """
     serve(os.environ.get("SCA_MODELS", "").split(), "0.0.0.0", int(os.environ.get("PORT", "7860")))
 

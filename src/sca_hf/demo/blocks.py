@@ -9,7 +9,6 @@ can guess, models by names of a list.
 """
 
 import base64
-import binascii
 import html
 import io
 import logging
@@ -181,13 +180,9 @@ class PageAnswers:
             number = payload["example"]
             if not isinstance(number, int) or not 0 <= number < len(self.examples):
                 raise RequestError("There is no such example.")
-            data = _bytes_of(self.examples[number], "PNG")
+            image = self.engine.open_image(_bytes_of(self.examples[number], "PNG"))
         else:
-            try:
-                data = base64.b64decode(_text(payload, "data") or "", validate=True)
-            except (binascii.Error, ValueError):
-                raise RequestError("The picture arrived incomplete; please try again.") from None
-        image = self.engine.open_image(data)
+            image = self.engine.open_base64(_text(payload, "data") or "")
         self.engine.encode_soon(image, _text(payload, "model"))
         picture = image.picture
         view = picture.resize(_view_size(image), Image.Resampling.LANCZOS)
@@ -214,7 +209,8 @@ class PageAnswers:
         """Captions everything in a picture: one at a time for each session."""
         image, options = self._image(payload), _options(payload)
         session, job = _text(payload, "session") or "", _text(payload, "job") or ""
-        settings = {**_table(payload, "settings"), "task": options.pop("task", None)}
+        task = options.pop("task", None)
+        settings = _table(payload, "settings") | ({"task": task} if task else {})
         with self._lock:
             if session in self._busy:
                 raise RequestError("Your last picture is still being worked on; please wait for it.", 429)

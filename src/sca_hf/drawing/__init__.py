@@ -12,8 +12,8 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "overlay": ["DrawnRegion", "color_of", "draw_regions"],
-            "sheet": ["SheetTile", "cut_region", "draw_sheet"],
+            ".overlay": ["DrawnRegion", "color_of", "draw_regions"],
+            ".sheet": ["SheetTile", "cut_region", "draw_sheet"],
         },
     )
 

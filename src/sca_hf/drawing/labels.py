@@ -86,7 +86,7 @@ def place_labels(
         covers: (ceil(height / 4), ceil(width / 4)) floats in 0..1 per label: how much of each cell its region fills.
         canvas: width and height.
         keep_clear: places where no label may go, for instance point markers.
-        gap: least distance between two labels, and from the canvas's edge.
+        gap: The smallest distance between two labels, and from the canvas's edge.
 
     Returns:
         One rectangle per label, in order, or None where they do not all fit.
@@ -223,30 +223,30 @@ def text_width(text: str, font: Font) -> float:
     return font.getlength(text)
 
 
-def wrap_text(text: str, font: Font, room: float, most: int | None = None) -> list[str]:
+def wrap_text(text: str, font: Font, width: float, max_lines: int | None = None) -> list[str]:
     """Breaks a text at its spaces, or inside a word that is wider than a line.
 
     Args:
         text: its white space counts as single spaces.
         font: what it is written in.
-        room: width of a line in pixels.
-        most: lines; a longer text ends in an ellipsis.
+        width: The width of a line in pixels.
+        max_lines: How many lines to return at most; a longer text ends in an ellipsis.
     """
     lines: list[str] = [""]
     for word in text.split() or [""]:
         joined = f"{lines[-1]} {word}".strip()
-        if text_width(joined, font) <= room:
+        if text_width(joined, font) <= width:
             lines[-1] = joined
             continue
         if lines[-1]:
             lines.append("")
         for letter in word:
-            if lines[-1] and text_width(lines[-1] + letter, font) > room:
+            if lines[-1] and text_width(lines[-1] + letter, font) > width:
                 lines.append("")
             lines[-1] += letter
-    if most is None or len(lines) <= most:
+    if max_lines is None or len(lines) <= max_lines:
         return lines
-    last = lines[most - 1]
-    while last and text_width(last + "…", font) > room:
+    last = lines[max_lines - 1]
+    while last and text_width(last + "…", font) > width:
         last = last[:-1]
-    return [*lines[: most - 1], last.rstrip() + "…"]
+    return [*lines[: max_lines - 1], last.rstrip() + "…"]

@@ -28,7 +28,7 @@ PALETTE = (
 _INK = (18, 20, 24)
 _CHIP = (22, 25, 31)
 _PAPER = (245, 246, 248)
-# Labels that would hide more than this share of the picture go beside it.
+# Labels that would hide more than this fraction of the picture go beside it.
 _CROWDED = 0.3
 # Brightness of what belongs to no region.
 _DIMMED = 0.82
@@ -393,8 +393,8 @@ def _rounded(width: int, height: int, radius: int) -> Image.Image:
 
 
 def _measure(regions: Sequence[DrawnRegion], index: int, font: Font, widest: float) -> _Label:
-    room = max(widest - _badge_width(font) - 2 * _pad(font), 6 * font_size(font))
-    lines = wrap_text(str(regions[index].caption), font, room)
+    width = max(widest - _badge_width(font) - 2 * _pad(font), 6 * font_size(font))
+    lines = wrap_text(str(regions[index].caption), font, width)
     width = _badge_width(font) + 2 * _pad(font) + max(round(text_width(line, font)) for line in lines)
     size = (width, len(lines) * line_height(font) + 2 * _pad(font))
     return _Label(index, lines, size, _number(regions, index))
@@ -411,6 +411,3 @@ def _pad(font: Font) -> int:
 
 def _badge_width(font: Font) -> int:
     return round(1.7 * font_size(font))
-
-
-__all__ = ["DrawnRegion", "color_of", "draw_regions"]

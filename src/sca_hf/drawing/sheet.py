@@ -16,7 +16,7 @@ _TILE = (300, 225)
 _GAP = 14
 _TEXT, _NOTE, _TITLE = 15, 12, 20
 _PAPER, _INK, _GREY, _EMPTY = (255, 255, 255), (24, 26, 30), (120, 124, 132), (232, 234, 238)
-# What is seen around a region, as a share of its longer side.
+# What is seen around a region, as a fraction of its longer side.
 _SURROUNDINGS = 0.35
 
 
@@ -65,8 +65,8 @@ def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) ->
     text, note = text_font(_TEXT), text_font(_NOTE)
     laid = []
     for tile in tiles:
-        rows = [(row, color) for line, color in tile.lines for row in wrap_text(line, text, _TILE[0], most=2)]
-        laid.append((tile, rows, wrap_text(tile.note, note, _TILE[0], most=1) if tile.note else []))
+        rows = [(row, color) for line, color in tile.lines for row in wrap_text(line, text, _TILE[0], max_lines=2)]
+        laid.append((tile, rows, wrap_text(tile.note, note, _TILE[0], max_lines=1) if tile.note else []))
     columns = max(1, min(columns, len(laid)))
     height = [0] * ceil(len(laid) / columns)
     for index, (_, rows, notes) in enumerate(laid):
@@ -104,6 +104,3 @@ def _window(region: DrawnRegion, size: tuple[int, int], shape: float) -> tuple[i
     left, top = (int(value) for value in np.floor(start))
     right, bottom = (int(value) for value in np.ceil(start + wanted))
     return left, top, max(left + 1, min(right, size[0])), max(top + 1, min(bottom, size[1]))
-
-
-__all__ = ["SheetTile", "cut_region", "draw_sheet"]

@@ -37,7 +37,7 @@ def evaluate_metric(name: str, **options: Any) -> Any:
     What `compute` takes as `predictions` and `references`:
         CIDEr-D (also `df`), BLEU, ROUGE-L, METEOR, SPICE (also `cache`), exact-match: texts; references one text or a
             list of texts each.
-        content-recall: the same, with `tagger` and, for likeness, `similarity`.
+        content-recall: the same, with `tagger` and, for inexact matches, `similarity`.
         category-accuracy, semantic-IoU, semantic-similarity (with `encoder`): texts and category names.
         masks: COCO RLEs; with `iou_scores` also the error of the predicted IoU.
         dense-captioning: per image {"boxes", "captions", "scores"} and {"boxes", "captions"}, with `scorer`.
@@ -165,9 +165,11 @@ EVALUATE_METRICS: dict[str, _Kind] = {
     "ROUGE-L": _Kind("captions", _on_tokens("ROUGE-L", m.rouge_l), "ROUGE-L with beta 1.2, 0 to 1."),
     "METEOR": _Kind("captions", _on_tokens("METEOR", m.meteor), "METEOR 1.5 by its own program, 0 to 1."),
     "SPICE": _Kind("captions", _on_tokens("SPICE", m.spice), "SPICE 1.0 by its own program, 0 to 1."),
-    "exact-match": _Kind("captions", _on_tokens("exact-match", m.exact_match), "Share that equals a reference."),
+    "exact-match": _Kind("captions", _on_tokens("exact-match", m.exact_match), "Fraction that equals a reference."),
     "content-recall": _Kind("captions", _content, "Nouns and verbs of the references that are said, 0 to 1."),
-    "category-accuracy": _Kind("names", _on_names("category-accuracy", m.category_accuracy), "Share of right names."),
+    "category-accuracy": _Kind(
+        "names", _on_names("category-accuracy", m.category_accuracy), "Fraction of right names."
+    ),
     "semantic-IoU": _Kind("names", _on_names("semantic-IoU", m.semantic_iou), "Shared words over all words."),
     "semantic-similarity": _Kind(
         "names", _on_names("semantic-similarity", m.semantic_similarity), "Cosine of sentence embeddings."

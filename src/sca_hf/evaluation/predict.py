@@ -98,7 +98,7 @@ def predict(
     command: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Writes one record per region; goes on where a run of the same settings was stopped, to the same records.
+    """Writes one record per region; resumes where a run of the same settings was stopped, with the same result.
 
     Under torchrun the processes share the batches, and the first one puts the file together in the data's order.
 
@@ -148,7 +148,7 @@ def _fill(run: PredictionRun, rows: Any, captioner: Captioner, settings: Predict
 
 
 def _rows(data: Mapping[str, Any]) -> Any:
-    """Opens the data, pictures not decoded: most of them are done when a run goes on."""
+    """Opens the data, pictures not decoded: most of them are done when a run is resumed."""
     return leave_undecoded(load_spec(data))
 
 
@@ -168,16 +168,18 @@ def _counts(rows: Any) -> tuple[int, int]:
 
 
 def _unique(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields the rows; raises where an id that records are told by comes twice."""
+    """Yields the rows; raises where an id comes twice, as records are told apart by their ids."""
     images: set[str] = set()
     for row in rows:
         ids = [region["region_id"] for region in row["regions"]]
         if row["image_id"] in images:
-            raise PredictionError(f"the image id {row['image_id']} comes twice in the data; records are told by it.")
+            raise PredictionError(
+                f"the image id {row['image_id']} comes twice in the data, and records are found by it."
+            )
         if len(set(ids)) < len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
             raise PredictionError(
-                f"image {row['image_id']} has two regions of the id {twice}; records are told by it."
+                f"image {row['image_id']} has two regions of the id {twice}, and records are found by it."
             )
         images.add(row["image_id"])
         yield row
@@ -204,7 +206,7 @@ def _predicted(
     if not filled:
         return []
     asked = [build_query(row, settings.shown_by, settings.seed) for row in filled]
-    answers = captioner.describe(asked, with_masks=settings.masks != "none")
+    answers = captioner.caption_regions(asked, with_masks=settings.masks != "none")
     return [
         record
         for row, image, said in zip(filled, asked, answers, strict=True)
@@ -410,7 +412,7 @@ class PredictionRun:
 
 
 def record_key(row: Mapping[str, Any]) -> str:
-    """Returns what tells a record from all others of its run."""
+    """Returns what tells a record apart from all others of its run."""
     return json.dumps([row["image_id"], row["region_id"]])
 
 

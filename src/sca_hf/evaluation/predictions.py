@@ -103,7 +103,7 @@ class PredictionRecord:
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
 
     def to_original(self) -> dict[str, Any]:
-        """Returns the record as the original authors' evaluation has it; what that lacks stands in `metadata`."""
+        """Returns the record as the original authors' evaluation has it; what that lacks is in `metadata`."""
         values = self.to_dict()
         metadata = dict(values.pop("metadata", {}))
         original = {"_id": values.pop("id"), "split": metadata.pop("split", _SPLIT)}
@@ -193,7 +193,7 @@ def check_output(output: Path) -> None:
 
 
 def run_file(output: Path) -> Path:
-    """Returns the file that tells of the run which wrote OUTPUT."""
+    """Returns the state file of the run that wrote a file of predictions."""
     return output.with_name(output.name + ".run.json")
 
 
@@ -291,7 +291,7 @@ def _parse(text: bytes | str, where: str) -> Any:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Our names for the fields of either layout; the original's is told by its `_id`."""
+    """Our names for the fields of either layout; the original's is known by its `_id`."""
     flat = dict(values)
     if "_id" not in flat:
         return flat

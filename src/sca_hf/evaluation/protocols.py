@@ -1,7 +1,7 @@
 """Named protocols: what a score must be measured on to be compared under a name.
 
 Two protocols hide behind "captioning on Visual Genome": GRiT's whole test split, and GLaMM's one box per image. A
-score stands under the name of a protocol only where images, regions and prompts are the protocol's.
+score gets the name of a protocol only where images, regions and prompts are the protocol's.
 """
 
 from __future__ import annotations

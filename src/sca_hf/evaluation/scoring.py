@@ -97,7 +97,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of all records: over the corpus, of each record, and as sums that can be drawn anew."""
+    """A metric of all records: over the corpus, of each record, and as sums that can be drawn again."""
 
     corpus: float
     per_item: list[float]
@@ -111,7 +111,7 @@ Scorer = Callable[[Sample], dict[str, Score]]
 class Evaluation:
     """Scores by the name of their metric, in the raw scales of their definitions.
 
-    notes: what else is to be known of some of them.
+    notes: what else matters about some of them.
     """
 
     scores: dict[str, Score]
@@ -200,8 +200,8 @@ def _content(sample: Sample) -> dict[str, Score]:
     scores = {}
     parts: tuple[Literal["noun", "verb"], ...] = ("noun", "verb")
     for part in parts:
-        for name, likeness in ((f"{part}-recall", None), (f"{part}-recall-fuzzy", similarity)):
-            result = m.content_recall(said, wanted, tagger, part, likeness)
+        for name, inexact in ((f"{part}-recall", None), (f"{part}-recall-fuzzy", similarity)):
+            result = m.content_recall(said, wanted, tagger, part, inexact)
             scores[name] = Score(result["corpus"], result["per_item"], mean_sums(result["per_item"]))
             sample.notes[f"without_{part}_in_references"] = result["without_target"]
     return scores
@@ -270,7 +270,7 @@ class Bootstrap:
     """How confidence intervals are made.
 
     resamples: draws; 0 makes none.
-    level: share of draws inside an interval.
+    level: fraction of draws inside an interval.
     by: "region" draws each region by itself, "image" all regions of an image together.
     """
 

@@ -33,7 +33,7 @@ HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision"
 def load_part(
     model_class: type, name: str, source: Any, kwargs: dict[str, Any], drop_dropout: bool = False
 ) -> tuple[PreTrainedModel, dict[str, str] | None]:
-    """Load one base from wherever the user says; returns it and where it came from (None: unknown)."""
+    """Load one base model from wherever the user says, and return it with its source (None: unknown)."""
     if isinstance(source, PreTrainedModel):
         part = source if source.config.model_type != ScaConfig.model_type else getattr(source, name)
         # It may have been changed since it was loaded, so that no folder or commit stands for it.
@@ -76,20 +76,20 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
 def load_pinned(
     model_class: type, name: str, source: dict[str, str], repository: str, kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    """Load one base of a mixer-only repository, exactly as pinned, and never with code of its own.
+    """Load one base model of a mixer-only repository, exactly as pinned and never with code of its own.
 
     Args:
         name: `"sam"` or `"language_model"`.
         source: where it is, as the configuration says.
         repository: folder or repository id of the mixer.
-        kwargs: of its loading.
+        kwargs: arguments of its loading.
 
     Raises:
-        OSError: the base cannot be had; the message says why, and how to go on.
-        ValueError: it is another one than the mixer was trained with.
+        OSError: the base model cannot be loaded; the message says why, and what to do.
+        ValueError: it is not the one that the mixer was trained with.
     """
     kwargs = {**kwargs, "trust_remote_code": False}
-    mend = f"pass base_models={{{name!r}: a folder or repository id}} to from_pretrained"
+    remedy = f"pass base_models={{{name!r}: a folder or repository id}} to from_pretrained"
     if "repo_id" in source:
         pinned: dict[str, Any] = {key: source[key] for key in ("revision", "subfolder") if key in source}
         try:
@@ -97,30 +97,32 @@ def load_pinned(
         except OSError as error:
             raise OSError(
                 f"{repository} needs its {name} from {source['repo_id']} at revision {source['revision']}, and "
-                f"{_why_not_there(error)} To take an equal one from elsewhere: {mend}."
+                f"{_why_not_there(error)} To use an identical copy: {remedy}."
             ) from error
         return part, source
     if not os.path.isdir(repository):
         # Not even looked for: the name is a stranger's.
         raise ValueError(
             f"{repository} takes its {name} from a folder of the machine where it was saved ({source['path']}): its "
-            f"author should have published that too. If you have it: {mend}."
+            f"author should have published that too. If you have it: {remedy}."
         )
     # A folder moves with the repository beside it.
     candidates = (Path(source["path"]), Path(repository).parent / Path(source["path"]).name)
     folder = next((path for path in candidates if path.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(
-            f"{repository} needs its {name} from the folder {source['path']}, which is absent: {mend}."
+            f"{repository} needs its {name} from the folder {source['path']}, which is absent: {remedy}."
         )
     if hash_weights(folder) != source["sha256"]:
-        raise ValueError(f"the weights in {folder} are not those that {repository} was trained with ({name}): {mend}.")
+        raise ValueError(
+            f"the weights in {folder} are not those that {repository} was trained with ({name}): {remedy}."
+        )
     part, _ = load_part(model_class, name, folder, kwargs)
     return part, {**source, "path": str(folder.resolve())}
 
 
 def _why_not_there(error: BaseException) -> str:
-    """What keeps a repository's files from us, and what helps, as the end of a sentence."""
+    """Say why a repository's files cannot be loaded, and what helps, as the end of a sentence."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -130,7 +132,7 @@ def _why_not_there(error: BaseException) -> str:
         (GatedRepoError, "that repository is gated: accept its terms on its page, then log in (hf auth login)."),
         (
             RepositoryNotFoundError,
-            "no such repository is to be seen: it was removed or renamed, or is private (log in).",
+            "the Hub shows no such repository: it was removed or renamed, or is private (log in).",
         ),
         (RevisionNotFoundError, "the repository has no such revision any more: its history was changed."),
         (LocalEntryNotFoundError, "it is not in the cache while the Hub cannot be reached: load it online once."),
@@ -139,15 +141,15 @@ def _why_not_there(error: BaseException) -> str:
     for kind, reason in known:
         if any(isinstance(one, kind) for one in causes):
             return reason
-    return f"it cannot be had: {error}."
+    return f"it cannot be loaded: {error}."
 
 
 def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored: dict[str, Any]) -> None:
-    """Refuse a base whose own configuration is of another kind or size than the one a mixer was trained with.
+    """Refuse a base model of another kind or size than the one that the mixer was trained with.
 
     Args:
-        config: the base's, as the mixer's repository has it.
-        stored: what the base's repository says; of a whole SCA repository its part is looked at.
+        config: the base model's configuration, as the mixer's repository has it.
+        stored: what the base model's own repository says; of a whole SCA repository, its part counts.
     """
     if stored.get("model_type") == ScaConfig.model_type:
         stored = stored.get(BASE_MODELS[name][1]) or {}
@@ -251,7 +253,7 @@ def save_adapter(language_model: PreTrainedModel, folder: Path, weights: dict[st
     """Write the adapter in PEFT's own form.
 
     Args:
-        weights: of the language model, by its own names; others than the adapter's are left out.
+        weights: the language model's weights by its own names; those that are not the adapter's are left out.
     """
     name = language_model.active_adapters()[0]
     own = language_model.get_adapter_state_dict(name, state_dict=weights)
@@ -284,13 +286,13 @@ def load_adapter(
 
 
 def _check_config(path: Path) -> None:
-    """Refuse an adapter that is no LoRA, or that names modules to import: PEFT would import them."""
+    """Refuse an adapter that is not a LoRA, or that names modules to import: PEFT would import them."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-        raise ValueError(f"{path} describes no LoRA adapter (peft_type LORA), and no other is loaded.")
+        raise ValueError(f"{path} does not describe a LoRA adapter (peft_type LORA), the only kind that is loaded.")
     if named := [key for key in ("auto_mapping", "megatron_config") if content.get(key)]:
         raise ValueError(f"{path} has {named[0]}, which would import modules by name. It has been tampered with.")
 

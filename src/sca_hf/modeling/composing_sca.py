@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 class ScaComposingMixin:
     """Construction from parts and their replacement, for [`ScaForConditionalGeneration`]."""
 
-    # Where each base was loaded from: what `save_pretrained(include_base_models=False)` writes into the configuration.
+    # Source of each base model: what `save_pretrained(include_base_models=False)` writes into the configuration.
     base_sources: dict[str, dict[str, str]] | None = None
 
     @classmethod
@@ -54,13 +54,13 @@ class ScaComposingMixin:
         return model.eval()
 
     def swap_language_model(self, text: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
-        """Replace the language model; the projection into it and the task tokens begin anew.
+        """Replace the language model; the projection into it and the task tokens start from scratch.
 
         SAM and the rest of the mixer, which has learned what regions look like, stay: a better start than none.
 
         Args:
             text: repository id, folder or loaded model.
-            kwargs: of its loading: `revision`, `dtype` (default: that of the old language model), ...
+            kwargs: arguments of its loading: `revision`, `dtype` (default: that of the old language model), ...
 
         Returns:
             Names of the modules to train before captions mean anything again; a warning says so too. The processor
@@ -87,12 +87,12 @@ class ScaComposingMixin:
 
         Args:
             sam: repository id, folder or loaded model.
-            kwargs: of its loading: `revision`, `dtype` (default: that of the old SAM), ...
+            kwargs: arguments of its loading: `revision`, `dtype` (default: that of the old SAM), ...
 
         Returns:
             Names of the modules to train before captions mean anything again, as the mixer has read another SAM's
             tokens; a warning says so too. Masks are right at once. Where the image size differs, the processor must
-            be made anew.
+            be rebuilt.
         """
         self._default_to(self.sam, kwargs)
         sam_model, source = load_part(type(self), SAM, sam, kwargs)
@@ -108,14 +108,14 @@ class ScaComposingMixin:
         return _to_train_again(["mixer"])
 
     def _default_to(self, old: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-        """Load a new base in the precision and with the attention of the old one, unless told otherwise."""
+        """Default to the precision and attention of the base model that is replaced."""
         kwargs.setdefault("dtype", list(old.parameters())[-1].dtype)
         kwargs.setdefault("attn_implementation", old.config._attn_implementation)
 
     def _put_in_place(
         self, name: str, part: PreTrainedModel, source: dict[str, str] | None, kwargs: dict[str, Any]
     ) -> None:
-        """Attach one new base, on the device of the rest, and note where it came from."""
+        """Attach one new base model, on the device of the rest, and note where it came from."""
         if kwargs.get("device_map") is None and not getattr(part, "is_quantized", False):
             part.to(self.mixer.device)
         self._attach(**{SAM: self.sam, LANGUAGE_MODEL: self.language_model, name: part})
@@ -123,6 +123,21 @@ class ScaComposingMixin:
         # What a mixer-only save leaves out has other names now; without a source the weights must be in it.
         self.include_base_models = self.include_base_models or self.base_sources is None
         self.train(self.training)
+
+    def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
+        """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
+        self.sam, self.language_model = sam, language_model
+        self.config.sam_config, self.config.text_config = sam.config, language_model.config
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        for part in (sam, language_model):
+            self._no_split_modules |= set(part._no_split_modules or ())
+        self._freeze_base_models()
+
+    def _freeze_base_models(self) -> None:
+        if self.config.freeze_base_models:
+            for part in (self.sam, self.language_model):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def _attach(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
         """Make loaded models parts of this one, in the state in which a whole repository would hold them."""

@@ -12,8 +12,8 @@ from .validation_sca import check_base_models, check_format, check_numbers, chec
 
 SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
 
-# No configuration makes a load ask for absurd amounts of memory.
-_WIDEST_DETAIL = 4096
+# A configuration must not make a load ask for absurd amounts of memory.
+_MAX_DETAIL_WIDTH = 4096
 
 # What the library's language models call their dropout probabilities.
 _DROPOUT_FIELDS = (
@@ -92,17 +92,17 @@ class ScaConfig(PreTrainedConfig):
         sam_config: whole configuration of a SAM or SAM-HQ model (a config object or its dict).
         mixer_config: [`ScaMixerConfig`] or its dict. A width left out is taken from the two other parts.
         text_config: configuration of any causal language model of the library.
-        label_smoothing: of the caption loss.
+        label_smoothing: label smoothing of the caption loss.
         mask_loss_weight: weight of the mask loss where `mask_labels` are given; 0 leaves it out.
         caption_add_bos: the captions that the model was trained on begin with the tokenizer's BOS.
         max_caption_length: tokens a training caption is cut to, its EOS included.
         freeze_base_models: SAM and the language model take no gradients.
-        detail_widths: channels of the stages of a [`ScaDetailEncoder`]; each halves the picture, all together as often
+        detail_widths: channels of the stages of a [`ScaDetailEncoder`]; each halves the image, all together as often
             as SAM's patches do. None: without one, as published.
         base_model_repos: for a mixer-only repository, where `"sam"` and `"language_model"` come from; written by
             `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
         language_model_adapter: for a mixer-only repository, that it also holds adapters of the language model.
-        format_version: of the repository; what newer code wrote is refused, never misread.
+        format_version: version of the repository's format; a newer one than this code knows is refused, never misread.
     """
 
     model_type = "segment_caption_anything"
@@ -129,7 +129,7 @@ class ScaConfig(PreTrainedConfig):
     detail_widths: list[int] | tuple[int, ...] | None = None
     base_model_repos: dict | None = None
     language_model_adapter: bool = False
-    # A repository that does not say is of the first.
+    # A repository without the field has the first format.
     format_version: int = 1
     initializer_range: float = 0.02
     # Each part ties its own weights as its own configuration says.
@@ -179,10 +179,10 @@ def text_embedding_size(text_config: PreTrainedConfig) -> int:
 def check_detail_widths(widths: Sequence[int], sam_config: PreTrainedConfig) -> None:
     """Raise if a detail encoder with such stages would not end on the grid of SAM's patches."""
     patch = sam_config.vision_config.patch_size
-    if patch != 2 ** len(widths) or not all(1 <= width <= _WIDEST_DETAIL for width in widths):
+    if patch != 2 ** len(widths) or not all(1 <= width <= _MAX_DETAIL_WIDTH for width in widths):
         raise ValueError(
-            f"detail_widths is {list(widths)}: each stage halves the picture, so that SAM's patches of {patch} pixels "
-            f"need {math.log2(patch):g} stages of 1 to {_WIDEST_DETAIL} channels."
+            f"detail_widths is {list(widths)}: each stage halves the image, so that SAM's patches of {patch} pixels "
+            f"need {math.log2(patch):g} stages of 1 to {_MAX_DETAIL_WIDTH} channels."
         )
 
 

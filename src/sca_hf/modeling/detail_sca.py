@@ -1,4 +1,4 @@
-"""A small convolutional look at each region's pixels beside SAM's, for small models that learn from few pictures."""
+"""A small convolutional look at each region's pixels beside SAM's, for small models that learn from few images."""
 
 from itertools import pairwise
 
@@ -14,11 +14,11 @@ from .segmentation_sca import per_region
 class ScaDetailEncoder(nn.Module):
     """Convolutions on the pixels; their mean over a region is added to its caption queries after the mixer.
 
-    A transformer on patches learns what fine strokes mean from very many pictures; convolutions need few (compare
+    A transformer on patches learns what fine strokes mean from very many images; convolutions need few (compare
     "Early convolutions help transformers see better", arXiv 2106.14881). The paper of SCA has no such branch. SAM, and
     with it every mask, stays what it is, and a new branch adds nothing: its last layer is zero.
 
-    Its normalization has the statistics of the pictures that it was trained on
+    Its normalization has the statistics of the images that it was trained on
     (`sca_hf.training.detail_pretraining`), in training mode too: what is said of an image does not depend on those
     beside it. While `learns_statistics` is set, it takes those of the batch and keeps count.
     """
@@ -87,7 +87,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions that halve the picture, beside one that only projects it."""
+    """Two 3 x 3 convolutions that halve the image, beside one that only projects it."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -104,24 +104,24 @@ class ResidualBlock(nn.Module):
 
 
 def box_weights(boxes: torch.Tensor, side: int, grid: int) -> torch.Tensor:
-    """Shares (..., grid, grid) of boxes (..., 4), xyxy in pixels of a square input, in each cell; they sum to 1.
+    """Fractions (..., grid, grid) of boxes (..., 4), xyxy in pixels of a square input, in each cell; they sum to 1.
 
-    A box is looked at as a pixel wide at least.
+    A box counts as at least one pixel wide.
     """
     edges = torch.arange(grid + 1, device=boxes.device, dtype=boxes.dtype) * (side / grid)
     low, high = boxes.split(2, dim=-1)  # (..., 2) each
     thin = ((1 - (high - low)) / 2).clamp(min=0)
     low, high = low - thin, high + thin
     covered = (high[..., None].minimum(edges[1:]) - low[..., None].maximum(edges[:-1])).clamp(min=0)
-    shares = covered[..., 1, :, None] * covered[..., 0, None, :]
-    return shares / shares.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    weights = covered[..., 1, :, None] * covered[..., 0, None, :]
+    return weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
 
 
 def mask_weights(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Shares (n, h, w) of the best of mask logits (n, M, 4h, 4w), by scores (n, M), in each cell; they sum to 1."""
+    """Fractions (n, h, w) of the best of mask logits (n, M, 4h, 4w), by scores (n, M), in each cell; they sum to 1."""
     best = masks.gather(1, scores.argmax(1)[:, None, None, None].expand(-1, 1, *masks.shape[2:]))
-    shares = F.avg_pool2d(best.detach().sigmoid(), 4)[:, 0]
-    return shares / shares.sum((-2, -1), keepdim=True).clamp(min=1e-6)
+    weights = F.avg_pool2d(best.detach().sigmoid(), 4)[:, 0]
+    return weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
 
 
 __all__ = ["ScaDetailEncoder", "box_weights", "mask_weights"]

@@ -1,4 +1,7 @@
-"""Captions from prefixes: the library's own `generate` on the language model, in as few calls as the memory allows."""
+"""Captions from prefixes: the library's own `generate` on the language model, in as few calls as memory allows.
+
+Also the language model's head at chosen positions (training), and how many regions run at once.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ def caption_generation_config(language_model: PreTrainedModel) -> GenerationConf
     Only the whole model's configuration is saved, so end tokens and padding of the language model must be in it.
     """
     config = copy.deepcopy(language_model.generation_config)
-    # How a chat model samples its answers says nothing of captions.
+    # A chat model's sampling settings are not meant for captions.
     defaults = GenerationConfig()
     for name in _SAMPLING:
         setattr(config, name, getattr(defaults, name, None))
@@ -34,17 +37,17 @@ def caption_generation_config(language_model: PreTrainedModel) -> GenerationConf
 def resolve_generation_config(
     own: GenerationConfig, given: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Merge what the call says over what the model says.
+    """Merge the call's settings over the model's.
 
     Returns:
-        The configuration, and the keywords that are no part of one.
+        The configuration, and the keywords that are not part of it.
     """
     config = copy.deepcopy(own if given is None else given)
     if given is not None:
         config.update(**own.to_dict(), defaults_only=True, allow_custom_entries=True)
     extra = config.update(**kwargs)
     if "max_length" in kwargs:
-        raise ValueError("max_length would count the prefix vectors too; say max_new_tokens.")
+        raise ValueError("max_length would count the prefix vectors too; give max_new_tokens.")
     if config.pad_token_id is None and config.eos_token_id is not None:
         config.pad_token_id = _as_list(config.eos_token_id)[0]
     return config, extra
@@ -167,7 +170,7 @@ def lm_head_at(language_model: nn.Module, positions: torch.Tensor | None) -> Ite
     (n, V) that come out are those of the whole.
 
     Args:
-        positions: (n,) rows of the flattened (rows * T) positions. None: all, as ever.
+        positions: (n,) rows of the flattened (rows * T) positions. None: all of them.
     """
     if positions is None:
         yield
@@ -201,7 +204,7 @@ _IMAGE_TOKEN_COPIES = 8
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on an accelerator."""
+    """Free memory of an accelerator in bytes."""
     if device.type == "cuda":
         unused_cache = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused_cache

@@ -5,10 +5,80 @@ alone. Regions are therefore grouped by their *layout*: which kinds of prompt th
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
+
+from .validation_sca import as_mask_table, check_prompts
+
+
+@dataclass
+class RegionInputs:
+    """Images and prompted regions of one call of the model, as the processor returns them.
+
+    Letters for shapes as in modeling_sca.py. Coordinates are float32 pixels of the resized image.
+
+    Attributes:
+        pixel_values: (B, 3, H, W) normalized pixels of the resized and padded images.
+        image_embeddings: (B, C, h, w) from `encode_images` or `get_image_embeddings`, in place of `pixel_values`.
+        intermediate_embeddings: from the same, beside `image_embeddings`, where the model has them (SAM-HQ, a detail
+            encoder).
+        input_points: (B, R, P, 2) x, y in pixels of the resized image.
+        input_labels: (B, R, P): 1 in the region, 0 outside, -1 not a point, -10 padding. None: all 1.
+        input_boxes: (B, R, 4) xyxy in pixels of the resized image.
+        input_masks: (K, 4h, 4w) mask prompts as logits, or (B, 1, 4h, 4w) for one per image.
+        mask_index: (B, R) rows of `input_masks`, -1 for none.
+        region_mask: (B, R) False for padded regions.
+        prompt_layout: (B, R) from the processor, see [`read_layout`]; 0 for padding. None takes all prompt tensors for
+            all regions, exactly as SAM does.
+        task_ids: (B, R) rows of `config.mixer_config.tasks`. None: all `"caption"`.
+    """
+
+    pixel_values: torch.Tensor | None = None
+    image_embeddings: torch.Tensor | None = None
+    intermediate_embeddings: list[torch.Tensor] | None = None
+    input_points: torch.Tensor | None = None
+    input_labels: torch.Tensor | None = None
+    input_boxes: torch.Tensor | None = None
+    input_masks: torch.Tensor | None = None
+    mask_index: torch.Tensor | None = None
+    region_mask: torch.Tensor | None = None
+    prompt_layout: torch.Tensor | None = None
+    task_ids: torch.Tensor | None = None
+
+    @classmethod
+    def taken_from(cls, arguments: dict[str, Any], **given: torch.Tensor | None) -> "RegionInputs":
+        """Remove the inputs from keyword arguments, and return them with those that are `given` beside."""
+        taken = {field.name: arguments.pop(field.name) for field in fields(cls) if field.name in arguments}
+        return cls(**taken, **given)
+
+    def plan(self, image_embeddings: torch.Tensor, num_tasks: int = 0) -> tuple["RegionPlan", torch.Tensor | None]:
+        """Check the prompts, and group the regions by them.
+
+        Args:
+            image_embeddings: (B, C, h, w).
+            num_tasks: how many tasks `task_ids` choose among.
+
+        Returns:
+            The plan, and the mask prompts (K, 4h, 4w) that it refers to, or None.
+        """
+        names = ("input_points", "input_labels", "input_boxes", "mask_index", "region_mask", "prompt_layout")
+        prompts: dict[str, torch.Tensor | None] = {name: getattr(self, name) for name in names}
+        check_prompts(len(image_embeddings), prompts)
+        input_masks, prompts["mask_index"] = as_mask_table(self.input_masks, prompts, image_embeddings)
+        plan = plan_regions(
+            len(image_embeddings),
+            image_embeddings.device,
+            **prompts,
+            task_ids=self.task_ids,
+            num_masks=0 if input_masks is None else len(input_masks),
+            num_tasks=num_tasks,
+        )
+        if not len(plan):
+            raise ValueError("There is no region: every region of every image is padding.")
+        return plan, input_masks
 
 
 @dataclass
@@ -90,7 +160,7 @@ def plan_regions(
     num_masks: int = 0,
     num_tasks: int = 0,
 ) -> RegionPlan:
-    """Group the regions of a call by prompt layout; shapes as in [`ScaForConditionalGeneration.forward`].
+    """Group the regions of a call by prompt layout; shapes as in [`RegionInputs`].
 
     With `prompt_layout`, each region uses the kinds and the number of points that its layout names, and layout 0 is
     padding, as is what `region_mask` leaves out. Without it, every prompt tensor holds for every region, exactly as
@@ -111,7 +181,7 @@ def plan_regions(
     else:
         wanted = [(None, np.flatnonzero(kept))] if kept.any() else []
     for layout, rows in wanted:
-        if mask_index is not None and (layout is None or layout & 2):
+        if mask_index is not None and (layout is None or read_layout(layout)[1]):
             _check_range("mask_index", host["mask_index"], rows, regions, num_masks, "mask prompts")
         if task_ids is not None:
             _check_range("task_ids", host["task_ids"], rows, regions, num_tasks, "tasks")
@@ -134,6 +204,11 @@ def plan_regions(
     )
 
 
+def read_layout(layout: int) -> tuple[int, bool, bool]:
+    """Number of points of a region, and whether it has a mask and a box; what the processor's `pack_layout` wrote."""
+    return layout >> 2, bool(layout & 2), bool(layout & 1)
+
+
 def _read(device: torch.device, **tensors: torch.Tensor | None) -> dict[str, np.ndarray]:
     """Copy (B, R) tensors to the host as flat int64 arrays, all in one transfer."""
     given = {name: x.flatten().to(device=device, dtype=torch.int64) for name, x in tensors.items() if x is not None}
@@ -153,7 +228,7 @@ def _group(layout: int | None, rows: np.ndarray, regions: int, flat: dict, on_de
     index = on_device(rows)
     picked = {name: x if x is None or len(rows) == len(x) else x[index] for name, x in flat.items()}
     if layout is not None:
-        num_points, has_mask, has_box = layout >> 2, layout & 2, layout & 1
+        num_points, has_mask, has_box = read_layout(layout)
         for name, needed in (("points", num_points), ("boxes", has_box), ("mask_index", has_mask)):
             if needed and picked[name] is None:
                 raise ValueError(f"prompt_layout says that regions have {name}, but the call has no such input.")
@@ -169,4 +244,4 @@ def _group(layout: int | None, rows: np.ndarray, regions: int, flat: dict, on_de
     return PromptGroup(index=index, image_index=on_device(rows // regions), **picked)
 
 
-__all__ = ["PromptGroup", "RegionPlan", "plan_regions"]
+__all__ = ["PromptGroup", "RegionInputs", "RegionPlan", "plan_regions", "read_layout"]

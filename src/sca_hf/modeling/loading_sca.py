@@ -1,4 +1,4 @@
-"""Loading and saving: never a guessed weight, whole repositories and such that hold the mixer only.
+"""Loading and saving: never a guessed weight, of whole repositories and of mixer-only ones.
 
 A *whole* repository holds every weight. A *mixer-only* repository holds what training changed; its configuration
 names, in `base_model_repos`, where SAM and the language model come from, each pinned to the commit (or, for a folder,
@@ -35,8 +35,8 @@ from .base_models_sca import (
 from .validation_sca import FORMAT_VERSION, check_weight_files
 
 
-# Which of the library's loading arguments a base of a mixer-only repository is loaded with too. Never `revision`: each
-# base has a pinned one of its own.
+# Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
+# its own.
 _FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory", "offload_folder")
 
 
@@ -45,7 +45,7 @@ class ScaLoadingMixin:
 
     # What a save without `include_base_models` writes; training sets it to False.
     _include_base_models: bool = True
-    # Where each base was loaded from: what `save_pretrained(include_base_models=False)` writes into the configuration.
+    # Source of each base model: what `save_pretrained(include_base_models=False)` writes into the configuration.
     base_sources: dict[str, dict[str, str]] | None = None
 
     @property
@@ -94,7 +94,7 @@ class ScaLoadingMixin:
         if base_models and not repos:
             raise ValueError(f"base_models= belongs to a mixer-only repository, but {path} names no base models.")
         if path is not None:
-            # Plain tensors or nothing; what can hold more is not even opened.
+            # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
@@ -159,9 +159,9 @@ class ScaLoadingMixin:
         """Upload what `save_pretrained` writes as one commit; the processor has a `push_to_hub` of its own.
 
         Args:
-            repo_id: repository, made where it does not exist.
+            repo_id: the repository, created if it does not exist.
             include_base_models: as in `save_pretrained`.
-            kwargs: of the library's `push_to_hub`.
+            kwargs: arguments of the library's `push_to_hub`.
         """
         kept = self.include_base_models
         if include_base_models is not None:
@@ -298,7 +298,7 @@ class ScaLoadingMixin:
 
 @contextmanager
 def _own_class(model: Any) -> Iterator[None]:
-    """Undo, for a while, that FSDP gave the model a class made on the spot: the library would save torch's code."""
+    """Restore the model's own class for a while: FSDP makes a subclass, and the library would save torch's code."""
     given = type(model)
     model.__class__ = next(kind for kind in given.__mro__ if not kind.__module__.startswith("torch."))
     try:
@@ -322,7 +322,7 @@ def _count_parameters(model_class: type, config: Any) -> int:
 
 
 def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Change the loading arguments of a mixer-only repository into those of its mixer; return those of each base."""
+    """Turn the arguments of a mixer-only repository into those of its mixer; return those of each base model."""
     requested = _explicit(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
     shared = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
     device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
@@ -338,7 +338,7 @@ def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> di
 
 
 def _device_map_of(name: str, device_map: Any) -> Any:
-    """The part of a device map that concerns one base."""
+    """The part of a device map that concerns one base model."""
     if not isinstance(device_map, dict):
         return device_map
     own = {key.removeprefix(name).lstrip("."): value for key, value in device_map.items() if key.split(".")[0] == name}

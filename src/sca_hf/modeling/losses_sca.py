@@ -41,7 +41,7 @@ def mask_loss(
     pred_masks: torch.Tensor,
     iou_scores: torch.Tensor,
     mask_labels: torch.Tensor,
-    shares: torch.Tensor | None = None,
+    region_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """SAM's training loss, a weighted mean over regions (arXiv 2304.02643, appendix A).
 
@@ -52,17 +52,17 @@ def mask_loss(
         iou_scores: (N, M).
         mask_labels: (N, H, W) true masks in the same frame, in [0, 1]; NaN throughout for a region whose mask is not
             known, which adds nothing.
-        shares: (N,) weight of each region in the mean; None weighs those with a known mask alike.
+        region_weights: (N,) weight of each region in the mean; None weighs those with a known mask alike.
     """
     known = ~mask_labels[:, 0, 0].isnan()
-    if shares is None:
-        shares = known / known.sum().clamp(min=1)
+    if region_weights is None:
+        region_weights = known / known.sum().clamp(min=1)
     target = mask_labels.float().masked_fill(~known[:, None, None], 0.0).unsqueeze(1).expand_as(pred_masks)
     logits = pred_masks.float()
     per_mask = FOCAL_WEIGHT * _focal(logits, target) + DICE_WEIGHT * _dice(logits, target)  # (N, M)
     iou_error = (iou_scores.float() - _iou(logits.detach(), target)).square().mean(dim=1)
     per_region = per_mask.min(dim=1).values + IOU_WEIGHT * iou_error
-    return (per_region * shares * known).sum()
+    return (per_region * region_weights * known).sum()
 
 
 def _focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

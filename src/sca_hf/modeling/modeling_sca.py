@@ -11,6 +11,7 @@ Model-side coordinates are float32 pixels of the resized image (longest side = S
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,14 +36,13 @@ from .generation_sca import (
     resolve_generation_config,
     scatter_logits,
 )
-from .generation_sca import region_chunk_size as default_chunk_size
-from .grouping_sca import PromptGroup, RegionPlan, plan_regions
+from .grouping_sca import PromptGroup, RegionInputs, RegionPlan
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .mixer_sca import ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
-from .segmentation_sca import DecodedRegions, SamSegmenter
-from .validation_sca import as_mask_table, check_prompts, check_regional, refuse_unknown
+from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, encode_images
+from .validation_sca import check_regional, check_training_inputs, refuse_unknown
 
 
 # What the processor returns and neither forward nor generate needs.
@@ -54,7 +54,25 @@ _GENERATE_ARGUMENTS = frozenset(inspect.signature(GenerationMixin.generate).para
 
 
 class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrainedModel, GenerationMixin):
-    """A mask and a caption for every prompted region (arXiv 2312.00869)."""
+    """Segment and Caption Anything: a mask and a caption for every prompted region (arXiv 2312.00869).
+
+    `forward` takes, beside images and prompts (the fields of [`RegionInputs`]):
+
+    Args:
+        multimask_output: three candidate masks per region, else one. Does not influence captions.
+        input_ids: (B, R, T) captions.
+        attention_mask: (B, R, T) 1 on the caption, 0 on padding.
+        labels: (B, R, T) the ids again with -100 on padding, not shifted.
+        mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1]; NaN throughout for regions
+            whose mask is not known. In training mode the three masks and the single one learn from them, whichever
+            `multimask_output` asks for.
+        output_masks: compute masks and IoU; None does so without text, or with `mask_labels`.
+        region_chunk_size: regions that run at once; None fits the device. Changes no result.
+        num_items_in_batch: what the summed caption loss is divided by, and with it each region's mask loss times its
+            number of labels; None for the labels of this call.
+        output_hidden_states: with text, also return those of the language model; None asks the configuration.
+        output_attentions: the same for its attention weights.
+    """
 
     config_class = ScaConfig
     config: ScaConfig
@@ -90,21 +108,6 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
     def _init_weights(self, module: nn.Module) -> None:
         if self.detail_encoder is None or not self.detail_encoder.init_weights(module):
             super()._init_weights(module)
-
-    def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
-        """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
-        self.sam, self.language_model = sam, language_model
-        self.config.sam_config, self.config.text_config = sam.config, language_model.config
-        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
-        for part in (sam, language_model):
-            self._no_split_modules |= set(part._no_split_modules or ())
-        self._freeze_base_models()
-
-    def _freeze_base_models(self) -> None:
-        if self.config.freeze_base_models:
-            for part in (self.sam, self.language_model):
-                if part is not None:
-                    part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "ScaForConditionalGeneration":
         """Set training mode; frozen parts stay in evaluation mode, without dropout: frozen means frozen."""
@@ -143,10 +146,24 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """The language model without its head."""
         return self.language_model.get_decoder()
 
+    def encode_images(self, pixel_values: torch.Tensor) -> ImageEncoding:
+        """Encode images once, to prompt them many times: `model.generate(**encoding.as_inputs(), input_boxes=...)`.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalized pixels of the resized and padded images.
+        """
+        encoding = encode_images(self.sam, pixel_values)
+        if self.detail_encoder is not None:
+            encoding.intermediate_embeddings = [
+                *(encoding.intermediate_embeddings or ()),
+                self.detail_encoder(pixel_values),
+            ]
+        return encoding
+
     def get_image_embeddings(
         self, pixel_values: torch.Tensor
     ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Encode images once, to prompt them many times through `image_embeddings=`.
+        """Encode images as [`encode_images`] does, and return tensors as the library's SAM does.
 
         Args:
             pixel_values: (B, 3, H, W), normalized pixels of the resized and padded images.
@@ -155,19 +172,10 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             (B, C, h, w). For SAM-HQ, whose masks need early features too, and for a model with a detail encoder a
             pair of this and `intermediate_embeddings`.
         """
-        encoder = self.sam.vision_encoder
-        weight = encoder.patch_embed.projection.weight
-        side = self.config.sam_config.vision_config.image_size
-        if tuple(pixel_values.shape[1:]) != (weight.shape[1], side, side):
-            raise ValueError(
-                f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
-            )
-        output = encoder(pixel_values.to(weight.dtype))
-        is_hq = self.config.sam_config.model_type == "sam_hq"
-        intermediate = list(output[1]) if is_hq else []
-        if self.detail_encoder is not None:
-            intermediate.append(self.detail_encoder(pixel_values))
-        return (output[0], intermediate) if intermediate else output[0]
+        encoding = self.encode_images(pixel_values)
+        if encoding.intermediate_embeddings is None:
+            return encoding.image_embeddings
+        return encoding.image_embeddings, encoding.intermediate_embeddings
 
     @can_return_tuple
     def forward(
@@ -195,45 +203,13 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> ScaOutput:
-        """Masks for prompted regions; with text also the mixer, the language model and the training loss.
+        """Segment prompted regions; with text also run the mixer and the language model, and return the training loss.
 
-        Args:
-            pixel_values: (B, 3, H, W) normalized pixels of the resized and padded images.
-            image_embeddings: (B, C, h, w) from `get_image_embeddings`, in place of `pixel_values`.
-            intermediate_embeddings: from `get_image_embeddings`, beside `image_embeddings`, where that returns them.
-            input_points: (B, R, P, 2) x, y in pixels of the resized image.
-            input_labels: (B, R, P): 1 in the region, 0 outside, -1 not a point, -10 padding. None: all 1.
-            input_boxes: (B, R, 4) xyxy in pixels of the resized image.
-            input_masks: (K, 4h, 4w) mask prompts as logits, or (B, 1, 4h, 4w) for one per image.
-            mask_index: (B, R) rows of `input_masks`, -1 for none.
-            region_mask: (B, R) False for padded regions.
-            prompt_layout: (B, R) from the processor: `num_points << 2 | has_mask << 1 | has_box`, 0 for padding. None
-                takes all prompt tensors for all regions, exactly as SAM does.
-            task_ids: (B, R) rows of `config.mixer_config.tasks`. None: all `"caption"`.
-            multimask_output: three candidate masks per region, else one. Does not influence captions.
-            input_ids: (B, R, T) captions.
-            attention_mask: (B, R, T) 1 on the caption, 0 on padding.
-            labels: (B, R, T) the ids again with -100 on padding, not shifted.
-            mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1]; NaN throughout for regions
-                whose mask is not known. In training mode the three masks and the single one learn from them, whichever
-                `multimask_output` asks for.
-            output_masks: compute masks and IoU; None does so without text, or with `mask_labels`.
-            region_chunk_size: regions that run at once; None fits the device. Changes no result.
-            num_items_in_batch: what the summed caption loss is divided by, and with it each region's mask loss times
-                its number of labels; None for the labels of this call.
-            output_hidden_states: with text, also return those of the language model; None asks the configuration.
-            output_attentions: the same for its attention weights.
+        The class describes the arguments; those of images and prompts are the fields of [`RegionInputs`].
         """
         refuse_unknown(kwargs, _PROCESSOR_KEYS, "forward")
-        if labels is not None and input_ids is None:
-            raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
-        if input_ids is not None and not input_ids.shape[-1]:
-            raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
-        if mask_labels is not None and output_masks is False:
-            raise ValueError("mask_labels need masks to compare with: leave out output_masks=False.")
-        if output_masks is None:
-            output_masks = input_ids is None or mask_labels is not None
-        features = self._region_features(
+        check_training_inputs(input_ids, labels, mask_labels, output_masks)
+        inputs = RegionInputs(
             pixel_values=pixel_values,
             image_embeddings=image_embeddings,
             intermediate_embeddings=intermediate_embeddings,
@@ -245,40 +221,20 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             region_mask=region_mask,
             prompt_layout=prompt_layout,
             task_ids=task_ids,
-            multimask_output=multimask_output,
-            region_chunk_size=region_chunk_size,
-            want_masks=output_masks,
-            want_other_masks=self.training and mask_labels is not None and self.config.mask_loss_weight > 0,
-            want_queries=input_ids is not None,
         )
-        plan = features.plan
-        results: dict[str, Any] = {"image_embeddings": features.image_embeddings}
-        if output_masks:
-            results |= {"pred_masks": plan.padded(features.pred_masks), "iou_scores": plan.padded(features.iou_scores)}
+        if output_masks is None:
+            output_masks = input_ids is None or mask_labels is not None
+        learn_masks = mask_labels is not None and self.config.mask_loss_weight > 0
+        masks = (multimask_output, not multimask_output)[: output_masks + (learn_masks and self.training)]
+        regions = self._region_features(inputs, masks, input_ids is not None, region_chunk_size)
+        results = {"image_embeddings": regions.encoding.image_embeddings, **regions.padded_masks()}
         if input_ids is not None:
-            check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
-            prefix = self._prefix(features, task_ids)
-            targets = None if labels is None else plan.real(labels).unsqueeze(1).expand(-1, prefix.shape[1], -1)
-            positions = None
-            if targets is not None and self.training:
-                positions = (targets.flatten() != -100).nonzero()[:, 0]
-            with lm_head_at(self.language_model, positions):
-                spoken = self._language_model_forward(
-                    prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
-                )
-            logits = spoken.logits  # (N * A, T, V), or (positions, V)
-            if targets is not None:
-                chosen = targets.flatten() if positions is None else targets.flatten()[positions]
-                results["loss"] = self._caption_loss(logits, chosen, num_items_in_batch)
-            if positions is not None:
-                logits = scatter_logits(logits, positions, targets.numel())
-            logits = logits.reshape(*prefix.shape[:2], input_ids.shape[-1], -1)  # (N, A, T, V)
-            results |= {"logits": plan.padded(logits.squeeze(1)), "prefix_embeds": plan.padded(prefix)}
-            results["query_embeds"] = plan.padded(features.queries)
-            results |= {name: spoken.get(name) for name in ("hidden_states", "attentions")}
-        if mask_labels is not None and self.config.mask_loss_weight > 0:
-            check_regional(plan.shape, pred_masks=results["pred_masks"][:, :, 0], mask_labels=mask_labels)
-            loss = self._mask_loss(features, mask_labels, labels, num_items_in_batch)
+            results |= self._read_captions(
+                regions, input_ids, attention_mask, labels, num_items_in_batch, output_hidden_states, output_attentions
+            )
+        if learn_masks:
+            check_regional(regions.plan.shape, pred_masks=results["pred_masks"][:, :, 0], mask_labels=mask_labels)
+            loss = self._mask_loss(regions, mask_labels, labels, num_items_in_batch)
             results["loss"] = results.get("loss", 0) + self.config.mask_loss_weight * loss
         return ScaOutput(**results)
 
@@ -287,16 +243,6 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         self,
         pixel_values: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        image_embeddings: torch.Tensor | None = None,
-        intermediate_embeddings: list[torch.Tensor] | None = None,
-        input_points: torch.Tensor | None = None,
-        input_labels: torch.Tensor | None = None,
-        input_boxes: torch.Tensor | None = None,
-        input_masks: torch.Tensor | None = None,
-        mask_index: torch.Tensor | None = None,
-        region_mask: torch.Tensor | None = None,
-        prompt_layout: torch.Tensor | None = None,
-        task_ids: torch.Tensor | None = None,
         multimask_output: bool = True,
         output_masks: bool = True,
         output_caption_scores: bool | None = None,
@@ -307,204 +253,171 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Caption every prompted region; takes what the processor returns.
 
         Args:
-            pixel_values: prompts and all tensors as in `forward`; training keys are ignored.
+            pixel_values: (B, 3, H, W) normalized pixels of the resized and padded images.
             generation_config: overrides the model's own; single values can be given as keywords (`num_beams=3`).
+            multimask_output: return three candidate masks per region, else one. Does not influence captions.
             output_masks: also return `pred_masks` and `iou_scores`.
             output_caption_scores: also return `caption_scores`. None: for calls of up to 256 regions.
             region_chunk_size: regions that run through SAM's decoder and the mixer at once; None fits the device.
             language_model_batch_size: regions that the language model continues at once; None fits the memory.
-            kwargs: of the library's `generate`. `max_new_tokens` is 20 unless set otherwise.
+            kwargs: the other fields of [`RegionInputs`], and arguments of the library's `generate`. `max_new_tokens`
+                is 20 unless set otherwise; training keys are ignored.
 
         Returns:
             [`ScaGenerateOutput`], or the ids alone with `return_dict_in_generate=False`.
         """
+        inputs = RegionInputs.taken_from(kwargs, pixel_values=pixel_values)
         config, extra = resolve_generation_config(self.generation_config, generation_config, kwargs)
         refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | _GENERATE_ARGUMENTS, "generate")
         extra = {name: value for name, value in extra.items() if name in _GENERATE_ARGUMENTS}
         return_dict = config.return_dict_in_generate
-        features = self._region_features(
-            pixel_values=pixel_values,
-            image_embeddings=image_embeddings,
-            intermediate_embeddings=intermediate_embeddings,
-            input_points=input_points,
-            input_labels=input_labels,
-            input_boxes=input_boxes,
-            input_masks=input_masks,
-            mask_index=mask_index,
-            region_mask=region_mask,
-            prompt_layout=prompt_layout,
-            task_ids=task_ids,
-            multimask_output=multimask_output,
-            region_chunk_size=region_chunk_size,
-            want_masks=output_masks and return_dict,
-            want_queries=True,
-        )
-        plan = features.plan
+        masks = (multimask_output,) if output_masks and return_dict else ()
+        regions = self._region_features(inputs, masks, True, region_chunk_size)
+        plan = regions.plan
         if output_caption_scores is None:
             output_caption_scores = len(plan) <= _SCORED_REGIONS
-        prefixes = self._prefix(features, task_ids)  # (N, A, L, D)
         with_scores = output_caption_scores and return_dict
         sequences, scores = continue_prefixes(
-            self.language_model, prefixes, config, with_scores, language_model_batch_size, extra
+            self.language_model, self._prefix(regions), config, with_scores, language_model_batch_size, extra
         )  # (N, n, T), (N, n)
         sequences = plan.padded(sequences.squeeze(1), fill=config.pad_token_id or 0)
         if not return_dict:
             return sequences
         real = torch.ones(len(plan), dtype=torch.bool, device=sequences.device)
-        results = {"region_mask": plan.padded(real, fill=False)}
+        results = {"region_mask": plan.padded(real, fill=False), **regions.padded_masks()}
         if with_scores:
             results["caption_scores"] = plan.padded(scores.squeeze(1))
-        if output_masks:
-            results |= {"pred_masks": plan.padded(features.pred_masks), "iou_scores": plan.padded(features.iou_scores)}
         return ScaGenerateOutput(sequences=sequences, **results)
 
     def _region_features(
-        self,
-        pixel_values: torch.Tensor | None,
-        image_embeddings: torch.Tensor | None,
-        intermediate_embeddings: list[torch.Tensor] | None,
-        input_masks: torch.Tensor | None,
-        task_ids: torch.Tensor | None,
-        multimask_output: bool,
-        region_chunk_size: int | None,
-        want_masks: bool,
-        want_queries: bool,
-        want_other_masks: bool = False,
-        **prompts: torch.Tensor | None,
+        self, inputs: RegionInputs, masks: tuple[bool, ...], queries: bool, region_chunk_size: int | None
     ) -> RegionFeatures:
-        """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk."""
-        images, early, details = self._encode(
-            pixel_values, image_embeddings, intermediate_embeddings, want_masks, want_queries
-        )
-        check_prompts(len(images), prompts)
-        input_masks, prompts["mask_index"] = as_mask_table(input_masks, prompts, images)
-        plan = plan_regions(
-            len(images),
-            images.device,
-            **prompts,
-            task_ids=task_ids,
-            num_masks=0 if input_masks is None else len(input_masks),
-            num_tasks=len(self.config.mixer_config.tasks),
-        )
-        if not len(plan):
-            raise ValueError("There is no region: every region of every image is padding.")
-        segmenter = SamSegmenter(self.sam, images, input_masks, early)
-        folded = self.mixer.fold_positions(segmenter.positions) if want_queries else None
-        size = region_chunk_size or default_chunk_size(
-            len(segmenter.positions), images.shape[1], images.dtype, images.device
-        )
-        outputs = (multimask_output, not multimask_output)[: want_masks + want_other_masks]
-        queries: list[torch.Tensor] = []
-        masks: dict[bool, list[torch.Tensor]] = {wanted: [] for wanted in outputs}
-        scores: dict[bool, list[torch.Tensor]] = {wanted: [] for wanted in outputs}
-        for group in plan.groups:
-            for chunk in group.chunks(size):
-                regions = segmenter.decode(chunk)
-                found = {wanted: segmenter.masks(regions, wanted) for wanted in outputs}
-                for wanted, (chunk_masks, chunk_scores) in found.items():
-                    masks[wanted].append(chunk_masks)
-                    scores[wanted].append(chunk_scores)
-                if want_queries:
-                    mixed = self.mixer(regions.tokens, regions.image_tokens, folded)
-                    if details is not None:
-                        weights = self._detail_weights(segmenter, chunk, regions, found.get(True))
-                        described = self.detail_encoder.describe(details, chunk.image_index, weights)
-                        mixed = mixed + described[:, None, None].to(mixed.dtype)
-                    queries.append(mixed)
-        return RegionFeatures(
-            plan=plan,
-            image_embeddings=images,
-            queries=plan.ordered(queries) if want_queries else None,
-            pred_masks=plan.ordered(masks[multimask_output]) if want_masks else None,
-            iou_scores=plan.ordered(scores[multimask_output]) if want_masks else None,
-            other_masks=plan.ordered(masks[not multimask_output]) if want_other_masks else None,
-            other_scores=plan.ordered(scores[not multimask_output]) if want_other_masks else None,
-        )
+        """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk.
 
-    def _encode(
-        self,
-        pixel_values: torch.Tensor | None,
-        image_embeddings: torch.Tensor | None,
-        intermediate_embeddings: list[torch.Tensor] | None,
-        want_masks: bool,
-        want_queries: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Image embeddings (B, C, h, w), SAM-HQ's earliest features (B, h, w, width) and the detail encoder's."""
-        if (pixel_values is None) == (image_embeddings is None):
+        Args:
+            inputs: images and regions.
+            masks: the `multimask_output` of each kind of masks that is wanted.
+            queries: also run the mixer.
+            region_chunk_size: regions that run at once; None fits the device.
+        """
+        encoding = self._encode(inputs, masks=bool(masks), queries=queries)
+        plan, input_masks = inputs.plan(encoding.image_embeddings, len(self.config.mixer_config.tasks))
+        segmenter = SamSegmenter(self.sam, encoding, input_masks)
+        mix = self._mix(segmenter, encoding) if queries else None
+        found, mixed = segmenter.segment_regions(plan, masks, region_chunk_size, mix)
+        return RegionFeatures(plan, encoding, found, mixed, inputs.task_ids)
+
+    def _encode(self, inputs: RegionInputs, masks: bool, queries: bool) -> ImageEncoding:
+        """Encode the pixels, or check that the encoding given in their place is all that masks and queries need."""
+        if (inputs.pixel_values is None) == (inputs.image_embeddings is None):
             raise ValueError("Give either pixel_values or image_embeddings, and not both.")
-        is_hq = self.config.sam_config.model_type == "sam_hq"
-        if pixel_values is not None:
-            encoded = self.get_image_embeddings(pixel_values)
-            image_embeddings, intermediate_embeddings = encoded if isinstance(encoded, tuple) else (encoded, None)
-        elif is_hq and want_masks and not intermediate_embeddings:
+        if inputs.pixel_values is not None:
+            return self.encode_images(inputs.pixel_values)
+        if masks and self.config.sam_config.model_type == "sam_hq" and not inputs.intermediate_embeddings:
             raise ValueError(
                 "SAM-HQ needs the intermediate_embeddings that get_image_embeddings returned for its masks; pass them "
                 "beside image_embeddings, or output_masks=False."
             )
-        elif self.detail_encoder is not None and want_queries and not intermediate_embeddings:
+        if queries and self.detail_encoder is not None and not inputs.intermediate_embeddings:
             raise ValueError(
                 "a model with a detail encoder needs the intermediate_embeddings that get_image_embeddings returned; "
                 "pass them beside image_embeddings."
             )
         vision = self.config.sam_config.vision_config
         form = (vision.output_channels, *(vision.image_size // vision.patch_size,) * 2)
-        if tuple(image_embeddings.shape[1:]) != form:
+        if tuple(inputs.image_embeddings.shape[1:]) != form:
             raise ValueError(
-                f"image_embeddings must be (B, {', '.join(map(str, form))}), got {tuple(image_embeddings.shape)}."
+                f"image_embeddings must be (B, {', '.join(map(str, form))}), got "
+                f"{tuple(inputs.image_embeddings.shape)}."
             )
-        early = intermediate_embeddings[0] if intermediate_embeddings and is_hq else None
-        details = intermediate_embeddings[-1] if intermediate_embeddings and self.detail_encoder is not None else None
-        return image_embeddings, early, details
+        return ImageEncoding(inputs.image_embeddings, inputs.intermediate_embeddings)
 
-    def _detail_weights(
-        self,
-        segmenter: SamSegmenter,
-        chunk: PromptGroup,
-        regions: DecodedRegions,
-        found: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> torch.Tensor:
-        """Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks."""
-        if chunk.boxes is not None:
-            vision = self.config.sam_config.vision_config
-            return box_weights(chunk.boxes, vision.image_size, vision.image_size // vision.patch_size)
-        return mask_weights(*(found or segmenter.masks(regions, True)))
+    def _mix(
+        self, segmenter: SamSegmenter, encoding: ImageEncoding
+    ) -> Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor]:
+        """What reads the caption queries (n, A, Q, C) of each chunk of regions out of SAM's decoder."""
+        folded = self.mixer.fold_positions(segmenter.positions)
+        vision = self.config.sam_config.vision_config
+        grid = vision.image_size // vision.patch_size
 
-    def _prefix(self, features: RegionFeatures, task_ids: torch.Tensor | None) -> torch.Tensor:
+        def mix(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
+            queries = self.mixer(regions.tokens, regions.image_tokens, folded)
+            if self.detail_encoder is None or not encoding.intermediate_embeddings:
+                return queries
+            # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
+            if chunk.boxes is not None:
+                weights = box_weights(chunk.boxes, vision.image_size, grid)
+            else:
+                weights = mask_weights(*(masks.get(True) or segmenter.masks(regions, True)))
+            details = self.detail_encoder.describe(encoding.intermediate_embeddings[-1], chunk.image_index, weights)
+            return queries + details[:, None, None].to(queries.dtype)
+
+        return mix
+
+    def _prefix(self, regions: RegionFeatures) -> torch.Tensor:
         """Language model prefix of every region, (N, A, L, D)."""
-        if task_ids is not None:
-            return self.mixer.prefix(features.queries, features.plan.real(task_ids))
+        if regions.task_ids is not None:
+            return self.mixer.prefix(regions.queries, regions.plan.real(regions.task_ids))
         if "caption" not in self.config.mixer_config.tasks:
             raise ValueError(f"task_ids are needed: no task of {self.config.mixer_config.tasks} is called 'caption'.")
         row = self.config.mixer_config.tasks.index("caption")
-        ids = torch.full((len(features.queries),), row, device=features.queries.device)
-        return self.mixer.prefix(features.queries, ids)
+        ids = torch.full((len(regions.queries),), row, device=regions.queries.device)
+        return self.mixer.prefix(regions.queries, ids)
+
+    def _read_captions(
+        self,
+        regions: RegionFeatures,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        num_items: torch.Tensor | int | None,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+    ) -> dict[str, Any]:
+        """Have the language model read each region's prefix and caption; its fields of [`ScaOutput`], and the loss."""
+        plan = regions.plan
+        check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        prefix = self._prefix(regions)
+        targets = positions = None
+        if labels is not None:
+            targets = plan.real(labels).unsqueeze(1).expand(-1, prefix.shape[1], -1).flatten()  # (N * A * T,)
+            if self.training:
+                # The head need not look where there is nothing to learn.
+                positions = (targets != -100).nonzero()[:, 0]
+        with lm_head_at(self.language_model, positions):
+            output = self._language_model_forward(
+                prefix, plan.real(input_ids), attention_mask, plan, output_hidden_states, output_attentions
+            )
+        logits = output.logits  # (N * A, T, V), or (positions, V)
+        results = {name: output.get(name) for name in ("hidden_states", "attentions")}
+        if targets is not None:
+            chosen = targets if positions is None else targets[positions]
+            # Every caption head learns the same caption.
+            items = None if num_items is None else num_items * self.config.mixer_config.num_caption_heads
+            results["loss"] = caption_loss(logits.flatten(0, -2), chosen, self.config.label_smoothing, items)
+        if positions is not None:
+            logits = scatter_logits(logits, positions, len(targets))
+        logits = logits.reshape(*prefix.shape[:2], input_ids.shape[-1], -1)  # (N, A, T, V)
+        results |= {"logits": plan.padded(logits.squeeze(1)), "prefix_embeds": plan.padded(prefix)}
+        return results | {"query_embeds": plan.padded(regions.queries)}
 
     def _mask_loss(
         self,
-        features: RegionFeatures,
+        regions: RegionFeatures,
         mask_labels: torch.Tensor,
         labels: torch.Tensor | None,
         num_items: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """The loss of the masks that were asked for; in training also that of the others."""
-        plan, shares = features.plan, None
+        plan, weights = regions.plan, None
         if labels is not None:
             # Tokens weigh regions as they weigh captions: only their number is known over all parts of a step.
             tokens = (plan.real(labels) != -100).sum(dim=1)
-            shares = tokens / (tokens.sum().clamp(min=1) if num_items is None else num_items)
+            weights = tokens / (tokens.sum().clamp(min=1) if num_items is None else num_items)
         known = plan.real(mask_labels)
-        loss = mask_loss(features.pred_masks, features.iou_scores, known, shares)
-        if features.other_masks is not None:
-            # Whoever trains three masks will also be asked for one, and the encoder changes under both.
-            loss = loss + mask_loss(features.other_masks, features.other_scores, known, shares)
-        return loss
-
-    def _caption_loss(
-        self, logits: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
-    ) -> torch.Tensor:
-        """Loss of `logits` (..., V) for `targets` of as many rows; every caption head learns the same caption."""
-        items = None if num_items is None else num_items * self.config.mixer_config.num_caption_heads
-        return caption_loss(logits.flatten(0, -2), targets, self.config.label_smoothing, items)
+        # Whoever trains three masks will also be asked for one, and the encoder changes under both.
+        losses = [mask_loss(masks, scores, known, weights) for masks, scores in regions.masks.values()]
+        return losses[0] if len(losses) == 1 else losses[0] + losses[1]
 
     def _language_model_forward(
         self,

@@ -6,6 +6,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .grouping_sca import RegionPlan
+from .segmentation_sca import ImageEncoding, Masks
 
 
 @dataclass
@@ -60,15 +61,29 @@ class ScaGenerateOutput(ModelOutput):
 
 @dataclass
 class RegionFeatures:
-    """Results for the N real regions of a call, in ascending order; None where not asked for."""
+    """Results for the N real regions of a call, in ascending order.
+
+    Attributes:
+        plan: which regions those are.
+        encoding: of the images.
+        masks: mask logits (N, M, 4h, 4w) and IoU scores (N, M) for each `multimask_output` that was wanted, the one
+            that the call asks for first.
+        queries: (N, A, Q, C) caption queries after the mixer; None where no captions are wanted.
+        task_ids: (B, R), as in the call.
+    """
 
     plan: RegionPlan
-    image_embeddings: torch.Tensor
-    queries: torch.Tensor | None  # (N, A, Q, C)
-    pred_masks: torch.Tensor | None  # (N, M, 4h, 4w)
-    iou_scores: torch.Tensor | None  # (N, M)
-    other_masks: torch.Tensor | None  # those of the other `multimask_output`
-    other_scores: torch.Tensor | None
+    encoding: ImageEncoding
+    masks: Masks
+    queries: torch.Tensor | None
+    task_ids: torch.Tensor | None
+
+    def padded_masks(self) -> dict[str, torch.Tensor]:
+        """`pred_masks` (B, R, M, 4h, 4w) and `iou_scores` (B, R, M), if there are masks."""
+        if not self.masks:
+            return {}
+        pred_masks, iou_scores = next(iter(self.masks.values()))
+        return {"pred_masks": self.plan.padded(pred_masks), "iou_scores": self.plan.padded(iou_scores)}
 
 
 __all__ = ["RegionFeatures", "ScaGenerateOutput", "ScaOutput"]

@@ -1,18 +1,67 @@
-"""SAM's mask decoder, taken apart: the tokens and image it leaves behind for each region, then its mask heads.
+"""SAM, taken apart: its encoder once per image, then for each region its mask decoder and, if asked for, mask heads.
 
 The weights and modules are the library's own (`SamModel`, `SamHQModel`); only the order of the calls is ours, so that
-the mixer can read the decoder's tokens and that the heads run only when masks are asked for.
+the mixer can read the decoder's tokens and that the heads run only when masks are asked for. Letters for shapes as in
+modeling_sca.py.
 """
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .grouping_sca import PromptGroup
+from .generation_sca import region_chunk_size as default_chunk_size
+from .grouping_sca import PromptGroup, RegionPlan
 from .mixer_sca import ImageProjection, fold_positions, run_two_way
+
+
+@dataclass
+class ImageEncoding:
+    """Encoded images, to be prompted as often as wanted: `model.generate(**encoding.as_inputs(), input_boxes=...)`.
+
+    Attributes:
+        image_embeddings: (B, C, h, w).
+        intermediate_embeddings: early features (B, h, w, vision width) of each of SAM-HQ's global attention layers,
+            whose masks need them, then the features (B, W, h, w) of the detail encoder, if the model has one. None
+            where there are neither.
+    """
+
+    image_embeddings: torch.Tensor
+    intermediate_embeddings: list[torch.Tensor] | None = None
+
+    @classmethod
+    def cat(cls, parts: Sequence["ImageEncoding"]) -> "ImageEncoding":
+        """Join encodings of one model into those of one batch, in this order."""
+        embeddings = torch.cat([part.image_embeddings for part in parts])
+        if parts[0].intermediate_embeddings is None:
+            return cls(embeddings)
+        layers = zip(*(part.intermediate_embeddings or () for part in parts), strict=True)
+        return cls(embeddings, [torch.cat(layer) for layer in layers])
+
+    def as_inputs(self) -> dict[str, Any]:
+        """What `forward` and `generate` take in place of `pixel_values`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def encode_images(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
+    """Run SAM's image encoder.
+
+    Args:
+        sam: `SamModel` or `SamHQModel`.
+        pixel_values: (B, 3, H, W), normalized pixels of the resized and padded images.
+    """
+    weight = sam.vision_encoder.patch_embed.projection.weight
+    side = sam.config.vision_config.image_size
+    if tuple(pixel_values.shape[1:]) != (weight.shape[1], side, side):
+        raise ValueError(
+            f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
+        )
+    output = sam.vision_encoder(pixel_values.to(weight.dtype))
+    return ImageEncoding(output[0], list(output[1]) if sam.config.model_type == "sam_hq" else None)
 
 
 @dataclass
@@ -32,28 +81,27 @@ class DecodedRegions:
     image_index: torch.Tensor
 
 
+# Of one chunk of regions: mask logits (n, M, 4h, 4w) and IoU scores (n, M) for each `multimask_output` asked for.
+Masks = dict[bool, tuple[torch.Tensor, torch.Tensor]]
+
+
 class SamSegmenter:
     """SAM's decoder for the regions of one call; what the images share is computed once, here."""
 
-    def __init__(
-        self,
-        sam: nn.Module,
-        image_embeddings: torch.Tensor,
-        input_masks: torch.Tensor | None = None,
-        intermediate_embeddings: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, sam: nn.Module, encoding: ImageEncoding, input_masks: torch.Tensor | None = None) -> None:
         """
         Args:
             sam: `SamModel` or `SamHQModel`.
-            image_embeddings: (B, C, h, w).
+            encoding: of the B images. Without SAM-HQ's early features its masks are made without them.
             input_masks: (K, 4h, 4w) mask prompts as logits, or None.
-            intermediate_embeddings: (B, h, w, vision width), SAM-HQ's early features; None leaves them out of masks.
         """
+        image_embeddings, early = encoding.image_embeddings, encoding.intermediate_embeddings
         self.decoder, self.prompt_encoder = sam.mask_decoder, sam.prompt_encoder
         self.is_hq = sam.config.model_type == "sam_hq"
         self.attn_implementation = sam.config._attn_implementation
         self.dtype = self.decoder.iou_token.weight.dtype
         self.grid = tuple(image_embeddings.shape[-2:])
+        self.input_dtype = image_embeddings.dtype
         self.images = image_embeddings.to(self.dtype)
         positions = sam.get_image_wide_positional_embeddings()  # (1, C, h, w)
         self.positions = positions[0].flatten(1).t()  # (hw, C)
@@ -68,8 +116,46 @@ class SamSegmenter:
         output_tokens = [self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]
         if self.is_hq:
             output_tokens.append(self.decoder.hq_token.weight)
-            self.hq_features = _hq_features(self.decoder, self.images, intermediate_embeddings)
+            self.hq_features = _hq_features(self.decoder, self.images, early[0] if early else None)
         self.output_tokens = torch.cat(output_tokens)  # (outputs, C)
+
+    def segment_regions(
+        self,
+        plan: RegionPlan,
+        multimask_outputs: Collection[bool] = (True,),
+        region_chunk_size: int | None = None,
+        read: Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor] | None = None,
+    ) -> tuple[Masks, torch.Tensor | None]:
+        """Decode all regions of a call, chunk by chunk.
+
+        Args:
+            plan: the regions.
+            multimask_outputs: which masks are wanted: True for the three candidates, False for the single one.
+            region_chunk_size: regions that run at once; None fits the device. Changes no result.
+            read: what else is wanted of each chunk, from its prompts, what the decoder left behind and its masks.
+
+        Returns:
+            For each of `multimask_outputs` mask logits (N, M, 4h, 4w) and IoU scores (N, M); and what `read` returned
+            for the N regions, or None.
+        """
+        size = region_chunk_size or default_chunk_size(
+            len(self.positions), self.images.shape[1], self.input_dtype, self.images.device
+        )
+        masks: dict[bool, list[tuple[torch.Tensor, torch.Tensor]]] = {wanted: [] for wanted in multimask_outputs}
+        others: list[torch.Tensor] = []
+        for group in plan.groups:
+            for chunk in group.chunks(size):
+                regions = self.decode(chunk)
+                found = {wanted: self.masks(regions, wanted) for wanted in masks}
+                for wanted, both in found.items():
+                    masks[wanted].append(both)
+                if read is not None:
+                    others.append(read(chunk, regions, found))
+        joined = {
+            wanted: (plan.ordered([logits for logits, _ in parts]), plan.ordered([scores for _, scores in parts]))
+            for wanted, parts in masks.items()
+        }
+        return joined, plan.ordered(others) if others else None
 
     def decode(self, group: PromptGroup) -> DecodedRegions:
         """Run the two-way transformer for the regions of `group`."""
@@ -197,4 +283,4 @@ def _split_cells(cells: torch.Tensor, conv: nn.ConvTranspose2d) -> torch.Tensor:
     return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
 
 
-__all__ = ["DecodedRegions", "SamSegmenter", "per_region"]
+__all__ = ["DecodedRegions", "ImageEncoding", "Masks", "SamSegmenter", "encode_images", "per_region"]

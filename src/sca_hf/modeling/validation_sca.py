@@ -1,7 +1,8 @@
-"""What a configuration may ask for: it comes from a repository, and says what is built, read and called.
+"""What a configuration and a call may ask for.
 
-Checked where a configuration is made, before anything follows from it. Every fault is a [`ValueError`] that names the
-field.
+A configuration comes from a repository and says what is built, read and called: it is checked when it is made, before
+anything follows from it. Every fault is a [`ValueError`] that names the field. The tensors of a call are checked for
+shapes that fit together.
 """
 
 import json
@@ -25,17 +26,17 @@ _CLASS_BESIDE = re.compile(r"\w+\.\w+")
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part"}
 # Far above any model that exists. A layer costs time even where it costs no memory.
-_MOST = {"layers": 1024, "size": 2**24}
+_MAX = {"layers": 1024, "size": 2**24}
 _LAYERS = re.compile(r"(num_.*layers?|n_layers?|num_hidden_layers|.*_layers)")
 _SIZES = re.compile(r"(.*(size|width|dim|channels|heads|tokens|num_pos_feats|n_embd|n_inner|n_head))")
 
 
 def check_format(version: Any, what: str) -> None:
-    """Refuse what newer code than this wrote.
+    """Refuse a format that is newer than this code.
 
     Args:
-        version: `format_version` as stored.
-        what: name of the thing for the message.
+        version: `format_version` as it is stored.
+        what: what has that format, for the message.
     """
     if not isinstance(version, int) or version < 1:
         raise ValueError(f"{what} has format_version {version!r}, expected a whole number from 1 on.")
@@ -50,7 +51,7 @@ def check_references(fields: Mapping[str, Any]) -> None:
     """Refuse references to code that does not lie beside the configuration.
 
     Args:
-        fields: of the configuration; `auto_map` and `custom_pipelines` are looked at.
+        fields: the configuration's fields; `auto_map` and `custom_pipelines` are checked.
     """
     named = {f"auto_map[{key!r}]": value for key, value in _mapping(fields, "auto_map").items()}
     for task, pipeline in _mapping(fields, "custom_pipelines").items():
@@ -65,14 +66,14 @@ def check_references(fields: Mapping[str, Any]) -> None:
 
 
 def check_numbers(fields: Mapping[str, Any]) -> None:
-    """Refuse not-a-number anywhere, negative sizes, and such as no model has."""
+    """Refuse NaN anywhere, negative sizes, and sizes beyond any model's."""
     for name, value in _leaves(fields):
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name} of the configuration is not a number (NaN).")
     for name, value in sizes(fields):
         kind = "layers" if _LAYERS.fullmatch(_field(name)) else "size"
-        if not -1 <= value <= _MOST[kind]:
-            raise ValueError(f"{name} of the configuration is {value}; no model has more than {_MOST[kind]} there.")
+        if not -1 <= value <= _MAX[kind]:
+            raise ValueError(f"{name} of the configuration is {value}; no model has more than {_MAX[kind]} there.")
 
 
 def sizes(fields: Any) -> Iterator[tuple[str, int]]:
@@ -101,7 +102,7 @@ def check_base_models(repos: Any) -> None:
         if not source.get(needed):
             raise ValueError(f"{where} pins nothing: it has no {needed}.")
         if not _REPOSITORY_ID.fullmatch(source.get("repo_id", "x")) or ".." in source.get("repo_id", ""):
-            raise ValueError(f"{where}: {source['repo_id']!r} is no repository id.")
+            raise ValueError(f"{where}: {source['repo_id']!r} is not a repository id.")
         for key in ("subfolder", "revision"):
             if any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x"))):
                 raise ValueError(f"{where}: the {key} {source[key]!r} leads out of the repository.")
@@ -111,7 +112,7 @@ def check_shard_index(path: Path) -> list[str]:
     """Names of the weight files that an index lists; one that names files elsewhere is refused.
 
     Args:
-        path: of `model.safetensors.index.json`.
+        path: the file `model.safetensors.index.json`.
     """
     try:
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
@@ -124,14 +125,14 @@ def check_shard_index(path: Path) -> list[str]:
 
 
 def check_weight_files(path: Any, where: Mapping[str, Any], count: Callable[[], int]) -> None:
-    """Refuse weight files that lie elsewhere, or far fewer weights than the configuration describes.
+    """Refuse weight files outside the repository, or far fewer weights than the configuration describes.
 
-    All that are missing would be made before anyone could see it, and fill the memory.
+    Missing weights are initialized before their absence is noticed, and would fill the memory.
 
     Args:
         path: folder or repository id.
         where: `revision`, `token`, `cache_dir`, ...
-        count: gives the number of parameters that the configuration describes.
+        count: returns the number of parameters that the configuration describes.
     """
     absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **absent)
@@ -183,6 +184,21 @@ def refuse_unknown(given: dict[str, Any], allowed: frozenset[str], method: str) 
     unknown = sorted(set(given) - allowed)
     if unknown:
         raise TypeError(f"{method}() got unknown arguments {unknown}.")
+
+
+def check_training_inputs(
+    input_ids: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    mask_labels: torch.Tensor | None,
+    output_masks: bool | None,
+) -> None:
+    """Refuse targets without what is to be compared with them, and captions without a token."""
+    if labels is not None and input_ids is None:
+        raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
+    if input_ids is not None and not input_ids.shape[-1]:
+        raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
+    if mask_labels is not None and output_masks is False:
+        raise ValueError("mask_labels need masks to compare with: leave out output_masks=False.")
 
 
 def check_prompts(batch_size: int, prompts: dict[str, torch.Tensor | None]) -> None:
@@ -254,6 +270,7 @@ __all__ = [
     "as_mask_table",
     "check_prompts",
     "check_regional",
+    "check_training_inputs",
     "refuse_unknown",
     "FORMAT_VERSION",
     "check_base_models",

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, ProcessorMixin
 
 from .anything_settings_sca import AnythingSettings
+from .captions_sca import best_caption
 from .images_sca import as_images
 from .mask_generation_sca import (
     box_nms,
@@ -33,7 +35,8 @@ _MASK_PIXELS = 1 << 26
 # A mask that ends this near to the edge of a crop is cut off by it; pixels of the original image.
 _EDGE = 20
 Progress = Callable[[str, int, int], None]
-Encoded = tuple[dict[str, Any], tuple[int, int]]
+# The model's `ImageEncoding` of one image, and (height, width) of the model's input.
+Encoded = tuple[Any, tuple[int, int]]
 
 
 @dataclass
@@ -42,7 +45,7 @@ class _View:
 
     Attributes:
         crop: xyxy, pixels of the original image.
-        encoded: what the model takes in place of pixels.
+        encoding: the model's `ImageEncoding` of it.
         resized: height, width of the model's input before padding.
         prompts: points (x, y) or boxes (x, y, x, y), pixels of the view.
         found: tensors of S rows, one per mask: `boxes` (xyxy, pixels of the original image), `masks` (low-resolution
@@ -50,7 +53,7 @@ class _View:
     """
 
     crop: tuple[int, int, int, int]
-    encoded: dict[str, Any]
+    encoding: Any
     resized: tuple[int, int]
     prompts: list[list[float]] = field(default_factory=list)
     found: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -66,7 +69,7 @@ class _View:
 
 
 @dataclass
-class _Found:
+class _Mask:
     """A mask that is left: its record, and where it came from."""
 
     record: dict[str, Any]
@@ -75,25 +78,23 @@ class _Found:
     changed: bool
 
 
-def encode_image(model: Any, processor: Any, picture: Any) -> Encoded:
-    """Return what `forward` and `generate` take in place of pixels, and (height, width) of the model's input.
+def encode_image(model: PreTrainedModel, processor: ProcessorMixin, image: Any) -> Encoded:
+    """Return the `ImageEncoding` of an image, and (height, width) of the model's input before padding.
 
     Args:
-        picture: one image, see [`as_images`].
+        image: one image, see [`as_images`].
     """
-    inputs = processor(picture).to(model.device, model.dtype)
+    inputs = processor(image).to(model.device, model.dtype)
     with torch.no_grad():
-        encoded = model.get_image_embeddings(inputs["pixel_values"])
-    names = ("image_embeddings", "intermediate_embeddings")  # the second only of SAM-HQ
-    values = encoded if isinstance(encoded, tuple) else (encoded,)
+        encoding = model.encode_images(inputs["pixel_values"])
     height, width = inputs["reshaped_input_sizes"][0].tolist()
-    return dict(zip(names, values, strict=False)), (height, width)
+    return encoding, (height, width)
 
 
 @torch.no_grad()
 def caption_anything(
-    model: Any,
-    processor: Any,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     image: Any,
     settings: AnythingSettings | None = None,
     boxes: Any = None,
@@ -123,15 +124,15 @@ def caption_anything(
     """
     settings = settings or AnythingSettings()
     report = progress or (lambda step, done, total: None)
-    picture = as_images(image)[0]
-    size = (picture.height, picture.width)
+    image = as_images(image)[0]
+    size = (image.height, image.width)
     if boxes is not None and not len(boxes):
         return []
-    views = list(_views(model, processor, picture, settings, boxes, encoded, report))
+    views = list(_views(model, processor, image, settings, boxes, encoded, report))
     if len(views) > 1:
         _suppress_between(views, settings.crop_nms_thresh)
-    least = settings.min_mask_region_area if boxes is None else 0
-    found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, least)]
+    min_area = settings.min_mask_region_area if boxes is None else 0
+    found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, min_area)]
     if boxes is None:
         crops_too = settings.crop_nms_thresh if len(views) > 1 else 0.0
         found = _nms_again(found, max(settings.box_nms_thresh, crops_too))
@@ -144,22 +145,22 @@ def caption_anything(
 
 
 def _views(
-    model: Any,
-    processor: Any,
-    picture: Any,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    image: Any,
     settings: AnythingSettings,
     boxes: Any,
     encoded: Encoded | None,
     report: Progress,
 ) -> Iterator[_View]:
     """Yield the image, and its crops, with the masks that were found in each."""
-    size = (picture.height, picture.width)
+    size = (image.height, image.width)
     layers = generate_crop_boxes(size, settings.crop_n_layers if boxes is None else 0, settings.crop_overlap_ratio)
     total, done = sum(map(len, layers)), 0
     for layer, crops in enumerate(layers):
         for crop in crops:
             report("encoding", done, total)
-            known, part = (encoded, picture) if layer == 0 else (None, picture.crop(crop))
+            known, part = (encoded, image) if layer == 0 else (None, image.crop(crop))
             view = _View(crop, *(known or encode_image(model, processor, part)))
             if boxes is not None:
                 view.prompts = [[float(value) for value in box] for box in boxes]
@@ -173,15 +174,20 @@ def _views(
 
 
 def _segment_points(
-    model: Any, processor: Any, view: _View, settings: AnythingSettings, report: Progress, size: tuple[int, int]
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    view: _View,
+    settings: AnythingSettings,
+    report: Progress,
+    size: tuple[int, int],
 ) -> None:
-    """Find the masks of a view by its grid; what the edge of a crop cuts off is left to its neighbours."""
-    share = view.size[0] * view.size[1] / (size[0] * size[1])
+    """Find the masks of a view by its grid; what the edge of a crop cuts off is left to its neighbors."""
+    fraction = view.size[0] * view.size[1] / (size[0] * size[1])
     prompts = [[point] for point in view.prompts]
     inputs = processor(original_sizes=[view.size], input_points=[prompts], task=settings.task)
     parts = []
     for start, outputs in _batches(model, view, inputs, settings, report):
-        chosen = processor.select_regions(outputs, [view.size], [view.resized], **settings.thresholds(share))[0]
+        chosen = processor.select_regions(outputs, [view.size], [view.resized], **settings.thresholds(fraction))[0]
         del chosen["candidate_index"]
         parts.append({**chosen, "region_index": chosen["region_index"] + start})
     view.found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -195,7 +201,9 @@ def _segment_points(
     view.keep(nms(view.found["boxes"], masks, view.found["iou_scores"], *thresholds))
 
 
-def _segment_boxes(model: Any, processor: Any, view: _View, settings: AnythingSettings, report: Progress) -> None:
+def _segment_boxes(
+    model: PreTrainedModel, processor: ProcessorMixin, view: _View, settings: AnythingSettings, report: Progress
+) -> None:
     """Take the best mask of each box."""
     inputs = processor(original_sizes=[view.size], input_boxes=[view.prompts], task=settings.task)
     frame = model.config.sam_config.vision_config.image_size
@@ -213,14 +221,15 @@ def _segment_boxes(model: Any, processor: Any, view: _View, settings: AnythingSe
 
 
 def _batches(
-    model: Any, view: _View, inputs: Any, settings: AnythingSettings, report: Progress
+    model: PreTrainedModel, view: _View, inputs: Any, settings: AnythingSettings, report: Progress
 ) -> Iterator[tuple[int, Any]]:
     """Yield the masks of a view's prompts batch by batch, with the number of the first prompt of each."""
     inputs, count = inputs.to(model.device), len(view.prompts)
     for start in range(0, count, settings.points_per_batch):
         report("masks", start, count)
         part = slice(start, start + settings.points_per_batch)
-        yield start, model(**view.encoded, **{name: inputs[name][:, part] for name in _REGIONAL if name in inputs})
+        prompts = {name: inputs[name][:, part] for name in _REGIONAL if name in inputs}
+        yield start, model(**view.encoding.as_inputs(), **prompts)
 
 
 def _suppress_between(views: list[_View], threshold: float) -> None:
@@ -235,8 +244,13 @@ def _suppress_between(views: list[_View], threshold: float) -> None:
 
 
 def _masks(
-    processor: Any, views: list[_View], index: int, size: tuple[int, int], settings: AnythingSettings, least: int
-) -> Iterator[_Found]:
+    processor: ProcessorMixin,
+    views: list[_View],
+    index: int,
+    size: tuple[int, int],
+    settings: AnythingSettings,
+    min_area: int,
+) -> Iterator[_Mask]:
     """Yield the masks of one view in the pixels of the original, with all of their records but the captions."""
     view = views[index]
     x, y, right, bottom = view.crop
@@ -246,7 +260,7 @@ def _masks(
         part = [masks[start : start + step, None]]
         upscaled = processor.post_process_masks(part, [view.size], [view.resized], settings.mask_threshold)[0]
         for row, before in enumerate(upscaled[:, 0].cpu().numpy(), start):
-            after = remove_small_regions(before, least) if least else before
+            after = remove_small_regions(before, min_area) if min_area else before
             mask = np.zeros(size, bool)
             mask[y:bottom, x:right] = after
             left, top, far_x, far_y = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
@@ -259,7 +273,7 @@ def _masks(
                 **_prompt_field(view, int(view.found["region_index"][row])),
                 "crop_box": [x, y, right - x, bottom - y],
             }
-            yield _Found(record, index, row, not np.array_equal(before, after))
+            yield _Mask(record, index, row, not np.array_equal(before, after))
 
 
 def _prompt_field(view: _View, index: int) -> dict[str, Any]:
@@ -267,7 +281,7 @@ def _prompt_field(view: _View, index: int) -> dict[str, Any]:
     return {"box_prompt": prompt} if len(prompt) == 4 else {"point_coords": [prompt]}
 
 
-def _nms_again(found: list[_Found], threshold: float) -> list[_Found]:
+def _nms_again(found: list[_Mask], threshold: float) -> list[_Mask]:
     """Drop what cleaning left empty, and what has become alike: scaling loses specks, and cleaning more than those.
 
     Masks that cleaning did not change go first.
@@ -280,44 +294,46 @@ def _nms_again(found: list[_Found], threshold: float) -> list[_Found]:
 
 
 def _caption(
-    model: Any,
-    processor: Any,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     views: list[_View],
-    found: list[_Found],
+    found: list[_Mask],
     settings: AnythingSettings,
     generation: dict[str, Any],
 ) -> None:
     """Write the captions into the records, by one call; masks of the same prompt share their caption."""
-    asked: dict[int, dict[Any, Any]] = {}  # view -> key of a prompt -> the prompt
+    prompted: dict[int, dict[Any, Any]] = {}  # view -> key of a prompt -> the prompt
     keys = []
     kind = "given" if found and "box_prompt" in found[0].record else settings.caption_prompt
     for one in found:
         view = views[one.view]
         prompt = int(view.found["region_index"][one.row])
         key = prompt if kind in ("given", "point") else one.row
-        asked.setdefault(one.view, {}).setdefault(key, _caption_prompt(view, one, prompt, kind))
+        prompted.setdefault(one.view, {}).setdefault(key, _caption_prompt(view, one, prompt, kind))
         keys.append((one.view, key))
     if not found:
         return
     name = {"given": "input_boxes", "point": "input_points", "box": "input_boxes", "mask": "input_masks"}[kind]
-    prompts = {name: [list(regions.values()) for regions in asked.values()]}
-    used = [views[index] for index in asked]
+    prompts = {name: [list(regions.values()) for regions in prompted.values()]}
+    used = [views[index] for index in prompted]
     inputs = processor(original_sizes=[view.size for view in used], task=settings.task, **prompts).to(model.device)
+    encodings = used[0].encoding.cat([view.encoding for view in used])
     outputs = model.generate(
-        **inputs, **_join(used), output_masks=False, **{"output_caption_scores": True, **generation}
+        **inputs, **encodings.as_inputs(), output_masks=False, **{"output_caption_scores": True, **generation}
     )
-    told = processor.post_process_regions(outputs, [v.size for v in used], [v.resized for v in used])
+    described = processor.post_process_regions(outputs, [v.size for v in used], [v.resized for v in used])
     places = {
-        (index, key): spoken
-        for (index, regions), spoken_here in zip(asked.items(), told, strict=True)
-        for key, spoken in zip(regions, spoken_here, strict=True)
+        (index, key): record
+        for (index, regions), records in zip(prompted.items(), described, strict=True)
+        for key, record in zip(regions, records, strict=True)
     }
     for one, place in zip(found, keys, strict=True):
-        one.record |= _best(places[place])
+        record = places[place]
+        one.record["caption"], one.record["score"] = best_caption(record["caption"], record["score"])
 
 
-def _caption_prompt(view: _View, one: _Found, prompt: int, kind: str) -> Any:
-    """What the model is asked for to caption a mask, in pixels of its view."""
+def _caption_prompt(view: _View, one: _Mask, prompt: int, kind: str) -> Any:
+    """What prompts the model for a mask's caption, in pixels of its view."""
     if kind == "given":
         return view.prompts[prompt]
     if kind == "point":
@@ -326,27 +342,6 @@ def _caption_prompt(view: _View, one: _Found, prompt: int, kind: str) -> Any:
         return view.found["masks"][one.row].cpu().numpy()
     x, y, width, height = one.record["bbox"]
     return [x - view.crop[0], y - view.crop[1], x + width - view.crop[0], y + height - view.crop[1]]
-
-
-def _join(views: list[_View]) -> dict[str, Any]:
-    """The encodings of several views as those of one batch."""
-    joined: dict[str, Any] = {}
-    for name in views[0].encoded:
-        values = [view.encoded[name] for view in views]
-        if isinstance(values[0], torch.Tensor):
-            joined[name] = torch.cat(values)
-        else:
-            joined[name] = [torch.cat(parts) for parts in zip(*values, strict=True)]
-    return joined
-
-
-def _best(spoken: dict[str, Any]) -> dict[str, Any]:
-    """The caption of a region and its score; of several captions the likeliest."""
-    caption, score = spoken["caption"], spoken["score"]
-    while isinstance(caption, list):
-        place = max(range(len(caption)), key=lambda index: score[index]) if score is not None else 0
-        caption, score = caption[place], None if score is None else score[place]
-    return {"caption": caption, "score": score}
 
 
 def _unique(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

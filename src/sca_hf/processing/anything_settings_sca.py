@@ -78,14 +78,14 @@ class AnythingSettings:
         if self.min_area > self.max_area:
             raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}: nothing could be kept.")
 
-    def thresholds(self, share: float) -> dict[str, float]:
+    def thresholds(self, fraction: float) -> dict[str, float]:
         """Those of [`select_masks`] that look at one mask; suppression waits until all masks are there.
 
         Args:
-            share: fraction of the image that is looked at, above 0.
+            fraction: fraction of the image that is looked at, above 0.
         """
         names = ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset", "mask_threshold")
-        areas = {"min_area": self.min_area / share, "max_area": self.max_area / share}
+        areas = {"min_area": self.min_area / fraction, "max_area": self.max_area / fraction}
         return {name: getattr(self, name) for name in names} | areas | {"box_nms_thresh": 1.0}
 
 

@@ -1,6 +1,7 @@
 """Captions and tasks: text of regions to ids and back."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def encode_captions(
         pad_to: pad to at least this many tokens.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels` (B, R, T) int64. Labels are the ids, `IGNORED` on padding: told by
+        `input_ids`, `attention_mask` and `labels` (B, R, T) int64. Labels are the ids, `IGNORED` on padding: found by
         length, so that EOS stays a target where it doubles as the padding token.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -143,6 +144,54 @@ def as_id_array(sequences: Any) -> Any:
         return np.asarray(sequences, np.int64)
     except (TypeError, ValueError):
         return sequences
+
+
+def split_output(outputs: Any, region_mask: Any) -> tuple[Any, Any]:
+    """Take ids and region mask out of what `generate` returned; ids alone pass through."""
+    if isinstance(outputs, dict) or hasattr(outputs, "sequences"):
+        outputs = dict(outputs)
+        if outputs.get("sequences") is None:
+            raise ValueError("the output has no sequences to decode; give what generate returned.")
+        return outputs["sequences"], region_mask if region_mask is not None else outputs.get("region_mask")
+    return outputs, region_mask
+
+
+def id_rows(ids: np.ndarray) -> list[list[int]]:
+    """Return ids (..., T) as a flat list of rows."""
+    # Without -1: an empty text has ids of length 0, and then -1 could stand for any number of rows.
+    return ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1]).tolist()
+
+
+def decode_nested(ids: Any, decode: Callable[[Any], list[str]]) -> list[Any]:
+    """Decode ids (..., T), or ragged lists of ids, to texts nested as the sequences are.
+
+    Args:
+        ids: an array, or lists.
+        decode: turns a flat list of sequences into texts.
+    """
+    if isinstance(ids, np.ndarray):
+        texts: list[Any] = decode(id_rows(ids))
+        shape = ids.shape[:-1]
+        for size in reversed(shape[1:]):
+            texts = [texts[i : i + size] for i in range(0, len(texts), size)] if size else []
+        return texts if all(shape[1:]) else [[] for _ in range(shape[0])]
+    nested = (list, tuple)
+    if ids and all(isinstance(row, nested) and not any(isinstance(token, nested) for token in row) for row in ids):
+        return decode(ids)
+    return [decode_nested(row, decode) if len(row) else [] for row in ids]
+
+
+def best_caption(caption: Any, score: Any) -> tuple[str, Any]:
+    """Return the caption of a region and its score; of several, nested as `generate` gives them, the likeliest.
+
+    Args:
+        caption: a string, or lists of strings.
+        score: its mean log-probability, or lists of as many; None where they were not computed.
+    """
+    while isinstance(caption, list):
+        best = 0 if score is None else max(range(len(caption)), key=lambda index: score[index])
+        caption, score = caption[best], None if score is None else score[best]
+    return caption, score
 
 
 def _task_id(name: Any, tasks: Sequence[str], where: str) -> int:

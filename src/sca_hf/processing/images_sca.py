@@ -7,8 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image, ImageOps
 from transformers.image_utils import load_image
+from transformers.utils import is_torchvision_available
+
+
+# Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
+_MAX_SIDE = 16_384
 
 
 def as_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
@@ -18,7 +24,7 @@ def as_images(images: Any, input_data_format: str | None = None) -> list[Image.I
         images: a PIL image, an array or tensor (2 to 4 axes; 4 are a batch), a path, URL, data URI or base64 string,
             the bytes of a file or an open file; or a list of those. Transparency is dropped, as the library does.
             Arrays hold 8-bit values, 16-bit values, or floats in 0..1 or 0..255.
-        input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default told by the axis of 1, 3 or 4
+        input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the axis of 1, 3 or 4
             channels (of two such axes, the last for numpy and the first for torch).
 
     Returns:
@@ -42,6 +48,43 @@ def check_size(size: tuple[int, int], resized: tuple[int, int], index: int) -> N
             f"image {index} of {size[1]} x {size[0]} pixels (width x height) is too narrow: resized to {max(resized)} "
             "pixels on its long side, its short side has none. Crop it first."
         )
+
+
+def check_sizes(original_sizes: Any) -> list[tuple[int, int]]:
+    """Return (height, width) of each image as integers, or refuse what is something else."""
+    try:
+        sizes = np.asarray(original_sizes.tolist() if hasattr(original_sizes, "tolist") else list(original_sizes))
+    except ValueError as error:
+        raise ValueError("original_sizes: expected (height, width) per image.") from error
+    if sizes.ndim != 2 or sizes.shape[1] != 2 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
+        raise ValueError(f"original_sizes: expected integers (height, width) per image, got {original_sizes!r}.")
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def longest_edge(size: Any) -> int:
+    """Return the longest edge of a size in any of the library's forms."""
+    side = size.get("longest_edge") if isinstance(size, dict) else getattr(size, "longest_edge", size)
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
+    if side > _MAX_SIDE:
+        raise ValueError(f"the image processor's longest_edge is {side}; at most {_MAX_SIDE} pixels make sense.")
+    return side
+
+
+def sam_image_processor(side: int, mask_size: int) -> Any:
+    """Build the library's image processor of SAM, of the backend that is installed.
+
+    Args:
+        side: side of the square that images are resized and padded to, pixels.
+        mask_size: side of the low-resolution masks.
+    """
+    name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
+    return getattr(transformers, name)(
+        size={"longest_edge": side},
+        pad_size={"height": side, "width": side},
+        mask_size={"longest_edge": mask_size},
+        mask_pad_size={"height": mask_size, "width": mask_size},
+    )
 
 
 def _as_image(image: Any, index: int, input_data_format: str | None) -> Image.Image:

@@ -138,7 +138,7 @@ def generate_crop_boxes(
     Args:
         size: (height, width), pixels.
         layers: how many layers beside the whole image.
-        overlap: of neighbours in the first layer, as a share of the image's short side; half of it in the next.
+        overlap: overlap of neighbors in the first layer, as a fraction of the image's short side; half of that next.
 
     Returns:
         Per layer, the whole image being layer 0, its crops, xyxy in pixels.
@@ -231,8 +231,8 @@ def select_masks(
         mask_threshold: logit above which a pixel is in the mask.
         box_nms_thresh: box IoU above which only the better of two masks is kept; 1 keeps all.
         mask_nms_thresh: the same of the masks themselves.
-        min_area: smallest share of the image that a mask may cover; empty masks are never kept.
-        max_area: largest share.
+        min_area: smallest fraction of the image that a mask may cover; empty masks are never kept.
+        max_area: largest fraction.
 
     Returns:
         (kept,) int64 indices into N, best estimated IoU first.

@@ -26,7 +26,7 @@ def mask_logits(
         where: what to call the mask in an error.
 
     Returns:
-        (mask_size, mask_size) float32: `(2 p - 1) * MASK_LOGIT`, p the share of the cell that the mask covers;
+        (mask_size, mask_size) float32: `(2 p - 1) * MASK_LOGIT`, p the fraction of the cell that the mask covers;
         padding is not covered.
     """
     array = _as_array(mask, where)
@@ -39,7 +39,7 @@ def mask_logits(
 def mask_coverage(
     mask: Any, size: tuple[int, int], resized: tuple[int, int], frame_size: int, mask_size: int, where: str = "mask"
 ) -> np.ndarray:
-    """Return the share of each low-resolution cell that one mask covers: (mask_size, mask_size) float64 in [0, 1].
+    """Return the fraction of each low-resolution cell that one mask covers: (mask_size, mask_size) float64 in [0, 1].
 
     It takes what [`mask_logits`] takes, logits excepted.
     """

@@ -1,21 +1,29 @@
 """Processor of Segment and Caption Anything: images, prompts of regions and captions in; records of regions out."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.utils import is_torchvision_available
 
 from .anything_sca import caption_anything
 from .anything_settings_sca import AnythingSettings
-from .captions_sca import as_id_array, decode_rows, encode_captions, region_captions, region_tasks, text_tasks
-from .images_sca import as_images, check_size
+from .captions_sca import (
+    as_id_array,
+    decode_nested,
+    decode_rows,
+    encode_captions,
+    id_rows,
+    region_captions,
+    region_tasks,
+    split_output,
+    text_tasks,
+)
+from .images_sca import as_images, check_size, check_sizes, longest_edge, sam_image_processor
 from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
@@ -23,8 +31,6 @@ from .region_prompts_sca import processor_arguments, read_regions
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
 FORMAT_VERSION = 1
-# Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
-_MOST_SIDE = 16_384
 
 
 class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -95,9 +101,9 @@ class ScaProcessor(ProcessorMixin):
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
         self.format_version = format_version
-        self.mask_size = mask_size or _side(image_processor.mask_size)
+        self.mask_size = mask_size or longest_edge(image_processor.mask_size)
         for size in (image_processor.size, self.mask_size):
-            _side(size)
+            longest_edge(size)
         self.anything_settings = dict(anything_settings or {})
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -120,14 +126,8 @@ class ScaProcessor(ProcessorMixin):
         vision = config.sam_config.vision_config
         side, mask_size = vision.image_size, 4 * (vision.image_size // vision.patch_size)
         if image_processor is None:
-            name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
-            image_processor = getattr(transformers, name)(
-                size={"longest_edge": side},
-                pad_size={"height": side, "width": side},
-                mask_size={"longest_edge": mask_size},
-                mask_pad_size={"height": mask_size, "width": mask_size},
-            )
-        if _side(image_processor.size) != side:
+            image_processor = sam_image_processor(side, mask_size)
+        if longest_edge(image_processor.size) != side:
             raise ValueError(f"the image processor makes {image_processor.size}, but the model takes {side} pixels.")
         return cls(
             image_processor,
@@ -229,18 +229,18 @@ class ScaProcessor(ProcessorMixin):
         """Return the tensors of the images, their sizes, their resized sizes, and the side of the padded square."""
         if (images is None) == (original_sizes is None):
             raise ValueError("give either images or, for prompts of cached embeddings, original_sizes.")
-        longest_edge = _side(options.get("size") or self.image_processor.size)
+        side = longest_edge(options.get("size") or self.image_processor.size)
         if images is None:
-            sizes = _check_sizes(original_sizes)
+            sizes = check_sizes(original_sizes)
         else:
             images = as_images(images, options.pop("input_data_format", None))
             sizes = [(image.height, image.width) for image in images]
-        resized = [resized_size(size, longest_edge) if min(size) > 0 else size for size in sizes]
+        resized = [resized_size(size, side) if min(size) > 0 else size for size in sizes]
         for index, size in enumerate(sizes):
             check_size(size, resized[index], index)
         data = {"original_sizes": np.array(sizes), "reshaped_input_sizes": np.array(resized)}
         if images is None:
-            return data, sizes, resized, longest_edge
+            return data, sizes, resized, side
         features = self.image_processor(images, return_tensors="pt", **options)
         # Where resizing is switched off or changed for this call, the image processor knows better.
         resized = [(int(height), int(width)) for height, width in features["reshaped_input_sizes"]]
@@ -293,17 +293,13 @@ class ScaProcessor(ProcessorMixin):
         Returns:
             Per image a list of texts of its real regions, stripped, nested as the ids are.
         """
-        sequences, region_mask = _sequences(sequences, region_mask)
+        sequences, region_mask = split_output(sequences, region_mask)
         ids = as_id_array(sequences)
         if isinstance(ids, np.ndarray) and not 2 <= ids.ndim <= 4:
             raise ValueError(
                 f"expected ids of 2 to 4 axes (B, R, T), got shape {ids.shape}; for one sequence use decode."
             )
-        decode = self._decode_rows(skip_special_tokens, kwargs)
-        if isinstance(ids, np.ndarray):
-            texts = _nest_like(decode(_rows(ids)), ids.shape[:-1])
-        else:
-            texts = _decode_ragged(ids, decode)
+        texts = decode_nested(ids, self._decode_rows(skip_special_tokens, kwargs))
         if region_mask is None or (isinstance(ids, np.ndarray) and ids.ndim == 2):
             return texts
         region_mask = to_list(region_mask)
@@ -325,10 +321,10 @@ class ScaProcessor(ProcessorMixin):
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
         """Decode ids of any shape, or the output of `generate`, to a flat list of texts; padded regions give `""`."""
-        ids = as_id_array(_sequences(generated_outputs, None)[0])
+        ids = as_id_array(split_output(generated_outputs, None)[0])
         if not isinstance(ids, np.ndarray):
             raise ValueError("the ids are ragged lists; give one array, or decode them with batch_decode.")
-        return self._decode_rows(skip_special_tokens, kwargs)(_rows(ids))
+        return self._decode_rows(skip_special_tokens, kwargs)(id_rows(ids))
 
     def post_process_masks(
         self, masks: Any, original_sizes: Any, reshaped_input_sizes: Any, mask_threshold: float = 0.0, **kwargs: Any
@@ -396,7 +392,7 @@ class ScaProcessor(ProcessorMixin):
                     mask_threshold=mask_threshold,
                 )
                 found = masks[image][regions], outputs["iou_scores"][image][regions]
-                pixels = max(sizes[image][0] * sizes[image][1], _side(self.image_processor.size) ** 2)
+                pixels = max(sizes[image][0] * sizes[image][1], longest_edge(self.image_processor.size) ** 2)
                 picked = mask_records(*found, upscale, pixels, all_masks)
             records.append(
                 [
@@ -422,7 +418,7 @@ class ScaProcessor(ProcessorMixin):
             Prompts without pixels: points (B, points_per_side ** 2, 1, 2). Put them beside `image_embeddings`, run the
             model's `forward` for masks, and choose among these with [`~ScaProcessor.select_regions`].
         """
-        sizes = _check_sizes(original_sizes)
+        sizes = check_sizes(original_sizes)
         points = [build_point_grid(size, points_per_side)[:, None] for size in sizes]
         return self(original_sizes=sizes, input_points=points, **kwargs)
 
@@ -450,14 +446,14 @@ class ScaProcessor(ProcessorMixin):
         sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
         real = real_regions(outputs, region_mask, sizes, resized)
         return [
-            choose_candidates(masks, ious, regions, size, inner, _side(self.image_processor.size), **kwargs)
+            choose_candidates(masks, ious, regions, size, inner, longest_edge(self.image_processor.size), **kwargs)
             for masks, ious, regions, size, inner in zip(
                 outputs["pred_masks"], outputs["iou_scores"], real, sizes, resized, strict=True
             )
         ]
 
     def caption_anything(
-        self, model: Any, image: Any, settings: Any = None, boxes: Any = None, **options: Any
+        self, model: PreTrainedModel, image: Any, settings: Any = None, boxes: Any = None, **options: Any
     ) -> list[dict[str, Any]]:
         """Find and caption everything in one image, see [`caption_anything`].
 
@@ -501,55 +497,3 @@ class ScaProcessor(ProcessorMixin):
         # The library also notes our class in the image processor, which is not ours.
         settings.get("image_processor", {}).pop("auto_map", None)
         return settings
-
-
-def _check_sizes(original_sizes: Any) -> list[tuple[int, int]]:
-    try:
-        sizes = np.asarray(to_list(original_sizes))
-    except ValueError as error:
-        raise ValueError("original_sizes: expected (height, width) per image.") from error
-    if sizes.ndim != 2 or sizes.shape[1] != 2 or len(sizes) == 0 or sizes.dtype.kind not in "iu":
-        raise ValueError(f"original_sizes: expected integers (height, width) per image, got {original_sizes!r}.")
-    return [(int(height), int(width)) for height, width in sizes]
-
-
-def _sequences(outputs: Any, region_mask: Any) -> tuple[Any, Any]:
-    """Take ids and region mask out of what `generate` returned; ids alone pass through."""
-    if isinstance(outputs, dict) or hasattr(outputs, "sequences"):
-        outputs = dict(outputs)
-        if outputs.get("sequences") is None:
-            raise ValueError("the output has no sequences to decode; it is not one of generate.")
-        return outputs["sequences"], region_mask if region_mask is not None else outputs.get("region_mask")
-    return outputs, region_mask
-
-
-def _rows(ids: np.ndarray) -> list[list[int]]:
-    """Return ids (..., T) as a flat list of rows."""
-    # Without -1: an empty text has ids of length 0, and then -1 could stand for any number of rows.
-    return ids.reshape(math.prod(ids.shape[:-1]), ids.shape[-1]).tolist()
-
-
-def _nest_like(texts: list[Any], shape: tuple[int, ...]) -> list[Any]:
-    """Fold a flat list to the given shape."""
-    for size in reversed(shape[1:]):
-        texts = [texts[i : i + size] for i in range(0, len(texts), size)] if size else []
-    return texts if all(shape[1:]) else [[] for _ in range(shape[0])]
-
-
-def _decode_ragged(ids: Any, decode: Any) -> list[Any]:
-    """Decode ragged lists of ids, keeping their nesting above the sequences."""
-    if ids and all(
-        isinstance(row, (list, tuple)) and not any(isinstance(t, (list, tuple)) for t in row) for row in ids
-    ):
-        return decode(ids)
-    return [_decode_ragged(row, decode) if len(row) else [] for row in ids]
-
-
-def _side(size: Any) -> int:
-    """Return the longest edge of a size in any of the library's forms."""
-    side = size.get("longest_edge") if isinstance(size, dict) else getattr(size, "longest_edge", size)
-    if not isinstance(side, int) or side < 1:
-        raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
-    if side > _MOST_SIDE:
-        raise ValueError(f"the image processor's longest_edge is {side}; at most {_MOST_SIDE} pixels make sense.")
-    return side

@@ -3,7 +3,7 @@
 Frames. A user gives pixels of the original image (for a file with an EXIF rotation: of the upright image), the origin
 in the top left corner, so that a box around the whole image is `[0, 0, width, height]`. The model takes pixels of the
 resized image, whose longest side is the side of the square that it is padded to. Shapes: B images, R regions per image
-(of the image that has most), P points per region (of the region that has most), K masks in all.
+(of the image with the most regions), P points per region (of the region with the most points), K masks in all.
 """
 
 import numbers
@@ -49,25 +49,11 @@ def build_prompts(
     Returns:
         `input_points` (B, R, P, 2) and `input_boxes` (B, R, 4) float32, pixels of the resized image; `input_labels`
         (B, R, P); `input_masks` (K, mask_size, mask_size) logits and `mask_index` (B, R), -1 for none; `region_mask`
-        (B, R); `prompt_layout` (B, R), `num_points << 2 | has_mask << 1 | has_box`. Unused slots are zero, labels
-        `POINT_PADDING`.
+        (B, R); `prompt_layout` (B, R), see [`pack_layout`]. Unused slots are zero, labels `POINT_PADDING`.
     """
-    images = len(sizes)
     if all(prompt is None for prompt in (input_points, input_labels, input_boxes, input_masks)):
         input_boxes = [[[0, 0, width, height]] for height, width in sizes]
-    if input_labels is not None and input_points is None:
-        raise ValueError("input_labels were given without input_points; labels belong to points.")
-    flat_labels = input_labels is not None and images == 1 and depth_of(input_labels, "input_labels") == 1
-    by_kind = {
-        "input_points": nest(input_points, "input_points", images, one_region=flat_labels),
-        "input_labels": nest(input_labels, "input_labels", images),
-        "input_boxes": nest(input_boxes, "input_boxes", images),
-        "input_masks": nest(input_masks, "input_masks", images),
-    }
-    counts = count_regions(by_kind, images)
-    if not any(counts):
-        raise ValueError("no image has a region; give at least one prompt, or no prompt argument for whole images.")
-
+    by_kind, counts = _nest_prompts(len(sizes), input_points, input_labels, input_boxes, input_masks)
     scale = np.array([(rw / w, rh / h) for (h, w), (rh, rw) in zip(sizes, resized, strict=True)])  # (B, 2) x, y
     region_mask = np.arange(max(counts)) < np.array(counts)[:, None]  # (B, R)
     points, labels, num_points = _lay_out_points(
@@ -77,8 +63,10 @@ def build_prompts(
     masks, mask_index = _lay_out_masks(
         by_kind["input_masks"], sizes, resized, frame_size, mask_size, region_mask.shape
     )
-    layout = (num_points << 2) | ((mask_index >= 0).astype(np.int64) << 1) | has_box
-    for image, region in np.argwhere(region_mask & (layout == 0))[:1]:
+    layout = pack_layout(num_points, mask_index >= 0, has_box)
+    without = np.argwhere(region_mask & (layout == 0))
+    if len(without):
+        image, region = without[0]
         raise ValueError(
             f"image {image}, region {region} has no prompt; give it a box, points or a mask, or leave the region out."
         )
@@ -91,6 +79,33 @@ def build_prompts(
         "region_mask": region_mask,
         "prompt_layout": layout,
     }
+
+
+def pack_layout(num_points: np.ndarray, has_mask: np.ndarray, has_box: np.ndarray) -> np.ndarray:
+    """Write which prompts each region has as one integer: points from the third bit on, then mask, then box.
+
+    Regions of one layout run together, without padding; the model's `read_layout` takes it apart.
+    """
+    return (num_points.astype(np.int64) << 2) | (has_mask.astype(np.int64) << 1) | has_box.astype(np.int64)
+
+
+def _nest_prompts(
+    num_images: int, input_points: Any, input_labels: Any, input_boxes: Any, input_masks: Any
+) -> tuple[dict[str, list[Any]], list[int]]:
+    """Return each kind of prompt per image, and the number of regions of each image."""
+    if input_labels is not None and input_points is None:
+        raise ValueError("input_labels were given without input_points; labels belong to points.")
+    flat_labels = input_labels is not None and num_images == 1 and depth_of(input_labels, "input_labels") == 1
+    by_kind = {
+        "input_points": nest(input_points, "input_points", num_images, one_region=flat_labels),
+        "input_labels": nest(input_labels, "input_labels", num_images),
+        "input_boxes": nest(input_boxes, "input_boxes", num_images),
+        "input_masks": nest(input_masks, "input_masks", num_images),
+    }
+    counts = count_regions(by_kind, num_images)
+    if not any(counts):
+        raise ValueError("no image has a region; give at least one prompt, or no prompt argument for whole images.")
+    return by_kind, counts
 
 
 def resized_size(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
@@ -185,7 +200,7 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
         The boxes, coordinates within `EDGE_TOLERANCE` beyond an edge set to the edge.
     """
     limit = np.array([size[1], size[0], size[1], size[0]], np.float64)
-    picture = f"the image of {size[1]} x {size[0]} pixels (width x height)"
+    bounds = f"the image of {size[1]} x {size[0]} pixels (width x height)"
     _refuse(~np.isfinite(boxes).all(1), boxes, where, "box", "is not finite; give four finite numbers")
     inverted = (boxes[:, :2] > boxes[:, 2:]).any(1)
     _refuse(
@@ -193,7 +208,11 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
     )
     outside = ((boxes < -EDGE_TOLERANCE) | (boxes > limit + EDGE_TOLERANCE)).any(1)
     _refuse(
-        outside, boxes, where, "box", f"reaches outside {picture}; give pixels of the original image, or clip it first"
+        outside,
+        boxes,
+        where,
+        "box",
+        f"reaches outside {bounds}; give pixels of the original image, or clip it first",
     )
     boxes = np.clip(boxes, 0, limit)
     # float32 is what the model sees.
@@ -217,15 +236,10 @@ def check_points(points: np.ndarray, size: tuple[int, int], image: int, region: 
     limit = np.array([size[1], size[0]], np.float64)
     finite = np.isfinite(points).all(1)
     outside = finite & ((points < -EDGE_TOLERANCE) | (points > limit + EDGE_TOLERANCE)).any(1)
-    for bad, mend in (
-        (~finite, "is not finite; give two finite numbers"),
-        (
-            outside,
-            f"lies outside the image of {size[1]} x {size[0]} pixels (width x height); give pixels of the original",
-        ),
-    ):
-        for i in np.flatnonzero(bad)[:1]:
-            raise ValueError(f"input_points: image {image}, region {region[i]}: point {_show(points[i])} {mend}.")
+    where = [f"input_points: image {image}, region {index}" for index in region]
+    _refuse(~finite, points, where, "point", "is not finite; give two finite numbers")
+    bounds = f"the image of {size[1]} x {size[0]} pixels (width x height)"
+    _refuse(outside, points, where, "point", f"lies outside {bounds}; give pixels of the original")
     return np.clip(points, 0, limit)
 
 
@@ -280,9 +294,11 @@ def _table(rows: Any, index: Any, width: int, where: str, what: str, level: str 
     return np.asarray([np.asarray(row, np.float64) for row in rows]).reshape(-1, width)
 
 
-def _refuse(bad: Any, values: np.ndarray, where: Sequence[str], what: str, mend: str) -> None:
-    for i in np.flatnonzero(bad)[:1]:
-        raise ValueError(f"{where[i]}: {what} {_show(values[i])} {mend}.")
+def _refuse(bad: Any, values: np.ndarray, where: Sequence[str], what: str, fault: str) -> None:
+    """Raise for the first of `values` that is `bad`, (N,) bool; the fault says what to give instead."""
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(f"{where[first]}: {what} {_show(values[first])} {fault}.")
 
 
 def _show(value: Any) -> str:
@@ -363,9 +379,9 @@ def count_regions(by_kind: dict[str, list[Any]], num_images: int) -> list[int]:
             if images[image] is not None and len(images[image])
         }
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{length} in {name}" for name, length in lengths.items())
+            listed = ", ".join(f"{length} in {name}" for name, length in lengths.items())
             raise ValueError(
-                f"image {image}: the kinds of prompt disagree about the number of regions ({told}). Give every kind "
+                f"image {image}: the kinds of prompt disagree about the number of regions ({listed}). Give every kind "
                 "one entry per region, None where the region has none of that kind."
             )
         counts.append(next(iter(lengths.values()), 0))

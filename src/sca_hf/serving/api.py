@@ -1,8 +1,6 @@
 """The HTTP interface: masks and captions for regions, or for everything in a picture. `/docs` describes it."""
 
 import asyncio
-import base64
-import binascii
 import ctypes
 import json
 import math
@@ -29,7 +27,7 @@ from .limits import RequestError
 
 _DESCRIPTION = """
 Point at something in a picture, by a point, a box or a mask, and get its mask and a caption; or get everything in it.
-Coordinates are pixels of the upright picture, x to the right, y down, boxes `[x1, y1, x2, y2]`, masks COCO RLE.
+Coordinates are pixels of the upright picture, x to the right, y down; boxes are `[x1, y1, x2, y2]`, masks COCO RLE.
 """
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -44,12 +42,12 @@ class Rle(BaseModel):
 
 class _Picture(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    image: str | None = Field(None, description="the picture's file as base64, or")
-    image_id: str | None = Field(None, description="what POST /v1/images returned for it")
+    image: str | None = Field(None, description="the picture's file as base64; give either this or image_id")
+    image_id: str | None = Field(None, description="name of a kept picture, from POST /v1/images")
     model: str | None = Field(None, description="one of GET /v1/models; the first by default")
     task: str | None = Field(None, description="a task of the model, usually caption or recognition")
     num_beams: int | None = Field(None, description="beams to search with; greedy by default")
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = Field(None, description="most tokens of a caption")
 
 
 class CaptionRequest(_Picture):
@@ -106,8 +104,8 @@ class Mask(BaseModel):
     """A mask of a region, as large as the picture."""
 
     mask: Rle
-    iou: float = Field(description="the model's own guess of its IoU with the true mask")
-    box: tuple[float, float, float, float] | None = Field(description="that just holds the mask; null if it is empty")
+    iou: float = Field(description="the model's own estimate of its IoU with the true mask")
+    box: tuple[float, float, float, float] | None = Field(description="tight box of the mask; null if it is empty")
 
 
 class Region(Mask):
@@ -135,7 +133,7 @@ class AnythingRegion(BaseModel):
     predicted_iou: float
     stability_score: float
     point_coords: list[tuple[float, float]] | None = Field(description="the point that found it")
-    crop_box: tuple[float, float, float, float] = Field(description="x, y, width, height of the cut it was found in")
+    crop_box: tuple[float, float, float, float] = Field(description="x, y, width, height of the crop it was found in")
     caption: str
     score: float
 
@@ -155,7 +153,7 @@ class CocoResponse(BaseModel):
 
 
 class KeptImage(BaseModel):
-    """The name of a picture that is kept."""
+    """A picture that is kept for later requests."""
 
     image_id: str
     width: int
@@ -169,14 +167,14 @@ class Models(BaseModel):
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: Literal["ok"]
     version: str
-    waiting: int = Field(description="requests that wait")
+    waiting: int = Field(description="number of requests that wait")
 
 
-# Documents answers without checking them again on their way out; the tests do.
+# Documents the answers without validating them on their way out; the tests do that.
 def _answers(model: Any, *refusals: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": model}, **{code: {"model": ErrorResponse} for code in refusals}}
 
@@ -198,11 +196,7 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
             raise RequestError("Give either image or image_id.")
         if request.image_id is not None:
             return pictures.get(request.image_id)
-        try:
-            data = base64.b64decode((request.image or "").rpartition("base64,")[2], validate=True)
-        except (binascii.Error, ValueError):
-            raise RequestError("image is not base64.") from None
-        return await run_in_threadpool(engine.open_image, data)
+        return await run_in_threadpool(engine.open_base64, request.image or "")
 
     @app.post(
         "/v1/images",
@@ -247,21 +241,21 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
 
 
 def _add_state(app: FastAPI, engine: Engine) -> None:
-    """The endpoints that look at the engine."""
+    """Adds the endpoints that report on the engine."""
 
-    @app.get("/v1/models", summary="The models that can be asked for", responses=_answers(Models))
+    @app.get("/v1/models", summary="List the models", responses=_answers(Models))
     async def models() -> dict[str, Any]:
         return {"models": engine.models}
 
     @app.get(
         "/v1/models/{name:path}",
-        summary="What one of them is",
+        summary="Describe one of the models",
         responses={404: {"model": ErrorResponse}, 422: {"model": ErrorResponse}},
     )
     async def model(name: str) -> dict[str, Any]:
         return await run_in_threadpool(engine.describe, name)
 
-    @app.get("/health", summary="Is the server up, and how many requests wait?", responses=_answers(Health))
+    @app.get("/health", summary="Whether the server is up, and how many requests wait", responses=_answers(Health))
     async def health() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, "waiting": engine.waiting()}
 
@@ -272,7 +266,7 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Every error is `{"error": a sentence}`."""
+    """Makes every error `{"error": a sentence}`."""
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
@@ -291,13 +285,13 @@ def _add_errors(app: FastAPI) -> None:
 
 
 async def _stream(engine: Engine, arguments: Any, all_masks: bool) -> AsyncIterator[str]:
-    """Lines `{"captions": [...]}` as they grow, at last `{"regions": [...]}`."""
+    """Yields lines `{"captions": [...]}` as they grow, then `{"regions": [...]}`."""
     loop, news = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
     def tell(value: Any) -> None:
         loop.call_soon_threadsafe(news.put_nowait, value)
 
-    # Raises here what is wrong with the request, while its status can still be told.
+    # Errors of the request are raised here, while its status can still be set.
     future = await run_in_threadpool(engine.submit, *arguments, on_tokens=tell)
     future.add_done_callback(tell)
 
@@ -317,10 +311,10 @@ def _trimmed(records: list[dict[str, Any]], all_masks: bool) -> list[dict[str, A
 
 
 class BodyLimit:
-    """Refuses bodies above a limit while they arrive, before anything holds them.
+    """Refuses bodies above a limit while they arrive, before they are held in memory.
 
     Args:
-        limit: bytes.
+        limit: the most bytes of a body.
     """
 
     def __init__(self, app: Any, limit: int) -> None:
@@ -365,24 +359,28 @@ def serve_app(
     device: str | None,
     started: Callable[[Engine], None] = lambda engine: None,
 ) -> None:
-    """Serves what `make_app` makes of an engine for these models.
+    """Serves an application over an engine until interrupted.
 
     Args:
-        models, device: see [`Engine`].
+        make_app: makes the ASGI application for the engine.
+        models: see [`Engine`].
+        host: address to listen on.
+        port: port to listen on.
+        device: see [`Engine`].
         started: called with the engine, its default model loaded, before requests are taken.
     """
     limit_arenas()
     engine = Engine(models, device)
-    engine.model()  # whoever comes first should not wait for it
+    engine.model()  # the first request should not wait for it
     started(engine)
     uvicorn.run(make_app(engine), host=host, port=port, log_level="warning")
 
 
 def limit_arenas(count: int = 2) -> bool:
-    """Has glibc share memory among threads; True where that is the C library.
+    """Limits the number of glibc's memory arenas; returns whether glibc is the C library.
 
-    It gives each of the server's many threads memory of its own, which keeps what was freed: the server would grow for
-    as long as threads still meet larger requests than before.
+    By default each of the server's many threads gets an arena of its own, which keeps freed memory: the server would
+    grow for as long as some thread meets a larger request than before.
     """
     if not sys.platform.startswith("linux"):
         return False

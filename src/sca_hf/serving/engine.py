@@ -1,5 +1,7 @@
 """One engine for all callers: models loaded once, images encoded once, regions of several requests in one call."""
 
+import base64
+import binascii
 import hashlib
 import queue
 import secrets
@@ -18,6 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..captioning import load
 from ..model_names import BUNDLED_MODEL, check_repository
+from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
@@ -58,7 +61,7 @@ class _Job:
     result: Future[list[dict[str, Any]]] = field(default_factory=Future)
 
     def joins(self, other: "_Job") -> bool:
-        """Can both be answered by one call?"""
+        """Whether one call can answer both."""
         alone = self.on_tokens or other.on_tokens or self.generation.get("do_sample")
         return not alone and (self.model, self.generation) == (other.model, other.generation)
 
@@ -67,11 +70,11 @@ class Engine:
     """Loads models on first use and answers from threads of its own.
 
     Args:
-        models: names that callers may ask for; folders are known to callers by their last part only.
+        models: names that callers may use; a folder is known to callers by its last part only.
         device: None takes CUDA where it is present.
         limits: the most that a request may take.
-        cached_images: encodings that are kept.
-        loaded_models: models that are kept loaded.
+        cached_images: number of encodings that are kept.
+        loaded_models: number of models that are kept loaded.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class Engine:
 
     @property
     def models(self) -> list[str]:
-        """Names of the models that callers may ask for; the first is the default."""
+        """Names of the models that callers may use; the first is the default."""
         return list(self._folders)
 
     def model(self, name: str | None = None) -> tuple[Any, Any]:
@@ -117,7 +120,7 @@ class Engine:
             return self._models[name]
 
     def known(self, name: str | None) -> str:
-        """The name of a model that may be asked for; None is the first."""
+        """Returns the name of a model if callers may use it; None stands for the first."""
         if name is None:
             return self.models[0]
         if name not in self._folders:
@@ -125,7 +128,7 @@ class Engine:
         return name
 
     def describe(self, name: str | None = None) -> dict[str, Any]:
-        """What a caller may want to know of a model."""
+        """Describes a model: its parts, size, tasks and settings of anything mode."""
         name = self.known(name)
         model, processor = self.model(name)
         text = model.config.text_config
@@ -143,8 +146,16 @@ class Engine:
         """Decodes a picture within the limits."""
         return StoredImage(self.limits.open_image(data), hashlib.sha256(data).hexdigest())
 
+    def open_base64(self, text: str) -> StoredImage:
+        """Decodes a picture from base64 or a data URL."""
+        try:
+            data = base64.b64decode(text.rpartition("base64,")[2], validate=True)
+        except (binascii.Error, ValueError):
+            raise RequestError("The picture is not base64.") from None
+        return self.open_image(data)
+
     def encode(self, image: StoredImage, model: str | None = None) -> Any:
-        """An image's encoding, from the cache where it is there."""
+        """Returns an image's encoding, from the cache if it holds it."""
         name = self.known(model)
         key = (name, image.key)
         # One after the other: whoever asks for what is being encoded waits for it, rather than doing it again.
@@ -158,7 +169,7 @@ class Engine:
             return self._encodings[key]
 
     def encode_soon(self, image: StoredImage, model: str | None = None) -> None:
-        """Encodes an image while its owner still looks at it, so that the first question is answered quickly."""
+        """Encodes an image in the background, so that the first request for it is answered quickly."""
         threading.Thread(target=self.encode, args=(image, self.known(model)), daemon=True).start()
 
     def submit(
@@ -170,7 +181,7 @@ class Engine:
         generation: dict[str, Any] | None = None,
         on_tokens: Callable[[list[str]], None] | None = None,
     ) -> Future[list[dict[str, Any]]]:
-        """Asks for the masks and captions of regions.
+        """Queues regions for masks and captions.
 
         Args:
             regions: at least one, as [`Limits.read_regions`] gives them.
@@ -187,7 +198,7 @@ class Engine:
         if on_tokens and options.get("num_beams", 1) > 1:
             raise RequestError("Captions of a beam search cannot be streamed: they change until the end.")
         processor = self.model(name)[1]
-        try:  # what is wrong with it is its own caller's, not that of those who share the call
+        try:  # here, so that an error reaches the one caller who made it, not all who share the call
             processor(original_sizes=[image.size], task=task, **processor_arguments([regions]))
         except (ValueError, TypeError) as error:
             raise RequestError(_sentence(error)) from None
@@ -209,7 +220,7 @@ class Engine:
         generation: dict[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
-        """Captions everything in an image, see `caption_anything`; one at a time, others wait."""
+        """Captions everything in an image, see `caption_anything`; one image at a time, other requests wait."""
         name = self.known(model)
         options = self.limits.check_generation(generation or {})
         loaded, processor = self.model(name)
@@ -240,11 +251,11 @@ class Engine:
                 self._anything_waiting -= 1
 
     def waiting(self) -> int:
-        """Requests that wait."""
+        """Returns the number of requests that wait."""
         return self._jobs.qsize() + self._anything_waiting
 
     def close(self) -> None:
-        """Ends the engine's thread; what waits is still answered."""
+        """Ends the engine's thread; requests that wait are still answered."""
         self._jobs.put(None)
 
     def _count(self, **more: float) -> None:
@@ -253,7 +264,7 @@ class Engine:
                 self.counts[name] += value
 
     def _work(self) -> None:
-        """Takes jobs, joins those that can be, and answers them."""
+        """Takes jobs from the queue, joins those that can share a call, and answers them."""
         kept: _Job | None = None
         while (first := kept or self._jobs.get()) is not None:
             jobs, kept = [first], None
@@ -289,17 +300,14 @@ class Engine:
         name, generation = jobs[0].model, dict(jobs[0].generation)
         model, processor = self.model(name)
         encoded = [self.encode(job.image, name) for job in jobs]
-        images: dict[str, Any] = {"image_embeddings": torch.cat([one[0]["image_embeddings"] for one in encoded])}
-        if "intermediate_embeddings" in encoded[0][0]:  # SAM-HQ's early features
-            parts = zip(*(one[0]["intermediate_embeddings"] for one in encoded), strict=True)
-            images["intermediate_embeddings"] = [torch.cat(part) for part in parts]
+        images = ImageEncoding.cat([encoding for encoding, _ in encoded])
         sizes = [job.image.size for job in jobs]
         prompts = processor_arguments([job.regions for job in jobs])
         inputs = processor(original_sizes=sizes, task=[job.task for job in jobs], **prompts).to(model.device)
         if jobs[0].on_tokens is not None:
             watch = _Watch(jobs[0].on_tokens, processor.tokenizer)
             generation["stopping_criteria"] = StoppingCriteriaList([watch])
-        outputs = model.generate(**inputs, **images, output_caption_scores=True, **generation)
+        outputs = model.generate(**inputs, **images.as_inputs(), output_caption_scores=True, **generation)
         texts = processor.batch_decode(outputs)
         return [
             [
@@ -317,7 +325,7 @@ class Engine:
 
 
 class _Watch(StoppingCriteria):
-    """Looks at the captions after every token, and never stops them."""
+    """Reports the captions after every token, and never stops them."""
 
     def __init__(self, on_tokens: Callable[[list[str]], None], tokenizer: Any) -> None:
         self.on_tokens, self.tokenizer = on_tokens, tokenizer
@@ -344,17 +352,17 @@ def _masks(
 
 
 def _sentence(error: Exception) -> str:
-    """What was wrong, as a sentence and without an image number that the caller never gave."""
+    """The text of an error as a sentence, without the image number that the caller never gave."""
     text = str(error).replace("image 0, ", "").replace("image 0: ", "").strip()
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
 
 
 class ImageStore:
-    """The last pictures that were given, in memory only.
+    """Pictures of recent requests, in memory only.
 
     Args:
-        pixels: in all; the picture that was not asked for the longest goes first.
+        pixels: pixels of all pictures together; above it the least recently used picture is dropped.
     """
 
     def __init__(self, pixels: int = 200_000_000) -> None:
@@ -363,7 +371,7 @@ class ImageStore:
         self._lock = threading.Lock()
 
     def add(self, image: StoredImage) -> str:
-        """Keeps a picture; returns its name."""
+        """Keeps a picture and returns its name."""
         name = secrets.token_urlsafe(18)
         with self._lock:
             self._images[name] = image
@@ -373,7 +381,7 @@ class ImageStore:
         return name
 
     def get(self, name: str) -> StoredImage:
-        """A picture that is still kept."""
+        """Returns a picture that is still kept."""
         with self._lock:
             if name not in self._images:
                 raise RequestError("This picture is no longer kept here; please give it again.", 410)

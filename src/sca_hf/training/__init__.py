@@ -1,13 +1,33 @@
 """Training on region records, with the library's Trainer or with ours."""
 
-from ..data.pasting import training_augmentation
-from .arguments import PRESETS, ScaTrainingArguments
-from .collator import RegionCollator
-from .detail_pretraining import pretrain_detail_encoder
-from .draws import DrawnStream, SeededDataset
-from .image_size import add_detail_encoder, increase_input_resolution, set_image_size
-from .presets import apply_preset
-from .trainer import ScaTrainer
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_exports
+
+
+if TYPE_CHECKING:
+    from ..data.pasting import training_augmentation
+    from .arguments import PRESETS, ScaTrainingArguments
+    from .collator import RegionCollator
+    from .detail_pretraining import pretrain_detail_encoder
+    from .draws import DrawnStream, SeededDataset
+    from .image_size import add_detail_encoder, increase_input_resolution, set_image_size
+    from .presets import apply_preset
+    from .trainer import ScaTrainer
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "..data.pasting": ["training_augmentation"],
+            ".arguments": ["PRESETS", "ScaTrainingArguments"],
+            ".collator": ["RegionCollator"],
+            ".detail_pretraining": ["pretrain_detail_encoder"],
+            ".draws": ["DrawnStream", "SeededDataset"],
+            ".image_size": ["add_detail_encoder", "increase_input_resolution", "set_image_size"],
+            ".presets": ["apply_preset"],
+            ".trainer": ["ScaTrainer"],
+        },
+    )
 
 
 __all__ = [

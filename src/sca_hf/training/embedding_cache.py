@@ -139,10 +139,10 @@ class EmbeddingCache:
         try:
             encoder.eval()
             with torch.no_grad():
-                encoded = self._model.get_image_embeddings(pixel_values.to(device))
+                encoding = self._model.encode_images(pixel_values.to(device))
         finally:
             encoder.train(training)
-        return (encoded[0] if isinstance(encoded, tuple) else encoded).to("cpu", torch.float16)
+        return encoding.image_embeddings.to("cpu", torch.float16)
 
     def pixels(self, record: Mapping[str, Any]) -> torch.Tensor:
         """Returns what the encoder takes of a record's image, (3, H, W)."""

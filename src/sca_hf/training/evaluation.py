@@ -17,6 +17,7 @@ from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 from ..evaluation.metrics.rouge import words
 from ..modeling.losses_sca import caption_loss, mask_loss
+from ..processing.captions_sca import best_caption
 
 
 @dataclass
@@ -77,11 +78,8 @@ def with_embeddings(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a batch with its images encoded, so that a loss and captions need not both encode them."""
     if "pixel_values" not in inputs:
         return inputs
-    encoded = model.get_image_embeddings(inputs["pixel_values"])
     rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    if isinstance(encoded, tuple):
-        return {**rest, "image_embeddings": encoded[0], "intermediate_embeddings": encoded[1]}
-    return {**rest, "image_embeddings": encoded}
+    return rest | model.encode_images(inputs["pixel_values"]).as_inputs()
 
 
 def first_records(dataset: Any, count: int | None) -> Any:
@@ -126,7 +124,7 @@ class EvalAccumulator:
             if mask_labels is not None and outputs.pred_masks is not None:
                 known = ~mask_labels[row][:, 0, 0].isnan() & (labels[row] != -100).any(dim=-1)
                 pred, scores = outputs.pred_masks[row][known], outputs.iou_scores[row][known]
-                total = mask_loss(pred, scores, mask_labels[row][known], shares=torch.ones_like(scores[:, 0]))
+                total = mask_loss(pred, scores, mask_labels[row][known], region_weights=torch.ones_like(scores[:, 0]))
                 self._mask_losses[index] = float(total), int(known.sum())
 
     def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[Any]], scores: torch.Tensor) -> None:
@@ -136,7 +134,8 @@ class EvalAccumulator:
             captions: of B images, each with a caption per region, or with several.
             scores: (B, R), or (B, R, n) for n captions per region, of which the best counts.
         """
-        best = [[_best(*said) for said in zip(*image, strict=False)] for image in zip(captions, scores, strict=True)]
+        told = zip(captions, scores.tolist(), strict=True)
+        best = [[best_caption(*said) for said in zip(*image, strict=False)] for image in told]
         for row, index in enumerate(indices):
             record = self.records[index]
             task = self.task or record["task"]
@@ -164,14 +163,6 @@ class EvalAccumulator:
         if known:
             known["loss"] = known.get("caption_loss", 0.0) + mask_loss_weight * known.get("mask_loss", 0.0)
         return [p for _, said in sorted(predictions.items()) for p in said], known
-
-
-def _best(captions: str | list[str], scores: torch.Tensor) -> tuple[str, float]:
-    """The caption with the best score, of one or several."""
-    if isinstance(captions, str):
-        return captions, float(scores)
-    index = int(scores.argmax())
-    return captions[index], float(scores[index])
 
 
 def _mean(sums: Mapping[int, tuple[float, int]]) -> float | None:

@@ -71,7 +71,7 @@ def evil_pickles(mark):
 def test_a_malicious_pickle_is_named_and_not_run(tmp_path, load):
     mark = tmp_path / "was-run"
     for data, name in evil_pickles(mark):
-        with pytest.raises(ValueError, match=rf"refs\(unc\)\.p is no pickle of plain values: it asks for {name},"):
+        with pytest.raises(ValueError, match=rf"refs\(unc\)\.p is not a pickle of plain values: it asks for {name},"):
             load(data)
         assert not mark.exists()
     # The first of them does run where nobody looks.
@@ -99,5 +99,5 @@ def test_other_classes_are_named(load, value, name):
     [b"", b"hello", b"(lp1\n(dp2\nS'a'\n", b"\x80\x02]q\x01(K", b"\x80\x09.", b"h\x05.", b"Psomething\n.", b"(t0R."],
 )
 def test_a_damaged_file_is_an_error_that_names_it(load, data):
-    with pytest.raises(ValueError, match=r"refs\(unc\)\.p is no pickle of plain values"):
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p is not a pickle of plain values"):
         load(data)

@@ -176,7 +176,7 @@ def test_a_torn_tar_is_refused(tmp_path, table):
     [
         ("image_id\tcaption\n1\ta\n", {}, "has no column region_id"),
         ("image_id\tregion_id\tcaption\n1\t2\ta\n", {"min_score": 0.1}, "has no column score"),
-        ("image_id\tregion_id\tcaption\none\t2\ta\n", {}, "image_id is no number everywhere"),
+        ("image_id\tregion_id\tcaption\none\t2\ta\n", {}, "image_id is not a number everywhere"),
         ("image_id\tregion_id\tcaption\n1\t2\n", {}, "cannot be read"),
     ],
 )

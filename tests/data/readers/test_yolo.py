@@ -1,4 +1,4 @@
-"""YOLO: shares of the image's size, with the folders of Ultralytics, Roboflow, LabelImg and darknet."""
+"""YOLO: fractions of the image's size, with the folders of Ultralytics, Roboflow, LabelImg and darknet."""
 
 import pytest
 from reading import picture, read, regions, write
@@ -17,7 +17,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_boxes_are_shares_of_the_image(root):
+def test_boxes_are_fractions_of_the_image(root):
     (record,) = read("yolo", root=root, split="train")
     assert (record["width"], record["height"], record["image_id"]) == (40, 30, "images/train/a.jpg")
     assert [region["box"] for region in record["regions"]] == [[15, 12, 25, 18], [0, 0, 10, 30]]
@@ -39,7 +39,7 @@ def test_an_empty_file_and_no_file_are_an_image_without_regions(root):
     write(root / "labels" / "train" / "b.txt", "\n")
     assert [len(record["regions"]) for record in read("yolo", root=root, split="train")] == [2, 0, 0]
     with pytest.raises(RegionRecordError, match=r"c\.txt.*no such file"):
-        read("yolo", root=root, split="train", unlabelled=False)
+        read("yolo", root=root, split="train", unlabeled=False)
 
 
 def test_a_wrong_folder_of_labels_does_not_pass_for_empty_images(root):
@@ -51,10 +51,10 @@ def test_a_wrong_folder_of_labels_does_not_pass_for_empty_images(root):
     ("line", "message"),
     [
         ("2 0.5 0.5 0.1 0.1", "class is 2, expected a whole number from 0 to 1"),
-        ("bus 0.5 0.5 0.1 0.1", "holds what is not a number"),
+        ("bus 0.5 0.5 0.1 0.1", "holds something that is not a number"),
         ("0 0.5 0.5 0.1", "3 numbers follow the class"),
-        ("0 120 80 40 40", "not shares of the image's size"),
-        ("0 nan 0.5 0.1 0.1", "not shares of the image's size"),
+        ("0 120 80 40 40", "not fractions of the image's size"),
+        ("0 nan 0.5 0.1 0.1", "not fractions of the image's size"),
         ("0 0.5 0.5 0 0.1", "is empty"),
         ("0 0.9 0.5 0.5 0.1", "reaches outside"),
     ],
@@ -122,3 +122,12 @@ def test_what_is_missing_is_said(tmp_path, root):
     ):
         with pytest.raises(ValueError, match=message):
             read("yolo", **options)
+
+
+def test_class_names_are_words_whatever_yaml_used_to_make_of_them(tmp_path):
+    root = tmp_path
+    picture(root / "images" / "a.jpg", (20, 10))
+    write(root / "labels" / "a.txt", "1 0.5 0.5 0.2 0.2\n")
+    write(root / "data.yaml", "train: images\nnames: [yes, no]\n")
+    (record,) = read("yolo", root=root, split="train")
+    assert record["regions"][0]["category"] == "no"

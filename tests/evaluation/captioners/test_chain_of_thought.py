@@ -59,7 +59,7 @@ def cut_all(images, found, style, which):
 def test_without_a_chain_of_thought_crops_are_shown_and_nothing_is_asked(captioner):
     git, segmenter = captioner
     images = asked()
-    answers = CropCaptioner(git, segmenter).describe(images)
+    answers = CropCaptioner(git, segmenter).caption_regions(images)
     ((shown, texts, said),) = git.calls
     assert texts is None and same(shown, cut_all(images, segmenter.segment(images), CropStyle(), 0))
     assert [answer.candidates for row in answers for answer in row] == [[text] for text in said]
@@ -69,7 +69,7 @@ def test_without_a_chain_of_thought_crops_are_shown_and_nothing_is_asked(caption
 def test_a_chain_of_thought_asks_of_the_region_on_white_and_then_of_the_crop(captioner):
     git, segmenter = captioner
     images = asked()
-    answers = CropCaptioner(git, segmenter, CropStyle(background="gray"), vcot=True).describe(images)
+    answers = CropCaptioner(git, segmenter, CropStyle(background="gray"), vcot=True).caption_regions(images)
     (alone, questions, things), (crops, instructions, said) = git.calls
     found = segmenter.segment(images)
     assert questions == ["What is this?"] * 5
@@ -95,8 +95,8 @@ def test_the_second_question_names_the_first_answer_without_punctuation(thing, q
 def test_all_masks_of_a_region_may_be_described(captioner):
     git, segmenter = captioner
     images = asked(1)
-    (answers,) = CropCaptioner(git, segmenter, heads="all").describe(images, with_masks=True)
-    (best,) = CropCaptioner(git, segmenter).describe(images)
+    (answers,) = CropCaptioner(git, segmenter, heads="all").caption_regions(images, with_masks=True)
+    (best,) = CropCaptioner(git, segmenter).caption_regions(images)
     assert [len(answer.candidates) for answer in answers] == [3, 3, 3] and answers[0].masks.shape == (3, 60, 80)
     assert [answer.candidates[answer.best] for answer in answers] == [answer.candidates[0] for answer in best]
 
@@ -104,8 +104,8 @@ def test_all_masks_of_a_region_may_be_described(captioner):
 def test_crops_of_all_images_go_together_and_change_nothing(captioner):
     git, segmenter = captioner
     images = asked()
-    together = CropCaptioner(git, segmenter, vcot=True).describe(images)
-    alone = [CropCaptioner(git, segmenter, vcot=True).describe([image])[0] for image in images]
+    together = CropCaptioner(git, segmenter, vcot=True).caption_regions(images)
+    alone = [CropCaptioner(git, segmenter, vcot=True).caption_regions([image])[0] for image in images]
     assert [[a.candidates for a in row] for row in together] == [[a.candidates for a in row] for row in alone]
     assert len(git.calls[0][0]) == 5
 
@@ -113,16 +113,16 @@ def test_crops_of_all_images_go_together_and_change_nothing(captioner):
 def test_without_a_sam_crops_are_along_boxes_or_given_masks(captioner):
     git, _ = captioner
     images = asked(1)
-    (answers,) = CropCaptioner(git, None, CropStyle(area="box")).describe(images)
+    (answers,) = CropCaptioner(git, None, CropStyle(area="box")).caption_regions(images)
     assert same(git.calls[0][0], [images[0].image.crop(tuple(box)) for box in BOXES])
     assert answers[0].iou_scores is None and answers[0].masks is None
     mask = np.zeros((60, 80), bool)
     mask[10:20, 10:30] = True
     images[0].regions = [RegionQuery("0", [0, 0, 80, 60], RegionPrompt(mask=mask))]
-    CropCaptioner(git, None, CropStyle(edges="whole")).describe(images)
+    CropCaptioner(git, None, CropStyle(edges="whole")).caption_regions(images)
     assert same(git.calls[1][0], [images[0].image.crop((10, 10, 30, 20))])
     with pytest.raises(ValueError, match="no mask to cut along"):
-        CropCaptioner(git, None).describe(asked(1))
+        CropCaptioner(git, None).caption_regions(asked(1))
 
 
 def test_a_box_that_was_not_shown_is_not_cut_along(captioner):
@@ -131,10 +131,10 @@ def test_a_box_that_was_not_shown_is_not_cut_along(captioner):
     along_boxes = CropCaptioner(git, segmenter, CropStyle(area="box"))
     image.regions[2].resample_point = 3
     with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
-        along_boxes.describe([image])
+        along_boxes.caption_regions([image])
     image.regions = [RegionQuery("0", [0, 0, 80, 60], RegionPrompt(points=[[5, 5]], labels=[1]))]
     with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
-        along_boxes.describe([image])
+        along_boxes.caption_regions([image])
 
 
 def test_masks_are_those_of_the_library(model):
@@ -157,7 +157,7 @@ def test_our_own_model_may_be_shown_crops(captioner):
     _, segmenter = captioner
     ours = ImageTextModel.load("sca-tiny")
     (question,) = asked(1)
-    (answers,) = CropCaptioner(ours, segmenter, CropStyle(area="box")).describe([question])
+    (answers,) = CropCaptioner(ours, segmenter, CropStyle(area="box")).caption_regions([question])
     alone = [ours.answer([question.image.crop(box)])[0] for box in BOXES]
     assert [answer.candidates[0] for answer in answers] == alone and all(alone)
     assert ours.answer([Image.new("RGB", (30, 20))] * 2) == [ours.answer([Image.new("RGB", (30, 20))])[0]] * 2

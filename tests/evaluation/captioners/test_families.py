@@ -75,8 +75,8 @@ def test_company_changes_no_answer(load):
     rows = [{**tiny_record(number), "image": tiny_image(number), "task": "caption"} for number in (0, 1, 4)]
     for case in ("crop-blip-vcot", "florence2", "kosmos2", "chat"):
         captioner = load(case)
-        together = captioner.describe([build_query(row) for row in rows])
-        alone = [captioner.describe([build_query(row)])[0] for row in rows]
+        together = captioner.caption_regions([build_query(row) for row in rows])
+        alone = [captioner.caption_regions([build_query(row)])[0] for row in rows]
         assert [[a.candidates for a in row] for row in together] == [[a.candidates for a in row] for row in alone]
 
 

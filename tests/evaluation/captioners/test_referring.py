@@ -87,8 +87,8 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="show is 'arrow'"):
         ChatCaptioner(model, show="arrow")
     point = RegionQuery("1", BOX, RegionPrompt(points=[[60, 20]], labels=[1]))
-    with pytest.raises(ValueError, match="chat can be told of a region by its box only"):
-        ChatCaptioner(model).describe([ImageQuery(IMAGE, "p", [point])])
+    with pytest.raises(ValueError, match="chat can be shown a region by its box only"):
+        ChatCaptioner(model).caption_regions([ImageQuery(IMAGE, "p", [point])])
 
 
 def test_a_repeated_prompt_is_cut_off_and_an_answer_is_not():

@@ -31,7 +31,7 @@ def asked():
 @pytest.mark.parametrize("at_once", [None, 2])
 def test_masks_and_expected_iou_are_those_of_the_whole_model(make_model, processor, sam_type, at_once):
     model, images = make_model(sam_type=sam_type), asked()
-    said = ScaCaptioner(model, processor, {"max_new_tokens": 2}).describe(images, with_masks=True)
+    said = ScaCaptioner(model, processor, {"max_new_tokens": 2}).caption_regions(images, with_masks=True)
     found = Segmenter(model.sam, regions_at_once=at_once).segment(images)
     assert [len(regions) for regions in found] == [4, 1]
     for answers, regions, image in zip(said, found, images, strict=True):

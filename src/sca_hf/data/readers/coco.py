@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,6 +19,7 @@ from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .common import (
     Clip,
+    Crowd,
     FolderIndex,
     Record,
     bounds,
@@ -29,9 +30,6 @@ from .common import (
     region_fields,
     rotated_corners,
 )
-
-
-Crowd = Literal["skip", "keep"]
 
 
 def read_coco(
@@ -47,8 +45,8 @@ def read_coco(
 
     A `caption` or `captions` in an annotation, or in its `attributes`, are its captions, in place of the class name. A
     box with `attributes.rotation`, in degrees clockwise as CVAT has it, is the box around the turned one, which is its
-    mask. Without a box, that of the segmentation counts. Boxes are shares of the image's sides where all of the file's
-    numbers show it.
+    mask. Without a box, that of the segmentation counts. Boxes are fractions of the image's sides where no number of
+    any box in the file exceeds 1.
 
     Args:
         annotations: `instances_train2017.json` or any file of its form.
@@ -61,7 +59,15 @@ def read_coco(
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     folder = Path(images) if images is not None else default_images(Path(annotations))
-    yield from CocoFile(Path(annotations), locate_in(folder), task, names, crowd, masks, clip).records()
+    yield from _CocoFile(Path(annotations), locate_in(folder), task, names, crowd, masks, clip).records()
+
+
+def unnamed_images(annotations: str | Path, images: str | Path | None = None, **others: Any) -> list[Path]:
+    """Returns the folder that is read although no option names it, for the cache to know its state."""
+    return [] if images is not None else [default_images(Path(annotations))]
+
+
+read_coco.paths = unnamed_images  # type: ignore[attr-defined]
 
 
 def default_images(annotations: Path) -> Path:
@@ -85,7 +91,7 @@ def locate_in(folder: Path) -> Callable[[Mapping[str, Any]], Path | None]:
 
 
 @dataclass
-class CocoFile:
+class _CocoFile:
     """A file of images, annotations and categories, and how to read it.
 
     locate: finds an image's file; None where its name leads out of the folder.
@@ -121,9 +127,9 @@ class CocoFile:
             where = f"{self.path}, image {row.get('image_id')}"
             yield RegionRecordError(f"{where}: there is no such image, but the annotation {row.get('id')} on it")
         self.notes: list[str] = []
-        self.in_shares = _in_shares(row.get("bbox") for row in annotations)
-        if self.in_shares:
-            self.notes.append("no number of any box exceeds 1: boxes are taken as shares of the image's sides")
+        self.in_fractions = _in_fractions(row.get("bbox") for row in annotations)
+        if self.in_fractions:
+            self.notes.append("no number of any box exceeds 1: boxes are taken as fractions of the image's sides")
         seen: set[Any] = set()
         for image in images:
             yield self._record(image, rows.pop(id_key(image.get("id"))), categories, seen)
@@ -150,7 +156,7 @@ class CocoFile:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, RegionRecordError):
                 return RegionRecordError(f"{where}: {error}")
-            return RegionRecordError(f"{where}: file_name, width or height is missing or no number ({error})")
+            return RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
         if path is None:
             return RegionRecordError(f"{where}: its file name leads out of the folder of images")
         kept = [row for row in rows if self.crowd == "keep" or not row.get("iscrowd")]
@@ -184,7 +190,7 @@ class CocoFile:
             raise ValueError(f"there is no category with the id {row.get('category_id')!r}")
         if not captions and category is not None and self.task == "caption":
             captions = [category]
-        segmentation, box, turned = _shape(row, size, self.in_shares)
+        segmentation, box, turned = _shape(row, size, self.in_fractions)
         mask = mask_fields(segmentation, size) if self.masks else {}
         # Tools keep a box inside the picture, but not the corners that come of turning it.
         clip: Clip = "image" if turned else self.clip
@@ -220,7 +226,7 @@ def _left_out(
     return left
 
 
-def _in_shares(boxes: Iterable[Any]) -> bool:
+def _in_fractions(boxes: Iterable[Any]) -> bool:
     """Whether no number of any box exceeds 1, so that they cannot be pixels."""
     found = False
     for box in boxes:
@@ -228,14 +234,14 @@ def _in_shares(boxes: Iterable[Any]) -> bool:
             x, y, width, height = (float(value) for value in box)
         except (TypeError, ValueError):
             continue
-        # Shares add up to 1, and rounding to a little more.
+        # Fractions add up to 1, and rounding to a little more.
         if x + width > 1.001 or y + height > 1.001:
             return False
         found = found or (width > 0 and height > 0)
     return found
 
 
-def _shape(row: Mapping[str, Any], size: tuple[int, int], in_shares: bool) -> tuple[Any, list[float], bool]:
+def _shape(row: Mapping[str, Any], size: tuple[int, int], in_fractions: bool) -> tuple[Any, list[float], bool]:
     """Returns the segmentation and the box, xyxy, of an annotation in pixels, and whether the box was a turned one.
 
     size: width and height of the image.
@@ -243,13 +249,13 @@ def _shape(row: Mapping[str, Any], size: tuple[int, int], in_shares: bool) -> tu
     segmentation = row.get("segmentation")
     if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], list | Mapping | str):
         segmentation = [segmentation]  # one polygon, not in a list of its own
-    if in_shares and isinstance(segmentation, list):
+    if in_fractions and isinstance(segmentation, list):
         segmentation = [_in_pixels(polygon, size) for polygon in segmentation]
     given = row.get("bbox")
     if segmentation and (not given or (isinstance(given, list) and not any(given))):
         return segmentation, _segmentation_box(segmentation), False
     box = xywh_box(given)
-    if in_shares:
+    if in_fractions:
         box = _in_pixels(box, size)
     degrees = _rotation(row)
     if not degrees:
@@ -268,7 +274,7 @@ _AROUND = 2
 
 
 def _in_pixels(values: Any, size: tuple[int, int]) -> Any:
-    """Scales x, y, x, y, ... from shares of the sides, unless they show that they are none."""
+    """Scales x, y, x, y, ... from fractions of the sides, unless they show that they are not."""
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
@@ -367,9 +373,11 @@ def _polygon(values: Any) -> list[float]:
         polygon = [float(value) for value in values]
     except (TypeError, ValueError):
         raise ValueError(f"segmentation holds {values!r}, expected polygons x0, y0, x1, y1, ...") from None
-    # What is far outside would make the rasteriser walk for ever.
+    # What is far outside would make the rasterizer run forever.
     if len(polygon) % 2 or not all(abs(value) < 1e6 for value in polygon):
-        raise ValueError("segmentation has a polygon of an odd number of coordinates, or with one that is no number")
+        raise ValueError(
+            "segmentation has a polygon of an odd number of coordinates, or a coordinate that is not a number"
+        )
     return polygon
 
 
@@ -410,7 +418,7 @@ def read_lvis(
         split, name = urlsplit(str(image["coco_url"])).path.rsplit("/", 2)[-2:]
         return find_file([folder], [f"{split}/{name}", name]) or inside(folder, f"{split}/{name}")
 
-    file = CocoFile(Path(annotations), locate, task, names, "skip", masks, clip, plain=_without_brackets)
+    file = _CocoFile(Path(annotations), locate, task, names, "skip", masks, clip, plain=_without_brackets)
     yield from file.records()
 
 
@@ -437,7 +445,7 @@ def read_objects365(
         task, names, clip: as for COCO.
     """
     locate = locate_in(Path(images))
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
 
 
 def read_v3det(
@@ -459,4 +467,4 @@ def read_v3det(
         task, names, clip: as for COCO.
     """
     locate = locate_in(Path(images))
-    yield from CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()

@@ -21,6 +21,7 @@ from ..scenes import SPLIT_STARTS, scenes
 
 
 Clip = Literal["rounding", "image"]
+Crowd = Literal["skip", "keep"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _SPACE = re.compile(r"\s*")
 _DELIMITERS = tuple(" \t\r\n,]}")
@@ -83,7 +84,7 @@ class _JsonText:
                 if not self._grow():
                     raise ValueError(f"{self.name} is not JSON, or cut short: {error}.") from None
                 continue
-            # A number may go on behind the window: of 0.5 the beginnings 0 and 0. are both read as 0.
+            # A number may continue after the window: 0 and 0., the beginnings of 0.5, would both be read as 0.
             if self.text[end : end + 1] in _DELIMITERS or not self._grow():
                 self.place = end
                 return item
@@ -252,12 +253,12 @@ def region_fields(
 
 
 def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: str = "caption") -> Iterator[Record]:
-    """Yields the records of so many scenes; those without an object that can be described have no regions.
+    """Yields the records of `count` scenes; those without an object that can be described have no regions.
 
     Args:
         split: train, validation or test.
-        count: how many scenes.
-        start: the number of the first.
+        count: How many scenes to render.
+        start: The index of the first scene.
         task: "caption" for their free captions, "recognition" for texture, color and shape.
     """
     choice(split, "split", list(SPLIT_STARTS))

@@ -12,8 +12,8 @@ from .coco import mask_fields
 from .common import Clip, Record, choice, region_fields
 
 
-BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
-COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height")
+_BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
+_COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height")
 
 
 def read_hub(
@@ -40,14 +40,14 @@ def read_hub(
             region.
         box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), center and size
             (cxcywh). Default: corners; where some cannot be, the data set is an error until it is said.
-        normalized: they are shares of the picture's sides rather than pixels.
+        normalized: Whether boxes are fractions of the picture's sides rather than pixels.
         task: "caption" makes the name of a category the caption where there is no column of captions.
         names: words for categories.
         clip: as for COCO.
         download: whether to fetch the data set to this disk or to read it over the network on each pass.
     """
     if box_format is not None:
-        choice(box_format, "box_format", BOX_FORMATS)
+        choice(box_format, "box_format", _BOX_FORMATS)
     choice(clip, "clip", ("rounding", "image"))
     _check_columns(columns)
     rows = _load(path, config, data_files, split, revision, download, columns["image"])
@@ -93,9 +93,9 @@ read_hub.cache_key = _cache_key  # type: ignore[attr-defined]
 def _check_columns(columns: Mapping[str, str]) -> None:
     if not isinstance(columns, Mapping) or "image" not in columns or not {"captions", "categories"} & set(columns):
         raise ValueError(f"columns is {columns!r}, expected a mapping with image and with captions or categories.")
-    unknown = sorted(set(columns) - set(COLUMNS))
+    unknown = sorted(set(columns) - set(_COLUMNS))
     if unknown:
-        raise ValueError(f"columns: there is no {', '.join(unknown)}, expected some of {', '.join(COLUMNS)}.")
+        raise ValueError(f"columns: there is no {', '.join(unknown)}, expected some of {', '.join(_COLUMNS)}.")
 
 
 def _load(

@@ -40,17 +40,18 @@ def read_label_studio(
     """Yields one record per task of an export in the format JSON (not JSON-MIN), in the file's order.
 
     Args:
-        annotations: the exported file.
-        images: the folder with the pictures (default: the folder of the file). A picture is looked for by its whole
-            path, then by ever less of it, then without what an upload puts before its name.
-        task: "caption" makes the texts of a region's text area its captions, and its label where there are none;
-            "recognition" its label.
-        names: words for labels, `{"do_not_turn_r": "do not turn right"}`.
-        image: the key of a task's data that names the picture (default: the one that does).
-        source: "predictions" reads what a model proposed, in place of what people submitted.
-        version: which annotation counts where a task has several (default: the image is an error).
-        text: the name of the text area, where regions have several.
-        clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
+        annotations: The exported file.
+        images: The folder with the pictures (default: the folder of the file). Their paths there
+            may have other folders in front, and lack what an upload puts before a name.
+        task: The texts to train on: "caption" makes the texts of a region's text area its captions, and its label
+            where there are none; "recognition" its label.
+        names: Words for labels, `{"do_not_turn_r": "do not turn right"}`.
+        image: The key of a task's data that names the picture (default: the one that does).
+        source: What to read of each task: "annotations" are what people submitted, "predictions" what a model
+            proposed.
+        version: Which annotation counts where a task has several (default: the image is an error).
+        text: The name of the text area, where regions have several.
+        clip: How boxes are cut: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     choice(source, "source", ("annotations", "predictions"))
     choice(version, "version", ("only", "first", "latest"))
@@ -305,7 +306,7 @@ def encode_brush(mask: np.ndarray) -> list[int]:
     """Encodes a mask as Label Studio's brushes are: the four channels of a picture, 0 or 255, as runs of bits.
 
     Args:
-        mask: (height, width) bool.
+        mask: The mask, (height, width) bool.
 
     Returns:
         Bytes: 32 bits for the number of values, 5 for their width less one, 4 times 4 for the widths of the lengths
@@ -333,8 +334,8 @@ def decode_brush(rle: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     """Decodes what [`encode_brush`] describes, of any widths; in the mask is what the fourth channel does not have 0.
 
     Args:
-        rle: bytes.
-        size: width and height.
+        rle: The bytes.
+        size: Width and height in pixels.
     """
     text = "".join(f"{byte:08b}" for byte in rle)
     place = 0

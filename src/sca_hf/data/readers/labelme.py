@@ -35,13 +35,13 @@ def read_labelme(
     Shapes of one label and group id are one region.
 
     Args:
-        root: the folder of the JSON files, in subfolders too.
-        images: the folder of the pictures (default: where a file's `imagePath` leads, beside it, or what it holds as
+        root: The folder of the JSON files, in subfolders too.
+        images: The folder of the pictures (default: where a file's `imagePath` leads, beside it, or what it holds as
             `imageData`).
-        task: "caption" makes a shape's description its caption, and its label where it has none; "recognition" the
-            label.
-        names: words for labels, `{"do_not_turn_r": "do not turn right"}`.
-        clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
+        task: The texts to train on: "caption" makes a shape's description its caption, and its label where it has
+            none; "recognition" its label.
+        names: Words for labels, `{"do_not_turn_r": "do not turn right"}`.
+        clip: How boxes are cut: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     choice(clip, "clip", ("rounding", "image"))
     root = Path(root)

@@ -77,7 +77,7 @@ def read_refcoco(
                 row = annotations[ref["ann_id"]]
                 size = (record["width"], record["height"])
                 fields = {
-                    **(mask_fields(row.get("segmentation"), size, refer_mask) if masks else {}),
+                    **(mask_fields(row.get("segmentation"), size, _refer_mask) if masks else {}),
                     "captions": [sentence[text] for sentence in ref["sentences"]],
                     "category": category_text(categories[row["category_id"]], names),
                 }
@@ -135,7 +135,7 @@ def _image_record(row: Mapping[str, Any] | None, folders: list[Path], where: str
     try:
         name, width, height = str(row["file_name"]), int(row["width"]), int(row["height"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RegionRecordError(f"{where}: in instances.json {error} is missing or no number") from None
+        raise RegionRecordError(f"{where}: in instances.json {error} is missing or not a number") from None
     stem = PurePosixPath(name).stem
     # imageCLEF's archive keeps its pictures in folders of a thousand.
     numbered = [f"{int(stem) // 1000:02d}/images/{stem}.jpg"] if stem.isascii() and stem.isdigit() else []
@@ -146,7 +146,7 @@ def _image_record(row: Mapping[str, Any] | None, folders: list[Path], where: str
     return {"image": str(path), "image_id": str(row["id"]), "width": width, "height": height}
 
 
-def refer_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
+def _refer_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     """Returns the union of all parts as one RLE: polygons, one RLE, or, as in RefCLEF, a list of RLEs.
 
     size: width and height of the image.
@@ -201,7 +201,7 @@ def load_plain_pickle(path: str | Path) -> Any:
                 file.seek(0)
                 return _load(file, "latin-1")
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no pickle of plain values: {error}.") from None
+        raise ValueError(f"{path} is not a pickle of plain values: {error}.") from None
     # What a damaged file does to the unpickler.
     except (
         EOFError,
@@ -213,7 +213,7 @@ def load_plain_pickle(path: str | Path) -> Any:
         MemoryError,
         OverflowError,
     ) as error:
-        raise ValueError(f"{path} is no pickle of plain values: {type(error).__name__}: {error}.") from None
+        raise ValueError(f"{path} is not a pickle of plain values: {type(error).__name__}: {error}.") from None
 
 
 def _load(file: BinaryIO, encoding: str) -> Any:

@@ -41,7 +41,7 @@ def read_sa1b(
         captions: a table as .tsv (with a line of names), .jsonl or .parquet with the columns image_id ("sa_1" or 1),
             region_id (the annotation's `id`), caption and, if it likes, score.
         min_score: leave out captions of a lower score.
-        min_area: leave out regions that cover a smaller share of the image.
+        min_area: Leave out regions that cover a smaller fraction of the image.
         masks, clip: as for COCO.
         task: only "caption".
     """
@@ -67,13 +67,13 @@ read_sa1b.parts = _parts  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=1)
-def _caption_table(path: Path, min_score: float | None, time: int) -> CaptionTable:
+def _caption_table(path: Path, min_score: float | None, time: int) -> _CaptionTable:
     """Reads a table, or returns it again: every tar file of a folder needs it. `time` tells an edited one."""
-    return CaptionTable(path, min_score)
+    return _CaptionTable(path, min_score)
 
 
 @dataclass
-class CaptionTable:
+class _CaptionTable:
     """Captions by image and region, sorted once and looked up by halving.
 
     path: .tsv, .jsonl or .parquet.
@@ -149,10 +149,10 @@ def _numbers(table: Any, column: str, path: Path) -> np.ndarray:
         text = compute.replace_substring_regex(table[column].cast(pyarrow.string()), "^sa_", "")
         return np.asarray(text.cast(pyarrow.int64()))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path}: {column} is no number everywhere ({error}).") from error
+        raise ValueError(f"{path}: {column} is not a number everywhere ({error}).") from error
 
 
-def _pairs(images: Path, table: CaptionTable) -> Iterator[tuple[int, str, Any, Any]]:
+def _pairs(images: Path, table: _CaptionTable) -> Iterator[tuple[int, str, Any, Any]]:
     """Yields the images in the table: number, source, picture (path or bytes), and what reads the annotation."""
     if images.is_file():
         yield from _pairs_of_tar(images, table)
@@ -170,7 +170,7 @@ def _pairs(images: Path, table: CaptionTable) -> Iterator[tuple[int, str, Any, A
             yield number, str(path), str(path.with_suffix(".jpg")), path.read_bytes
 
 
-def _pairs_of_tar(path: Path, table: CaptionTable) -> Iterator[tuple[int, str, Any, Any]]:
+def _pairs_of_tar(path: Path, table: _CaptionTable) -> Iterator[tuple[int, str, Any, Any]]:
     halves: dict[int, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(path) as tar:
@@ -209,7 +209,7 @@ def _record(
     where: str,
     picture: Any,
     annotation: bytes,
-    table: CaptionTable,
+    table: _CaptionTable,
     min_area: float,
     masks: bool,
     clip: Clip,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .coco import Crowd, read_coco
-from .common import Clip, Record, read_json
+from .coco import read_coco, unnamed_images
+from .common import Clip, Crowd, Record, read_json
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -118,6 +118,9 @@ def read_via(
     if projects:
         raise ValueError(f"{file} is a project of VIA; choose Annotation > Export Annotations (COCO format) there.")
     yield from read_coco(file, images, task, names, crowd, clip=clip)
+
+
+read_via.paths = lambda root, images=None, **others: unnamed_images(root, images)  # type: ignore[attr-defined]
 
 
 def _chosen(files: Sequence[Path], split: str | None) -> Path:

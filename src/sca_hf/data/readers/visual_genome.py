@@ -163,7 +163,7 @@ def _record(
     try:
         width, height = int(row["width"]), int(row["height"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RegionRecordError(f"{where}: width or height is missing or no number ({error})") from None
+        raise RegionRecordError(f"{where}: width or height is missing or not a number ({error})") from None
     names = [name for name in names if name] or [f"{image_id}.jpg"]
     path = find_file(folders, names)
     if path is None:

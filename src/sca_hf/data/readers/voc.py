@@ -30,8 +30,8 @@ from .common import (
 )
 
 
-SizeRule = Literal["check", "picture", "scale"]
-NameRule = Literal["filename", "stem"]
+_SizeRule = Literal["check", "picture", "scale"]
+_NameRule = Literal["filename", "stem"]
 
 
 def read_voc(
@@ -43,8 +43,8 @@ def read_voc(
     names: Mapping[str, str] | None = None,
     one_based: bool | None = None,
     difficult: bool = True,
-    size: SizeRule = "check",
-    picture: NameRule | None = None,
+    size: _SizeRule = "check",
+    picture: _NameRule | None = None,
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per XML file, in the order of their paths, or of the split's list.
@@ -113,7 +113,7 @@ class _VocFolder:
     root: Path
     annotations: Path
     images: Path | None
-    picture: NameRule | None
+    picture: _NameRule | None
 
     @cached_property
     def index(self) -> FolderIndex:
@@ -152,7 +152,7 @@ class _VocFolder:
                 raise ValueError(f"{listed} names {stem!r}, which leads out of {self.annotations}.")
         return [path for path in paths if path is not None]
 
-    def record(self, path: Path, annotation: ElementTree.Element, rule: SizeRule) -> dict[str, Any]:
+    def record(self, path: Path, annotation: ElementTree.Element, rule: _SizeRule) -> dict[str, Any]:
         """Builds a record without regions; `scale` is the factor from the XML's pixels to the picture's, x and y."""
         image_id = path.relative_to(self.annotations).with_suffix("").as_posix()
         where = f"{path}, image {image_id}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pictures import image_size
 from ..region import RegionRecordError
-from .coco import default_images, locate_in, rows_of
+from .coco import default_images, locate_in, rows_of, unnamed_images
 from .common import FolderIndex, Record, inside, read_json, read_json_list
 
 
@@ -44,12 +44,15 @@ def read_coco_captions(
             yield RegionRecordError(f"{where}: {error}")
             continue
         except (KeyError, TypeError, ValueError) as error:
-            yield RegionRecordError(f"{where}: file_name, width or height is missing or no number ({error})")
+            yield RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
             continue
         if path is None:
             yield RegionRecordError(f"{where}: its file name leads out of the folder of images")
             continue
         yield _record(path, str(image["id"]), size, captions[image["id"]], source)
+
+
+read_coco_captions.paths = unnamed_images  # type: ignore[attr-defined]
 
 
 def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:

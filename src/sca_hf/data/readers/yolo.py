@@ -1,4 +1,4 @@
-"""Reads YOLO: one text file per image, boxes or polygons in shares of the image's size, as Ultralytics trains on."""
+"""Reads YOLO: one text file per image, boxes or polygons in fractions of the image's size, for Ultralytics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...yaml_files import read_texts
+from ...yaml_files import parse_yaml
 from ..pictures import image_size
 from ..region import RegionRecordError, check_names
 from .coco import segmentation_mask
@@ -35,7 +35,7 @@ def read_yolo(
     classes: Sequence[str] | str | Path | None = None,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    unlabelled: bool = True,
+    unlabeled: bool = True,
     keypoints: int | None = None,
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
@@ -54,7 +54,7 @@ def read_yolo(
         classes: names of the classes, or a file with one on each line (default: data.yaml, classes.txt, obj.names).
         task: "caption" makes the class name the caption of its regions, "recognition" their category alone.
         names: words for class names, `{"do_not_turn_r": "do not turn right"}`.
-        unlabelled: a picture without a text file has no regions, as for Ultralytics. False makes it an error.
+        unlabeled: a picture without a text file has no regions, as for Ultralytics. False makes it an error.
         keypoints: how many numbers of key points follow a box, 51 for 17 of x, y and visibility; 0 says that there are
             none, so that all lines of more than four numbers are polygons (default: kpt_shape of data.yaml).
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
@@ -63,15 +63,15 @@ def read_yolo(
     base, config = _open_root(Path(root))
     class_names = _class_names(classes, base, config)
     check_names(names, [name for name in class_names if name], str(base))
-    labelling = _Labelling(base, Path(labels) if labels is not None else None)
-    pictures = labelling.files(_pictures(Path(images) if images is not None else None, base, config, split))
+    labeling = _Labeling(base, Path(labels) if labels is not None else None)
+    pictures = labeling.files(_pictures(Path(images) if images is not None else None, base, config, split))
     lines = _Lines(class_names, _keypoints(keypoints, base, config))
-    yield from labelling.strays
+    yield from labeling.strays
     for path, label in pictures.items():
         image_id = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
         where = f"{label}, image {image_id}"
         try:
-            if not label.is_file() and not unlabelled:
+            if not label.is_file() and not unlabeled:
                 raise RegionRecordError(f"{where}: there is no such file of labels")
             size = image_size(path)
             rows = _rows(label) if label.is_file() else []
@@ -112,9 +112,9 @@ def _open_root(root: Path) -> tuple[Path, dict[str, Any]]:
         pairs = [line.partition("=") for line in lines if "=" in line]
         return path.parent, {key.strip(): value.strip() for key, _, value in pairs}
     try:
-        config = read_texts("\n".join(lines))
+        config = parse_yaml("\n".join(lines), as_text=True)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}") from None
+        raise ValueError(f"{path} cannot be read as YAML: {error}.") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, expected names, train, val.")
     return path.parent, config
@@ -225,7 +225,7 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-class _Labelling:
+class _Labeling:
     """Finds the files of labels, and those that no picture has.
 
     Args:
@@ -327,13 +327,13 @@ class _Lines:
         try:
             number, values = float(fields[0]), [float(field) for field in fields[1:]]
         except ValueError:
-            raise ValueError(f"{line.strip()[:60]!r} holds what is not a number") from None
+            raise ValueError(f"{line.strip()[:60]!r} holds something that is not a number") from None
         if not number.is_integer() or not 0 <= number < len(self.classes):
             raise ValueError(f"class is {fields[0]}, expected a whole number from 0 to {len(self.classes) - 1}")
         if not self.classes[int(number)]:
             raise ValueError(f"class {int(number)} has no name: its line in the file of class names is blank")
         if not all(math.isfinite(value) and abs(value) <= 2 for value in values):
-            raise ValueError("coordinates are not shares of the image's size, expected numbers from 0 to 1")
+            raise ValueError("coordinates are not fractions of the image's size, expected numbers from 0 to 1")
         return int(number), values
 
     def _without_keypoints(self, values: list[float]) -> list[float]:
@@ -355,7 +355,7 @@ class _Lines:
         points = list(zip(values[4::3], values[5::3], values[6::3], strict=False))
         if more % 3 or any(seen not in (0, 1, 2) for *_, seen in points):
             return values
-        # No polygon has an odd count of numbers, nor a share of 2.
+        # No polygon has an odd count of numbers, nor a fraction of 2.
         if more % 2 or any(seen == 2 for *_, seen in points):
             return values[:4]
         if _within_box([(x, y) for x, y, seen in points if seen], values):
@@ -368,7 +368,7 @@ class _Lines:
     def refuse_doubt(self, base: Path) -> None:
         """Raises where everything that was read as polygons looks like boxes with key points.
 
-        Polygons have differing counts of points, and their first two points are no box around the others; those of
+        Polygons have differing counts of points, and their first two points are not a box around the others; those of
         three and four points are taken for polygons.
         """
         count, total = next(iter(self.polygons), 0), self.polygons.total()

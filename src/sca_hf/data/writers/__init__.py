@@ -32,11 +32,11 @@ def write_regions(
     """Writes regions and a copy of their pictures into a new folder, in the form that an annotation tool imports.
 
     Args:
-        tool: a key of `WRITERS`.
-        records: rows as `data.region.RegionRecord` has them; a row may have a `name`, the relative path that its
+        tool: A key of `WRITERS`.
+        records: Rows as `data.region.RegionRecord` has them; a row may have a `name`, the relative path that its
             picture gets, and a region a `score`.
-        output: the folder to make. One that exists is left alone: it may hold corrections.
-        shapes: what regions with a mask are: "pixels", "polygons" that follow the mask to about a pixel (YOLO has no
+        output: The folder to make. One that exists is left alone, as it may hold corrections.
+        shapes: What regions with a mask are: "pixels", "polygons" that follow the mask to about a pixel (YOLO has no
             pixels), or "boxes", without the mask.
     """
     choice(shapes, "shapes", SHAPES)

@@ -23,10 +23,10 @@ def coco_annotations(
     """Yields the annotations of one image.
 
     Args:
-        records: as `caption_anything` returns them; a `category` is optional.
-        image_id: number of the image in the file.
-        first_id: number of the first annotation.
-        categories: the number of each category so far; new ones are added.
+        records: Regions as `caption_anything` returns them; a `category` is optional.
+        image_id: The number of the image in the file.
+        first_id: The number of the first annotation.
+        categories: The number of each category so far; new ones are added.
     """
     categories = {} if categories is None else categories
     for number, record in enumerate(records, first_id):
@@ -52,9 +52,9 @@ def write_coco(
     """Yields the text of a COCO JSON file.
 
     Args:
-        entries: opens the images from the start, as they are read twice: `image` (its file name), `width`, `height`,
-            `records` (see [`coco_annotations`]) of each.
-        categories: is filled with the number of each category.
+        entries: Yields `image` (its file name), `width`, `height` and `records` (see [`coco_annotations`]) of each
+            image; it is called twice.
+        categories: Is filled with the number of each category.
     """
     categories = {} if categories is None else categories
     yield '{"info": {"description": "Regions and captions by sca-hf"},\n"images": ['

@@ -33,9 +33,10 @@ class WriteReport:
     """What was written.
 
     Attributes:
-        path: what to give to the tool.
-        images, regions: how many there are in it.
-        lost: what the form cannot keep, as `{"captions (the form has names only)": 12}`.
+        path: What to give to the tool.
+        images: How many images are in it.
+        regions: How many regions are in it.
+        lost: What the form cannot keep, as `{"captions (the form has names only)": 12}`.
     """
 
     path: Path
@@ -70,10 +71,10 @@ def written_regions(
     """Returns a record's regions, counts them, and notes what no form keeps.
 
     Args:
-        record: see [`write_regions`].
-        report: is brought up to date.
-        shapes: "boxes" leaves masks out.
-        one_caption: the form has room for one caption per region.
+        record: A row, see [`write_regions`].
+        report: Is brought up to date.
+        shapes: What regions are; "boxes" leaves masks out.
+        one_caption: Whether the form has room for one caption per region only.
     """
     found = []
     for region in record["regions"]:
@@ -109,7 +110,7 @@ class PictureFolder:
     """Copies pictures into a folder, under names that every tool and file system can hold.
 
     Args:
-        folder: is made.
+        folder: The folder to make.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -183,8 +184,8 @@ def mask_polygons(mask: np.ndarray, single: bool = False) -> list[list[float]]:
     A mask with holes becomes one polygon whose parts are joined by lines of no width, as polygons have no holes.
 
     Args:
-        mask: (height, width) bool, not empty.
-        single: join all parts into one polygon in any case.
+        mask: A mask that is not empty, (height, width) bool.
+        single: Whether all parts are joined into one polygon in any case.
     """
     rings = list(_rings(mask))
     outlines = [_simplified(ring) for ring in rings]

@@ -13,7 +13,7 @@ const stage = makeStage($("canvas"), {
   tool: () => state.tool, brushWidth: () => Number($("brushwidth").value), addPoint, addBox, addStroke, hover,
 });
 
-async function ask(name, payload) {
+async function call(name, payload) {
   say(null);
   state.busy++;
   $("busy").hidden = !state.image;
@@ -42,7 +42,7 @@ function status(text) {
 // Pictures
 
 async function openPicture(payload) {
-  const answer = await ask("open_picture", { ...payload, model: state.model });
+  const answer = await call("open_picture", { ...payload, model: state.model });
   if (!answer) return;
   const picture = new Image();
   picture.src = answer.view;
@@ -137,7 +137,7 @@ async function describe(region) {
   const turn = (region.turn = (region.turn || 0) + 1), image = state.image;
   region.pending = true;
   render();
-  const answer = await ask("describe", { image_id: image.id, model: state.model, region: asked(region), options: options() });
+  const answer = await call("describe", { image_id: image.id, model: state.model, region: asked(region), options: options() });
   // Of several questions about a region only the last one counts, and none about another picture.
   if (turn !== region.turn || image !== state.image) return;
   region.pending = false;
@@ -196,7 +196,7 @@ async function captionEverything() {
   $("run").disabled = true;
   $("progress").hidden = false;
   const timer = setInterval(showProgress, 700);
-  const answer = await ask("everything", {
+  const answer = await call("everything", {
     image_id: image.id, model: state.model, settings, options: options(), job: state.job, session: state.start.session,
   });
   clearInterval(timer);
@@ -283,7 +283,7 @@ function numbers(region) {
   const sure = [score].flat()[0];
   const row = make("div", { class: "numbers" });
   if (sure !== null && sure !== undefined) row.append(make("span", { title: "mean log-probability of the caption's tokens" }, `score ${sure.toFixed(2)}`));
-  row.append(make("span", { title: "what the model expects its mask to reach" }, `IoU ${iou.toFixed(2)}`));
+  row.append(make("span", { title: "the model's own estimate of the mask's IoU" }, `IoU ${iou.toFixed(2)}`));
   if (masks.length > 1) {
     const group = make("span", { role: "group", "aria-label": `Masks of region ${region.id}` }, "mask ");
     masks.forEach((mask, index) => {
@@ -354,7 +354,7 @@ async function download(kind) {
     const categories = [{ id: 1, name: "object", supercategory: "object" }];
     return save("coco.json", [JSON.stringify({ images: [image], annotations, categories })], "application/json");
   }
-  const answer = await ask("draw", { image_id: state.image.id, regions: kept.map(({ caption, segmentation }) => ({ caption, segmentation })) });
+  const answer = await call("draw", { image_id: state.image.id, regions: kept.map(({ caption, segmentation }) => ({ caption, segmentation })) });
   if (answer) save("regions.png", [Uint8Array.from(atob(answer.png), (letter) => letter.charCodeAt(0))], "image/png");
 }
 
@@ -390,7 +390,7 @@ function showModel(model) {
 }
 
 async function changeModel(name) {
-  const before = state.model, model = await ask("describe_model", { model: name });
+  const before = state.model, model = await call("describe_model", { model: name });
   if (!model) {
     $("model").value = before;
     return;
@@ -472,10 +472,10 @@ document.addEventListener("paste", (event) => {
 });
 
 (async () => {
-  const start = await ask("start", {});
+  const start = await call("start", {});
   if (!start) return;
   state.start = start;
-  $("limits").textContent = `Up to ${Math.floor(start.limits.bytes / 2 ** 20)} MB. It stays in the server's memory for a while and is written nowhere.`;
+  $("limits").textContent = `Up to ${Math.floor(start.limits.bytes / 2 ** 20)} MB. It is kept in the server's memory for a while and never written to disk.`;
   $("model").replaceChildren(...start.models.map((name) => make("option", { value: name }, name)));
   $("examples").replaceChildren(...start.examples.map((example, index) => {
     const button = make("button", { type: "button", "aria-label": `Example ${index + 1}`, title: `Example ${index + 1}` }, make("img", { src: example, alt: "" }));

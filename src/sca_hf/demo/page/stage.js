@@ -124,7 +124,7 @@ function makeStage(canvas, page) {
 
   function place(event) {
     const bounds = canvas.getBoundingClientRect();
-    const clamp = (value, most) => Math.min(Math.max(value, 0), most);
+    const clamp = (value, max) => Math.min(Math.max(value, 0), max);
     return {
       x: clamp(((event.clientX - bounds.left) / bounds.width) * canvas.width, canvas.width - 0.01),
       y: clamp(((event.clientY - bounds.top) / bounds.height) * canvas.height, canvas.height - 0.01),

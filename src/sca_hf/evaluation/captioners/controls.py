@@ -16,7 +16,7 @@ from ..predictions import PredictionError, PredictionRecord, read_predictions
 from .interface import Captioner, ImageQuery, RegionPrediction
 
 
-_GREY = (128, 128, 128)
+_GRAY = (128, 128, 128)
 
 
 class BlankImages:
@@ -30,10 +30,10 @@ class BlankImages:
         """Returns what changes its answers."""
         return {"control": "blank", **self.captioner.settings()}
 
-    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
+    def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns what the other captioner says of a blank."""
-        blanks = [replace(asked, image=Image.new("RGB", asked.image.size, _GREY)) for asked in images]
-        return self.captioner.describe(blanks, with_masks)
+        blanks = [replace(asked, image=Image.new("RGB", asked.image.size, _GRAY)) for asked in images]
+        return self.captioner.caption_regions(blanks, with_masks)
 
 
 class PredictionsFile:
@@ -61,7 +61,7 @@ class PredictionsFile:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"kind": "predictions", "file": digest, "shuffle": self.shuffle}
 
-    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
+    def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns what the file says of each region, found by image and region; in a file with neither, by id."""
         return [
             [self._answer(asked.image_id, region.region_id, with_masks) for region in asked.regions]
@@ -85,7 +85,7 @@ def _place(record: PredictionRecord) -> tuple[str | None, str | None]:
 
 
 def _shuffled(records: list[PredictionRecord], seed: int | None) -> list[PredictionRecord]:
-    """Returns records whose answers are those of other regions, drawn anew for each seed."""
+    """Returns records whose answers are those of other regions, drawn for each seed."""
     if seed is None:
         return records
     if len(records) < 2:

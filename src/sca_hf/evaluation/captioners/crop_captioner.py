@@ -85,7 +85,7 @@ class CropCaptioner:
         own = {"kind": "crop", "sam": sam, "vcot": self.vcot, "heads": self.heads, "style": asdict(self.style)}
         return {**own, **self.captioner.settings()}
 
-    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
+    def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region; the crops of all of them go to the captioner together."""
         if self.style.area == "box":
             for region in (region for asked in images for region in asked.regions):
@@ -149,7 +149,7 @@ Background = Literal["keep", "white", "gray", "black"]
 Edges = Literal["published", "whole"]
 _LEVELS = {"white": 255, "gray": 128, "black": 0}
 # A crop of a single row or column is more than some captioners can resize.
-_LEAST_SIDE = 2
+_MIN_SIDE = 2
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class CropStyle:
 
     Attributes:
         area: "mask" cuts along the mask, "box" along the region's box.
-        margin: what is left around it on each side, as a share of the crop's sides; it ends where the image does.
+        margin: what is left around it on each side, as a fraction of the crop's sides; it ends where the image does.
         background: "keep", or a color for all that is not in the mask.
         edges: "published": the mask's last row and column are cut off, as in the authors' code, whose figures count
             them in and whose crops do not; and no side is shorter than two pixels. "whole": nothing is cut off.
@@ -174,7 +174,7 @@ class CropStyle:
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}.")
         if not 0 <= self.margin < 10:
-            raise ValueError(f"margin is {self.margin}, expected a share of the crop's sides from 0 to 10.")
+            raise ValueError(f"margin is {self.margin}, expected a fraction of the crop's sides from 0 to 10.")
 
 
 def cut_region(
@@ -186,7 +186,7 @@ def cut_region(
         image: RGB.
         mask: (height, width) bool; may be None where the style needs none.
         box: xyxy, for a style that cuts along the box.
-        style: see [`CropStyle`]. What lies outside the image is black.
+        style: see [`CropStyle`]. What is outside the image is black.
     """
     if mask is not None and mask.shape != image.size[::-1]:
         raise ValueError(
@@ -218,7 +218,7 @@ def mask_extent(mask: np.ndarray, edges: Edges = "whole") -> tuple[int, int, int
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
     if edges == "published":
-        return left, top, max(right, left + _LEAST_SIDE), max(bottom, top + _LEAST_SIDE)
+        return left, top, max(right, left + _MIN_SIDE), max(bottom, top + _MIN_SIDE)
     return left, top, right + 1, bottom + 1
 
 

@@ -1,4 +1,4 @@
-"""Any model of transformers that takes pictures, and text or none, and answers in text, asked in batches."""
+"""Any model of transformers that takes pictures, with or without text, and returns text, in batches."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ImageTextModel:
 
         Args:
             images: RGB, of any size.
-            texts: what to ask of each, or the words to go on from; None asks nothing, or where a model cannot do
+            texts: what to ask of each, or the words to continue; None asks nothing, or where a model cannot do
                 without words, for a caption.
             inputs: further arguments of the processor, one entry per picture, as Kosmos-2's `bboxes`.
         """
@@ -135,7 +135,7 @@ class ImageTextModel:
         return self.processor(images=pictures, text=prompts, padding=True, return_tensors="pt", **special, **more)
 
     def _git_inputs(self, images: list[Image.Image], prompts: list[str]) -> Any:
-        """GIT goes on from words that begin as a text does and do not end."""
+        """GIT continues words that begin as a text does and do not end."""
         inputs = self.processor(images=images, text=prompts, add_special_tokens=False, return_tensors="pt")
         start = torch.full((len(images), 1), self.processor.tokenizer.cls_token_id)
         inputs["input_ids"] = torch.cat([start, inputs["input_ids"]], dim=1)

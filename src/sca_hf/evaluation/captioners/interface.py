@@ -25,7 +25,7 @@ class RegionQuery:
     Attributes:
         region_id: of the data set.
         box: the region's own box, inside the image.
-        prompt: where the captioner is told to look.
+        prompt: what shows the captioner where to look.
         resample_point: None, or the seed of a point: the captioner segments what `prompt` shows, draws one pixel of
             that mask (see [`point_in_mask`]) and then describes what is at this point.
     """
@@ -93,7 +93,7 @@ class Captioner(Protocol):
         """Returns everything that changes its answers, as plain JSON values: a resumed run must have the same."""
         ...
 
-    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
+    def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region of each image, whatever else is asked for in the same call."""
         ...
 

@@ -1,4 +1,4 @@
-"""Vision-language models that are told in words, or by a drawing, which region is meant."""
+"""Vision-language models that are given the region in words, or by a drawing."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ Show = Literal["coordinates", "drawn_box"]
 Coordinates = Literal["normalized", "thousandths", "pixels"]
 FLORENCE_TASKS = {"description": "<REGION_TO_DESCRIPTION>", "category": "<REGION_TO_CATEGORY>"}
 _LOCATION = re.compile(r"<loc_\d+>")
-# As in the paper (arXiv 2306.14824, section 4.1.2): the model goes on from "It <its box> is".
+# As in the paper (arXiv 2306.14824, section 4.1.2): the model continues "It <its box> is".
 KOSMOS_TEXT = "<grounding><phrase>It</phrase> is"
 QUESTIONS: dict[str, str] = {
     "coordinates": "Describe what is in the box {box} of this image in one short phrase.",
     "drawn_box": "Describe what is in the red box of this image in one short phrase.",
 }
 _RED = (255, 0, 0)
-# The pen of a drawn box, as a share of the picture's longer side.
+# The pen of a drawn box, as a fraction of the picture's longer side.
 _PEN = 1 / 200
 
 
 class _Referring:
-    """What the models here share: one question about one box of one picture, all regions of a call together."""
+    """One question about one box of one picture, all regions of a call together; the base of the models here."""
 
     segments = False
 
     def __init__(self, model: ImageTextModel, name: str) -> None:
         self.model, self.name = model, name
 
-    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
-        """Returns an answer for each region; there are no masks, and only boxes can be asked for."""
+    def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
+        """Returns an answer for each region; there are no masks, and only boxes can be shown."""
         pairs = [(asked.image, region) for asked in images for region in asked.regions]
         boxes = [_asked_box(self.name, region) for _, region in pairs]
         said = iter(self.answer([image for image, _ in pairs], boxes))
@@ -51,7 +51,7 @@ class _Referring:
 class Kosmos2Captioner(_Referring):
     """Kosmos-2, which has words for places: the box becomes two of its 32 x 32 patches.
 
-    text: what the model goes on from; the box is that of its `<phrase>`.
+    text: what the model continues; the box is that of its `<phrase>`.
     """
 
     def __init__(self, model: ImageTextModel, text: str = KOSMOS_TEXT, name: str = "Kosmos-2") -> None:
@@ -69,7 +69,7 @@ class Kosmos2Captioner(_Referring):
 
     def answer(self, images: Sequence[Image.Image], boxes: Sequence[Sequence[float]]) -> list[str]:
         """Returns what the model says of a box xyxy of each picture, without the places it names."""
-        places = [[_shares(box, image)] for box, image in zip(boxes, images, strict=True)]
+        places = [[_fractions(box, image)] for box, image in zip(boxes, images, strict=True)]
         said = self.model.answer(images, [self.text] * len(images), bboxes=places)
         return [self.model.processor.post_process_generation(text)[0] for text in said]
 
@@ -111,8 +111,8 @@ class ChatCaptioner(_Referring):
     Args:
         model: the model.
         show: "coordinates" names the box in the question, "drawn_box" draws it into the picture, in red.
-        question: replaces ours; `{box}` stands for the coordinates.
-        coordinates: "normalized", shares of the sides in two digits; "thousandths" of them; or whole "pixels".
+        question: replaces ours; `{box}` is replaced by the coordinates.
+        coordinates: "normalized", fractions of the sides in two digits; "thousandths" of them; or whole "pixels".
     """
 
     def __init__(
@@ -160,11 +160,13 @@ class ChatCaptioner(_Referring):
 
     def place(self, box: Sequence[float], image: Image.Image) -> str:
         """Returns a box in words."""
-        shares = _shares(box, image)
+        fractions = _fractions(box, image)
         if self.coordinates == "normalized":
-            return "[" + ", ".join(f"{share:.2f}" for share in shares) + "]"
+            return "[" + ", ".join(f"{value:.2f}" for value in fractions) + "]"
         numbers = (
-            [round(value) for value in box] if self.coordinates == "pixels" else [round(1000 * s) for s in shares]
+            [round(value) for value in box]
+            if self.coordinates == "pixels"
+            else [round(1000 * value) for value in fractions]
         )
         return str(numbers)
 
@@ -180,12 +182,12 @@ def draw_box(image: Image.Image, box: Sequence[float]) -> Image.Image:
     return drawn
 
 
-def _shares(box: Sequence[float], image: Image.Image) -> tuple[float, ...]:
-    """Returns a box in shares of the sides."""
+def _fractions(box: Sequence[float], image: Image.Image) -> tuple[float, ...]:
+    """Returns a box in fractions of the sides."""
     return tuple(value / side for value, side in zip(box, image.size * 2, strict=True))
 
 
 def _asked_box(name: str, region: RegionQuery) -> list[float]:
     if region.prompt.box is None or region.prompt.points or region.resample_point is not None:
-        raise ValueError(f"{name} can be told of a region by its box only; ask with prompt=box.")
+        raise ValueError(f"{name} can be shown a region by its box only; give prompt=box.")
     return region.prompt.box

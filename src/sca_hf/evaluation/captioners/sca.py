@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from transformers.utils import is_torchvision_available
 
 from ...model_names import BUNDLED_MODEL, check_repository, resolve_model
 from ...modeling.base_models_sca import SAM, load_part
-from ...modeling.generation_sca import region_chunk_size
-from ...modeling.grouping_sca import plan_regions
+from ...modeling.grouping_sca import RegionInputs
 from ...modeling.modeling_sca import ScaForConditionalGeneration
-from ...modeling.segmentation_sca import SamSegmenter
+from ...modeling.segmentation_sca import ImageEncoding, SamSegmenter, encode_images
+from ...processing.images_sca import sam_image_processor
 from ...processing.mask_generation_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
@@ -61,19 +59,19 @@ class ScaCaptioner:
         return {"kind": "sca", "model": self.source, "dtype": dtype, "generation": self.generation}
 
     @torch.inference_mode()
-    def describe(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
+    def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns an answer for each region."""
         prompts = [[region.prompt for region in asked.regions] for asked in images]
         inputs = self._inputs(images, prompts, pixels=True)
         if any(region.resample_point is not None for asked in images for region in asked.regions):
-            encoded = self._encoded(inputs.pop("pixel_values"))
+            encoded = self.model.encode_images(inputs.pop("pixel_values")).as_inputs()
             found = self.processor.post_process_regions(
                 self.model(**inputs, **encoded),
                 inputs["original_sizes"],
                 inputs["reshaped_input_sizes"],
                 inputs["region_mask"],
             )
-            prompts = repointed(images, [[_Mask(record["mask"]) for record in regions] for regions in found])
+            prompts = resampled_prompts(images, [[_Mask(record["mask"]) for record in regions] for regions in found])
             inputs = self._inputs(images, prompts, pixels=False) | encoded
         outputs = self.model.generate(**inputs, output_caption_scores=True, **self.generation)
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
@@ -100,12 +98,6 @@ class ScaCaptioner:
         )
         inputs = self.processor(**shown, **processor_arguments(prompts), task=[asked.task for asked in images])
         return dict(inputs.to(self.model.device, self.model.dtype))
-
-    def _encoded(self, pixel_values: torch.Tensor) -> dict[str, Any]:
-        encoded = self.model.get_image_embeddings(pixel_values)
-        if isinstance(encoded, tuple):
-            return {"image_embeddings": encoded[0], "intermediate_embeddings": encoded[1]}
-        return {"image_embeddings": encoded}
 
 
 @dataclass
@@ -137,10 +129,7 @@ class Segmenter:
         self.sam, self.source = sam.eval(), source
         side = sam.config.vision_config.image_size
         self._mask_side = 4 * (side // sam.config.vision_config.patch_size)
-        name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
-        self._processor = getattr(transformers, name)(
-            size={"longest_edge": side}, pad_size={"height": side, "width": side}
-        )
+        self._processor = sam_image_processor(side, self._mask_side)
         self._side, self._regions_at_once = side, regions_at_once
 
     @classmethod
@@ -155,41 +144,27 @@ class Segmenter:
         """Returns the masks of every region, at the pixel drawn from its first mask where that is asked for."""
         pictures = [asked.image for asked in images]
         features = self._processor(pictures, return_tensors="pt")
-        embeddings, early = self._encode(features["pixel_values"])
+        encoding = encode_images(self.sam, features["pixel_values"].to(self.sam.device))
         prompts = [[region.prompt for region in asked.regions] for asked in images]
-        found = self._decode(images, prompts, embeddings, early)
+        found = self._decode(images, prompts, encoding)
         if all(region.resample_point is None for asked in images for region in asked.regions):
             return found
-        return self._decode(images, repointed(images, found), embeddings, early)
-
-    def _encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight = self.sam.vision_encoder.patch_embed.projection.weight
-        output = self.sam.vision_encoder(pixel_values.to(weight.device, weight.dtype))
-        return output[0], output[1][0] if self.sam.config.model_type == "sam_hq" else None
+        return self._decode(images, resampled_prompts(images, found), encoding)
 
     def _decode(
-        self,
-        images: Sequence[ImageQuery],
-        prompts: list[list[RegionPrompt]],
-        embeddings: torch.Tensor,
-        early: torch.Tensor | None,
+        self, images: Sequence[ImageQuery], prompts: list[list[RegionPrompt]], encoding: ImageEncoding
     ) -> list[list[SegmentedRegion]]:
         sizes = [(asked.image.height, asked.image.width) for asked in images]
         resized = [resized_size(size, self._side) for size in sizes]
         given = processor_arguments(prompts)
         names = ("input_points", "input_labels", "input_boxes", "input_masks")
         built = build_prompts(sizes, resized, self._side, self._mask_side, *(given.get(name) for name in names))
-        device = embeddings.device
-        tensors = {name: torch.as_tensor(value).to(device) for name, value in built.items()}
-        input_masks = tensors.pop("input_masks", None)
-        plan = plan_regions(len(images), device, **tensors, num_masks=0 if input_masks is None else len(input_masks))
-        segmenter = SamSegmenter(self.sam, embeddings, input_masks, early)
-        at_once = self._regions_at_once or region_chunk_size(
-            len(segmenter.positions), embeddings.shape[1], embeddings.dtype, device
-        )
-        chunks = [chunk for group in plan.groups for chunk in group.chunks(at_once)]
-        decoded = [segmenter.masks(segmenter.decode(chunk), True) for chunk in chunks]
-        masks, ious = (plan.padded(plan.ordered(list(parts))) for parts in zip(*decoded, strict=True))
+        embeddings = encoding.image_embeddings
+        inputs = RegionInputs(**{name: torch.as_tensor(value).to(embeddings.device) for name, value in built.items()})
+        plan, input_masks = inputs.plan(embeddings)
+        segmenter = SamSegmenter(self.sam, encoding, input_masks)
+        found, _ = segmenter.segment_regions(plan, region_chunk_size=self._regions_at_once)
+        masks, ious = (plan.padded(values) for values in found[True])
         return [
             [
                 SegmentedRegion(row["mask"], row["iou"])
@@ -210,7 +185,7 @@ class Segmenter:
         return mask_records(masks[:count].float(), ious[:count], upscale, pixels, all_masks=True)
 
 
-def repointed(images: Sequence[ImageQuery], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
+def resampled_prompts(images: Sequence[ImageQuery], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
     """Returns each region's prompt, a random pixel of its best mask in its place where that is asked for.
 
     found: per image and region something with the mask (height, width) of best expected IoU in `best`.

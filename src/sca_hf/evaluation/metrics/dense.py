@@ -24,7 +24,7 @@ LanguageScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[flo
 
 @dataclass(frozen=True)
 class DenseImage:
-    """What was found in an image, and what is there.
+    """What was detected in an image, and what is there.
 
     boxes: (D, 4) found, xyxy pixels; captions: D texts; scores: D confidences.
     true_boxes: (G, 4); true_captions: G texts.
@@ -53,8 +53,8 @@ def dense_map(images: Sequence[DenseImage], scorer: LanguageScorer) -> DenseResu
     threshold and its language score is above another.
 
     Args:
-        images: of which at least one has a true box.
-        scorer: scores captions against references; asked once.
+        images: The images, of which at least one has a true box.
+        scorer: Scores captions against references; it is called once.
     """
     matched = [_match(image) for image in images]
     total = sum(count for *_, count in matched)
@@ -72,9 +72,9 @@ def dense_map(images: Sequence[DenseImage], scorer: LanguageScorer) -> DenseResu
         language[known] = scorer([said[k] for k in known], [groups[k] for k in known])
     language = language[order]
     ap = {
-        (iou, least): average_precision(first & (overlap >= iou) & (language > least), total)
+        (iou, minimum): average_precision(first & (overlap >= iou) & (language > minimum), total)
         for iou in IOU_THRESHOLDS
-        for least in LANGUAGE_THRESHOLDS
+        for minimum in LANGUAGE_THRESHOLDS
     }
     boxes = [average_precision(first & (overlap >= iou), total) for iou in IOU_THRESHOLDS]
     return {"map": float(np.mean(list(ap.values()))), "detection_map": float(np.mean(boxes)), "ap": ap}
@@ -90,12 +90,12 @@ def average_precision(right: np.ndarray, total: int) -> float:
     hits = np.cumsum(right)
     precision = hits / np.arange(1, len(hits) + 1)
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # beyond the last recall there is none
-    # In whole numbers, so that a recall of 0.7 is no less than 0.7.
+    # In whole numbers, so that a recall of 0.7 is not less than 0.7.
     return float(best[np.searchsorted(100 * hits, np.arange(101) * total)].mean())
 
 
 def merge_boxes(boxes: np.ndarray, threshold: float = _MERGE_IOU) -> list[list[int]]:
-    """Groups boxes that overlap: again and again the one with most neighbours, with those; the first of equals."""
+    """Groups boxes that overlap: repeatedly the one with most neighbors, together with these; the first of equals."""
     near = box_ious(boxes, boxes) >= threshold
     left, groups = np.ones(len(boxes), bool), []
     while left.any():
@@ -116,7 +116,7 @@ def box_ious(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _match(image: DenseImage) -> tuple[np.ndarray, np.ndarray, list[list[str]], int]:
-    """Of each detection its IoU, whether it is the first of its box, the captions there; and how many boxes."""
+    """Returns each detection's IoU, whether it is the first of its box, the captions there; and how many boxes."""
     truth = np.asarray(image.true_boxes, float).reshape(-1, 4)
     found = np.asarray(image.boxes, float).reshape(-1, 4)
     counts = (len(found), len(image.captions), len(image.scores))
@@ -190,7 +190,7 @@ class MaskOverlaps:
         return [np.where(u > 0, i / np.maximum(u, 1), 1.0) for i, u in zip(self.intersection, self.union, strict=True)]
 
     def chosen(self) -> list[int]:
-        """Of each region the candidate with the best predicted IoU, the first of equals."""
+        """Returns each region's candidate with the best predicted IoU, the first of equals."""
         if self.iou_scores is None:
             return [0] * len(self.union)
         return [int(scores.argmax()) for scores in self.iou_scores]

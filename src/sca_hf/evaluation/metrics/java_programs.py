@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .results import MetricResult, Sums, Tokens, check_pairs, mean_result
 
 
-_MEND = "pip install 'sca-hf[java]' brings both the jar and a Java"
+_REMEDY = "pip install 'sca-hf[java]' brings both the jar and a Java"
 
 
 def find_java() -> str:
@@ -38,7 +38,7 @@ def find_java() -> str:
         return str(JAVA)
     found = shutil.which("java")
     if found is None:
-        raise ImportError(f"there is no Java: {_MEND}.")
+        raise ImportError(f"there is no Java: {_REMEDY}.")
     return found
 
 
@@ -54,7 +54,7 @@ def find_jar(name: str) -> Path:
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (Path(folder) / name).is_file():
             return Path(folder) / name
-    raise ImportError(f"there is no {Path(name).name}: {_MEND}.")
+    raise ImportError(f"there is no {Path(name).name}: {_REMEDY}.")
 
 
 def one_line(text: str) -> str:
@@ -103,8 +103,8 @@ def score_statistics(sums: np.ndarray) -> np.ndarray:
     by_matcher = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)  # matcher, content or function, side
     content, function = (np.tensordot(by_matcher[..., k, :], _WEIGHTS, (-2, 0)) for k in (0, 1))
     weighted = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
-    shares = _divide(_DELTA * content + (1 - _DELTA) * function, weighted)
-    precision, recall = shares[..., 0], shares[..., 1]
+    fractions = _divide(_DELTA * content + (1 - _DELTA) * function, weighted)
+    precision, recall = fractions[..., 0], fractions[..., 1]
     mean = _divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
     fragments = _divide(2 * sums[..., _CHUNKS], sums[..., _MATCHED].sum(-1))
     return mean * (1 - _GAMMA * fragments**_BETA)
@@ -136,7 +136,7 @@ class _Program:
         self.process.communicate()
         self.complaints.close()
 
-    def ask(self, *fields: str, answers: int = 1) -> list[str]:
+    def send(self, *fields: str, answers: int = 1) -> list[str]:
         """Asks one question; as many lines as it is answered with."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
@@ -156,11 +156,11 @@ class _Program:
 
 def _statistics(program: _Program, candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[str]:
     pairs = tqdm(zip(candidates, references, strict=True), "METEOR", len(candidates), unit=" captions", disable=None)
-    return [program.ask("SCORE", *(one_line(" ".join(text)) for text in (*refs, said)))[0] for said, refs in pairs]
+    return [program.send("SCORE", *(one_line(" ".join(text)) for text in (*refs, said)))[0] for said, refs in pairs]
 
 
 def _evaluate(program: _Program, statistics: list[str]) -> MetricResult:
-    scores = [float(line) for line in program.ask("EVAL", *statistics, answers=len(statistics) + 1)]
+    scores = [float(line) for line in program.send("EVAL", *statistics, answers=len(statistics) + 1)]
     return {"corpus": scores[-1], "per_item": scores[:-1]}
 
 

@@ -102,7 +102,7 @@ class Ngrams:
     """The n-grams of one order: E entries of candidates and F of references, one per sentence and distinct n-gram.
 
     order: n.
-    start: (kinds,) where in the corpus's tokens each n-gram stands, once of possibly many times.
+    start: (kinds,) where in the corpus's tokens each n-gram is, once of possibly many times.
     gram, count, pair: (E,) number of the n-gram, how often the candidate has it, and whose candidate it is.
     ref_gram, ref_count, ref_sentence, ref_pair: (F,) the same of references; `ref_sentence` counts references alone.
     shared: (K,) entries of references whose candidate has the n-gram too; partner: (K,) that candidate's entries.
@@ -153,9 +153,9 @@ def bleu_sums(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens
     lengths = corpus.lengths[: corpus.pairs]
     matches, guesses = [], []
     for ngrams in corpus.ngrams():
-        most = np.zeros(len(ngrams.gram), np.int64)
-        np.maximum.at(most, ngrams.partner, ngrams.ref_count[ngrams.shared])
-        matches.append(np.bincount(ngrams.pair, np.minimum(ngrams.count, most), corpus.pairs))
+        allowed = np.zeros(len(ngrams.gram), np.int64)
+        np.maximum.at(allowed, ngrams.partner, ngrams.ref_count[ngrams.shared])
+        matches.append(np.bincount(ngrams.pair, np.minimum(ngrams.count, allowed), corpus.pairs))
         guesses.append(np.maximum(0, lengths - ngrams.order + 1))
     values = np.stack([*matches, *guesses, lengths, _closest_lengths(corpus)], 1).astype(float)
     return {name: Sums(values, partial(_score, order=order)) for order, name in enumerate(BLEU_NAMES, 1)}
@@ -183,7 +183,7 @@ SIGMA = 6.0
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """In how many pairs of a corpus each n-gram stands in a reference; `ngrams` maps tokens joined by a space."""
+    """In how many pairs of a corpus each n-gram is in a reference; `ngrams` maps tokens joined by a space."""
 
     pairs: int
     ngrams: Mapping[str, int]
@@ -245,7 +245,7 @@ def cider_d(
 
 
 def _frequency(ngrams: Ngrams) -> np.ndarray:
-    """(kinds,) pairs in whose references each n-gram stands."""
+    """(kinds,) pairs in whose references each n-gram is."""
     # An n-gram in two references of a pair counts once.
     once = np.unique(ngrams.ref_pair * ngrams.kinds + ngrams.ref_gram)
     return np.bincount(once % max(1, ngrams.kinds), minlength=ngrams.kinds)

@@ -89,7 +89,7 @@ class Interval(NamedTuple):
 def resample(
     sums: Mapping[str, Sums], resamples: int = 1000, seed: int = 0, groups: Sequence[object] | None = None
 ) -> dict[str, np.ndarray]:
-    """Draws the items anew, with replacement, and finishes every metric on each draw; the draws are the same for all.
+    """Draws the items repeatedly, with replacement, and finishes every metric on each draw, the same for all.
 
     Args:
         sums: by name, all of the same N items in the same order.
@@ -128,7 +128,7 @@ def interval(draws: np.ndarray, level: float = 0.95) -> Interval:
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Two-sided p-value of no difference: twice the share of draws on the rarer side of 0, those at 0 on either."""
+    """Two-sided p-value of no difference: twice the fraction of draws on the rarer side of 0, those at 0 on either."""
     count = len(differences)
     rarer = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return min(1.0, 2 * (rarer + 1) / (count + 1))

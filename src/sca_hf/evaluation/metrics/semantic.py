@@ -46,7 +46,7 @@ def semantic_similarity(candidates: Sequence[str], categories: Sequence[str], en
 
 
 def plain_text(text: str) -> str:
-    """What counts of an answer: after its first colon, with `.` and `,` as spaces."""
+    """Returns what counts of an answer: the text after its first colon, with `.` and `,` as spaces."""
     head, colon, tail = text.partition(":")
     return re.sub("[.:,]", " ", tail if colon else head)
 
@@ -86,7 +86,7 @@ def mean_pooled_encoder(model: str, batch_size: int = 256) -> Encoder:
 
 # Text to pairs of a token and its part of speech, as in Universal Dependencies.
 Tagger = Callable[[str], Sequence[tuple[str, str]]]
-# Two words to the likeness of their meaning, 1 for the same.
+# Two words to the similarity of their meaning, 1 for the same.
 Similarity = Callable[[str, str], float]
 
 PARTS = {"noun": frozenset({"NOUN", "PROPN"}), "verb": frozenset({"VERB"})}
@@ -94,7 +94,7 @@ _SMALL = 1e-8
 
 
 class ContentRecall(MetricResult):
-    """The recall, and how many pairs have no such word in any reference; those score 0 and stay in the mean."""
+    """The recall, and how many pairs have no such word in any reference; these score 0 and count in the mean."""
 
     without_target: int
 
@@ -113,8 +113,8 @@ def content_recall(
         references: N lists of one or more texts; a pair's are joined by a space before tagging.
         tagger: gives the tokens of a text with their parts of speech.
         part: nouns with names, or verbs.
-        similarity: each word of the references then counts as much as the likest word of the candidate is like it;
-            None: 1 where the candidate has the very word, else 0.
+        similarity: The similarity of two words; each word of the references then counts as much as the most similar
+            word of the candidate. None: 1 where the candidate has the word itself, else 0.
     """
     check_counts(candidates, references)
     scores, empty = [], 0
@@ -133,7 +133,7 @@ def spacy_tools(model: str = "en_core_web_lg") -> tuple[Tagger, Similarity]:
 
     Args:
         model: name of an installed pipeline, or its folder. Published noun and verb recalls are of en_core_web_lg;
-            likeness needs one with word vectors.
+            similarity needs one with word vectors.
     """
     try:
         import spacy

@@ -34,7 +34,7 @@ def write_report(
         add_pictures(examples, data)
         missing = sum(example.picture is None for example in examples)
         if missing:
-            contents.notes.append(f"{missing} of {len(examples)} regions have no picture; why stands in its place.")
+            contents.notes.append(f"{missing} of {len(examples)} regions have no picture; the reason is in its place.")
     page, text = folder / "report.html", folder / "report.md"
     page.write_text(render_html(contents), encoding="utf-8")
     text.write_text(render_markdown(contents), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What stands in a report: scores of several systems on the same regions, broken down, and regions to look at.
+"""What a report holds: scores of several systems on the same regions, broken down, and regions to look at.
 
 Pictures of regions are data URIs, so that a page needs no other file.
 """
@@ -171,17 +171,17 @@ def _area(record: PredictionRecord) -> float | None:
     return (x1 - x0) * (y1 - y0)
 
 
-def _by_category(records: Sequence[PredictionRecord], most: int) -> list[Part]:
+def _by_category(records: Sequence[PredictionRecord], limit: int) -> list[Part]:
     """Parts by category, the most frequent first; what is left together."""
     found: dict[str, list[int]] = {}
     for k, record in enumerate(records):
         if record.category:
             found.setdefault(record.category, []).append(k)
     ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
-    parts = [Part(name, regions) for name, regions in ordered[:most]]
-    rest = [k for _, regions in ordered[most:] for k in regions]
+    parts = [Part(name, regions) for name, regions in ordered[:limit]]
+    rest = [k for _, regions in ordered[limit:] for k in regions]
     if rest:
-        parts.append(Part(f"{len(ordered) - most} other categories", rest))
+        parts.append(Part(f"{len(ordered) - limit} other categories", rest))
     return parts
 
 

@@ -15,14 +15,18 @@ paths start where the command does, as on any command line, so that stages chain
 
 from __future__ import annotations
 
-import types
+import difflib
+import inspect
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal
 
-from ...yaml_files import check_keys, override, read_yaml, refuse_variables, write_yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from ...yaml_files import parse_yaml, read_yaml, write_yaml
 
 
 SECTIONS = ("model", "data", "training", "output")
@@ -32,10 +36,30 @@ _NEW_MODEL = ("sam", "sam_revision", "language_model", "language_model_revision"
 _SPEC_KEYS = ("as", "probability", "weight")
 # Set by `output`, or by nothing: a recipe trains, evaluates and saves in one go.
 _NOT_FOR_RECIPES = {"output_dir", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "push_to_hub"}
+_STRICT = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+# How pydantic's kinds of mistakes are said.
+_EXPECTED = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
+_EXPECTED |= {"string_type": "text", "list_type": "a list", "dict_type": "keys and values"}
+# What a shell would replace, and we do not.
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|^~(?=/|$)")
 
 
-@dataclass
-class ModelSection:
+class _Section(BaseModel):
+    """A part of a recipe: its values have the types that it names, no text stands for a number, no key is unknown."""
+
+    model_config = _STRICT
+    place: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{cls.place} is {values!r}, expected keys and values.")
+        check_keys(values, [known.alias or name for name, known in cls.model_fields.items()], cls.place)
+        return values
+
+
+class ModelSection(_Section):
     """Where the model comes from: `from`, or `sam` and `language_model` with a new mixer; then what is exchanged.
 
     mixer: fields of [`ScaMixerConfig`] for a new mixer.
@@ -47,13 +71,15 @@ class ModelSection:
     label_smoothing, max_caption_length, caption_add_bos: see [`ScaConfig`]; None leaves them as they are.
     """
 
-    from_: str | None = None
+    place: ClassVar[str] = "model"
+
+    from_: str | None = Field(None, alias="from")
     revision: str | None = None
     sam: str | None = None
     sam_revision: str | None = None
     language_model: str | None = None
     language_model_revision: str | None = None
-    mixer: dict[str, Any] = field(default_factory=dict)
+    mixer: dict[str, Any] = {}
     swap_language_model: str | None = None
     swap_language_model_revision: str | None = None
     swap_image_encoder: str | None = None
@@ -67,7 +93,8 @@ class ModelSection:
     max_caption_length: int | None = None
     caption_add_bos: bool | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _is_one_model(self) -> ModelSection:
         parts = self.sam is not None, self.language_model is not None
         if (self.from_ is None) == (not any(parts)) or (any(parts) and not all(parts)):
             raise ValueError("model needs either from, or both sam and language_model.")
@@ -77,6 +104,7 @@ class ModelSection:
         for name, owner in owners.items():
             if getattr(self, name) is not None and getattr(self, "from_" if owner == "from" else owner) is None:
                 raise ValueError(f"model.{name} needs model.{owner}.")
+        return self
 
     @property
     def config_fields(self) -> dict[str, Any]:
@@ -88,9 +116,10 @@ class ModelSection:
 _REVISED = ("sam", "language_model", "swap_language_model", "swap_image_encoder")
 
 
-@dataclass
-class MixingSection:
+class MixingSection(_Section):
     """How several training sets become one, see `sca_hf.data.mixing`."""
+
+    place: ClassVar[str] = "data.mixing"
 
     by_size: bool = False
     stopping: Literal["all_exhausted", "first_exhausted"] = "all_exhausted"
@@ -98,8 +127,15 @@ class MixingSection:
     max_samples: int | None = None
 
 
-@dataclass
-class DataSection:
+def _as_list(specs: Any) -> Any:
+    """One data spec is a list of one."""
+    return [] if specs is None else [specs] if isinstance(specs, Mapping) else specs
+
+
+_Specs = Annotated[list[dict[str, Any]], BeforeValidator(_as_list)]
+
+
+class DataSection(_Section):
     """Training and evaluation sets, as data specs: `{format: voc, root: ...}`.
 
     train: each may also have a `probability` (all, summing to 1) or a `weight` (all, in any unit).
@@ -108,15 +144,21 @@ class DataSection:
     holdout_seed: chooses which.
     """
 
-    train: list[dict[str, Any]]
-    eval: list[dict[str, Any]] = field(default_factory=list)
+    place: ClassVar[str] = "data"
+
+    train: _Specs
+    eval: _Specs = []
     holdout: float | None = None
     holdout_seed: int = 0
-    mixing: MixingSection = field(default_factory=MixingSection)
+    mixing: MixingSection = Field(default_factory=MixingSection)
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits_together(self) -> DataSection:
         if not self.train:
             raise ValueError("data.train is empty; it needs at least one data spec.")
+        for name in ("train", "eval"):
+            for place, spec in enumerate(getattr(self, name)):
+                _check_spec(spec, f"data.{name}.{place}")
         if self.holdout is not None and self.eval:
             raise ValueError("data.holdout and data.eval are both given; which of them is the evaluation set?")
         if self.holdout is not None and not 0 < self.holdout < 1:
@@ -127,9 +169,8 @@ class DataSection:
         where, scored = ("train", self.train) if self.holdout is not None else ("eval", self.eval)
         names = [self.name_of(spec) for spec in scored]
         if len(set(names)) < len(names):
-            raise ValueError(
-                f"data.{where} has the names {', '.join(names)}; give each its own (name: ...) for scores."
-            )
+            raise ValueError(f"data.{where} has the names {', '.join(names)}; give each its own (as: ...) for scores.")
+        return self
 
     def probabilities(self) -> list[float] | None:
         """The share of each training set, or None where the recipe leaves it to `mixing`."""
@@ -178,29 +219,27 @@ class Recipe:
         missing = [name for name in ("model", "data", "output") if values.get(name) is None]
         if missing:
             raise ValueError(f"{source} has no {' and no '.join(missing)}.")
-        if not isinstance(values["output"], str):
-            raise ValueError(f"output is {values['output']!r}, expected the name of a folder.")
         for name in SECTIONS:
             refuse_variables(values.get(name), name)
-        given = dict(_mapping(values["model"], "model"))
-        check_keys(given, [f.name.rstrip("_") for f in fields(ModelSection)], "model")
-        if "from" in given:
-            given["from_"] = given.pop("from")
-        model = _section(ModelSection, given, "model")
-        return cls(model, _data(values["data"]), values["output"], _training(values.get("training") or {}))
+        return cls(
+            _checked(ModelSection, values["model"], "model"),
+            _checked(DataSection, values["data"], "data"),
+            _checked(str, values["output"], "output"),
+            _training(values.get("training") or {}),
+        )
 
     def to_mapping(self) -> dict[str, Any]:
         """The recipe with what its defaults leave out left out, ready for YAML."""
-        model = {f.name.rstrip("_"): getattr(self.model, f.name) for f in fields(ModelSection)}
+        model = self.model.model_dump(by_alias=True, exclude_none=True)
         data: dict[str, Any] = {"train": self.data.train}
         if self.data.eval:
             data["eval"] = self.data.eval
         if self.data.holdout is not None:
             data |= {"holdout": self.data.holdout, "holdout_seed": self.data.holdout_seed}
         if len(self.data.train) > 1 or self.data.mixing.max_samples is not None:
-            data["mixing"] = vars(self.data.mixing)
+            data["mixing"] = self.data.mixing.model_dump()
         return {
-            "model": {name: value for name, value in model.items() if value not in (None, {})},
+            "model": {name: value for name, value in model.items() if value != {}},
             "data": data,
             "training": self.training,
             "output": self.output,
@@ -222,6 +261,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe {path}.")
     values = read_yaml(path)
     check_keys(values, [*SECTIONS, _EXTENDS], str(path))
     data = values.get("data")
@@ -251,29 +292,10 @@ def _merged(below: Any, above: Any) -> Any:
     return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
 
 
-def _data(values: Any) -> DataSection:
-    values = dict(_mapping(values, "data"))
-    check_keys(values, [f.name for f in fields(DataSection)], "data")
-    if values.get("train") is None:
-        raise ValueError("data has no train.")
-    for name in ("train", "eval"):
-        specs = values.get(name) or []
-        values[name] = [
-            _spec(spec, f"data.{name}.{place}")
-            for place, spec in enumerate(specs if isinstance(specs, list) else [specs])
-        ]
-    mixing = _mapping(values.get("mixing") or {}, "data.mixing")
-    check_keys(mixing, [f.name for f in fields(MixingSection)], "data.mixing")
-    values["mixing"] = _section(MixingSection, mixing, "data.mixing")
-    return _section(DataSection, values, "data")
-
-
-def _spec(spec: Any, where: str) -> dict[str, Any]:
-    import inspect
-
+def _check_spec(spec: Mapping[str, Any], where: str) -> None:
+    """Raises unless a reader takes what a data spec says."""
     from ...data.loading import READERS, find_reader, load_regions
 
-    spec = dict(_mapping(spec, where))
     if "format" not in spec:
         raise ValueError(f"{where} has no format; known are {', '.join(READERS)}.")
     if spec["format"] not in READERS:
@@ -286,61 +308,115 @@ def _spec(spec: Any, where: str) -> dict[str, Any]:
         missing = [p.name for p in parameters if p.default is p.empty and p.name not in spec]
         if missing:
             raise ValueError(f"{where} ({spec['format']}) needs {' and '.join(missing)}.")
-    return spec
 
 
 def _training(values: Any) -> dict[str, Any]:
     from ..arguments import ScaTrainingArguments
 
-    values = dict(_mapping(values, "training"))
-    for name in _NOT_FOR_RECIPES & values.keys():
-        mend = "output says where to" if name == "output_dir" else "sca-hf train does this by itself"
-        raise ValueError(f"training.{name} is not for recipes: {mend}.")
-    known = {f.name: f for f in fields(ScaTrainingArguments) if f.init and f.name not in _NOT_FOR_RECIPES}
-    check_keys(values, known, "training")
     hints = typing.get_type_hints(ScaTrainingArguments)
-    return {name: _typed(value, hints[name], f"training.{name}") for name, value in values.items()}
+    names = [f.name for f in fields(ScaTrainingArguments) if f.init and f.name not in _NOT_FOR_RECIPES]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"training is {values!r}, expected keys and values.")
+    for name in _NOT_FOR_RECIPES & values.keys():
+        remedy = "output says where to" if name == "output_dir" else "sca-hf train does this by itself"
+        raise ValueError(f"training.{name} is not for recipes: {remedy}.")
+    check_keys(values, names, "training")
+    return {name: _checked(hints[name], value, f"training.{name}") for name, value in values.items()}
 
 
-def _section(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: _typed(value, hints[name], f"{where}.{name.rstrip('_')}") for name, value in values.items()})
+def _checked(kind: Any, values: Any, where: str) -> Any:
+    """Returns values as a type; a mistake is one sentence with its place.
+
+    Args:
+        where: the place of `values` in the recipe.
+    """
+    try:
+        own = isinstance(kind, type) and issubclass(kind, BaseModel)
+        return TypeAdapter(kind, config=None if own else _STRICT).validate_python(values)
+    except ValidationError as error:
+        raise ValueError(_sentence(error.errors(), values, where)) from None
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {value!r}, expected keys and values.")
-    return value
+def _sentence(mistakes: Sequence[Mapping[str, Any]], values: Any, where: str) -> str:
+    """Says the first mistake that pydantic found, and all that was expected in its place."""
+    if mistakes[0]["type"] == "value_error":
+        return str(mistakes[0]["ctx"]["error"])
+    if mistakes[0]["type"] == "missing":
+        return f"{where} has no {mistakes[0]['loc'][-1]}."
+    found: dict[str, list[str]] = {}
+    for mistake in mistakes:
+        place, value = [where], values
+        for part in mistake["loc"]:
+            # Beside keys and places, pydantic names the member of a union that it tried.
+            if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+                value = value[part]
+                place.append(str(part))
+        wanted = mistake.get("ctx", {}).get("expected") or _EXPECTED.get(mistake["type"], mistake["msg"])
+        found.setdefault(f"{'.'.join(place)} is {value!r}", []).append(wanted)
+    first = next(iter(found))
+    return f"{first}, expected {' or '.join(dict.fromkeys(found[first]))}."
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Returns the value if it fits its type; raises otherwise."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if any(_fits(value, kind) for kind in kinds):
-        return value
-    wanted = " or ".join(_called(kind) for kind in kinds)
-    raise ValueError(f"{where} is {value!r}, expected {wanted}.")
+def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Sets `--section.key=value` of a command line in a recipe's mapping, in place; returns it.
+
+    A number in a key is the place in a list, from 0; where a list has one entry its place may be left out.
+    """
+    for assignment in assignments:
+        name, equals, text = assignment.removeprefix("--").partition("=")
+        if not assignment.startswith("--") or not equals or not all(name.split(".")):
+            raise ValueError(f"{assignment!r} is not an option, and not a --section.key=value of the recipe.")
+        *above, last = name.split(".")
+        place: Any = values
+        for depth, part in enumerate(above):
+            place = _step(place, part, ".".join(above[:depth]), create=True)
+        if isinstance(place, list) and len(place) == 1 and not last.isdigit():
+            place = place[0]
+        if isinstance(place, list):
+            _step(place, last, ".".join(above), create=False)
+            place[int(last)] = parse_yaml(text)
+        elif isinstance(place, dict):
+            place[last] = parse_yaml(text)
+        else:
+            raise ValueError(f"--{name}: {'.'.join(above)} is {place!r}, which has no {last!r}.")
+    return values
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if kind in (None, type(None)):
-        return value is None
-    origin = typing.get_origin(kind) or kind
-    if origin is Literal:
-        return value in typing.get_args(kind)
-    if not isinstance(origin, type) or origin is object:
-        return True  # Any and the like
-    if issubclass(origin, str):
-        return isinstance(value, str)  # the library's enumerations take their values
-    if origin in (int, float):
-        return isinstance(value, (int, origin)) and not isinstance(value, bool)
-    if issubclass(origin, Mapping) or origin is dict:
-        return isinstance(value, Mapping)
-    return isinstance(value, (list, tuple)) if issubclass(origin, (list, tuple)) else isinstance(value, origin)
+def _step(place: Any, part: str, where: str, create: bool) -> Any:
+    if isinstance(place, list):
+        if part.isdigit() and int(part) < len(place):
+            return place[int(part)]
+        if not part.isdigit() and len(place) == 1:
+            return _step(place[0], part, where, create)
+        raise ValueError(f"{where} has the entries 0 to {len(place) - 1}; {part!r} is none of them.")
+    if isinstance(place, dict):
+        if place.get(part) is None and create:
+            place[part] = {}
+        return place[part]
+    raise ValueError(f"{where} is {place!r}, which has no {part!r}.")
 
 
-def _called(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    if typing.get_origin(kind) is Literal:
-        return " or ".join(map(repr, typing.get_args(kind)))
-    return names.get(kind) or str(getattr(typing.get_origin(kind) or kind, "__name__", kind))
+def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raises on a key that is not known, naming the nearest one that is."""
+    known = list(dict.fromkeys(known))
+    for key in values:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(str(key), known, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known)[:30])}."
+        raise ValueError(f"{where} has no {key!r}; {remedy}")
+
+
+def refuse_variables(value: Any, where: str) -> None:
+    """Raises on text with a shell's variable in it: a recipe is data, and what it says must not depend on a shell."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            refuse_variables(part, f"{where}.{key}")
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            refuse_variables(part, f"{where}.{place}")
+    elif isinstance(value, str) and (found := _VARIABLE.search(value)):
+        raise ValueError(
+            f"{where} is {value!r}: a recipe does not expand {found[0]}; write it out, or have the shell do it: "
+            f'--{where}="{value}".'
+        )
