@@ -112,7 +112,7 @@ def test_what_was_written_is_what_is_read(tool, data):
             assert found["category"] == region["category"]
             assert found["box"] == pytest.approx(region["box"], abs=1e-4)
             assert found["mask"] == region["mask"]
-    # COCO's boxes in pixels are told from shares of the sides by a number that is larger.
+    # COCO's boxes in pixels are told from fractions of the sides by a number that is larger.
     assert set(report.lost) <= {"captions (YOLO has names only)"}
 
 
