@@ -98,7 +98,6 @@ def correct(folder: Path, truth: Truth, seed: int) -> Counter[str]:
         for place in places[: min(PER_PICTURE, CORRECTED - given.total())]:
             name = _nearest(place, truth[task["data"]["image_id"]])
             given[name] += 1
-            place["value"]["rectanglelabels"] = [name]
             value = {key: place["value"][key] for key in ("x", "y", "width", "height", "rotation")}
             text = {**place, "from_name": "caption", "type": "textarea", "value": {**value, "text": [name]}}
             results += [place, text]
