@@ -108,7 +108,7 @@ class ReadReport(CheckCounts):
         return [f"{head}{self.damaged_regions} masks", *(f"  {text}" for text in self.messages[:most]), *more]
 
     def require_records(self) -> None:
-        """Raises if nothing was kept, most likely for a mistake in a path or an option, or a rule that left out all."""
+        """Raises if nothing was kept, be it for a mistake in a path or an option, or by a rule."""
         if self.records and (self.regions or not self.left_out_regions):
             return
         left_out = [f"left out {self._left_out_text()}"] if self.left_out else []

@@ -211,14 +211,13 @@ def _place(base: Path, inner: Any, entry: Any) -> Path:
 
 def _listed(path: Path, base: Path) -> Iterable[Path]:
     index = FolderIndex(base)
-    for line in read_lines(path):
-        name = line.strip().removeprefix("./")
-        if name:
-            beside = inside(path.parent, name)
-            found = beside if beside is not None and beside.is_file() else index.find(name)
-            if found is None:
-                raise ValueError(f"{path} names {name!r}, which is not there or lies outside of {base}.")
-            yield found
+    index.names = [name for line in read_lines(path) if (name := line.strip().removeprefix("./"))]
+    for name in index.names:
+        beside = inside(path.parent, name)
+        found = beside if beside is not None and beside.is_file() else index.find(name)
+        if found is None:
+            raise ValueError(f"{path} names {name!r}, which is not there or lies outside of {base}.")
+        yield found
 
 
 def _is_picture(path: Path) -> bool:
