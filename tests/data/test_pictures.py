@@ -62,9 +62,9 @@ def test_less_common_heads_are_read_too():
 @pytest.mark.parametrize("left", [0.95, 0.5, 0.05, 0])
 def test_a_file_that_is_cut_short_is_named(tmp_path, format, left):
     content = saved(format, noise((200, 150)))
-    (tmp_path / "torn.img").write_bytes(content[: int(len(content) * left)])
-    with pytest.raises(RegionRecordError, match=r"torn\.img: the picture cannot be read"):
-        read_head(tmp_path / "torn.img")
+    (tmp_path / "short.img").write_bytes(content[: int(len(content) * left)])
+    with pytest.raises(RegionRecordError, match=r"short\.img: the picture cannot be read"):
+        read_head(tmp_path / "short.img")
 
 
 def coco(folder, names, size=(40, 30), **row):
@@ -134,12 +134,12 @@ def downloads(tmp_path):
     """Good pictures, one that is cut short, one whose middle is damaged, which shows in decoding only, one HEIC."""
     for number in range(6):
         noise(seed=number).save(tmp_path / f"good{number}.png")
-    (tmp_path / "torn.jpg").write_bytes(saved("JPEG")[:600])
+    (tmp_path / "short.jpg").write_bytes(saved("JPEG")[:600])
     damaged = bytearray(saved("PNG", noise((40, 30), 9)))
     damaged[len(damaged) // 2] ^= 0xFF
     (tmp_path / "damaged.png").write_bytes(bytes(damaged))
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 99)
-    names = [*(f"good{number}.png" for number in range(3)), "torn.jpg", "damaged.png", "phone.heic"]
+    names = [*(f"good{number}.png" for number in range(3)), "short.jpg", "damaged.png", "phone.heic"]
     return coco(tmp_path, [*names, *(f"good{number}.png" for number in range(3, 6))])
 
 
@@ -150,8 +150,8 @@ def test_skip_means_pictures_too(downloads, caplog):
     assert "skipped 3 bad images" in caplog.text
     (report,) = [report for report in loading.OPENED if report.source.endswith(str(downloads["annotations"]))]
     text = "\n".join(report.skipped())
-    assert all(name in text for name in ("torn.jpg", "damaged.png", "phone.heic")) and "3 images" in text
-    with pytest.raises(RegionRecordError, match=r"image 3: .*torn\.jpg: the picture cannot be read"):
+    assert all(name in text for name in ("short.jpg", "damaged.png", "phone.heic")) and "3 images" in text
+    with pytest.raises(RegionRecordError, match=r"image 3: .*short\.jpg: the picture cannot be read"):
         load_regions("coco", **downloads)
 
 
@@ -160,7 +160,7 @@ def test_check_names_what_cannot_be_read(downloads, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["data", "check", spec, "--images"])
     told = capsys.readouterr().out
-    assert all(name in told for name in ("torn.jpg", "damaged.png", "phone.heic"))
+    assert all(name in told for name in ("short.jpg", "damaged.png", "phone.heic"))
 
 
 def test_a_picture_that_goes_bad_later_is_named(tmp_path):
@@ -192,4 +192,4 @@ def test_training_leaves_out_and_lists(downloads, tmp_path, capsys, caplog):
     with caplog.at_level(logging.WARNING):
         assert main(["train", str(recipe)]) == 0
     told = capsys.readouterr()
-    assert "left out as bad: 3 images" in told.err and "torn.jpg" in told.err
+    assert "left out as bad: 3 images" in told.err and "short.jpg" in told.err
