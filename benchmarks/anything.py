@@ -34,7 +34,7 @@ SURVIVORS, QUICK_SURVIVORS, GAIN = (40, 80), (10, 40), 10.0
 
 
 @dataclass
-class Found:
+class FoundRegion:
     """A region that is left at the end: the point that found it, its mask as RLE, its caption."""
 
     point: int
@@ -73,10 +73,10 @@ def choose_settings(
     logits, ious = output.pred_masks.flatten(0, 2), _tame(model, output.iou_scores.flatten())
     offset = logits.abs().median().item() / 4
     stable = _between(stability_scores(logits, offset=offset), len(logits) // 2)
-    least, most = survivors
+    fewest, largest = survivors
     # Masks of a random model fill the image, so that their boxes are all alike: the masks themselves are compared.
     for overlap in (0.7, 0.6, 0.5, 0.4):
-        for count in range(most, len(ious) - 1, most // 2):
+        for count in range(largest, len(ious) - 1, largest // 2):
             limits = {
                 "pred_iou_thresh": _between(ious, count),
                 "stability_score_thresh": stable,
@@ -84,7 +84,7 @@ def choose_settings(
                 "box_nms_thresh": 1.0,
                 "mask_nms_thresh": overlap,
             }
-            if least <= len(select_masks(logits, ious, **limits)) <= most:
+            if fewest <= len(select_masks(logits, ious, **limits)) <= largest:
                 return AnythingSettings(points_per_side=points, **limits)
     raise RuntimeError("no threshold leaves the wanted number of masks.")
 
@@ -106,15 +106,17 @@ def _between(values: torch.Tensor, count: int) -> float:
 
 def ours(
     model: ScaForConditionalGeneration, processor: ScaProcessor, image: Image.Image, settings: AnythingSettings
-) -> list[Found]:
+) -> list[FoundRegion]:
     """The model's own way."""
     grid = {tuple(point): index for index, point in enumerate(_grid(image, settings.points_per_side).tolist())}
     records = processor.caption_anything(model, image, settings, num_beams=BEAMS)
-    return [Found(grid[tuple(r["point_coords"][0])], r["segmentation"]["counts"], r["caption"]) for r in records]
+    return [FoundRegion(grid[tuple(r["point_coords"][0])], r["segmentation"]["counts"], r["caption"]) for r in records]
 
 
 @torch.no_grad()
-def plain(module: PlainSca, processor: ScaProcessor, image: Image.Image, settings: AnythingSettings) -> list[Found]:
+def plain(
+    module: PlainSca, processor: ScaProcessor, image: Image.Image, settings: AnythingSettings
+) -> list[FoundRegion]:
     """The plain way."""
     pixels = processor(image)["pixel_values"].to(module.sam.device)
     points = torch.from_numpy(_grid(image, settings.points_per_side)).float().to(pixels.device)
@@ -142,7 +144,7 @@ def plain(module: PlainSca, processor: ScaProcessor, image: Image.Image, setting
         point, head = divmod(index, logits.shape[1])
         size = [image.size[::-1]]
         mask = processor.post_process_masks([logits[point : point + 1, head : head + 1]], size, size)[0][0, 0]
-        found.append(Found(point, encode_rle(mask.cpu().numpy())["counts"], captions[point]))
+        found.append(FoundRegion(point, encode_rle(mask.cpu().numpy())["counts"], captions[point]))
     return found
 
 
@@ -188,9 +190,9 @@ def bench_anything(
         print(f"  {name:12} {spent:9.1f} s, {counts[name][0]} encodings, {len(results[name])} regions", flush=True)
     mine, other = results["ours"], results["plain-sdpa"]
     same = {w: [getattr(one, w) for one in mine] == [getattr(one, w) for one in other] for w in ("point", "caption")}
-    least = min((_overlap(one, two, size.image_size) for one, two in zip(mine, other, strict=False)), default=1.0)
-    same["mask"] = least >= MASK_IOU
-    print(f"  masks: IoU of each pair at least {least:.5f}")
+    lowest = min((_overlap(one, two, size.image_size) for one, two in zip(mine, other, strict=False)), default=1.0)
+    same["mask"] = lowest >= MASK_IOU
+    print(f"  masks: IoU of each pair at least {lowest:.5f}")
     print(
         f"  {gain:.1f} x as fast; the same points: {same['point']}, masks: {same['mask']}, captions: {same['caption']}"
     )
@@ -204,7 +206,7 @@ def bench_anything(
     return good
 
 
-def _overlap(one: Found, two: Found, side: int) -> float:
+def _overlap(one: FoundRegion, two: FoundRegion, side: int) -> float:
     """IoU of two masks of a square image: a logit near 0 may round to either side."""
     first, second = (decode_rle({"size": [side, side], "counts": found.mask}) for found in (one, two))
     return float((first & second).sum() / (first | second).sum())

@@ -55,11 +55,11 @@ class Clients:
         """Asks for every region by itself, with no one else around."""
         for picture, scene in enumerate(self.scenes):
             for region in range(len(scene.objects)):
-                self.expected[picture, region] = json.dumps(self.ask(picture, region))
+                self.expected[picture, region] = json.dumps(self.record_of(picture, region))
                 point = {"points": [list(scene.objects[region].point)]}
-                self.pointed[picture, region] = self.ask(picture, region, point)[0]
+                self.pointed[picture, region] = self.record_of(picture, region, point)[0]
 
-    def ask(self, picture: int, region: int, prompt: Any = None) -> list[Any]:
+    def record_of(self, picture: int, region: int, prompt: Any = None) -> list[Any]:
         """The record of one region, by its box if nothing else is said."""
         prompt = prompt or {"box": list(self.scenes[picture].objects[region].box)}
         body = {"image": self.images[picture], "regions": [prompt]}
@@ -77,7 +77,7 @@ class Clients:
             picture, region = chance.choice(list(self.expected))
             began = time.monotonic()
             try:
-                answer = json.dumps(self.ask(picture, region))
+                answer = json.dumps(self.record_of(picture, region))
             except (OSError, urllib.error.HTTPError) as error:
                 with self.lock:
                     self.errors.append(str(error))

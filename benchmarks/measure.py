@@ -68,11 +68,11 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     if not _STATM.exists():
         raise RuntimeError("Peak memory on a CPU is read from /proc, which only Linux has.")
     before = _resident_bytes()
-    most, done = [before], threading.Event()
+    peak, done = [before], threading.Event()
 
     def sample() -> None:
         while not done.wait(_SAMPLE_SECONDS):
-            most[0] = max(most[0], _resident_bytes())
+            peak[0] = max(peak[0], _resident_bytes())
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -81,7 +81,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     finally:
         done.set()
         thread.join()
-    return max(most[0], _resident_bytes()) - before
+    return max(peak[0], _resident_bytes()) - before
 
 
 def _resident_bytes() -> int:

@@ -101,19 +101,19 @@ def bench_training(size: Size, repeats: int, device: torch.device, bounded: bool
     """Time, saved activations and gradients of a step; small shapes are not `bounded` in what they gain."""
     seconds, steps = interleaved(training_calls(size, device), repeats, device)
     gains = {name: seconds["plain-eager"] / spent for name, spent in seconds.items()}
-    shares = {name: step.saved / steps["plain-eager"].saved for name, step in steps.items()}
+    ratios = {name: step.saved / steps["plain-eager"].saved for name, step in steps.items()}
     print(
         f"\ntraining step, {size.image_size} px, {size.layers} mixer layers, {size.trained} boxes; beside plain-eager:"
     )
     for name, spent in seconds.items():
-        saved = f"{steps[name].saved / 2**20:6.0f} MiB saved ({shares[name]:.2f} x)"
+        saved = f"{steps[name].saved / 2**20:6.0f} MiB saved ({ratios[name]:.2f} x)"
         print(f"  {name:12} {spent:9.3f} s ({gains[name]:.2f} x as fast)   {saved}", flush=True)
     same = [same_step(name, steps["ours"], step) for name, step in steps.items() if name != "ours"]
     if not bounded:
         return all(same)
     print(f"  right: {LIVE_GAIN} x as fast, {CACHED_GAIN} x with cached embeddings, {SAVED_RATIO} x saved; or better")
     fast = gains["ours"] >= LIVE_GAIN and gains["ours, cached"] >= CACHED_GAIN
-    return all(same) and fast and shares["ours"] <= SAVED_RATIO
+    return all(same) and fast and ratios["ours"] <= SAVED_RATIO
 
 
 def same_step(name: str, ours: Step, theirs: Step) -> bool:

@@ -62,7 +62,7 @@ def build_processor(texts: list[str]) -> GitProcessor:
 
 
 def build_model(processor: GitProcessor) -> GitForCausalLM:
-    """A GIT of two and two layers, from nothing."""
+    """A GIT of two and two layers, from scratch."""
     layers = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_attention_heads": 4, "num_hidden_layers": 2}
     tokenizer = processor.tokenizer
     config = AutoConfig.for_model(

@@ -46,9 +46,9 @@ COLUMNS = ("box", "point", "wrong pictures", "linear probe", "commonest class")
 def measure(recipe: Recipe, trains: bool = True) -> dict[str, dict[str, float]]:
     """Trains by the recipe, if that is asked for and not done yet; returns accuracy and macro recall by column."""
     train, test = build_datasets(recipe.data)
-    start, processor, anew = build_model(recipe.model, ScaTrainingArguments(output_dir=recipe.output))
-    if anew and not trains:
-        raise ValueError(f"{recipe.model.from_} lacks what the recipe trains anew ({', '.join(anew)}): train it.")
+    start, processor, new = build_model(recipe.model, ScaTrainingArguments(output_dir=recipe.output))
+    if new and not trains:
+        raise ValueError(f"{recipe.model.from_} lacks what the recipe makes new ({', '.join(new)}): train it.")
     scores = {"linear probe": linear_probe(start, processor, train, test), "commonest class": commonest(train, test)}
     scores["held out"] = {"pictures": len(test), "regions": len(_names(test))}
     model = start

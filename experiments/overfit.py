@@ -1,4 +1,4 @@
-"""Can the model say free captions at all, and of the region that it is shown? Photographs learnt by heart.
+"""Can the model say free captions at all, and of the region that it is shown? Photographs learned by heart.
 
     python -m experiments.overfit --data data/coco_permissive --output runs/overfit
 

@@ -3,7 +3,7 @@
     python -m experiments.pretraining --sam runs/sca-tiny/segmentation/sam --text runs/sca-tiny/language/text \
         --cache runs/sca-tiny/scenes --output runs/pretraining
 
-The mixer of the bundled model's size learns captions of `scenes` for the same number of steps, once from nothing and
+The mixer of the bundled model's size learns captions of `scenes` for the same number of steps, once from scratch and
 once from a mixer that had learned category names before; from many captioned scenes, and from few. Scores are of
 captions from boxes on unseen test scenes.
 """

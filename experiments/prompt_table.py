@@ -3,7 +3,7 @@
     python -m experiments.prompt_table --output runs/prompts --page docs/prediction.md
 
 Trains the captioner of crops (experiments/crop_captioner.py), predicts with each system and writes the table into the
-page. Given again, it goes on where it stopped.
+page. Given again, it resumes where it stopped.
 """
 
 from __future__ import annotations

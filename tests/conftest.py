@@ -1,4 +1,4 @@
-"""What every test shares: no network, the same random numbers, tiny models built once and copied for each test."""
+"""What all tests have: no network, the same random numbers, tiny models built once and copied for each test."""
 
 import copy
 import os

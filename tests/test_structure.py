@@ -1,31 +1,25 @@
 """Imports go down only: no folder imports one above it, and no modules import each other, however late they do it."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 
-SOURCES = Path(__file__).parents[1] / "src"
-# What may import what, the lowest first: a part may import those of the lines above its own, and nothing else.
-# `sca_hf` is the package's own __init__, which exports names of the model.
-LAYERS = (
-    ("environment", "files", "yaml_files", "recipes", "card_metadata"),
-    ("lazy",),
-    ("modeling", "processing"),
-    ("model_names",),
-    ("sca_hf",),
-    ("drawing",),
-    ("data", "prompt_arguments"),
-    ("captioning", "run_log", "testing"),
-    ("evaluation",),
-    ("anything", "hub"),
-    ("training", "serving"),
-    ("demo",),
-    ("cli",),
-    ("__main__",),
-)
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "src"
+MAP = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def layers():
+    """The parts of the package as the map's first table stacks them, the lowest first."""
+    table = MAP.split("| layer |")[1].split("\n\n")[0].splitlines()[2:]
+    return [re.findall(r"`(\w+)`", row.split("|")[1]) for row in reversed(table)]
+
+
+LAYERS = layers()
 
 
 def module_name(path):
@@ -118,3 +112,16 @@ def cycles():
 )
 def test_late_imports_are_seen(name, other):
     assert other in arrows()[name]
+
+
+def test_the_map_names_files_that_are_there():
+    """Paths in code marks, from the package or from the repository; bare file names are somewhere in the package."""
+    named = {word for word in re.findall(r"`([\w./-]+)`", MAP) if re.search(r"\.(py|md)$|/$", word)}
+    missing = {
+        word
+        for word in named - {"data/readers/NAME.py", "evaluation/metrics/NAME.py", "cli/NAME.py"}
+        if not (ROOT / word).exists() and not (SOURCES / "sca_hf" / word).exists()
+        if "/" in word or not list((SOURCES / "sca_hf").rglob(word))
+    }
+    assert not missing
+    assert len(named) > 30

@@ -41,7 +41,7 @@ def match_regions(records: Sequence[dict[str, Any]], scene: Scene) -> list[tuple
 
 
 def score_anything(model: Any, processor: Any, count: int, split: str = "test", start: int = 0) -> dict[str, Any]:
-    """Captions everything in `count` scenes of a split and scores it; shares are of 1."""
+    """Captions everything in `count` scenes of a split and scores it; fractions of 1."""
     found = objects = regions = 0
     results: list[RegionResult] = []
     for scene in scenes(split, count, start):
@@ -77,7 +77,7 @@ def markdown(report: dict[str, Any], command: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Puts the text between two marks of a file that has them, else writes the file anew."""
+    """Puts the text between two marks of a file that has them, else replaces the file."""
     marked = f"{MARK}\n{text}{MARK}\n"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if MARK in before:

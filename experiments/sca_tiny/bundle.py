@@ -5,12 +5,12 @@ python -m experiments.sca_tiny.bundle runs/sca_tiny_real/model src/sca_hf/assets
 
 import argparse
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from sca_hf.files import staged
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
 
@@ -21,23 +21,21 @@ def bundle(source: Path, destination: Path) -> Path:
     The configuration keeps float32, so that loading rounds nothing further and a CPU runs at full speed.
     """
     if destination.exists():
-        raise FileExistsError(f"{destination} exists; remove it to bundle a model there anew.")
+        raise FileExistsError(f"{destination} exists; remove it to bundle a model there again.")
     model = ScaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     # Tied tensors stay one: halved one by one they would be stored twice.
     halves = {tensor.data_ptr(): tensor.half() for tensor in model.state_dict().values()}
     weights = {name: halves[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
-    # Where the training data and checkpoints lay is nobody's business, and differs from machine to machine.
+    # Where the training data and checkpoints lay concerns nobody else, and differs from machine to machine.
     for config in (model.config, model.config.sam_config, model.config.text_config):
         config._name_or_path = ""
     model.config.freeze_base_models = True  # whatever its last stage trained, finetuning begins as published
-    unfinished = destination.with_name(destination.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished, state_dict=weights, include_base_models=True)
-    ScaProcessor.from_pretrained(source).save_pretrained(unfinished)
-    stored = json.loads((unfinished / "config.json").read_text(encoding="utf-8"))
-    if stored["dtype"] != "float32":
-        raise RuntimeError(f"the configuration was saved with dtype {stored['dtype']}, not float32.")
-    unfinished.rename(destination)
+    with staged(destination) as folder:
+        model.save_pretrained(folder, state_dict=weights, include_base_models=True)
+        ScaProcessor.from_pretrained(source).save_pretrained(folder)
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if stored["dtype"] != "float32":
+            raise RuntimeError(f"the configuration was saved with dtype {stored['dtype']}, not float32.")
     return destination
 
 

@@ -60,7 +60,7 @@ def train_captioning(
     cache: Path,
     settings: CaptioningSettings,
 ) -> Path:
-    """Trains the mixer in `folder`, going on from its last checkpoint, and returns the folder of the whole model."""
+    """Trains the mixer in `folder`, resuming from its last checkpoint, and returns the folder of the whole model."""
     arrays = load_scene_arrays(cache, "train", settings.train_scenes, model.config.sam_config.vision_config.image_size)
     name = f"embeddings-{len(arrays)}-{encoder_fingerprint(model.sam.vision_encoder)[:32]}.npy"
     embeddings = cache_embeddings(model.sam, arrays, cache / name)

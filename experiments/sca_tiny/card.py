@@ -10,14 +10,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from huggingface_hub import EvalResult
-from huggingface_hub.repocard_data import eval_results_to_model_index
-from huggingface_hub.utils import yaml_dump
 
-from sca_hf.hub.card import TASK, markdown_rows
+from sca_hf.card_metadata import card_head, markdown_rows, score_results
+from sca_hf.hub.card import CARD, fill_template, split_card
 from sca_hf.hub.info import RepositoryInfo, describe_repository
 
 from .scenes_report import markdown_table
@@ -58,7 +56,6 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
     info = describe_repository(str(model))
     fields = {
         **report["versions"],
-        "results": _head(model.resolve().name, report),
         "parts": _parts(info),
         "loaded": info.loaded,
         "scenes": f"{report['scenes']}",
@@ -71,46 +68,27 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
         "curve": _curve(report["history"]),
         "naming": _naming(report["naming"]),
     }
-    card = model / "README.md"
-    try:
-        card.write_text(Template(template.read_text(encoding="utf-8")).substitute(fields), encoding="utf-8")
-    except KeyError as error:
-        raise ValueError(f"{template} asks for {error}; known are {', '.join(sorted(fields))}.") from None
+    head, text = split_card(template)
+    card = model / CARD
+    written = card_head(model.resolve().name, _results(report), **head) + fill_template(template, text, fields)
+    card.write_text(written, encoding="utf-8")
     return card
 
 
-def _head(name: str, report: Mapping[str, Any]) -> str:
-    """The model index of the Hub: scenes from boxes and points, each real set from boxes; no score that is missing."""
-    results = [
-        EvalResult(
-            task_type=TASK,
-            task_name="region captioning",
-            dataset_type="scenes",
-            dataset_name=f"scenes, {report['split']}, {report['scenes']} images",
-            dataset_config=f"from a {prompt}",
-            dataset_split=report["split"],
-            metric_type=key,
-            metric_name=metric,
-            metric_value=report["scores"][prompt][key],
-        )
-        for prompt in ("box", "point")
-        for key, metric in _HEAD.items()
-        if not math.isnan(report["scores"][prompt][key])
-    ]
-    results += [
-        EvalResult(
-            task_type=TASK,
-            task_name="region naming",
-            dataset_type=data,
-            dataset_name=f"{_words(data)}, kept out of training",
-            dataset_config="from a box",
-            metric_type="accuracy",
-            metric_name="accuracy",
-            metric_value=round(run["box"]["accuracy"], 4),
-        )
-        for data, (run, *_) in report["naming"].items()
-    ]
-    return yaml_dump({"model-index": eval_results_to_model_index(name, results)}).strip()
+def _results(report: Mapping[str, Any]) -> list[EvalResult]:
+    """Returns the scores for the Hub: scenes from boxes and points, each real set from boxes; none that is missing."""
+    results: list[EvalResult] = []
+    for prompt in ("box", "point"):
+        scores = report["scores"][prompt]
+        known = {name: scores[key] for key, name in _HEAD.items() if not math.isnan(scores[key])}
+        dataset = f"scenes, {report['split']}, {report['scenes']} images"
+        split = {"dataset_config": f"from a {prompt}", "dataset_split": report["split"]}
+        results += score_results(known, dataset, "scenes", **split)
+    for data, (run, *_) in report["naming"].items():
+        accuracy = {"accuracy": round(run["box"]["accuracy"], 4)}
+        dataset = f"{_words(data)}, kept out of training"
+        results += score_results(accuracy, dataset, data, task_name="region naming", dataset_config="from a box")
+    return results
 
 
 def _parts(info: RepositoryInfo) -> str:

@@ -133,7 +133,7 @@ def tiny_gpt2_config(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
 
 
 def train_language_model(folder: Path, settings: LanguageSettings) -> Path:
-    """Trains tokenizer and LM in `folder`, going on from the last checkpoint, and returns their folder."""
+    """Trains tokenizer and LM in `folder`, resuming from the last checkpoint, and returns their folder."""
     done = folder / "text"
     if done.exists():
         return done

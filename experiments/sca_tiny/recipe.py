@@ -1,8 +1,8 @@
-"""Trains `sca-tiny` from nothing: data, SAM, language model, category names, captions, scores.
+"""Trains `sca-tiny` from scratch: data, SAM, language model, category names, captions, scores.
 
     python -m experiments.sca_tiny experiments/sca_tiny/sca_tiny.yaml --output runs/sca-tiny
 
-Every stage saves checkpoints as it goes: after an interruption the same command goes on where it stopped. A stage that
+Every stage saves checkpoints as it goes: after an interruption the same command resumes where it stopped. A stage that
 is done is not run again. About 100 minutes on two CPU cores. What comes with the package has then seen real pictures
 too, by `sca-hf train experiments/sca_tiny/sca_tiny_real.yaml`.
 """
@@ -22,13 +22,14 @@ import transformers
 import yaml
 from transformers import AutoTokenizer
 
+from sca_hf.files import to_json, write_whole
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
 
 from .bundle import bundle
 from .captioning import CaptioningSettings, new_captioner, train_captioning
 from .language import LanguageSettings, train_language_model
-from .scenes_report import markdown_table, score_model, to_json
+from .scenes_report import markdown_table, score_model
 from .segmentation import SegmentationSettings, train_segmentation
 
 
@@ -107,7 +108,7 @@ def write_report(model_folder: Path, output: Path, recipe: dict[str, Any], scene
     }
     history = {stage: _history(output / stage) for stage in STAGES}
     report = {**scores, "recipe": recipe, "versions": versions, "history": history}
-    (output / "report.json").write_text(to_json(report))
+    write_whole(output / "report.json", to_json(report))
     (output / "report.md").write_text(markdown_table(scores))
 
 

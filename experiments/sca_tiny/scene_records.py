@@ -13,6 +13,7 @@ import torch
 from transformers import SamModel
 
 from sca_hf.data.scenes import scene_seed
+from sca_hf.files import replacing
 
 from .prompt_sampling import IMAGE_MEAN, IMAGE_STD
 from .scene_cache import SceneArrays
@@ -22,18 +23,18 @@ def cache_embeddings(sam: SamModel, scenes: SceneArrays, path: Path, batch_size:
     """Encodes every scene once; returns (n, C, h, w) float16, memory-mapped from `path`."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part.npy")
-        rows = None
-        for start in range(0, len(scenes), batch_size):
-            pixels = torch.from_numpy(np.array(scenes.pixels[start : start + batch_size])).permute(0, 3, 1, 2)
-            with torch.inference_mode():
-                encoded = sam.vision_encoder((pixels / 255 - IMAGE_MEAN) / IMAGE_STD).last_hidden_state.half().numpy()
-            if rows is None:
-                shape = (len(scenes), *encoded.shape[1:])
-                rows = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
-            rows[start : start + len(encoded)] = encoded
-        del rows
-        unfinished.rename(path)
+        with replacing(path) as draft:
+            rows = None
+            for start in range(0, len(scenes), batch_size):
+                pixels = torch.from_numpy(np.array(scenes.pixels[start : start + batch_size])).permute(0, 3, 1, 2)
+                pixels = (pixels / 255 - IMAGE_MEAN) / IMAGE_STD
+                with torch.inference_mode():
+                    encoded = sam.vision_encoder(pixels).last_hidden_state.half().numpy()
+                if rows is None:
+                    shape = (len(scenes), *encoded.shape[1:])
+                    rows = np.lib.format.open_memmap(draft, "w+", np.float16, shape)
+                rows[start : start + len(encoded)] = encoded
+            del rows
     return np.load(path, mmap_mode="r")
 
 

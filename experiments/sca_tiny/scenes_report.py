@@ -9,7 +9,6 @@ guessing scores: the captions of other regions (shuffled), and captions of a bla
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +21,7 @@ from PIL import Image
 
 from sca_hf.data.scenes import Scene, SceneObject, read_caption, scenes
 from sca_hf.evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
+from sca_hf.files import to_json, write_whole
 
 
 ALWAYS = ("color", "shape", "texture")
@@ -47,7 +47,7 @@ def score_model(model: Any, processor: Any, count: int, split: str = "test", bat
     results |= {"shuffled regions": shuffled, "blank image": blank}
     rows = {name: caption_scores(row) for name, row in results.items()}
     named = run_scenes(model, processor, scenes(split, count), "box", batch_size, task="recognition")
-    category = _share(result.caption == result.truth.category for result in named)
+    category = _rate(result.caption == result.truth.category for result in named)
     return {"split": split, "scenes": count, "scores": rows, "category_from_box": round(category, 4)}
 
 
@@ -75,28 +75,28 @@ def run_scenes(
 
 
 def caption_scores(results: Sequence[RegionResult]) -> dict[str, float]:
-    """Returns shares of right words where the truth states them, CIDEr-D, exact match and the mean IoU."""
+    """Returns the fractions of right words where the truth states them, CIDEr-D, exact match and the mean IoU."""
     told = [result for result in results if result.truth.describable]
     said = [read_caption(result.caption) for result in told]
     scores = {"mask_iou": float(np.mean([result.iou for result in results])), "regions": float(len(results))}
     scores["described_regions"] = float(len(told))
     for name in ALWAYS:
-        scores[name] = _share(words[name] == getattr(r.truth, name) for words, r in zip(said, told, strict=True))
+        scores[name] = _rate(words[name] == getattr(r.truth, name) for words, r in zip(said, told, strict=True))
     sized = [(w, r.truth) for w, r in zip(said, told, strict=True) if r.truth.size != "medium"]
     placed = [(w, r.truth) for w, r in zip(said, told, strict=True) if r.truth.relation is not None]
     plain = [w for w, r in zip(said, told, strict=True) if r.truth.size == "medium"]
     alone = [w for w, r in zip(said, told, strict=True) if r.truth.relation is None]
-    scores["size"] = _share(words["size"] == truth.size for words, truth in sized)
-    scores["relation"] = _share(words["relation"] == truth.relation for words, truth in placed)
-    scores["names_neighbour"] = _share(words["reference_color"] is not None for words, _ in placed)
-    scores["reference"] = _share(
+    scores["size"] = _rate(words["size"] == truth.size for words, truth in sized)
+    scores["relation"] = _rate(words["relation"] == truth.relation for words, truth in placed)
+    scores["names_neighbour"] = _rate(words["reference_color"] is not None for words, _ in placed)
+    scores["reference"] = _rate(
         (words["reference_color"], words["reference_shape"]) == (truth.reference.color, truth.reference.shape)
         for words, truth in placed
         if truth.reference is not None and words["reference_color"] is not None
     )
-    scores["size_left_out"] = _share(words["size"] is None for words in plain)
-    scores["relation_left_out"] = _share(words["relation"] is None for words in alone)
-    scores["states_size_or_relation"] = _share(r.truth.size != "medium" or r.truth.relation is not None for r in told)
+    scores["size_left_out"] = _rate(words["size"] is None for words in plain)
+    scores["relation_left_out"] = _rate(words["relation"] is None for words in alone)
+    scores["states_size_or_relation"] = _rate(r.truth.size != "medium" or r.truth.relation is not None for r in told)
     candidates = [ptb_tokenize(result.caption) for result in told]
     references = [ptb_tokenize_all(result.truth.captions) for result in told]
     scores["cider_d"] = cider_d(candidates, references)["corpus"]
@@ -122,24 +122,11 @@ def markdown_table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Category names (task `recognition`) from a box: {100 * named:.1f} % right.", ""])
 
 
-def to_json(report: Any) -> str:
-    """Returns the report as JSON; what could not be scored (not a number) is null."""
-    return json.dumps(_without_nan(report), indent=1) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
-
-
 def _cell(column: str, value: float) -> str:
     return f"{value:.3f}" if column in ("mask_iou", "cider_d") else f"{100 * value:.1f} %"
 
 
-def _share(hits: Iterable[bool]) -> float:
+def _rate(hits: Iterable[bool]) -> float:
     values = list(hits)
     return sum(values) / len(values) if values else float("nan")
 
@@ -173,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = AutoModel.from_pretrained(options.model).eval(), AutoProcessor.from_pretrained(options.model)
     report = {"model": Path(options.model).name, **score_model(model, processor, options.scenes)}
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "scenes_report.json").write_text(to_json(report))
+    write_whole(options.output / "scenes_report.json", to_json(report))
     (options.output / "scenes_report.md").write_text(markdown_table(report))
     print(markdown_table(report))
 

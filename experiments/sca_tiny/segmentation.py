@@ -27,7 +27,7 @@ from .stages import stage_arguments, train_from_last_checkpoint
 
 POSITION_STD = 0.5
 WARM_LOSS_STEPS = 400
-# Masks first, learnt in minutes and what attributes are read through; then attributes; last, once objects are known
+# Masks first, learned in minutes and what attributes are read through; then attributes; last, once objects are known
 # for what they are, relations between them. Weights of one head's loss.
 MASK_STEPS, RELATION_STEPS = 1_500, 6_000
 EARLY_WEIGHT, ATTRIBUTE_WEIGHT, RELATION_WEIGHT = 1 / 11, 4 / 11, 1.0
@@ -81,7 +81,7 @@ class SegmentationTrainee(SamPreTrainedModel):
             self.heads[place] = nn.ModuleDict({name: nn.Linear(width, len(ATTRIBUTES[name])) for name in names})
         self.register_buffer("steps_done", torch.zeros(()))
         self.post_init()
-        # At the library's scale a position is a random hash and nothing is learnt about where things are.
+        # At the library's scale a position is a random hash and nothing is learned about where things are.
         position = self.sam.shared_image_embedding.positional_embedding
         nn.init.normal_(position, std=POSITION_STD).requires_grad_(False)
 
@@ -262,7 +262,7 @@ class _SegmentationTrainer(WholeCheckpoints):
 
 
 def train_segmentation(folder: Path, cache: Path, settings: SegmentationSettings) -> Path:
-    """Trains stage 1 in `folder`, going on from its last checkpoint; returns the folder of the plain `SamModel`."""
+    """Trains stage 1 in `folder`, resuming from its last checkpoint; returns the folder of the plain `SamModel`."""
     done = folder / "sam"
     if done.exists():
         return done

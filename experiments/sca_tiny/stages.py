@@ -1,4 +1,4 @@
-"""What the stages of a recipe share: their arguments, and going on after an interruption."""
+"""What the stages of a recipe share: their arguments, and resuming after an interruption."""
 
 from __future__ import annotations
 

@@ -15,9 +15,11 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 # The Trainer's uploads leave out what begins with an underscore.
@@ -99,6 +101,8 @@ def lock_file(path: str | Path) -> FileLock:
     Raises:
         LockedError: another process, or another lock in this one, has it.
     """
+    from filelock import FileLock, Timeout
+
     path = Path(path)
     lock = FileLock(lock_path(path))
     try:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from .files import differences, lock_file, lock_path, to_json, write_new, write_whole
+
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 _BLOCK = 1 << 16

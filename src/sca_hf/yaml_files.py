@@ -90,7 +90,7 @@ def _yaml(as_text: bool = False) -> Any:
         from ruamel.yaml import YAML
         from ruamel.yaml.resolver import BaseResolver
     except ImportError as error:
-        raise ImportError("YAML files need ruamel.yaml: pip install 'sca-hf[train]'.") from error
+        raise ImportError("YAML files need ruamel.yaml: pip install ruamel.yaml.") from error
 
     class Resolver(BaseResolver):
         """Tells scalars apart by `_SCALARS` alone."""

@@ -99,9 +99,10 @@ def test_the_block_for_a_card_is_read_as_one(reported):
     (model,) = yaml.safe_load(block)["model-index"]
     assert model["name"] == "good <model>"
     (result,) = model["results"]
-    assert result["task"]["type"] == "image-to-text" and result["dataset"]["name"] == DATA
+    assert result["task"]["type"] == "image-text-to-text" and result["dataset"]["name"].startswith(f"{DATA}, ")
     metrics = {metric["type"]: metric for metric in result["metrics"]}
-    assert "ptb tokens" in metrics["cider-d"]["name"] and metrics["bleu@1"]["value"] == 1
+    assert metrics["cider-d"]["args"]["tokenizer"] == "ptb" and metrics["bleu-1"]["value"] == 1
+    assert result["dataset"]["args"]["regions"] > 0
 
 
 def test_without_data_the_page_says_why_there_are_no_pictures(tmp_path, capsys):
@@ -149,8 +150,8 @@ def test_a_browser_shows_it_whole(reported, tmp_path, width):
         loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
         assert len(loaded) == 6 and all(loaded) and not complaints
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # What does not fit is scrolled to within its table; no word of a heading is torn.
-        torn = page.evaluate(
+        # What does not fit is scrolled to within its table; no word of a heading is broken.
+        broken = page.evaluate(
             """[...document.querySelectorAll('th')].filter(cell => {
                 const range = document.createRange();
                 const text = [...cell.childNodes].find(node => node.nodeType === 3);
@@ -160,5 +161,5 @@ def test_a_browser_shows_it_whole(reported, tmp_path, width):
                 });
             }).map(cell => cell.textContent)"""
         )
-        assert torn == []
+        assert broken == []
         browser.close()

@@ -1,4 +1,4 @@
-"""Several data sets as one: in what shares, for how long, in which order."""
+"""Several data sets as one: in what proportions, for how long, in which order."""
 
 from collections import Counter
 

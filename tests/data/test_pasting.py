@@ -125,8 +125,8 @@ def test_pasted_regions_hide_no_other():
         for k, box in enumerate(boxes):
             for other in boxes[k + 1 :]:
                 sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-                least = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
-                assert np.prod(sides.clip(0)) <= 0.1 * least + 1e-9
+                smaller = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
+                assert np.prod(sides.clip(0)) <= 0.1 * smaller + 1e-9
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class HubServer(ThreadingHTTPServer):
         return None
 
     def handle_error(self, *args) -> None:
-        """A client that was killed is no error of ours."""
+        """A client that was killed is not an error of ours."""
 
 
 @contextmanager

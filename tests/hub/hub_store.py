@@ -17,7 +17,7 @@ LARGE_SIZE = 10_000_000
 
 
 class HubError(Exception):
-    """An answer that is no success; the client reads `code` from the header X-Error-Code."""
+    """An answer that is not a success; the client reads `code` from the header X-Error-Code."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
         super().__init__(message)

@@ -9,8 +9,8 @@ from hub_server import check_head
 from huggingface_hub import ModelCard
 from publishing import save_whole
 
-from sca_hf.hub.card import card_text, read_evaluation
-from sca_hf.hub.publish import find_recipe
+from sca_hf.hub.card import card_text, draft_card, read_evaluation
+from sca_hf.hub.publish import own_card, recipe_text
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -55,11 +55,11 @@ def test_a_recipe_beside_the_model_goes_into_the_card_without_the_folders_of_thi
     path = folder.parent / "recipe.yaml"
     path.write_text("preset: mixer\ndata:\n  train: {root: /home/ann/secret/boxes, url: http://a.b/c/d}\n  b: rel/x\n")
     try:
-        text = card_text(folder, "ann/sca", "a" * 40, recipe=find_recipe(folder))
+        text = card_text(folder, "ann/sca", "a" * 40, recipe=recipe_text(folder))
     finally:
         path.unlink()
     assert "preset: mixer" in text and "root: .../boxes" in text and "url: http://a.b/c/d" in text and "rel/x" in text
-    assert "secret" not in text and find_recipe(folder) is None
+    assert "secret" not in text and recipe_text(folder) is None
 
 
 def test_a_readme_of_ones_own_is_kept_to_the_letter(folder, tmp_path):
@@ -72,7 +72,43 @@ def test_a_readme_of_ones_own_is_kept_to_the_letter(folder, tmp_path):
         assert "region-captioning" in data.tags
 
 
-def test_a_file_that_is_no_evaluation_is_told_so(tmp_path):
+def test_a_draft_is_one_by_a_mark_in_its_head(folder):
+    text = draft_card(folder, "my-boxes", {"eval_cider_d": 1.25, "eval_loss": 0.5}, "output: /home/ann/my-boxes\n")
+    assert check_head(text) == [] and ModelCard(text).data.to_dict()["draft"] is True
+    assert text.count("| score | value |") == 1 and "| cider d | 1.2500 |\n| loss | 0.5000 |" in text
+    assert "# my-boxes\n" in text and "output: .../my-boxes" in text and "| mixer | trained |" in text
+    assert "pipeline_tag: image-text-to-text" in text and "revision" not in text
+    readme = folder / "README.md"
+    try:
+        readme.write_text(text)
+        assert own_card(folder) is None
+        readme.write_text(text.replace("draft: true\n", ""))
+        assert own_card(folder) == readme, "its author has completed it"
+        readme.write_text("# Mine\n\nTo complete before publishing: nothing. draft: true\n")
+        assert own_card(folder) == readme, "what the text says is no mark"
+    finally:
+        readme.unlink()
+
+
+def test_a_draft_without_scores_says_so(folder):
+    text = draft_card(folder, "my-boxes", {}, "output: runs/my-boxes\n")
+    assert "The recipe has no evaluation set." in text and "| score |" not in text
+
+
+def test_scores_without_a_protocol_are_those_of_the_data_by_its_name(folder, tmp_path):
+    evaluation = {"n": 42, "protocol": None, "tokenizer": "ptb", "command": "sca-hf evaluate said.jsonl"}
+    evaluation |= {"versions": {}, "metrics": {"CIDEr-D": 1.5}}
+    run = {"settings": {"data": {"format": "voc", "root": "/home/ann/my-boxes"}}}
+    path = tmp_path / "scores.json"
+    for more, name in (({"run": run}, "my-boxes"), ({"run": None}, "unnamed data")):
+        path.write_text(json.dumps(evaluation | more))
+        text = card_text(folder, "ann/sca", "a" * 40, evaluations=[path])
+        assert f"Data {name}, 42 regions" in text and "/home" not in text and check_head(text) == []
+        (result,) = ModelCard(text).data.eval_results
+        assert result.dataset_name == f"{name}, 42 regions"
+
+
+def test_a_file_that_is_not_an_evaluation_is_told_so(tmp_path):
     path = tmp_path / "scores.json"
     for content, message in (
         ("{", "is not JSON"),

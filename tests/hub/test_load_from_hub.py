@@ -44,7 +44,7 @@ def processor_of_test():
 
 @pytest.fixture
 def published(online, processor_of_test):
-    """A whole repository, and a mixer-only one whose bases lie in two others, at a branch and a tag, not at main."""
+    """A whole repository, and a mixer-only one whose base models lie in two others, at a branch and a tag."""
     api = HfApi(online.url)
     whole = tiny_model()
     whole.push_to_hub("org/whole")
@@ -74,27 +74,27 @@ def test_three_lines_from_the_hub_and_from_the_cache(published, online, processo
     assert (
         held["model.safetensors"] < online.repository("org/whole").resolve("main").files["model.safetensors"].size / 2
     )
-    # The Hub is gone; everything, the bases too, is in the cache.
+    # The Hub is gone; everything, the base models too, is in the cache.
     again = describe_in_a_fresh_process(tmp_path, "http://127.0.0.1:9", *revisions, HF_HUB_OFFLINE="1")
     assert again.keys() == first.keys() and all(np.array_equal(again[key], first[key]) for key in first)
 
 
 @pytest.fixture(scope="module")
-def bases(hub):
+def base_models(hub):
     return {}
 
 
 @pytest.fixture
-def mixer_only(online, bases, tmp_path):
-    """`org/errors`, whose bases are `org/a-sam` and `org/an-lm`; made once for the tests below."""
-    if not bases:
+def mixer_only(online, base_models, tmp_path):
+    """`org/errors`, whose base models are `org/a-sam` and `org/an-lm`; made once for the tests below."""
+    if not base_models:
         made = tiny_model()
         made.sam.push_to_hub("org/a-sam")
         made.language_model.push_to_hub("org/an-lm")
         mixer = ScaForConditionalGeneration.from_sam_text_pretrained("org/a-sam", "org/an-lm", mixer_config=MIXER)
         mixer.include_base_models = False
         mixer.push_to_hub("org/errors")
-        bases["model"] = mixer
+        base_models["model"] = mixer
         # The cache of this test is not that of the others.
     return "org/errors"
 
@@ -177,7 +177,7 @@ def test_a_sam_of_another_size_is_refused(mixer_only, online, tmp_path):
         load(mixer_only, tmp_path / "new", base_models={"sam": tmp_path / "sam"})
 
 
-def test_code_in_a_base_repository_is_never_run(mixer_only, online, lm, tmp_path, bases):
+def test_code_in_a_base_repository_is_never_run(mixer_only, online, lm, tmp_path, base_models):
     """Not even though the mixer's own code is trusted: a base that changed hands must not matter."""
     trap = "from pathlib import Path\nPath({!r}).touch()\n".format(str(tmp_path / "ran"))
     HfApi(online.url).upload_file(repo_id="org/an-lm", path_in_repo="modeling_trap.py", path_or_fileobj=trap.encode())
@@ -186,7 +186,7 @@ def test_code_in_a_base_repository_is_never_run(mixer_only, online, lm, tmp_path
     commit = HfApi(online.url).upload_file(
         repo_id="org/an-lm", path_in_repo="config.json", path_or_fileobj=trapped.encode()
     )
-    model = bases["model"]
+    model = base_models["model"]
     model.base_sources = {**model.base_sources, "language_model": {"repo_id": "org/an-lm", "revision": commit.oid}}
     model.save_pretrained(tmp_path / "mixer")
     loaded = AutoModel.from_pretrained(tmp_path / "mixer", trust_remote_code=True, cache_dir=tmp_path / "new")
@@ -194,7 +194,7 @@ def test_code_in_a_base_repository_is_never_run(mixer_only, online, lm, tmp_path
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_for_a_base_is_not_looked_for_on_behalf_of_the_hub(mixer_only, online, tmp_path, bases):
+def test_a_folder_for_a_base_is_not_looked_for_on_behalf_of_the_hub(mixer_only, online, tmp_path, base_models):
     made = tiny_model()
     made.sam.save_pretrained(tmp_path / "sam")
     made.language_model.save_pretrained(tmp_path / "lm")

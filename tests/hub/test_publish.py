@@ -135,7 +135,7 @@ def test_weights_of_before_are_not_left_beside_the_new_ones(online, quick, tmp_p
 
 
 @pytest.fixture
-def bases(online):
+def base_models(online):
     for name, part in (("ann/the-sam", tiny_model().sam), ("ann/the-lm", tiny_model().language_model)):
         part.push_to_hub(name)
     HfApi(online.url).upload_file(
@@ -145,11 +145,11 @@ def bases(online):
 
 
 @pytest.mark.slow
-def test_a_mixer_is_published_with_its_bases_pinned_and_their_licences(online, bases, tmp_path):
-    done = publish(save_mixer(tmp_path / "mixer", *bases), "ann/mixer", api=HfApi(online.url))
+def test_a_mixer_is_published_with_its_base_models_pinned_and_their_licences(online, base_models, tmp_path):
+    done = publish(save_mixer(tmp_path / "mixer", *base_models), "ann/mixer", api=HfApi(online.url))
     card = ModelCard.load("ann/mixer")
-    pins = {name: online.repository(name).resolve("main").id for name in bases}
-    assert card.data.base_model == list(bases) and card.data.base_model_revisions == pins
+    pins = {name: online.repository(name).resolve("main").id for name in base_models}
+    assert card.data.base_model == list(base_models) and card.data.base_model_revisions == pins
     assert card.data.licenses == {"language_model": "mit"}
     assert (
         "| language model | frozen | mit |" in card.text and "| SAM | frozen | not stated by its author |" in card.text
@@ -166,16 +166,16 @@ def test_a_mixer_is_published_with_its_bases_pinned_and_their_licences(online, b
         )
 
 
-def test_bases_that_others_cannot_have_are_refused(online, bases, tmp_path):
+def test_base_models_that_others_cannot_have_are_refused(online, base_models, tmp_path):
     for name, part in (("sam", tiny_model().sam), ("lm", tiny_model().language_model)):
         part.save_pretrained(tmp_path / name)
     api = HfApi(online.url)
     local = save_mixer(tmp_path / "local", tmp_path / "sam", tmp_path / "lm")
     with pytest.raises(PublishError, match="a folder that nobody else has: publish with --kind whole"):
         publish(local, "ann/never", api=api)
-    mixer = save_mixer(tmp_path / "mixer", *bases)
+    mixer = save_mixer(tmp_path / "mixer", *base_models)
     config = json.loads((mixer / "config.json").read_text())
-    for revision, message in (("main", "which is no commit and may change"), ("e" * 40, "is not to be seen")):
+    for revision, message in (("main", "which is not a commit and may change"), ("e" * 40, "cannot be found")):
         config["base_model_repos"]["sam"]["revision"] = revision
         (mixer / "config.json").write_text(json.dumps(config))
         with pytest.raises(PublishError, match=message):
@@ -188,6 +188,12 @@ def test_bases_that_others_cannot_have_are_refused(online, bases, tmp_path):
     assert ("model", "ann/never") not in online.store.repositories
 
 
+def test_the_bundled_model_can_be_published_by_its_name(online, quick):
+    done = publish("sca-tiny", "ann/tiny", api=HfApi(online.url))
+    files = online.repository("ann/tiny").resolve(done.commit).files
+    assert {"model.safetensors", "modeling_sca.py", "handler.py"} <= set(files) and done.left_out == {}
+
+
 def spoil_weights(folder):
     weights = load_file(folder / "model.safetensors")
     weights["mixer.task_tokens.weight"][0, 0] = torch.nan
@@ -197,15 +203,18 @@ def spoil_weights(folder):
 FAULTS = {
     "a link out of the folder": (lambda f: (f / "notes.txt").symlink_to("/etc/hostname"), "publish copies, not links"),
     "a pickle": (lambda f: (f / "extra.bin").write_bytes(b"\x80\x04."), "may hold a pickle"),
-    "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "no code of this package"),
+    "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "not code of this package"),
     "a handler of others": (lambda f: (f / "handler.py").write_text("print('run')"), "differs from this package's"),
     "changed code": (lambda f: (f / "losses_sca.py").open("a").write("\n# x"), "differs from this package's"),
     "code that is absent": (lambda f: (f / "validation_sca.py").unlink(), "lacks the code files validation_sca.py"),
     "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no processor"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
     "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be read"),
-    "weights that are no numbers": (spoil_weights, r"mixer\.task_tokens\.weight holds values that are no numbers"),
-    "files of something else": (lambda f: (f / "passwords.kdbx").write_bytes(b"1"), "is no part of a saved model"),
+    "weights that are no numbers": (
+        spoil_weights,
+        r"mixer\.task_tokens\.weight holds values that are not finite numbers",
+    ),
+    "files of something else": (lambda f: (f / "passwords.kdbx").write_bytes(b"1"), "is not part of a saved model"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     "another model": (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "is a 'gpt2' model"),
 }

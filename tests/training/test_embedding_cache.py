@@ -153,9 +153,9 @@ def test_a_trained_or_changed_encoder_is_refused(cache, model, processor, tmp_pa
     cached[0]
     with torch.no_grad():
         next(model.sam.vision_encoder.parameters()).add_(0.01)
-    for ask in (lambda: cached[1], lambda: cached.fill(progress=False)):
+    for read in (lambda: cached[1], lambda: cached.fill(progress=False)):
         with pytest.raises(EmbeddingCacheError, match="has changed since its embedding cache was opened"):
-            ask()
+            read()
     model.sam.vision_encoder.requires_grad_(True)
     with pytest.raises(EmbeddingCacheError, match="the image encoder is trained"):
         EmbeddingCache(tmp_path, model, processor)

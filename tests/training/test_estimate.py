@@ -11,15 +11,26 @@ from sca_hf.recipes import recipe_names, recipe_path
 from sca_hf.testing import tiny_config, tiny_sam_config
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.presets import apply_preset, prepare_model
-from sca_hf.training.recipe.build import recipe_config
+from sca_hf.training.recipe.build import Configurations, build_empty_model, empty_model
 from sca_hf.training.recipe.known_configs import KNOWN_CONFIGS, known_config
-from sca_hf.training.recipe.memory import estimate_config, part_memories, smaller_settings
+from sca_hf.training.recipe.memory import estimate_memory, part_memories, smaller_settings
 from sca_hf.training.recipe.memory_report import weight_memories
 from sca_hf.training.recipe.schema import ModelSection, load_recipe
 from sca_hf.training.recipe.simulation import LiveBytes, _CudaAutocast, simulate_step, without_contents
 
 
 TRAINING = {"per_device_train_batch_size": 2, "regions_per_image": 3}
+
+
+def estimate_config(config, training):
+    return estimate_memory(lambda args: empty_model(config), training)
+
+
+def recipe_config(section, beside=None):
+    """The configuration of the model that an estimate builds, and what it had to assume."""
+    parts = Configurations(beside)
+    args = ScaTrainingArguments("unused", use_cpu=True)
+    return build_empty_model(section, args, parts).config, parts.notes
 
 
 def real_model(config, preset="mixer"):
@@ -251,14 +262,14 @@ def test_advice_stops_where_it_fits():
     config = tiny_config(text_config={"n_embd": 256})
     held = estimate_config(config, {**TRAINING, "frozen_dtype": "bfloat16"}).total
     assert estimate_config(config, TRAINING).total > held + (2 << 20)
-    ((change, total),) = smaller_settings(config, TRAINING, held + (1 << 20), "float32")
+    ((change, total),) = smaller_settings(lambda args: empty_model(config), TRAINING, held + (1 << 20))
     assert change == "--training.frozen_dtype=bfloat16" and total == pytest.approx(held, abs=1 << 20)
 
 
 @pytest.mark.slow
 def test_advice_goes_step_by_step_and_ends():
     config, training = tiny_config(), {**TRAINING, "regions_per_image": 32}
-    tried = smaller_settings(config, training, 1, "float32")
+    tried = smaller_settings(lambda args: empty_model(config), training, 1)
     names = [change.removeprefix("--training.").split("=")[0] for change, _ in tried]
     assert names == [
         "frozen_dtype",

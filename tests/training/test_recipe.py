@@ -88,7 +88,8 @@ def test_a_run_leaves_a_model_its_scores_and_its_recipe(base, regions, tmp_path)
     assert metrics["eval"].keys() >= {"eval_loss", "eval_cider_d"} and metrics["train"]["train_loss"] > 0
     assert load_recipe(output / "recipe.yaml") == recipe(base, regions, output)
     card = (result.model / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n") and f"{metrics['eval']['eval_loss']:.4f}" in card
+    assert "library_name: transformers\n" in card and "draft: true\n" in card and "image-text-to-text" in card
+    assert f"| loss | {metrics['eval']['eval_loss']:.4f} |" in card
     assert not (result.model / "training_args.bin").exists(), "a pickle"
 
 

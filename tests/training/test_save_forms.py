@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tiny_runs import parameters, records, saved_model, trainer
 from transformers import AutoModel, GPT2Config, SamConfig
 
+from sca_hf.model_names import bundled_model
 from sca_hf.modeling.configuration_sca import ScaConfig
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.training.collator import RegionCollator
@@ -58,6 +59,14 @@ def test_what_a_preset_changes_decides_what_is_saved(make_model, processor, tmp_
         trainer(saved_model(make_model, folder), processor, tmp_path, preset="mixer+lm", save_form="mixer")
     with pytest.raises(ValueError, match="could not name"):
         trainer(make_model(), processor, tmp_path, save_form="mixer")
+
+
+def test_what_is_trained_from_the_bundled_model_is_whole(processor, tmp_path):
+    """It can be moved and published, whatever becomes of the installation that it came with."""
+    bundled = ScaForConditionalGeneration.from_pretrained(bundled_model())
+    assert trainer(bundled, processor, tmp_path).model.include_base_models
+    assert not trainer(bundled, processor, tmp_path, save_form="mixer").model.include_base_models
+    assert not trainer(bundled, processor, tmp_path, preset="mixer+lora").model.include_base_models
 
 
 @pytest.mark.parametrize("preset", ["mixer", "mixer+lora", "mixer+lm", "mixer+mask_decoder"])

@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
     results = caption_images(model, processor, options.images, prompts, options.task, options.batch_size, **generation)
     for index, (picture, regions) in enumerate(results):
         if options.json != "-":
-            print(format_table(options.images[index], regions, shutil.get_terminal_size((119, 24)).columns))
+            print(_format_table(options.images[index], regions, shutil.get_terminal_size((119, 24)).columns))
         if overlays:
             draw_captions(picture, regions).save(overlays[index])
         records += [region.to_json() for region in regions] if options.json else []
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"overlay: {path}")
 
 
-def format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) -> str:
+def _format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) -> str:
     """The regions of one image as lines of at most `width` characters, captions at least 24."""
     rows = [
         (

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json == "-":
         print(to_json(results), end="")
         return
-    print(format_scores(scored))
+    print(_format_scores(scored))
     if options.json:
         write_whole(options.json, to_json(results))
         print(f"results: {options.json}")
@@ -116,7 +116,7 @@ def bootstrap(options: argparse.Namespace) -> "Bootstrap":
     return Bootstrap(options.resamples, options.seed, options.level, options.resample_by)
 
 
-def format_scores(scored: "ScoredFile") -> str:
+def _format_scores(scored: "ScoredFile") -> str:
     """A table of scores, under a line that says what they were measured on."""
     rows: list[Sequence[str]] = []
     for name, value in scored.evaluation.metrics.items():

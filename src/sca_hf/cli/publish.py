@@ -19,11 +19,11 @@ def add(commands: Any) -> None:
     text = (
         "publish a saved model on the Hub, after it has loaded in a process without this package\n\n"
         "Nothing is uploaded before the folder has passed all checks, and the repository changes by one commit: an "
-        "interrupted upload leaves it as it was, and the same command goes on."
+        "interrupted upload leaves it as it was, and the same command resumes it."
     )
     declared = command(commands, "publish", run, text, _PUBLISH_EXAMPLE)
-    declared.add_argument("folder", type=Path, metavar="FOLDER", help="of the saved model, with its processor")
-    declared.add_argument("repository", metavar="REPO", help="owner/name; made where it does not exist")
+    declared.add_argument("folder", metavar="FOLDER", help="folder of the saved model with its processor, or sca-tiny")
+    declared.add_argument("repository", metavar="REPO", help="owner/name; created where it does not exist")
     declared.add_argument(
         "--kind",
         choices=("whole", "mixer"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..processing.masks_sca import decode_rle, encode_rle
 from .region import RegionRecordError
@@ -27,6 +27,8 @@ _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
 _TAIL = 64
 # What is read of a head at a time, in bytes.
 _BLOCK = 4096
+# How much longer the long side may be: shrunk to the 192 pixels of sca-tiny, the short one must be half a pixel.
+_MAX_ASPECT = 384
 Size = tuple[int, int]
 
 
@@ -61,8 +63,14 @@ def read_head(picture: str | Path | bytes) -> PictureHead:
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001, decoders raise whatever they like on a damaged file
-        where = "" if isinstance(picture, bytes) else f"{picture}: "
-        raise RegionRecordError(f"{where}the picture cannot be read: {error}") from None
+        raise _unreadable(picture, error) from None
+
+
+def _unreadable(picture: str | Path | bytes, error: Exception) -> RegionRecordError:
+    where = "" if isinstance(picture, bytes) else f"{picture}: "
+    # Pillow's own text shows an open file.
+    why = "it is not in a format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    return RegionRecordError(f"{where}the picture cannot be read: {why}")
 
 
 def image_size(picture: str | Path | bytes) -> Size:
@@ -96,7 +104,8 @@ def _is_complete(file: Any, format: str) -> bool:
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 <= length
     file.seek(max(0, length - _TAIL))
-    return _ENDS[format] in file.read(_TAIL)
+    end = file.read(_TAIL)
+    return end.rstrip(b"\0").endswith(_ENDS[format]) if format == "GIF" else _ENDS[format] in end
 
 
 def _quick_head(file: Any) -> PictureHead | None:
@@ -191,6 +200,12 @@ def check_picture(record: Mapping[str, Any], decode: bool = False) -> dict[str, 
     record = dict(record)
     measured = record.pop("measured", False)
     file = _file(record.get("image"))
+    sides = sorted(side for side in (record.get("width"), record.get("height")) if isinstance(side, int))
+    if len(sides) == 2 and 0 < sides[0] * _MAX_ASPECT < sides[1]:
+        raise RegionRecordError(
+            f"{_where(record)}: a picture of {record['width']} x {record['height']} is too narrow for a model: "
+            "nothing is left of its short side where the long one is shrunk; crop it first"
+        )
     if file is None or (measured and not decode):
         return record
     try:
@@ -237,8 +252,7 @@ def _decode(file: str | bytes) -> None:
             image.draft("L", (1, 1))
             image.load()
     except Exception as error:  # noqa: BLE001, as above
-        where = "" if isinstance(file, bytes) else f"{file}: "
-        raise RegionRecordError(f"{where}the picture cannot be read: {error}") from None
+        raise _unreadable(file, error) from None
 
 
 def _turned(record: dict[str, Any], head: PictureHead) -> dict[str, Any]:

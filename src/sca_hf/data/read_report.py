@@ -98,17 +98,17 @@ class ReadReport(CheckCounts):
         if self.left_out:
             logger.info("%s: left out %s", self.source, self._left_out_text())
 
-    def skipped(self, most: int = 50) -> list[str]:
-        """Lists what was skipped, and why, for the end of a command: `most` lines and their sum at most."""
+    def skipped(self, max_lines: int = 50) -> list[str]:
+        """Lists what was skipped, and why, for the end of a command: `max_lines` lines at most, and how many more."""
         count = self.skipped_records + self.skipped_regions + self.damaged_regions
         if not count:
             return []
         head = f"{self.source}: left out as bad: {self.skipped_records} images, {self.skipped_regions} regions, "
-        more = [f"  ... and {count - most} more"] if len(self.messages) > most else []
-        return [f"{head}{self.damaged_regions} masks", *(f"  {text}" for text in self.messages[:most]), *more]
+        more = [f"  ... and {count - max_lines} more"] if len(self.messages) > max_lines else []
+        return [f"{head}{self.damaged_regions} masks", *(f"  {text}" for text in self.messages[:max_lines]), *more]
 
     def require_records(self) -> None:
-        """Raises if nothing was kept, most likely for a mistake in a path or an option, or a rule that left out all."""
+        """Raises if nothing was kept, be it for a mistake in a path or an option, or by a rule."""
         if self.records and (self.regions or not self.left_out_regions):
             return
         left_out = [f"left out {self._left_out_text()}"] if self.left_out else []

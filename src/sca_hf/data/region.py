@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from ..files import has_lone_surrogate
 from ..yaml_files import parse_yaml
 
 
@@ -27,7 +28,6 @@ TASKS = ("recognition", "caption")
 # Of a box, in pixels: a thinner one can miss every pixel's center.
 _MIN_SIDE = 0.5
 # JSON can escape one half of a surrogate pair, which no table can store.
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _SEPARATORS = re.compile(r"[_\-\s]+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 
@@ -356,7 +356,7 @@ def _text_problem(region: Region, task: str) -> str | None:
         )
     if any(not text.strip() for text in texts):
         return f"a text is blank: {texts}"
-    if any(_HALF_CHARACTER.search(text) for text in (*region.captions, region.category or "")):
+    if any(has_lone_surrogate(text) for text in (*region.captions, region.category or "")):
         return f"a text has half of a surrogate pair: {texts}"
     return None
 

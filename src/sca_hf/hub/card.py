@@ -1,9 +1,9 @@
-"""Model cards: a Markdown template, filled from the model's own files and from evaluation files, by no hand.
+"""Model cards: a Markdown template, filled from the model's own files and from evaluation files, nothing by hand.
 
 A template begins with a head between `---` lines, as the Hub reads it, for what only a person knows: `license`,
 `language`, `datasets`, `licenses` of the frozen parts (`sam`, `language_model`). Everything else of the head is filled
-in. In its text stand `$name`, `$repo_id`, `$revision`, `$snippet`, `$parts`, `$memory`, `$bases`, `$licences`,
-`$scores` and `$training`; another `$field` is an error.
+in. In its text stand `$name`, `$repo_id`, `$revision`, `$intro`, `$snippet`, `$parts`, `$memory`, `$base_models`,
+`$licences`, `$scores` and `$training`; another `$field` is an error.
 """
 
 from __future__ import annotations
@@ -11,93 +11,166 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Template
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
+from ..card_metadata import DRAFT, card_head, markdown_rows, score_results
 from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
+from ..yaml_files import parse_yaml
 from .info import RepositoryInfo, describe_repository
 
 
 CARD = "README.md"
-TASK = "image-text-to-text"
-_TAGS = ["sca-hf", "segment-and-caption-anything", "region-captioning", "segment-anything"]
 _HEAD = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*\n(.*)\Z", re.DOTALL)
 # An absolute path, as Linux, a Mac or Windows writes it.
 _FOLDERS = re.compile(r"(?<![\w./:~-])(?:[A-Za-z]:)?[/~\\][^\s'\",\]}]*[/\\]([^\s/\\'\",\]}]+)")
-_EVALUATION = {"n": int, "protocol": str, "tokenizer": str, "command": str, "versions": Mapping, "metrics": Mapping}
+_EVALUATION = {
+    **{"n": int, "protocol": str | None, "tokenizer": str, "command": str},
+    **{"versions": Mapping, "metrics": Mapping},
+}
 _SNIPPET = """\
 ```python
 from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained("$repo_id", trust_remote_code=True, revision="$revision")
-processor = AutoProcessor.from_pretrained("$repo_id", trust_remote_code=True, revision="$revision")
+model = AutoModel.from_pretrained("$repo_id", trust_remote_code=True$pin)
+processor = AutoProcessor.from_pretrained("$repo_id", trust_remote_code=True$pin)
 inputs = processor("image.png", input_boxes=[[31, 25, 99, 103], [86, 62, 180, 155]])
 print(processor.batch_decode(model.generate(**inputs)))
 ```"""
+_PINNED = "\n\n`revision` pins the files that were checked when this card was written, the code among them."
+_INTRO = """\
+A [Segment and Caption Anything](https://arxiv.org/abs/2312.00869) model: a point, a box or a mask in, a mask and a
+caption out."""
+_DRAFT_NOTE = """\
+This card is a draft, as training wrote it. To complete: what the model is for, what it was trained on and under which
+licences (those of SAM and of the language model count too), where it fails. Then remove `draft: true` from the head:
+as long as it stands there, `sca-hf publish` writes a card of its own."""
 
 
 def card_text(
     folder: Path,
     repo_id: str,
-    revision: str,
+    revision: str | None,
     template: Path | None = None,
     fill: bool = True,
     evaluations: Sequence[Path] = (),
-    bases: Mapping[str, Mapping[str, str]] | None = None,
+    base_models: Mapping[str, Mapping[str, str]] | None = None,
     licences: Mapping[str, Any] | None = None,
-    recipe: Path | None = None,
+    recipe: str | None = None,
 ) -> str:
-    """The card of a model.
+    """Return the card of a published model.
 
     Args:
-        folder: of the saved model.
-        repo_id: where it is or will be.
-        revision: commit that holds all that loads it.
+        folder: folder of the saved model.
+        repo_id: repository where it is or will be.
+        revision: commit that holds all that loads it; None pins nothing.
         template: Markdown file, see above; None takes our own.
         fill: False keeps the template's text as it is, whatever stands in it; only its head is completed.
         evaluations: files of `sca-hf evaluate --json`.
-        bases: where SAM and the language model came from; None takes what the folder's configuration says.
-        licences: of those, by `"sam"` and `"language_model"`; None: unsaid.
-        recipe: that the model was trained by.
+        base_models: where SAM and the language model came from; None takes what the folder's configuration says.
+        licences: licences of those, by `"sam"` and `"language_model"`; None: unsaid.
+        recipe: text of the recipe that the model was trained by.
 
     Raises:
         ValueError: a template or an evaluation file is not as it must be.
     """
-    source = template or Path(str(resources.files("sca_hf.hub") / "templates" / "card.md"))
-    head, body = _split(source, head_needed=fill)
-    results = [read_evaluation(path) for path in evaluations]
-    info, config = describe_repository(str(folder)), ScaConfig.from_pretrained(folder)
-    bases = (config.base_model_repos or {}) if bases is None else bases
-    bases = {part: bases[part] for part in BASE_MODELS if "repo_id" in bases.get(part, {})}
-    frozen = {**(licences or {}), **head.get("licenses", {})}
-    for licence in (head.get("license"), *frozen.values()):
-        if not all(isinstance(one, str | None) for one in (licence if isinstance(licence, list) else [licence])):
-            raise ValueError(f"{source}: the licence {licence!r} is neither a name nor a list of names.")
-    names = {"name": repo_id.split("/")[-1], "repo_id": repo_id, "revision": revision}
+    found = [read_evaluation(path) for path in evaluations]
+    card = _Card(folder, repo_id, revision, base_models, licences)
+    scores = "\n\n".join(map(_scores, found)) or "Not evaluated."
+    results = [result for evaluation in found for result in evaluation_results(evaluation)]
+    return card.render(template, fill, {"scores": scores, "training": _training(recipe)}, results)
+
+
+def draft_card(folder: Path, name: str, scores: Mapping[str, float], recipe: str) -> str:
+    """Return the card that training leaves beside a model: what is known of the run, for its author to complete.
+
+    Args:
+        folder: folder of the saved model.
+        name: name of the model.
+        scores: scores of the last evaluation by their names; empty where the recipe has no evaluation set.
+        recipe: text of the recipe.
+    """
+    rows = [[key.removeprefix("eval_").replace("_", " "), f"{value:.4f}"] for key, value in scores.items()]
     fields = {
-        **names,
-        "snippet": Template(_SNIPPET).substitute(names),
-        "parts": parts_table(info),
-        "memory": memory_table(info),
-        "bases": _bases(bases, mixer_only=bool(config.base_model_repos)),
-        "licences": _licences(info, head.get("license"), frozen),
-        "scores": "\n\n".join(map(_scores, results)) or "Not evaluated.",
+        "name": name,
+        "intro": f"{_INTRO}\n\n{_DRAFT_NOTE}",
+        "scores": markdown_rows(["score", "value"], rows) if rows else "The recipe has no evaluation set.",
         "training": _training(recipe),
     }
+    return _Card(folder, "PATH_OR_REPOSITORY", None, None, None).render(None, True, fields, [], **{DRAFT: True})
+
+
+def is_draft(readme: Path) -> bool:
+    """Whether a card says in its head that training wrote it as a draft."""
+    return split_card(readme, head_needed=False)[0].get(DRAFT) is True
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What is known of a model before anybody says anything of it."""
+
+    folder: Path
+    repo_id: str
+    revision: str | None
+    base_models: Mapping[str, Mapping[str, str]] | None
+    licences: Mapping[str, Any] | None
+
+    def render(
+        self,
+        template: Path | None,
+        fill: bool,
+        more: Mapping[str, str],
+        results: Sequence[EvalResult],
+        **head_fields: Any,
+    ) -> str:
+        """Return the filled template; `more` are fields of its text, and `head_fields` keys of its head."""
+        source = template or Path(str(resources.files("sca_hf.hub") / "templates" / "card.md"))
+        head, body = split_card(source, head_needed=fill)
+        frozen = {**(self.licences or {}), **head.get("licenses", {})}
+        for licence in (head.get("license"), *frozen.values()):
+            if not all(isinstance(one, str | None) for one in (licence if isinstance(licence, list) else [licence])):
+                raise ValueError(f"{source}: the licence {licence!r} is neither a name nor a list of names.")
+        config = ScaConfig.from_pretrained(self.folder)
+        named = (config.base_model_repos or {}) if self.base_models is None else self.base_models
+        named = {part: named[part] for part in BASE_MODELS if "repo_id" in named.get(part, {})}
+        name = self.repo_id.split("/")[-1]
+        if fill:
+            fields = self._fields(head.get("license"), frozen, named, bool(config.base_model_repos))
+            body = fill_template(source, body, {"name": name, **fields, **more})
+        card = card_head(name, results, **_head_fields({**head, **head_fields}, named, frozen)) + body
+        ModelCard(card)  # reads the head as the Hub's client does, and raises where it cannot
+        return card
+
+    def _fields(
+        self, licence: Any, frozen: Mapping[str, Any], named: Mapping[str, Mapping[str, str]], mixer_only: bool
+    ) -> dict[str, str]:
+        info = describe_repository(str(self.folder))
+        pin = "" if self.revision is None else f', revision="{self.revision}"'
+        return {
+            "repo_id": self.repo_id,
+            "revision": self.revision or "main",
+            "intro": _INTRO,
+            "snippet": Template(_SNIPPET).substitute(repo_id=self.repo_id, pin=pin) + (_PINNED if pin else ""),
+            "parts": parts_table(info),
+            "memory": memory_table(info),
+            "base_models": _base_models(named, mixer_only),
+            "licences": _licences(info, licence, frozen),
+        }
+
+
+def fill_template(source: Path, text: str, fields: Mapping[str, str]) -> str:
+    """Return the text of a template with its `$fields` filled in; one that is not known is an error."""
     try:
-        text = Template(body).substitute(fields) if fill else body
+        return Template(text).substitute(fields)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{source} asks for {error}; known are {', '.join(sorted(fields))}.") from None
-    data = _data(head, bases, names["name"], frozen, results)
-    card = f"---\n{data.to_yaml()}\n---\n{text}"
-    ModelCard(card)  # reads the head as the Hub's client does, and raises where it cannot
-    return card
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -107,8 +180,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     for name, kind in _EVALUATION.items():
-        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
-            raise ValueError(f"{path} is no evaluation: it needs {', '.join(_EVALUATION)}, and {name!r} is not there.")
+        if not isinstance(content, dict) or name not in content or not isinstance(content[name], kind):
+            raise ValueError(f"{path} is not an evaluation: it needs {', '.join(_EVALUATION)}; {name!r} is not there.")
     for name, value in content["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{path}: the score {name!r} is {value!r}, not a number.")
@@ -132,15 +205,8 @@ def memory_table(info: RepositoryInfo) -> str:
     return markdown_rows(["weights", "float32", "half precision"], rows)
 
 
-def markdown_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
-
-
-def _split(path: Path, head_needed: bool) -> tuple[dict[str, Any], str]:
-    """Head and body of a template."""
-    import yaml
-
+def split_card(path: Path, head_needed: bool = True) -> tuple[dict[str, Any], str]:
+    """Return head and text of a card or template."""
     text = path.read_text(encoding="utf-8")
     found = _HEAD.match(text)
     if found is None and not head_needed:
@@ -148,73 +214,66 @@ def _split(path: Path, head_needed: bool) -> tuple[dict[str, Any], str]:
     if found is None:
         raise ValueError(f"{path} must begin with a head between two lines of ---.")
     try:
-        head = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"the head of {path} is not YAML: {error}.") from error
+        head = parse_yaml(found[1]) or {}
+    except ValueError as error:
+        raise ValueError(f"the head of {path} is not YAML: {error}.") from None
     if not isinstance(head, dict) or not isinstance(head.get("licenses", {}), dict):
         raise ValueError(f"the head of {path} must be a mapping, and `licenses` in it one of parts to licences.")
     return head, found[2]
 
 
-def _data(
-    head: Mapping[str, Any],
-    bases: Mapping[str, Mapping[str, str]],
-    name: str,
-    licences: Mapping[str, Any],
-    evaluations: Sequence[Mapping[str, Any]],
-) -> ModelCardData:
-    own = dict(head)
-    pins = {source["repo_id"]: source["revision"] for source in bases.values()}
-    named = own.pop("base_model", None) or list(pins) or None
-    tags = [*own.pop("tags", []), *_TAGS]
+def _head_fields(
+    head: Mapping[str, Any], named: Mapping[str, Mapping[str, str]], licences: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The head of a template, completed by what the model says of its base models."""
+    fields = dict(head)
+    pins = {source["repo_id"]: source["revision"] for source in named.values()}
+    fields["base_model"] = fields.get("base_model") or list(pins) or None
     if stated := {part: licence for part, licence in licences.items() if licence}:
-        own["licenses"] = stated
+        fields["licenses"] = stated
     if pins:
-        own["base_model_revisions"] = pins
-    results = [result for evaluation in evaluations for result in evaluation_results(evaluation)]
-    if results:
-        # The library makes the index of these, and would not overwrite a template's.
-        own.pop("model-index", None)
-        own |= {"eval_results": results, "model_name": name}
-    defaults = {"library_name": "transformers", "pipeline_tag": TASK}
-    return ModelCardData(base_model=named, tags=list(dict.fromkeys(tags)), **{**defaults, **own})
+        fields["base_model_revisions"] = pins
+    return fields
 
 
 def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
-    """The scores of an evaluation as the Hub's model index has them."""
+    """Return the scores of an evaluation as the Hub's model index has them."""
     source = evaluation.get("source") or {}
-    return [
-        EvalResult(
-            task_type=TASK,
-            task_name="region captioning",
-            dataset_type=_slug(evaluation["protocol"]),
-            dataset_name=f"{evaluation['protocol']}, {evaluation['n']:,} regions",
-            dataset_args={"regions": evaluation["n"]},
-            metric_type=_slug(name),
-            metric_name=name,
-            metric_value=value,
-            metric_args={"tokenizer": evaluation["tokenizer"], "command": evaluation["command"]},
-            source_name=source.get("name"),
-            source_url=source.get("url"),
-        )
-        for name, value in evaluation["metrics"].items()
-    ]
+    return score_results(
+        evaluation["metrics"],
+        measured_on(evaluation),
+        measured_on(evaluation),
+        evaluation["n"],
+        metric_args={"tokenizer": evaluation["tokenizer"], "command": evaluation["command"]},
+        source_name=source.get("name"),
+        source_url=source.get("url"),
+    )
+
+
+def measured_on(evaluation: Mapping[str, Any]) -> str:
+    """Return the protocol of an evaluation or, without one, the data's own name, without the folders it lies in."""
+    if evaluation["protocol"] is not None:
+        return str(evaluation["protocol"])
+    data = ((evaluation.get("run") or {}).get("settings") or {}).get("data") or {}
+    place = data.get("root") or data.get("annotations") or data.get("path") or data.get("format") or "unnamed data"
+    return PurePath(str(place)).name
 
 
 def _scores(evaluation: Mapping[str, Any]) -> str:
+    kind = "Data" if evaluation["protocol"] is None else "Protocol"
     rows = [[name, f"{value:.4g}"] for name, value in evaluation["metrics"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
     made = f"Made by `{evaluation['command']}`" + (f" with {versions}." if versions else ".")
     return (
-        f"Protocol {evaluation['protocol']}, {evaluation['n']:,} regions, tokenizer {evaluation['tokenizer']}.\n\n"
+        f"{kind} {measured_on(evaluation)}, {evaluation['n']:,} regions, tokenizer {evaluation['tokenizer']}.\n\n"
         f"{markdown_rows(['metric', 'score'], rows)}\n\n{made}"
     )
 
 
-def _bases(bases: Mapping[str, Mapping[str, str]], mixer_only: bool) -> str:
+def _base_models(named: Mapping[str, Mapping[str, str]], mixer_only: bool) -> str:
     rows = [
         f"- {part.replace('_', ' ')}: `{source['repo_id']}` at `{source['revision']}`"
-        for part, source in bases.items()
+        for part, source in named.items()
     ]
     if not rows:
         return "Everything is in this repository."
@@ -235,13 +294,9 @@ def _licences(info: RepositoryInfo, own: Any, frozen: Mapping[str, Any]) -> str:
     return markdown_rows(["part", "", "licence"], rows)
 
 
-def _training(recipe: Path | None) -> str:
+def _training(recipe: str | None) -> str:
     """The recipe; of folders of the machine where it ran, the last name alone."""
     if recipe is None:
         return "Not described."
-    text = _FOLDERS.sub(r".../\1", recipe.read_text(encoding="utf-8").strip())
+    text = _FOLDERS.sub(r".../\1", recipe.strip())
     return f"With sca-hf, by this recipe:\n\n```yaml\n{text}\n```"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

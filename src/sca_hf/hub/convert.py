@@ -245,7 +245,7 @@ def fetch_checkpoint(source: str | os.PathLike[str], revision: str | None = None
     except HFValidationError as error:
         raise CheckpointError(f"{source} is neither a folder nor a repository id.") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{source} is no folder, and no such repository could be fetched: {error}") from error
+        raise CheckpointError(f"{source} is not a folder, and no such repository could be fetched: {error}") from error
     return path
 
 

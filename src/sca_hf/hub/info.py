@@ -71,11 +71,11 @@ def read_config(name: str) -> ScaConfig:
 def describe_repository(name: str) -> RepositoryInfo:
     """Reads configuration and weight headers of a folder or repository id."""
     config = read_config(name)
-    bases = config.base_model_repos or {}
+    base_models = config.base_model_repos or {}
     with torch.device("meta"):
         model = ScaForConditionalGeneration(config)
     parts = [
-        PartInfo(label, description, *_count(module.parameters()), _source(bases.get(attribute)))
+        PartInfo(label, description, *_count(module.parameters()), _source(base_models.get(attribute)))
         for label, attribute, module, description in (
             ("SAM", "sam", model.sam, _describe_sam(config)),
             ("mixer", "mixer", model.mixer, _describe_mixer(config)),
@@ -85,7 +85,7 @@ def describe_repository(name: str) -> RepositoryInfo:
         if module is not None
     ]
     loaded = str(config.dtype or torch.float32).removeprefix("torch.")
-    kind = "mixer-only" if bases else "whole"
+    kind = "mixer-only" if base_models else "whole"
     return RepositoryInfo(name, kind, parts, _stored(check_repository(name)), loaded, list(config.mixer_config.tasks))
 
 

@@ -209,7 +209,7 @@ class KeyPlan:
     Attributes:
         targets: original name -> our names, in the order of the parts the tensor is cut into (usually one).
         dropped: stale buffers, known by name.
-        filled: our tied name absent from the file -> the name whose tensor it shares.
+        filled: our tied name absent from the file -> the name whose tensor it has.
     """
 
     targets: dict[str, list[str]] = field(default_factory=dict)
@@ -228,7 +228,7 @@ def plan_keys(
     Args:
         shapes: original name -> shape.
         expected: our name -> shape, of the model that the configuration describes.
-        ties: our tied name -> the name it shares its tensor with.
+        ties: our tied name -> the name whose tensor it has.
         model_type: of the language model, after translation.
     """
     plan = KeyPlan()

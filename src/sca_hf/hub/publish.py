@@ -28,19 +28,20 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
+from ..model_names import resolve_model
 from ..modeling.base_models_sca import ADAPTER_FOLDER
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..modeling.validation_sca import check_shard_index
 from ..processing.processing_sca import ScaProcessor
-from .card import CARD, card_text
+from .card import CARD, card_text, is_draft
 from .probe import describe_probe
 
 
 # Of what an earlier upload may have left in the repository, what would be loaded beside or in place of ours.
 _STALE = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*_sca.py", "*adapter*/*")
 _REQUIREMENTS = "transformers>=5.17,<6\npillow>=10.1\n"
-# Uploads go on file by file.
+# An interrupted upload resumes file by file.
 _SHARDS = "5GB"
 # What training leaves beside a model and nobody needs to load it; said, and left out.
 _TRAINING_STATE = {
@@ -60,7 +61,7 @@ HANDLER = "handler.py"
 
 
 class PublishError(ValueError):
-    """Something about a folder that must be mended before it is published."""
+    """Something about a folder that must be fixed before it is published."""
 
 
 @dataclass
@@ -71,14 +72,14 @@ class FolderFacts:
         files: names, relative, of all that is to be published.
         left_out: names of what is not, with the reason.
         config: as loaded by our class.
-        bases: where SAM and the language model came from, where that is known; as in the configuration.
+        base_models: where SAM and the language model came from, where that is known; as in the configuration.
     """
 
     folder: Path
     config: ScaConfig
     files: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    bases: dict[str, dict[str, str]] = field(default_factory=dict)
+    base_models: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -90,9 +91,9 @@ class Published:
     """Where a model is now.
 
     Attributes:
-        repo_id: of the model.
-        commit: with all that loads it; what the card pins.
-        captions: what it said of the probe image.
+        repo_id: repository of the model.
+        commit: commit with all that loads it; what the card pins.
+        captions: what the model said of the probe image.
         left_out: files of the folder that were not published -> why.
     """
 
@@ -120,9 +121,9 @@ def publish(
     """Publish a saved model.
 
     Args:
-        folder: of the model, its processor and its code; not changed.
-        repo_id: made where it does not exist.
-        kind: `"whole"` or `"mixer"`; None as it lies there. A mixer-only folder can be published whole.
+        folder: folder of the model, its processor and its code, or `sca-tiny`; not changed.
+        repo_id: repository, created where it does not exist.
+        kind: `"whole"` or `"mixer"`; None keeps the folder's own. A mixer-only folder can be published whole.
         private: make a new repository private.
         template: Markdown of the card, see [`card_text`]; None takes the folder's README.md, else our own.
         evaluations: files of `sca-hf evaluate --json`, for the card.
@@ -130,10 +131,10 @@ def publish(
         say: called with a sentence at each stage.
 
     Raises:
-        PublishError: nothing was uploaded; the message says what to mend.
+        PublishError: nothing was uploaded; the message says what to fix.
     """
     api = api or HfApi()
-    folder = Path(folder)
+    folder = Path(resolve_model(folder))
     with staged_model(folder, kind) as facts:
         licences = check_base_repositories(facts, api, private)
         say(f"loading {facts.kind} folder {folder} in a fresh process, without this package ...")
@@ -148,9 +149,9 @@ def publish(
                 template=own or template,
                 fill=own is None,
                 evaluations=evaluations,
-                bases=facts.bases,
+                base_models=facts.base_models,
                 licences=licences,
-                recipe=find_recipe(folder),
+                recipe=recipe_text(folder),
             )
 
         # Now, so that what is wrong with a card comes out before anything is uploaded.
@@ -167,7 +168,9 @@ def publish(
 def staged_model(folder: Path, kind: str | None = None) -> Iterator[FolderFacts]:
     """A folder of exactly what is to be published, the card aside: checked, and of the kind asked for."""
     found = check_folder(folder)
-    with tempfile.TemporaryDirectory(prefix=".publish-", dir=folder.resolve().parent) as temporary:
+    beside = folder.resolve().parent
+    place = beside if os.access(beside, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=place) as temporary:
         staging = Path(temporary) / folder.resolve().name
         staging.mkdir()
         if kind not in (None, found.kind):
@@ -182,7 +185,7 @@ def staged_model(folder: Path, kind: str | None = None) -> Iterator[FolderFacts]
             found.left_out[needs.name] = "replaced by what the code needs"
         needs.write_text(_REQUIREMENTS, encoding="utf-8")
         facts = check_folder(staging)
-        facts.left_out, facts.bases = found.left_out, found.bases
+        facts.left_out, facts.base_models = found.left_out, found.base_models
         yield facts
 
 
@@ -198,7 +201,7 @@ def _save_as(kind: str | None, found: FolderFacts, staging: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Weights are linked; what is small, and may be written anew here, is copied."""
+    """Links weights, and copies what is small and may be written again here."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".safetensors":
         with suppress(OSError):  # another file system, or one without links
@@ -208,17 +211,15 @@ def _link(source: Path, target: Path) -> None:
 
 
 def own_card(folder: Path) -> Path | None:
-    """The folder's README.md, unless training wrote it as a draft to complete."""
+    """Return the folder's README.md, unless training wrote it as a draft to complete."""
     readme = folder / CARD
-    if not readme.is_file() or "To complete before publishing" in readme.read_text(encoding="utf-8"):
-        return None
-    return readme
+    return readme if readme.is_file() and not is_draft(readme) else None
 
 
-def find_recipe(folder: Path) -> Path | None:
-    """The recipe that lies in a model's folder or, as training leaves it, beside it."""
+def recipe_text(folder: Path) -> str | None:
+    """Return the recipe that lies in a model's folder or, as training leaves it, beside it."""
     paths = (folder / "recipe.yaml", folder.resolve().parent / "recipe.yaml")
-    return next((path for path in paths if path.is_file()), None)
+    return next((path.read_text(encoding="utf-8") for path in paths if path.is_file()), None)
 
 
 def check_loads_alone(folder: Path) -> list[str]:
@@ -313,15 +314,16 @@ def check_folder(folder: Path) -> FolderFacts:
     """Look at every file of a model's folder; refuse what must not be published.
 
     Raises:
-        PublishError: with the file and the mend.
+        PublishError: with the file and what to do.
     """
     if not (folder / "config.json").is_file():
         raise PublishError(f"{folder} holds no config.json: give the folder of a saved model.")
     facts = FolderFacts(folder, _config(folder))
-    facts.bases = dict(facts.config.base_model_repos or {})
+    facts.base_models = dict(facts.config.base_model_repos or {})
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
+        # A checkout of this package has links to its own code beside the bundled weights.
+        if path.is_symlink() and path.resolve() not in _code_files().values():
             raise PublishError(f"{path} is a link to {path.readlink()}: publish copies, not links.")
         if path.is_file():
             _sort(facts, name)
@@ -332,14 +334,16 @@ def check_folder(folder: Path) -> FolderFacts:
 
 
 def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> dict[str, Any]:
-    """Whether others can fetch what a mixer-only folder names; returns the licence of each base, None where unsaid.
+    """Return the licence of each base model, None where unsaid.
+
+    What a mixer-only folder names others must be able to fetch.
 
     Raises:
-        PublishError: a base is a folder, is not pinned to a commit, or is not to be seen.
+        PublishError: a base model is a folder, is not pinned to a commit, or cannot be found.
     """
     needed = facts.kind == "mixer"
     licences: dict[str, Any] = {}
-    for name, source in facts.bases.items():
+    for name, source in facts.base_models.items():
         if "path" in source:
             if needed:
                 raise PublishError(
@@ -349,13 +353,13 @@ def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> di
             continue
         where = f"{source['repo_id']} at {source['revision']}"
         if needed and not _COMMIT.fullmatch(source["revision"]):
-            raise PublishError(f"{facts.folder} takes its {name} from {where}, which is no commit and may change.")
+            raise PublishError(f"{facts.folder} takes its {name} from {where}, which is not a commit and may change.")
         try:
             info = api.model_info(source["repo_id"], revision=source["revision"])
         except HfHubHTTPError as error:
             reason = "no such repository" if isinstance(error, RepositoryNotFoundError) else str(error)
             raise PublishError(
-                f"{facts.folder} takes its {name} from {where}, which is not to be seen: {reason}."
+                f"{facts.folder} takes its {name} from {where}, which cannot be found: {reason}."
             ) from error
         if needed and info.private and not private:
             raise PublishError(f"{where} ({name}) is private: others could not load this model. Use --private.")
@@ -370,8 +374,12 @@ def handler_code() -> bytes:
 
 def package_code() -> dict[str, bytes]:
     """The files that travel with a model, by name, as this package has them."""
-    rooms = [resources.files("sca_hf") / room for room in ("modeling", "processing")]
-    return {file.name: file.read_bytes() for room in rooms for file in room.iterdir() if file.name.endswith("_sca.py")}
+    return {name: path.read_bytes() for name, path in _code_files().items()}
+
+
+def _code_files() -> dict[str, Path]:
+    folders = [Path(str(resources.files("sca_hf"))).resolve() / name for name in ("modeling", "processing")]
+    return {path.name: path for folder in folders for path in folder.glob("*_sca.py")}
 
 
 def _config(folder: Path) -> ScaConfig:
@@ -398,7 +406,7 @@ def _sort(facts: FolderFacts, name: str) -> None:
     elif path.suffix == ".py" or _is_known(path):
         facts.files.append(name)
     else:
-        raise PublishError(f"{facts.folder / name} is no part of a saved model: move it elsewhere.")
+        raise PublishError(f"{facts.folder / name} is not part of a saved model: move it elsewhere.")
 
 
 def _is_known(path: PurePosixPath) -> bool:
@@ -413,33 +421,32 @@ def _check_code(facts: FolderFacts) -> None:
     copies = [name for name in facts.files if name.endswith(".py")]
     for name in copies:
         if name not in own:
-            raise PublishError(f"{facts.folder / name} is no code of this package: remove it.")
+            raise PublishError(f"{facts.folder / name} is not code of this package: remove it.")
         if (facts.folder / name).read_bytes() != own[name]:
             raise PublishError(
                 f"{facts.folder / name} differs from this package's: it was saved by another version or changed. Load "
-                "the model and save it anew."
+                "the model and save it again."
             )
-    needed = _imported(own, {"configuration_sca.py", "modeling_sca.py", "pipeline_sca.py", "processing_sca.py"})
+    needed = _imported({"configuration_sca.py", "modeling_sca.py", "pipeline_sca.py", "processing_sca.py"})
     if absent := sorted(needed - set(copies)):
         raise PublishError(
             f"{facts.folder} lacks the code files {', '.join(absent)}: save model and processor with save_pretrained."
         )
 
 
-def _imported(code: dict[str, bytes], names: Iterable[str]) -> set[str]:
+def _imported(names: Iterable[str]) -> set[str]:
     """Those files and all they import, by the same rule as the library's copier."""
     from transformers.dynamic_module_utils import get_relative_imports
 
     found: set[str] = set()
-    rooms = [resources.files("sca_hf") / room for room in ("modeling", "processing")]
+    files = _code_files()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name in found:
             continue
         found.add(name)
-        path = next(room / name for room in rooms if (room / name).is_file())
-        waiting += [f"{module}.py" for module in get_relative_imports(str(path))]
+        waiting += [f"{module}.py" for module in get_relative_imports(str(files[name]))]
     return found
 
 
@@ -449,7 +456,7 @@ def _check_processor(folder: Path) -> None:
 
 
 def _check_weights(facts: FolderFacts) -> None:
-    """Weights can be read, and are numbers."""
+    """Raises unless the weights can be read, and are numbers."""
     names = [name for name in facts.files if name.endswith(".safetensors")]
     index = facts.folder / "model.safetensors.index.json"
     if index.is_file():
@@ -461,7 +468,7 @@ def _check_weights(facts: FolderFacts) -> None:
     for name in names:
         for key, tensor in _tensors(facts.folder / name):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise PublishError(f"{facts.folder / name}: {key} holds values that are no numbers (NaN or infinite).")
+                raise PublishError(f"{facts.folder / name}: {key} holds values that are not finite numbers.")
 
 
 def _tensors(path: Path) -> Iterable[tuple[str, Any]]:

@@ -50,13 +50,18 @@ def load_part(
         return getattr(whole, name), {**where, "part": name}
     trust = kwargs.get("trust_remote_code")
     config = kwargs.get("config") or AutoConfig.from_pretrained(source, trust_remote_code=trust, **hub)
+    check_part(name, source, config)
+    if drop_dropout:
+        config = without_dropout(config)
+    return _load_base(name, source, {**kwargs, **hub, "config": config}), where
+
+
+def check_part(name: str, source: Any, config: PreTrainedConfig) -> None:
+    """Refuse a model that cannot be the part that it is named for."""
     if name == SAM and config.model_type not in SUPPORTED_SAM_TYPES:
         raise ValueError(
             f"{source} has model_type {config.model_type!r}; SAM may be {' or '.join(map(repr, SUPPORTED_SAM_TYPES))}."
         )
-    if drop_dropout:
-        config = without_dropout(config)
-    return _load_base(name, source, {**kwargs, **hub, "config": config}), where
 
 
 def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedModel:

@@ -83,7 +83,8 @@ class ScaTrainingArguments(TrainingArguments):
         max_eval_samples: evaluate on the first so many images only.
         sample_sheet: regions on the picture that each evaluation draws; 0 draws none.
         save_form: "mixer" or "whole" checkpoints. None: the mixer alone where nothing else is trained and the model's
-            SAM and language model come from folders or repositories that can be named.
+            SAM and language model come from folders or repositories that can be named; whole from the bundled
+            `sca-tiny`, which is small.
         allow_changed_resume: go on from a checkpoint of a run with other arguments, data or frozen weights.
     """
 

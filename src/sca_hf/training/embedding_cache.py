@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +24,7 @@ from transformers.utils import logging
 
 from ..data.loading import leave_undecoded
 from ..data.region import RegionRecordError, record_image
+from ..files import write_whole
 
 
 # What the library adds to a saved configuration and no result depends on.
@@ -70,7 +69,7 @@ class EmbeddingCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._entry_size = len(self._entry("", np.zeros(self.shape, np.float16)))
         if not (self.folder / "about.json").exists():
-            self._write_file(self.folder / "about.json", text.encode())
+            write_whole(self.folder / "about.json", text.encode())
 
     def __getstate__(self) -> dict[str, Any]:
         """Processes that only read need no model."""
@@ -119,7 +118,7 @@ class EmbeddingCache:
             )
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        self._write_file(path, self._entry(key, values))
+        write_whole(path, self._entry(key, values))
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Runs the encoder as it is in evaluation; (B, 3, H, W) to (B, C, h, w) float16 on the CPU."""
@@ -177,15 +176,6 @@ class EmbeddingCache:
     def _checksum(self, key: str, values: np.ndarray) -> int:
         # Begun with the entry's name, so that a file that was moved is not taken for another.
         return zlib.crc32(values.data, zlib.crc32(f"{self.folder.name}/{key}".encode()))
-
-    @staticmethod
-    def _write_file(path: Path, data: bytes) -> None:
-        part = path.with_name(f".{uuid.uuid4().hex}.part")
-        try:
-            part.write_bytes(data)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 class CachedRecords(torch.utils.data.Dataset):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
+from ..model_names import bundled_model
 from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key
 from .adapters import add_lora
 from .arguments import MASK_DECODER, PRESETS, Preset, ScaTrainingArguments
@@ -158,7 +159,10 @@ logger = logging.get_logger(__name__)
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
     if args.quantize_language_model and not any(map(is_quantized, model.language_model.parameters())):
-        _quantize(model, args)
+        check_quantizable(model, args)
+        if args.frozen_dtype:
+            model.language_model.to(as_dtype(args.frozen_dtype))
+        quantize_language_model(model, args.quantize_language_model)
     if PRESETS[args.preset].with_adapters and not has_adapter(model.language_model):
         # Drawn from the run's seed alone: the same in every process, whatever was drawn before.
         with preserve_rng_state():
@@ -177,7 +181,8 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     return preset
 
 
-def _quantize(model: Any, args: ScaTrainingArguments) -> None:
+def check_quantizable(model: Any, args: ScaTrainingArguments) -> None:
+    """Raises where the language model of a run cannot be held in 4 or 8 bits."""
     if any(name == "language_model" for name in PRESETS[args.preset].trained):
         raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
     if args.save_form == "whole" or not model.base_sources:
@@ -185,9 +190,6 @@ def _quantize(model: Any, args: ScaTrainingArguments) -> None:
             "a quantized language model is not saved, only the name of the repository or folder that it came from: "
             "leave out save_form whole, and load the model from where its parts can be named."
         )
-    if args.frozen_dtype:
-        model.language_model.to(as_dtype(args.frozen_dtype))
-    quantize_language_model(model, cast(str, args.quantize_language_model))
 
 
 def hold_frozen(model: Any, dtype: str | None) -> None:
@@ -204,7 +206,7 @@ def hold_frozen(model: Any, dtype: str | None) -> None:
 
 
 def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
-    """Decides whether saves hold the mixer alone; one that would lose weights or name no bases is an error."""
+    """Decides whether saves hold the mixer alone; one that would lose weights or name no base models is an error."""
     if form == "whole" and preset.with_adapters:
         raise ValueError("save_form whole cannot hold adapters: merge_lora(model) after training, then save it whole.")
     if preset.with_adapters and not model.base_sources:
@@ -214,11 +216,22 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
         )
     if form is None:
         form = "whole" if preset.trains_bases or not model.base_sources else "mixer"
-        if form == "whole" and not preset.trains_bases:
+        if form == "mixer" and not preset.with_adapters and _comes_with_this_package(model):
+            # Small, and what is trained from it is to be moved and published, away from this installation.
+            form = "whole"
+        elif form == "whole" and not preset.trains_bases:
             logger.warning(
                 "Checkpoints hold every weight: the model's SAM and language model come from no repository."
             )
     model.include_base_models = form == "whole"
+
+
+def _comes_with_this_package(model: Any) -> bool:
+    """Whether SAM or a language model that is saved with the model belongs to the bundled `sca-tiny`."""
+    bundled = str(bundled_model().resolve())
+    return not any(map(is_quantized, model.language_model.parameters())) and any(
+        source.get("path") == bundled for source in model.base_sources.values()
+    )
 
 
 def _trains_own_weights(part: torch.nn.Module) -> bool:

@@ -163,10 +163,10 @@ def test_what_is_wrong_is_named(tmp_path, table):
         read("sa1b", images=tar(tmp_path / "a.tar", members), captions=table)
 
 
-def test_a_torn_tar_is_refused(tmp_path, table):
+def test_an_incomplete_tar_is_refused(tmp_path, table):
     whole = tar(tmp_path / "a.tar", files()).read_bytes()
-    (tmp_path / "torn.tar").write_bytes(whole[:1000])
-    for path in (tmp_path / "torn.tar", write(tmp_path / "no.tar", "no tar")):
+    (tmp_path / "incomplete.tar").write_bytes(whole[:1000])
+    for path in (tmp_path / "incomplete.tar", write(tmp_path / "no.tar", "no tar")):
         with pytest.raises(ValueError, match=r"\.tar is not a tar file, or cut short"):
             read("sa1b", "skip", images=path, captions=table)
 

@@ -57,13 +57,13 @@ def test_the_head_is_what_the_hub_reads(report, folder):
     head = yaml.safe_load(write_model_card(TEMPLATE, folder, report).read_text().split("---\n")[1])
     box, point, things = head["model-index"][0]["results"]
     values = {metric["type"]: metric["value"] for metric in box["metrics"]}
-    assert values["color"] == 0.9876 and len(point["metrics"]) == len(values) == 8
+    assert values["color-word-right"] == 0.9876 and len(point["metrics"]) == len(values) == 8
     assert [metric["value"] for metric in things["metrics"]] == [0.9512]
     assert head["license"] == "apache-2.0"
 
 
 def test_a_field_that_nobody_fills_is_an_error(report, folder, tmp_path):
-    (tmp_path / "card.md").write_text("$humour")
+    (tmp_path / "card.md").write_text("---\nlicense: mit\n---\n$humour")
     with pytest.raises(ValueError, match=r"card\.md asks for 'humour'"):
         write_model_card(tmp_path / "card.md", folder, report)
 
@@ -74,5 +74,5 @@ def test_scores_that_could_not_be_made_are_left_out_of_the_head(report, folder):
     card = write_model_card(TEMPLATE, folder, other).read_text()
     head = yaml.safe_load(card.split("---\n")[1])
     names = [metric["type"] for metric in head["model-index"][0]["results"][0]["metrics"]]
-    assert len(names) == 7 and "relation" not in names
+    assert len(names) == 7 and "relation-word-right" not in names
     assert "nan" not in card

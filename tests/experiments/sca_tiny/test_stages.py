@@ -1,4 +1,4 @@
-"""A stage that is interrupted goes on where it stopped, and ends with the weights it would have had."""
+"""A stage that is interrupted resumes where it stopped, and ends with the weights it would have had."""
 
 import shutil
 

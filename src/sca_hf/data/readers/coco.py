@@ -59,7 +59,7 @@ def read_coco(
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     folder = Path(images) if images is not None else default_images(Path(annotations))
-    yield from _CocoFile(Path(annotations), locate_in(folder), task, names, crowd, masks, clip).records()
+    yield from _CocoFile(Path(annotations), Locator(folder), task, names, crowd, masks, clip).records()
 
 
 def unnamed_images(annotations: str | Path, images: str | Path | None = None, **others: Any) -> list[Path]:
@@ -79,15 +79,23 @@ def default_images(annotations: Path) -> Path:
     return next((path for path in usual if path.is_dir()), base)
 
 
-def locate_in(folder: Path) -> Callable[[Mapping[str, Any]], Path | None]:
-    """Returns what finds an image's file below a folder; None where its name leads out and nothing inside fits."""
-    index = FolderIndex(folder)
+class Locator:
+    """Finds an image's file below a folder; returns None where its name leads out and nothing inside fits."""
 
-    def locate(image: Mapping[str, Any]) -> Path | None:
+    def __init__(self, folder: Path) -> None:
+        self.index = FolderIndex(folder)
+
+    def expect(self, images: Sequence[Mapping[str, Any]]) -> None:
+        """Takes all images of the file, so that no file is taken for that of two."""
+        self.index.names = [str(image.get("file_name")) for image in images]
+
+    def __call__(self, image: Mapping[str, Any]) -> Path | None:
         name = str(image["file_name"])
-        return index.find(name) or inside(folder, name)
+        return self.index.find(name) or inside(self.index.folder, name)
 
-    return locate
+
+# Fields of annotations that may hold what captions are made for.
+_UNREAD_TEXTS = frozenset(("description", "text", "phrase", "sentence", "expression", "label"))
 
 
 @dataclass
@@ -119,6 +127,8 @@ class _CocoFile:
             raise ValueError(
                 f"{self.path}: two images have the id {twice[0]}, so that nobody knows whose boxes are whose."
             )
+        if isinstance(self.locate, Locator):
+            self.locate.expect(images)
         strays: list[dict[str, Any]] = []
         annotations = rows_of(content, "annotations", self.path)
         for row in annotations:
@@ -130,6 +140,11 @@ class _CocoFile:
         self.in_fractions = _in_fractions(row.get("bbox") for row in annotations)
         if self.in_fractions:
             self.notes.append("no number of any box exceeds 1: boxes are taken as fractions of the image's sides")
+        unread = sorted(
+            {key for row in annotations for key in _UNREAD_TEXTS & row.keys() if isinstance(row[key], str)}
+        )
+        if unread:
+            self.notes.append(f"texts of annotations in {', '.join(unread)} are not read; those in caption are")
         seen: set[Any] = set()
         for image in images:
             yield self._record(image, rows.pop(id_key(image.get("id"))), categories, seen)
@@ -444,7 +459,7 @@ def read_objects365(
         crowd: whether the boxes that are marked as a group are regions.
         task, names, clip: as for COCO.
     """
-    locate = locate_in(Path(images))
+    locate = Locator(Path(images))
     yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
 
 
@@ -466,5 +481,5 @@ def read_v3det(
         crowd: whether the boxes that are marked as a group are regions.
         task, names, clip: as for COCO.
     """
-    locate = locate_in(Path(images))
+    locate = Locator(Path(images))
     yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()

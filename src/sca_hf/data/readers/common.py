@@ -10,6 +10,7 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -144,6 +145,8 @@ class FolderIndex:
 
     def __init__(self, folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> None:
         self.folder, self.suffixes = folder, tuple(suffixes)
+        # All names that will be asked for, where they are known: a file that may be that of two is not that of one.
+        self.names: Sequence[str] = ()
 
     def find(self, name: str, whole: bool = False) -> Path | None:
         """Returns the file that a name means, None where there is none.
@@ -166,11 +169,22 @@ class FolderIndex:
             shared = min(len(parts), len(asked))
             if parts[-shared:] == asked[-shared:] and (not whole or len(parts) == len(asked)):
                 fitting.setdefault(shared, []).append(path)
-        found = fitting[max(fitting)] if fitting else []
+        shared = max(fitting, default=0)
+        found = fitting.get(shared, [])
+        if found and shared < len(asked) and self._ends[tuple(asked[-shared:])] > 1:
+            raise RegionRecordError(
+                f"{name!r} is not in {self.folder}, and {found[0].name} there may be that of others"
+            )
         if len(found) > 1:
             listed = ", ".join(str(path.relative_to(self.folder)) for path in sorted(found)[:5])
             raise RegionRecordError(f"{name!r} may be any of {listed} in {self.folder}; name the folder of one")
         return found[0] if found else None
+
+    @cached_property
+    def _ends(self) -> Counter[tuple[str, ...]]:
+        """How many of the names end with the same parts, for names of several parts."""
+        paths = {tuple(name_parts(name)) for name in self.names}
+        return Counter(path[start:] for path in paths for start in range(1, len(path)))
 
     @cached_property
     def _files(self) -> dict[str, list[tuple[list[str], Path]]]:

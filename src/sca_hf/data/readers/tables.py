@@ -12,7 +12,7 @@ from typing import Any
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
 from .coco import mask_fields
-from .common import Record, inside
+from .common import FolderIndex, Record, inside
 
 
 _ROWS_PER_BATCH = 64
@@ -34,6 +34,7 @@ def read_jsonl(
     text.
     """
     for file in _files(path, ".jsonl"):
+        index = FolderIndex(Path(images or file.parent))
         with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
@@ -44,7 +45,7 @@ def read_jsonl(
                 except (ValueError, RecursionError) as error:
                     yield RegionRecordError(f"{where}: is not JSON: {error}")
                     continue
-                yield _record(row, Path(images or file.parent), where, f"{file.stem}-{number}", task, names)
+                yield _record(row, index, where, f"{file.stem}-{number}", task, names)
 
 
 def read_parquet(
@@ -60,13 +61,14 @@ def read_parquet(
     from pyarrow import parquet
 
     for file in _files(path, ".parquet"):
+        index = FolderIndex(Path(images or file.parent))
         number = 0
         try:
             for batch in parquet.ParquetFile(file).iter_batches(_ROWS_PER_BATCH):
                 for row in batch.to_pylist():
                     number += 1
                     where = f"{file}, row {number}"
-                    yield _record(row, Path(images or file.parent), where, f"{file.stem}-{number}", task, names)
+                    yield _record(row, index, where, f"{file.stem}-{number}", task, names)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error
 
@@ -87,11 +89,13 @@ def _files(path: str | Path, suffix: str) -> list[Path]:
     return found
 
 
-def _record(row: Any, images: Path, where: str, key: str, task: str | None, names: Mapping[str, str] | None) -> Record:
+def _record(
+    row: Any, index: FolderIndex, where: str, key: str, task: str | None, names: Mapping[str, str] | None
+) -> Record:
     if not isinstance(row, Mapping) or not isinstance(row.get("regions", []), list):
         return RegionRecordError(f"{where}: expected an object with image and a list of regions")
     try:
-        image = _image(row.get("image"), images)
+        image = _image(row.get("image"), index)
         known = row.get("width") is not None and row.get("height") is not None
         size = (
             (int(row["width"]), int(row["height"]))
@@ -101,11 +105,11 @@ def _record(row: Any, images: Path, where: str, key: str, task: str | None, name
     except (RegionRecordError, TypeError, ValueError) as error:
         return RegionRecordError(f"{where}: {error}")
     regions: list[Record] = []
-    for index, region in enumerate(row.get("regions", [])):
+    for place, region in enumerate(row.get("regions", [])):
         try:
-            regions.append(_region(region, index, size, names))
+            regions.append(_region(region, place, size, names))
         except (TypeError, ValueError) as error:
-            regions.append(RegionRecordError(f"{where}, region {index}: {error}"))
+            regions.append(RegionRecordError(f"{where}, region {place}: {error}"))
     return {
         **row,
         "image": image,
@@ -119,7 +123,7 @@ def _record(row: Any, images: Path, where: str, key: str, task: str | None, name
     }
 
 
-def _image(image: Any, images: Path) -> Any:
+def _image(image: Any, index: FolderIndex) -> Any:
     """Returns a path inside the folder of images, or the bytes of a picture."""
     content = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
     if content is not None:
@@ -132,8 +136,10 @@ def _image(image: Any, images: Path) -> Any:
     name = image.get("path") if isinstance(image, Mapping) else image
     if not isinstance(name, str):
         raise ValueError(f"image is {name!r}, expected a file name or an object with bytes")
-    given = Path(name)
+    given, images = Path(name), index.folder
     found = given if given.is_absolute() and given.is_relative_to(images.absolute()) else inside(images, name)
+    if found is not None and not given.is_absolute() and not found.is_file():
+        found = index.find(name, whole=True) or found
     if found is None or ".." in given.parts:
         raise ValueError(f"its image {name!r} does not lie in {images}")
     return str(found)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from ..pictures import read_head
-from ..region import RegionRecordError
+from ..region import RegionRecordError, category_text
 from .coco import mask_fields
 from .common import (
     Clip,
@@ -81,15 +81,17 @@ def read_voc(
             yield error
             continue
         scale, extent = record.pop("scale"), (record["width"], record["height"])
-        for index, item in enumerate(annotation.findall("object")):
-            texts = category_fields((item.findtext("name") or "").strip(), task, names)
-            if not difficult and (item.findtext("difficult") or "0").strip() not in ("0", ""):
-                record["left_out"].setdefault("difficult objects", []).append(texts["category"])
-                continue
-            # Counted among all objects, so that options do not rename regions.
-            region_id = f"{record['image_id']}/{index}"
+        items = annotation.findall("object")
+        left = [] if difficult else [item for item in items if _is_difficult(item)]
+        record["left_out"] = (
+            {"difficult objects": [category_text(_name(item), names) for item in left]} if left else {}
+        )
+        # Counted among all objects, so that options do not rename regions.
+        for place, item in ((place, item) for place, item in enumerate(items) if item not in left):
+            region_id = f"{record['image_id']}/{place}"
             try:
-                fields = {"clip": clip, **texts, **_shape(item, based, scale, extent), **_caption(item)}
+                fields = {"clip": clip, **category_fields(_name(item), task, names), **_caption(item)}
+                fields |= _shape(item, based, scale, extent)
                 record["regions"].append(region_fields(region_id, size=extent, **fields))
             except ValueError as error:
                 where = f"{path}, image {record['image_id']}, region {region_id}"
@@ -176,7 +178,6 @@ class _VocFolder:
             "width": actual[0],
             "height": actual[1],
             "regions": [],
-            "left_out": {},
             "source": str(path),
             "scale": scale,
             "measured": not stored,
@@ -276,6 +277,14 @@ def _polygon(element: ElementTree.Element) -> list[float]:
         return [float(value or "") for pair in pairs for value in pair]
     except ValueError:
         raise ValueError(f"its polygon holds {pairs!r}, expected numbers x1, y1, x2, y2, ...") from None
+
+
+def _name(item: ElementTree.Element) -> str:
+    return (item.findtext("name") or "").strip()
+
+
+def _is_difficult(item: ElementTree.Element) -> bool:
+    return (item.findtext("difficult") or "0").strip() not in ("0", "")
 
 
 def _attributes(item: ElementTree.Element) -> dict[str, str]:

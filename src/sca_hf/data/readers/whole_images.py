@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pictures import image_size
 from ..region import RegionRecordError
-from .coco import default_images, locate_in, rows_of, unnamed_images
+from .coco import Locator, default_images, rows_of, unnamed_images
 from .common import FolderIndex, Record, inside, read_json, read_json_list
 
 
@@ -23,7 +23,7 @@ def read_coco_captions(
         task: only "caption".
     """
     source = Path(annotations)
-    locate = locate_in(Path(images) if images is not None else default_images(source))
+    locate = Locator(Path(images) if images is not None else default_images(source))
     _only_captions(task)
     content = read_json(source)
     captions: dict[Any, list[str]] = {row.get("id"): [] for row in rows_of(content, "images", source)}
@@ -36,6 +36,7 @@ def read_coco_captions(
         captions[row["image_id"]].append(str(row.get("caption") or "").strip())
     if len(captions) < len(content["images"]):
         raise ValueError(f"{source}: two images have the same id.")
+    locate.expect(content["images"])
     for image in content["images"]:
         where = f"{source}, image {image.get('id')}"
         try:
@@ -73,7 +74,7 @@ def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption")
             yield RegionRecordError(f"{where}: expected an object with image and caption")
             continue
         try:
-            path = index.find(row["image"]) or inside(index.folder, row["image"])
+            path = index.find(row["image"], whole=True) or inside(index.folder, row["image"])
             if path is None:
                 raise RegionRecordError("its file name leads out of the folder of images")
             size = image_size(path)

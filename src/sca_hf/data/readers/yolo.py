@@ -41,8 +41,6 @@ def read_yolo(
 ) -> Iterator[Record]:
     """Yields one record per picture, in the order of their paths; lines are boxes, polygons, or boxes with key points.
 
-    Polygons are masks too; key points are not read.
-
     Args:
         root: the folder of a data.yaml (dataset.yaml, obj.data), or such a file itself; without one, the folder that
             holds the others.
@@ -55,8 +53,8 @@ def read_yolo(
         task: "caption" makes the class name the caption of its regions, "recognition" their category alone.
         names: words for class names, `{"do_not_turn_r": "do not turn right"}`.
         unlabeled: a picture without a text file has no regions, as for Ultralytics. False makes it an error.
-        keypoints: how many numbers of key points follow a box, 51 for 17 of x, y and visibility; 0 says that there are
-            none, so that all lines of more than four numbers are polygons (default: kpt_shape of data.yaml).
+        keypoints: how many numbers of key points, which are not read, follow a box: 51 for 17 of x, y and visibility;
+            0: none, lines of more than four numbers are polygons (default: kpt_shape of data.yaml).
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     choice(clip, "clip", ("rounding", "image"))
@@ -71,10 +69,7 @@ def read_yolo(
         image_id = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
         where = f"{label}, image {image_id}"
         try:
-            if not label.is_file() and not unlabeled:
-                raise RegionRecordError(f"{where}: there is no such file of labels")
-            size = image_size(path)
-            rows = _rows(label) if label.is_file() else []
+            rows, size = _rows(label, where, unlabeled), image_size(path)
         except RegionRecordError as error:
             yield error
             continue
@@ -89,8 +84,6 @@ def read_yolo(
                 regions.append(RegionRecordError(f"{where}, region {region_id}: line {index + 1}: {error}"))
         record = {"image": str(path), "image_id": image_id, "width": size[0], "height": size[1], "measured": True}
         yield {**record, "task": task, "regions": regions, "source": str(label)}
-    if not any(label.is_file() for label in pictures.values()):
-        raise ValueError(f"{base}: none of {len(pictures)} pictures has a file of labels; say labels=FOLDER.")
     lines.refuse_doubt(base)
 
 
@@ -211,14 +204,13 @@ def _place(base: Path, inner: Any, entry: Any) -> Path:
 
 def _listed(path: Path, base: Path) -> Iterable[Path]:
     index = FolderIndex(base)
-    for line in read_lines(path):
-        name = line.strip().removeprefix("./")
-        if name:
-            beside = inside(path.parent, name)
-            found = beside if beside is not None and beside.is_file() else index.find(name)
-            if found is None:
-                raise ValueError(f"{path} names {name!r}, which is not there or lies outside of {base}.")
-            yield found
+    index.names = [name for line in read_lines(path) if (name := line.strip().removeprefix("./"))]
+    for name in index.names:
+        beside = inside(path.parent, name)
+        found = beside if beside is not None and beside.is_file() else index.find(name)
+        if found is None:
+            raise ValueError(f"{path} names {name!r}, which is not there or lies outside of {base}.")
+        yield found
 
 
 def _is_picture(path: Path) -> bool:
@@ -258,6 +250,8 @@ class _Labeling:
                     used.add(path)
                     text = f"{path}: these are labels, but there is no picture of this name in {folder}"
                     self.strays.append(RegionRecordError(text))
+        if not any(label.is_file() for label in found.values()):
+            raise ValueError(f"{self.base}: none of {len(found)} pictures has a file of labels; say labels=FOLDER.")
         return found
 
     @cache  # noqa: B019, as long as a data set is read
@@ -287,7 +281,11 @@ def _is_labels(path: Path) -> bool:
         return False
 
 
-def _rows(path: Path) -> list[tuple[int, str]]:
+def _rows(path: Path, where: str, unlabeled: bool) -> list[tuple[int, str]]:
+    if not path.is_file():
+        if unlabeled:
+            return []
+        raise RegionRecordError(f"{where}: there is no such file of labels")
     try:
         return [(index, line) for index, line in enumerate(read_lines(path)) if line.strip()]
     except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...card_metadata import index_of_scores, score_results
 from .contents import Example, Part, ReportContents, System
 
 
@@ -61,27 +62,13 @@ def facts(system: System) -> dict[str, str]:
 
 def model_index(contents: ReportContents) -> str:
     """Returns the first system's scores as the block `model-index` of a model card, between its `---`."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     first = contents.systems[0]
     file = first.scored
     dataset = file.protocol.title if file.protocol is not None else contents.data or file.path.name
     kind = file.protocol.name if file.protocol is not None else (contents.data or file.path.stem).split(":")[0]
-    beams = "" if file.beams is None else f", {file.beams} beams"
-    results = [
-        EvalResult(
-            task_type="image-to-text",
-            task_name="Region captioning",
-            dataset_type=kind,
-            dataset_name=dataset,
-            metric_type=name.lower(),
-            metric_name=f"{name} ({len(file.records)} regions, ptb tokens{beams})",
-            metric_value=round(value, 4),
-        )
-        for name, value in file.evaluation.metrics.items()
-    ]
-    text = ModelCardData(model_name=first.name, eval_results=results).to_yaml()
-    return f"---\n{text.strip()}\n---\n"
+    how = {"tokenizer": "ptb"} | ({} if file.beams is None else {"beams": file.beams})
+    scores = {name: round(value, 4) for name, value in file.evaluation.metrics.items()}
+    return index_of_scores(first.name, score_results(scores, dataset, kind, len(file.records), metric_args=how))
 
 
 def _scores(contents: ReportContents) -> Table:

@@ -1,7 +1,8 @@
-"""The configuration of the model that a recipe trains, without loading it."""
+"""The model that a recipe trains: the same steps with weights, to train it, and without, to estimate its memory."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ...model_names import resolve_model
-from ...modeling.base_models_sca import cast_but_positions
-from ...modeling.configuration_sca import ScaConfig, text_embedding_size
+from ...modeling.base_models_sca import (
+    BASE_MODELS,
+    LANGUAGE_MODEL,
+    SAM,
+    cast_but_positions,
+    check_part,
+    without_dropout,
+)
+from ...modeling.configuration_sca import ScaConfig
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import PRESETS, ScaTrainingArguments
-from ..image_size import add_detail_encoder, set_image_size, with_image_size
+from ..image_size import add_detail_encoder, set_image_size
 from .known_configs import known_config
 from .schema import ModelSection, load_recipe
 
@@ -22,138 +30,194 @@ from .schema import ModelSection, load_recipe
 _FROM_TABLE = " could not be reached: its configuration is taken from a table in this package."
 
 
-def as_dtype_name(dtype: str) -> str:
-    """Checks the name of a precision."""
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"model.dtype is {dtype!r}, expected float32 or bfloat16.")
-    return dtype
+class Weights:
+    """Where a recipe's models come from when they are to be trained: folders and repositories with weights."""
+
+    def whole_model(self, name: str, revision: str, options: dict[str, Any]) -> Any:
+        """Returns a saved SCA model."""
+        check_whole(name, revision)
+        return ScaForConditionalGeneration.from_pretrained(resolve_model(name), revision=revision, **options)
+
+    def base_model(self, part: str, name: str, revision: str, dtype: torch.dtype) -> Any:
+        """Returns a SAM or a language model, or what the model loads it from."""
+        return resolve_model(name)
+
+    def name_sources(self, model: Any) -> None:
+        """Notes where SAM and the language model came from; loading has done so."""
 
 
-def recipe_config(model: ModelSection, beside: Path | None = None) -> tuple[ScaConfig, list[str]]:
-    """Returns the configuration, and what had to be taken from elsewhere than where the recipe says.
+class Configurations(Weights):
+    """Where they come from when only shapes matter: configurations, of which models without contents are made.
 
     Args:
-        beside: folder of other recipes, for a `model.from` that is one's output and not there yet.
+        beside: The folder of other recipes, for a `model.from` that is the output of one of them and not there yet.
+
+    Attributes:
+        notes: What had to be taken from elsewhere than where the recipe says.
     """
-    notes: list[str] = []
-    if model.from_ is not None:
-        config = _stage_config(model, beside, notes) or _own_config(model)
-    else:
-        config = ScaConfig(
-            sam_config=_base_config(model.sam, model.sam_revision, "sam", notes),
-            text_config=_base_config(model.language_model, model.language_model_revision, "language_model", notes),
-            mixer_config=dict(model.mixer),
-        )
-    parts: dict[str, Any] = {"sam_config": config.sam_config, "text_config": config.text_config}
-    mixer = config.mixer_config.to_dict()
-    if model.swap_language_model:
-        text = _base_config(model.swap_language_model, model.swap_language_model_revision, "language_model", notes)
-        parts["text_config"], mixer["text_hidden_size"] = text, text_embedding_size(text)
-    if model.swap_image_encoder:
-        parts["sam_config"] = _base_config(model.swap_image_encoder, model.swap_image_encoder_revision, "sam", notes)
-    if model.image_size:
-        parts["sam_config"] = with_image_size(parts["sam_config"], model.image_size, model.patch_size)
-    fields = {name: getattr(config, name) for name in ("label_smoothing", "max_caption_length", "mask_loss_weight")}
-    fields["detail_widths"] = model.detail_widths or config.detail_widths
-    return ScaConfig(**parts, mixer_config=mixer, **{**fields, **model.config_fields}), notes
 
+    def __init__(self, beside: Path | None = None) -> None:
+        self.beside = beside
+        self.notes: list[str] = []
+        self._read: dict[tuple[str, str], PreTrainedConfig] = {}
 
-def _own_config(model: ModelSection) -> ScaConfig:
-    name = resolve_model(str(model.from_))
-    config = ScaConfig.from_pretrained(name, revision=model.revision or "main")
-    if config.model_type != ScaConfig.model_type:
-        raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
-    return config
+    def whole_model(self, name: str, revision: str, options: dict[str, Any]) -> Any:
+        """Returns a model as the saved one, or the one that an earlier stage will save, on the meta device."""
+        config = self._stage_config(name) or check_whole(name, revision)
+        return empty_model(config)
 
+    def base_model(self, part: str, name: str, revision: str, dtype: torch.dtype) -> Any:
+        """Returns a SAM or a language model on the meta device, alone or as a part of a whole SCA repository."""
+        auto_class, config_name = BASE_MODELS[part]
+        config = self._config(name, revision)
+        if config.model_type == ScaConfig.model_type:
+            config = getattr(config, config_name)
+        check_part(part, name, config)
+        config = without_dropout(deepcopy(config)) if part == LANGUAGE_MODEL else deepcopy(config)
+        with torch.device("meta"):
+            return cast_but_positions(auto_class.from_config(config), dtype)
 
-def _stage_config(model: ModelSection, beside: Path | None, notes: list[str]) -> ScaConfig | None:
-    """The configuration that an earlier stage is going to write, from its recipe."""
-    name = str(model.from_)
-    if beside is None or Path(resolve_model(name)).exists():
+    def name_sources(self, model: Any) -> None:
+        """Notes that both parts could be loaded from where they are named."""
+        model.base_sources = {name: {"path": ""} for name in BASE_MODELS}
+
+    def _config(self, name: str, revision: str) -> PreTrainedConfig:
+        known = None if Path(name).is_dir() else known_config(name)
+        if (name, revision) not in self._read:
+            offline = any(note.endswith(_FROM_TABLE) for note in self.notes)  # each try takes half a minute
+            try:
+                if known is not None and offline:
+                    raise OSError
+                config = AutoConfig.from_pretrained(resolve_model(name), revision=revision)
+            except OSError:
+                if known is None:
+                    raise
+                config = known
+                self.notes.append(f"{name}{_FROM_TABLE}")
+            self._read[name, revision] = config
+        return self._read[name, revision]
+
+    def _stage_config(self, name: str) -> ScaConfig | None:
+        """The configuration that an earlier stage is going to write, from its recipe."""
+        if self.beside is None or Path(resolve_model(name)).exists():
+            return None
+        for path in sorted(self.beside.glob("*.yaml")):
+            try:
+                recipe = load_recipe(path)
+            except ValueError:
+                continue  # another kind of file
+            if Path(recipe.output) / "model" == Path(name):
+                self.notes.append(f"{name} is not there yet: taken as {path.name} will make it.")
+                return assemble(recipe.model, torch.float32, torch.float32, self)[0].config
         return None
-    for path in sorted(beside.glob("*.yaml")):
-        try:
-            recipe = load_recipe(path)
-        except ValueError:
-            continue  # another kind of file
-        if Path(recipe.output) / "model" == Path(name):
-            config, more = recipe_config(recipe.model, beside)
-            notes += [f"{name} is not there yet: taken as {path.name} will make it.", *more]
-            return config
-    return None
-
-
-def _base_config(name: str | None, revision: str | None, part: str, notes: list[str]) -> PreTrainedConfig:
-    """The configuration of a SAM or language model, alone or as a part of a whole SCA repository."""
-    known = None if Path(str(name)).is_dir() else known_config(str(name))
-    if known is not None and any(note.endswith(_FROM_TABLE) for note in notes):
-        notes.append(f"{name}{_FROM_TABLE}")
-        return known  # the Hub was not there a moment ago, and each try takes half a minute
-    try:
-        config = AutoConfig.from_pretrained(resolve_model(str(name)), revision=revision or "main")
-    except OSError:
-        if known is None:
-            raise
-        notes.append(f"{name}{_FROM_TABLE}")
-        return known
-    if config.model_type == ScaConfig.model_type:
-        return config.sam_config if part == "sam" else config.text_config
-    return config
 
 
 def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any, ScaProcessor, list[str]]:
-    """Returns the model of a recipe, its processor, and the modules that begin anew and must be trained."""
-    dtype = getattr(torch, as_dtype_name(section.dtype))
-    # A frozen language model is loaded as it will be held: twice the bytes might not fit.
-    frozen = args.frozen_dtype if "language_model" not in PRESETS[args.preset].trained else None
-    text_dtype = getattr(torch, frozen) if frozen else dtype
+    """Returns the model of a recipe, its processor, and the modules that are new and must be trained."""
+    model, new = assemble(section, *dtypes(section, args), Weights())
+    tokenizer = image_processor = anything_settings = None
+    if section.from_ is not None:
+        processor = ScaProcessor.from_pretrained(resolve_model(section.from_), revision=section.revision or "main")
+        tokenizer, image_processor = processor.tokenizer, processor.image_processor
+        anything_settings = processor.anything_settings
+    if section.swap_image_encoder is not None:
+        image_processor = anything_settings = None  # they were for the other one
+    if section.image_size is not None:
+        image_processor = None
+    for name in ("language_model", "swap_language_model"):
+        if source := getattr(section, name):
+            revision = getattr(section, f"{name}_revision") or "main"
+            tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), revision=revision)
+    model.check_tokenizer(tokenizer)
+    processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
+    return model, processor, new
+
+
+def build_empty_model(section: ModelSection, args: ScaTrainingArguments, parts: Configurations) -> Any:
+    """Returns the model of a recipe on the meta device: shapes and precisions, no weights."""
+    with torch.device("meta"):
+        return assemble(section, *dtypes(section, args), parts)[0]
+
+
+def empty_model(config: ScaConfig) -> Any:
+    """Returns a model of a configuration on the meta device, as if it had been loaded."""
+    with torch.device("meta"):
+        model = ScaForConditionalGeneration(deepcopy(config))
+    Configurations().name_sources(model)
+    return model
+
+
+def assemble(
+    section: ModelSection, dtype: torch.dtype, text_dtype: torch.dtype, parts: Weights
+) -> tuple[Any, list[str]]:
+    """Makes the model of a recipe, and names the modules that are new and must be trained.
+
+    Args:
+        section: What the recipe says of the model.
+        dtype: The precision of SAM, mixer and detail encoder.
+        text_dtype: The precision of the language model.
+        parts: Where models come from.
+    """
     options: dict[str, Any] = {}
     if section.attn_implementation is not None:
         options["attn_implementation"] = section.attn_implementation
-    where: dict[str, Any]
-    anew: list[str] = []
+    new: list[str] = []
+
+    def base(part: str, name: str, precision: torch.dtype) -> tuple[Any, str]:
+        """The base model that a key of the recipe names, and its revision."""
+        revision = getattr(section, f"{name}_revision") or "main"
+        return parts.base_model(part, getattr(section, name), revision, precision), revision
+
     if section.from_ is not None:
-        source, where = resolve_model(section.from_), {"revision": section.revision or "main"}
-        model = ScaForConditionalGeneration.from_pretrained(source, **where, **options)
-        processor = ScaProcessor.from_pretrained(source, **where)
-        tokenizer, image_processor = processor.tokenizer, processor.image_processor
-        anything_settings = processor.anything_settings
+        model = parts.whole_model(section.from_, section.revision or "main", options)
         _cast(model, dtype, text_dtype)
     else:
-        model = ScaForConditionalGeneration.from_sam_text_pretrained(
-            resolve_model(str(section.sam)),
-            resolve_model(str(section.language_model)),
-            mixer_config=dict(section.mixer),
-            sam_revision=section.sam_revision or "main",
-            text_revision=section.language_model_revision or "main",
-            dtype=dtype,
-            text_dtype=text_dtype,
-            **options,
+        (sam, sam_revision), (text, text_revision) = (
+            base(SAM, "sam", dtype),
+            base(LANGUAGE_MODEL, "language_model", text_dtype),
         )
-        tokenizer = _tokenizer(section.language_model, section.language_model_revision)
-        image_processor = anything_settings = None
-        anew = ["mixer"]
+        revisions = {"sam_revision": sam_revision, "text_revision": text_revision}
+        model = ScaForConditionalGeneration.from_sam_text_pretrained(
+            sam, text, dict(section.mixer), dtype=dtype, text_dtype=text_dtype, **revisions, **options
+        )
+        new = ["mixer"]
     if section.swap_language_model is not None:
-        where = {"revision": section.swap_language_model_revision or "main"}
-        source = resolve_model(section.swap_language_model)
-        anew += model.swap_language_model(source, dtype=text_dtype, **where, **options)
-        tokenizer = _tokenizer(section.swap_language_model, section.swap_language_model_revision)
+        text, revision = base(LANGUAGE_MODEL, "swap_language_model", text_dtype)
+        new += model.swap_language_model(text, dtype=text_dtype, revision=revision, **options)
     if section.swap_image_encoder is not None:
-        where = {"revision": section.swap_image_encoder_revision or "main"}
-        anew += model.swap_image_encoder(resolve_model(section.swap_image_encoder), dtype=dtype, **where, **options)
-        image_processor = anything_settings = None  # they were for the other one
+        sam, revision = base(SAM, "swap_image_encoder", dtype)
+        new += model.swap_image_encoder(sam, dtype=dtype, revision=revision, **options)
+    parts.name_sources(model)
     if section.image_size is not None:
-        anew += set_image_size(model, section.image_size, section.patch_size)
-        image_processor = None
+        new += set_image_size(model, section.image_size, section.patch_size)
     if section.detail_widths is not None:
-        anew += add_detail_encoder(model, section.detail_widths)
+        new += add_detail_encoder(model, section.detail_widths)
     for name, value in section.config_fields.items():
         setattr(model.config, name, value)
     if section.max_caption_length is not None:
         model.generation_config.max_new_tokens = section.max_caption_length
-    model.check_tokenizer(tokenizer)
-    processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
-    return model, processor, list(dict.fromkeys(anew))
+    return model, list(dict.fromkeys(new))
+
+
+def dtypes(section: ModelSection, args: ScaTrainingArguments) -> tuple[torch.dtype, torch.dtype]:
+    """Returns the precision of what is trained and that of the language model.
+
+    A frozen language model is loaded as it will be held: twice the bytes might not fit.
+    """
+    dtype = getattr(torch, section.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"model.dtype is {section.dtype!r}, expected float32 or bfloat16.")
+    frozen = args.frozen_dtype if "language_model" not in PRESETS[args.preset].trained else None
+    return dtype, getattr(torch, frozen) if frozen else dtype
+
+
+def check_whole(name: str, revision: str) -> ScaConfig:
+    """Returns the configuration of a saved SCA model; another model's is refused."""
+    source = resolve_model(name)
+    stored = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+    if stored.get("model_type") != ScaConfig.model_type:
+        raise ValueError(f"{name} is a {stored.get('model_type')!r} model, not {ScaConfig.model_type!r}.")
+    return ScaConfig.from_pretrained(source, revision=revision)
 
 
 def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
@@ -163,7 +227,3 @@ def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
     if model.detail_encoder is not None:
         model.detail_encoder.to(dtype)
     model.language_model.to(text_dtype)
-
-
-def _tokenizer(name: str | None, revision: str | None) -> Any:
-    return AutoTokenizer.from_pretrained(resolve_model(str(name)), revision=revision or "main")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +13,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ...modeling.base_models_sca import BASE_MODELS
 from ...modeling.configuration_sca import ScaConfig
-from ...modeling.modeling_sca import ScaForConditionalGeneration
-from ..arguments import PRESETS, ScaTrainingArguments
-from ..presets import prepare_model
+from ..arguments import ScaTrainingArguments
+from ..presets import check_quantizable, prepare_model
 from .simulation import StepMemory, checkpoint_arguments, emptied, simulate_step, without_contents
 
 
@@ -66,7 +63,6 @@ class MemoryEstimate:
         embedding_bytes: one image in the embedding cache.
         cached: whether the recipe uses that cache.
         notes: what was assumed.
-        advice: changes of the recipe that make it smaller, each with the total that it leads to, in the order tried.
     """
 
     parts: list[PartMemory]
@@ -87,21 +83,22 @@ class MemoryEstimate:
         return weights + self.gradients + self.optimizer + moment + CUDA_BYTES
 
 
-def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str = "float32") -> MemoryEstimate:
-    """Estimates the memory of training a model of this configuration.
+def estimate_memory(build: Callable[[ScaTrainingArguments], Any], training: Mapping[str, Any]) -> MemoryEstimate:
+    """Estimates the memory of training a model.
 
     Args:
-        training: fields of [`ScaTrainingArguments`].
-        dtype: of the weights before `frozen_dtype`.
+        build: Makes the model that is to be trained, on the meta device.
+        training: Fields of [`ScaTrainingArguments`].
     """
-    config = deepcopy(config)
     notes: list[str] = []
     half = torch.bfloat16 if training.get("bf16") or training.get("fp16") else None
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the library's own names for arguments change
         plain = {name: value for name, value in training.items() if name not in _LEFT_OUT}
         args = ScaTrainingArguments(output_dir=folder, report_to="none", use_cpu=True, **plain)
-        model = _prepared(config, args, dtype, half)
+        model = build(args)
+        dtype, config = str(model.mixer.dtype).removeprefix("torch."), model.config
+        _prepare(model, args, half)
         with without_contents():
             emptied(model)
             batch = _batch(config, args)
@@ -134,23 +131,17 @@ def estimate_config(config: ScaConfig, training: Mapping[str, Any], dtype: str =
     )
 
 
-def _prepared(config: ScaConfig, args: ScaTrainingArguments, dtype: str, autocast: torch.dtype | None) -> nn.Module:
-    """The model as a run would have it, on the meta device."""
+def _prepare(model: Any, args: ScaTrainingArguments, autocast: torch.dtype | None) -> None:
+    """Changes a model on the meta device as a run would, but for quantizing it, which needs weights."""
+    if args.quantize_language_model:
+        check_quantizable(model, args)
     quantized, args.quantize_language_model = args.quantize_language_model, None
-    if quantized and "language_model" in PRESETS[args.preset].trained:
-        raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
-    with torch.device("meta"):
-        model = ScaForConditionalGeneration(config)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
-    # As of a model that was loaded: nothing is saved here.
-    model.base_sources = {name: {"path": ""} for name in BASE_MODELS}
     with torch.device("meta"):
         prepare_model(model, args)
     args.quantize_language_model = quantized
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(checkpoint_arguments(autocast))
-    return model.train()
+    model.train()
 
 
 def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
@@ -215,7 +206,9 @@ def _optimizer_share(optimizer: Any, notes: list[str]) -> float:
     return _STATES[kind] * bits / 32
 
 
-def smaller_settings(config: ScaConfig, training: Mapping[str, Any], limit: int, dtype: str) -> list[tuple[str, int]]:
+def smaller_settings(
+    build: Callable[[ScaTrainingArguments], Any], training: Mapping[str, Any], limit: int
+) -> list[tuple[str, int]]:
     """Changes that bring a recipe below `limit` bytes, each upon the last, with the total that each leads to.
 
     They are ordered by what they cost: precision of frozen weights, half precision, time, then what is learned from
@@ -227,7 +220,7 @@ def smaller_settings(config: ScaConfig, training: Mapping[str, Any], limit: int,
             continue
         changed[name] = value
         try:
-            total = estimate_config(config, changed, dtype).total
+            total = estimate_memory(build, changed).total
         except ValueError:  # nothing is frozen that could be held in half precision
             changed[name] = training.get(name)
             if name not in training:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...modeling.configuration_sca import ScaConfig
-from ...modeling.modeling_sca import ScaForConditionalGeneration
-from .build import as_dtype_name, recipe_config
-from .memory import CUDA_BYTES, MemoryEstimate, PartMemory, estimate_config, grid_side, part_memories, smaller_settings
+from ..arguments import ScaTrainingArguments
+from .build import Configurations, build_empty_model, empty_model
+from .memory import CUDA_BYTES, MemoryEstimate, PartMemory, estimate_memory, grid_side, part_memories, smaller_settings
 from .schema import Recipe
 
 
@@ -21,15 +22,18 @@ def report_recipe(recipe: Recipe, beside: Path, gpu_memory: int | None, images: 
         gpu_memory: bytes to compare the total with; where it does not fit, what to change.
         images: how many the embedding cache would hold.
     """
-    config, notes = recipe_config(recipe.model, beside)
-    dtype = as_dtype_name(recipe.model.dtype)
-    estimate = estimate_config(config, recipe.training, dtype)
+    parts = Configurations(beside)
+
+    def build(args: ScaTrainingArguments) -> Any:
+        return build_empty_model(recipe.model, args, parts)
+
+    estimate = estimate_memory(build, recipe.training)
     lines = [*format_estimate(estimate), "", _cache_line(estimate, images)]
     if gpu_memory is not None:
         lines += ["", _fit(estimate, gpu_memory)]
         if estimate.total > gpu_memory:
-            lines += _advice(smaller_settings(config, recipe.training, gpu_memory, dtype), gpu_memory)
-    return "\n".join([*lines, *(f"Note: {note}" for note in dict.fromkeys([*notes, *estimate.notes]))])
+            lines += _advice(smaller_settings(build, recipe.training, gpu_memory), gpu_memory)
+    return "\n".join([*lines, *(f"Note: {note}" for note in dict.fromkeys([*parts.notes, *estimate.notes]))])
 
 
 def format_estimate(estimate: MemoryEstimate) -> list[str]:
@@ -95,8 +99,7 @@ PRECISIONS = (
 
 def weight_memories(config: ScaConfig) -> dict[str, list[PartMemory]]:
     """Returns what each part's weights and buffers take, by precision."""
-    with torch.device("meta"):
-        model = ScaForConditionalGeneration(config).requires_grad_(False)
+    model = empty_model(config).requires_grad_(False)
     memories = {}
     for title, dtype, quantized in PRECISIONS:
         for parameter in model.parameters():

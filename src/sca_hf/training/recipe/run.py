@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,12 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ...files import differences, staged
+from ...hub.card import CARD, draft_card
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.integrity import clear_leftovers, last_checkpoint
 from ..trainer import ScaTrainer
 from .build import build_model
-from .card import plain_scores, run_card
 from .schema import DataSection, Recipe
 
 
@@ -141,6 +142,13 @@ def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
     return RunResult(output / MODEL, metrics, found_finished=True, is_main_process=args.process_index == 0)
 
 
+def plain_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what evaluation says of the model, without what it says of speed."""
+    speed = ("_runtime", "_per_second")
+    scores = {key: value for key, value in metrics.get("eval", {}).items() if key.startswith("eval_")}
+    return {key: value for key, value in scores.items() if isinstance(value, float) and not key.endswith(speed)}
+
+
 def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
     """Writes scores, then the model's folder in one piece: it is what tells a finished run."""
     output = Path(recipe.output)
@@ -154,7 +162,8 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
         if main:
             # The Trainer's own arguments are a pickle, and name this machine's folders.
             (folder / "training_args.bin").unlink(missing_ok=True)
-            (folder / "README.md").write_text(run_card(folder, recipe, metrics), encoding="utf-8")
+            draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml())
+            (folder / CARD).write_text(draft, encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
 
 
