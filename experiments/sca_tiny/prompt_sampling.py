@@ -8,26 +8,41 @@ from typing import Any
 import numpy as np
 import torch
 
+from sca_hf.data.prompts import PromptSource, draw_prompt
+from sca_hf.processing.masks_sca import mask_coverage
+from sca_hf.processing.prompts_sca import build_prompts
+
 from .scene_cache import ATTRIBUTES, MAX_OBJECTS, SceneArrays
 
 
 IMAGE_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGE_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+# Kinds of `draw_prompt` that a region is shown by at once, and how often.
+_PROMPTS = {
+    ("jittered_box",): 0.38,
+    ("mask",): 0.07,
+    ("jittered_box", "mask"): 0.025,
+    ("jittered_box", "point"): 0.025,
+    ("mask_center_point",): 0.175,
+    ("point",): 0.175,
+    ("points",): 0.15,
+}
 _RELATION_COLUMN = list(ATTRIBUTES).index("relation")
 _MIRRORED = np.array([0, 2, 1, 3, 4])  # none, right, left, above, below
 
 
 @dataclass
 class PromptCollator:
-    """Turns scene indices into one batch: pictures, and groups of regions that share one prompt layout.
+    """Turns scene indices into one batch: pictures, and groups of prompted regions with what is true of them.
 
-    The first group is prompted by boxes (or masks), the second by points. With `training=False` the prompts are the
-    exact box and the deepest point of every object, nothing is mirrored, and the full masks come along.
+    A group holds what `build_prompts` returns, `coverage` (B, R, 4h, 4w) in 0..1 and `attributes` (B, R, 5). With
+    `training=False` the prompts are the exact box, in a second group the deepest point, of every object; nothing is
+    mirrored, and `full_masks` (B, R, H, W) come along.
     """
 
     scenes: SceneArrays
     mask_side: int
-    regions_per_group: int = 4
+    regions_per_image: int = 8
     box_jitter: float = 0.04
     training: bool = True
 
@@ -37,63 +52,57 @@ class PromptCollator:
         views = [_View.of(self.scenes, index, self.training and rng.random() < 0.5) for index in indices]
         pixels = torch.from_numpy(np.stack([view.pixels for view in views])).permute(0, 3, 1, 2)
         pixel_values = (pixels / 255 - IMAGE_MEAN) / IMAGE_STD
-        batch = {"pixel_values": pixel_values, "scene_index": torch.tensor(indices)}
-        if not self.training:
-            return batch | {"groups": [self._exact(views, kind) for kind in ("box", "point")]}
-        kinds = [
-            rng.choice(["box", "mask", "box+mask", "box+point"], p=[0.76, 0.14, 0.05, 0.05]),
-            rng.choice(["point", "points"], p=[0.7, 0.3]),
-        ]
-        return batch | {"groups": [self._draw(views, str(kind), rng) for kind in kinds]}
+        if self.training:
+            chosen = [_choose(len(view.boxes), self.regions_per_image, rng) for view in views]
+            drawn = [[self._draw(view, k, rng) for k in row] for view, row in zip(views, chosen, strict=True)]
+            groups = [self._group(views, chosen, drawn)]
+        else:
+            groups = [self._exact(views, kind) for kind in ("box", "point")]
+        return {"pixel_values": pixel_values, "scene_index": torch.tensor(indices), "groups": groups}
 
-    def _draw(self, views: list[_View], kind: str, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        chosen = [(view, k) for view in views for k in _choose(len(view.boxes), self.regions_per_group, rng)]
-        scale = views[0].scale
-        group = self._targets(chosen, len(views))
-        if "box" in kind:
-            jitter = [rng.normal(0, self.box_jitter, 4) for _ in chosen]
-            boxes = [view.boxes[k] + j * np.tile(np.ptp(view.boxes[k].reshape(2, 2), 0), 2) for (view, k), j in
-                     zip(chosen, jitter, strict=True)]  # fmt: skip
-            group["boxes"] = _tensor(np.stack(boxes) * scale, len(views), 4)
-        if "point" in kind:
-            positives, negatives = (1, 0) if kind != "points" else (int(rng.integers(1, 4)), int(rng.integers(0, 3)))
-            points = [view.draw_points(k, positives, negatives, rng) for view, k in chosen]
-            group["points"] = _tensor(np.stack(points) * scale, len(views), positives + negatives, 2)
-            group["labels"] = torch.tensor([1] * positives + [0] * negatives).expand(group["points"].shape[:-1])
-        if "mask" in kind:
-            coverage = group["coverage"]
-            if rng.random() < 0.5:  # a user's mask is seldom exact
-                coverage = coverage.roll(tuple(rng.integers(-1, 2, 2).tolist()), (-2, -1))
-            group["masks"] = (2 * coverage - 1) * 10
-        return group
+    def _draw(self, view: _View, k: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Returns the prompt of one region as arguments of the processor."""
+        kinds = list(_PROMPTS)[rng.choice(len(_PROMPTS), p=list(_PROMPTS.values()))]
+        height, width = view.labels.shape
+        source = PromptSource({"box": view.boxes[k], "mask": view.labels == k + 1}, (width, height), "scene")
+        prompt: dict[str, Any] = {}
+        for kind in kinds:
+            prompt |= draw_prompt(kind, source, rng, self.box_jitter, outside_points=2)
+        if "input_masks" in prompt and rng.random() < 0.5:  # a user's mask is seldom exact
+            step = height // self.mask_side
+            prompt["input_masks"] = np.roll(prompt["input_masks"], step * rng.integers(-1, 2, 2), (0, 1))
+        return prompt
 
     def _exact(self, views: list[_View], kind: str) -> dict[str, torch.Tensor]:
-        chosen = [(view, min(k, len(view.boxes) - 1)) for view in views for k in range(MAX_OBJECTS)]
-        group = self._targets(chosen, len(views))
-        scale = views[0].scale
-        if kind == "box":
-            group["boxes"] = _tensor(np.stack([view.boxes[k] for view, k in chosen]) * scale, len(views), 4)
-        else:
-            group["points"] = _tensor(np.stack([view.points[k] for view, k in chosen]) * scale, len(views), 1, 2)
-            group["labels"] = torch.ones(group["points"].shape[:-1], dtype=torch.long)
-        group["full_masks"] = torch.from_numpy(np.stack([view.labels == k + 1 for view, k in chosen]))
-        group["full_masks"] = group["full_masks"].unflatten(0, (len(views), -1))
-        repeated = [k >= len(view.boxes) for view in views for k in range(MAX_OBJECTS)]
-        group["attributes"][torch.tensor(repeated).view(len(views), -1)] = -100
+        chosen = [[min(k, len(view.boxes) - 1) for k in range(MAX_OBJECTS)] for view in views]
+        prompts: list[list[dict[str, Any]]] = [[] for _ in views]
+        for view, row, shown in zip(views, chosen, prompts, strict=True):
+            for k in row:
+                box, point = {"input_boxes": view.boxes[k].tolist()}, {"input_points": [view.points[k].tolist()]}
+                shown.append(box if kind == "box" else point)
+        group = self._group(views, chosen, prompts)
+        masks = [[view.labels == k + 1 for k in row] for view, row in zip(views, chosen, strict=True)]
+        group["full_masks"] = torch.from_numpy(np.array(masks))
+        repeated = [[k >= len(view.boxes) for k in range(MAX_OBJECTS)] for view in views]
+        group["attributes"][torch.tensor(repeated)] = -100
         return group
 
-    def _targets(self, chosen: list[tuple[_View, int]], batch: int) -> dict[str, torch.Tensor]:
-        """Returns the mask coverage (B, R, 4h, 4w) in 0..1 and the attribute indices (B, R, 5)."""
-        step = chosen[0][0].labels.shape[0] // self.mask_side
-        masks = np.stack([view.labels == k + 1 for view, k in chosen])
-        coverage = masks.reshape(len(chosen), self.mask_side, step, self.mask_side, step).mean(
-            (2, 4), dtype=np.float32
-        )
-        attributes = np.stack([view.attributes[k] for view, k in chosen])
-        return {
-            "coverage": torch.from_numpy(coverage).unflatten(0, (batch, -1)),
-            "attributes": torch.from_numpy(attributes).unflatten(0, (batch, -1)),
-        }
+    def _group(
+        self, views: list[_View], chosen: list[Any], prompts: list[list[dict[str, Any]]]
+    ) -> dict[str, torch.Tensor]:
+        side, size = self.scenes.pixels.shape[1], views[0].labels.shape
+        names = ("input_points", "input_labels", "input_boxes", "input_masks")
+        nested = {name: [[prompt.get(name) for prompt in row] for row in prompts] for name in names}
+        given = {name: rows for name, rows in nested.items() if any(p is not None for row in rows for p in row)}
+        batch = len(views)
+        built = build_prompts([size] * batch, [(side, side)] * batch, side, self.mask_side, **given)
+        coverage = [
+            [mask_coverage(view.labels == k + 1, size, (side, side), side, self.mask_side) for k in row]
+            for view, row in zip(views, chosen, strict=True)
+        ]
+        attributes = [view.attributes[list(row)] for view, row in zip(views, chosen, strict=True)]
+        truth = {"coverage": np.array(coverage, np.float32), "attributes": np.stack(attributes)}
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in {**built, **truth}.items()}
 
 
 @dataclass
@@ -125,33 +134,7 @@ class _View:
             view.attributes[:, _RELATION_COLUMN] = np.where(relation < 0, relation, _MIRRORED[np.maximum(relation, 0)])
         return view
 
-    @property
-    def scale(self) -> float:
-        return self.pixels.shape[0] / self.labels.shape[0]
-
-    def draw_points(self, k: int, positives: int, negatives: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns (positives + negatives, 2) xy; the first is the deepest pixel half of the time."""
-        mask = self.labels == k + 1
-        points = [random_pixel(mask, rng) for _ in range(positives)]
-        if rng.random() < 0.5:
-            points[0] = self.points[k]
-        left, top, right, bottom = self.boxes[k].astype(int)
-        near = np.zeros_like(mask)
-        near[max(0, top - 12) : bottom + 12, max(0, left - 12) : right + 12] = True
-        points += [random_pixel(near & ~mask, rng) for _ in range(negatives)]
-        return np.stack(points)
-
 
 def _choose(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
     """Returns `wanted` object indices, repeating only when there are too few."""
     return np.concatenate([rng.permutation(count) for _ in range(-(-wanted // count))])[:wanted]
-
-
-def random_pixel(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    flat = np.flatnonzero(mask)
-    y, x = divmod(int(flat[rng.integers(len(flat))]), mask.shape[1])
-    return np.array([x, y], np.float32)
-
-
-def _tensor(values: np.ndarray, batch: int, *shape: int) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)).view(batch, -1, *shape)

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-import yaml
 from transformers import AutoTokenizer
 
 from sca_hf.files import to_json, write_whole
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
+from sca_hf.yaml_files import read_yaml
 
 from .bundle import bundle
 from .captioning import CaptioningSettings, new_captioner, train_captioning
@@ -125,4 +125,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints, logs and the model")
     parser.add_argument("--test-scenes", type=int, default=1_000, help="unseen scenes for the report")
     options = parser.parse_args(arguments)
-    run_recipe(yaml.safe_load(options.recipe.read_text()) or {}, options.output, options.test_scenes)
+    run_recipe(read_yaml(options.recipe), options.output, options.test_scenes)

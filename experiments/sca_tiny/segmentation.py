@@ -6,7 +6,7 @@ Linear heads on its features, dropped when the stage ends, keep them alive; what
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
 from sca_hf.files import save_whole
+from sca_hf.modeling.grouping_sca import PromptGroup, RegionInputs
+from sca_hf.modeling.losses_sca import mask_loss
+from sca_hf.modeling.segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter
 from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
 from .prompt_sampling import PromptCollator
@@ -99,7 +102,7 @@ class SegmentationTrainee(SamPreTrainedModel):
             masks, ious = decoded["masks"], decoded["ious"]
             guesses = self._guess_attributes(embeddings, decoded, group["coverage"])
             balance = min(1.0, float(self.steps_done) / WARM_LOSS_STEPS)
-            losses.append(mask_loss(masks, ious, group["coverage"], balance))
+            losses.append(segmentation_loss(masks, ious, group["coverage"], balance))
             losses[-1] = losses[-1] + self._attribute_loss(guesses, group)
             if "full_masks" in group:
                 scores += [*_mask_scores(masks, ious, group), *_attribute_scores(guesses, group)]
@@ -117,7 +120,7 @@ class SegmentationTrainee(SamPreTrainedModel):
         features = {
             "encoder": weights @ embeddings.flatten(2).transpose(1, 2),
             "decoder": (weights[:, :, None] @ decoded["keys"]).squeeze(2),
-            "token": decoded["tokens"][:, :, 1],
+            "token": decoded["token"],
         }
         guesses = {(p, name): head(features[p]) for p, heads in self.heads.items() for name, head in heads.items()}
         shared = self.heads["token"]["relation"]
@@ -142,68 +145,41 @@ class SegmentationTrainee(SamPreTrainedModel):
 
 
 def decode_regions(sam: SamModel, embeddings: torch.Tensor, group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Runs prompt encoder and mask decoder for regions of one layout, keeping all four masks and the features.
+    """Runs SAM's decoder as the model does, keeping all four masks and the features that attributes are read from.
 
-    embeddings: (B, C, h, w). group: any of points (B, R, P, 2), labels (B, R, P), boxes (B, R, 4), in pixels of the
-    resized image, and masks (B, R, 4h, 4w). Returns masks (B, R, 4, 4h, 4w), ious (B, R, 4), tokens (B, R, T, C),
+    embeddings: (B, C, h, w). Returns masks (B, R, 4, 4h, 4w), ious (B, R, 4), the first mask's token (B, R, C) and
     keys (B, R, hw, C).
     """
-    decoder = sam.mask_decoder
-    batch, regions = group["coverage"].shape[:2]
-    mask_prompts = group["masks"].flatten(0, 1)[:, None] if "masks" in group else None
-    sparse, dense = sam.prompt_encoder(group.get("points"), group.get("labels"), group.get("boxes"), mask_prompts)
-    tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(batch * regions, 1, -1, -1)
-    if sparse is not None:
-        tokens = torch.cat([tokens, sparse.flatten(0, 1)[:, None]], 2)  # (B*R, 1, T, C)
-    if mask_prompts is None:
-        images = (embeddings + dense).repeat_interleave(regions, 0)  # (B*R, C, h, w)
-    else:
-        images = embeddings.repeat_interleave(regions, 0) + dense
-    positions = sam.get_image_wide_positional_embeddings().expand(len(images), -1, -1, -1)
-    tokens, keys = decoder.transformer(
-        point_embeddings=tokens,
-        image_embeddings=images,
-        image_positional_embeddings=positions,
-        attention_similarity=None,
-        target_embedding=None,
-    )
-    tokens, keys = tokens.squeeze(1), keys.squeeze(1)  # (B*R, T, C), (B*R, hw, C)
-    upscaled = decoder.upscale_conv1(keys.transpose(1, 2).unflatten(-1, embeddings.shape[-2:]))
-    upscaled = decoder.activation(decoder.upscale_layer_norm(upscaled))
-    upscaled = decoder.activation(decoder.upscale_conv2(upscaled))  # (B*R, C/8, 4h, 4w)
-    filters = torch.stack([mlp(tokens[:, 1 + m]) for m, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1)
-    masks = (filters @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
-    ious = decoder.iou_prediction_head(tokens[:, 0])
-    result = {"masks": masks, "ious": ious, "tokens": tokens, "keys": keys}
-    return {name: value.unflatten(0, (batch, regions)) for name, value in result.items()}
+    inputs = RegionInputs(**{field.name: group[field.name] for field in fields(RegionInputs) if field.name in group})
+    plan, input_masks = inputs.plan(embeddings)
+    segmenter = SamSegmenter(sam, ImageEncoding(embeddings), input_masks)
+
+    def read(_: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
+        return torch.cat([regions.tokens[:, 1:2], regions.image_tokens], 1)
+
+    found, features = segmenter.segment_regions(plan, (False, True), len(plan), read)
+    result = {"masks": torch.cat([found[False][0], found[True][0]], 1)}
+    result |= {"ious": torch.cat([found[False][1], found[True][1]], 1)}
+    result |= {"token": features[:, 0], "keys": features[:, 1:]}
+    return {name: plan.padded(value) for name, value in result.items()}
 
 
-def mask_loss(logits: torch.Tensor, ious: torch.Tensor, coverage: torch.Tensor, balance: float) -> torch.Tensor:
-    """Returns the mean loss of token 0, of the best of the other three, and of the predicted IoUs.
+def segmentation_loss(
+    masks: torch.Tensor, ious: torch.Tensor, coverage: torch.Tensor, balance: float = 1.0
+) -> torch.Tensor:
+    """Returns the product's loss of the single mask and of the three candidates.
 
-    logits: (B, R, 4, 4h, 4w); ious: (B, R, 4); coverage: (B, R, 4h, 4w) in 0..1. `balance` goes from 0, class-balanced
-    cross-entropy, to 1, focal loss, which from scratch would first learn that every mask is empty. Dice throughout.
+    masks: (B, R, 4, 4h, 4w) logits; ious: (B, R, 4); coverage: (B, R, 4h, 4w) in 0..1. Below a `balance` of 1 the rest
+    is class-balanced cross-entropy: from scratch the other loss would first learn that every mask is empty.
     """
-    target = coverage[:, :, None].expand_as(logits)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    probability = logits.sigmoid()
-    per_mask = _dice_loss(probability, target) + balance * 20 * (cross_entropy * (probability - target) ** 2).mean(
-        (-2, -1)
-    )
-    if balance < 1:
-        inside = target.mean((-2, -1), keepdim=True).clamp(1e-4, 1 - 1e-4)
-        weights = 0.5 * target / inside + 0.5 * (1 - target) / (1 - inside)
-        per_mask = per_mask + (1 - balance) * (cross_entropy * weights).mean((-2, -1))
-    others = per_mask[..., 1:]
-    chosen = per_mask[..., 0] + others.min(-1).values + 0.1 * others.mean(-1)
-    found, truth = logits > 0, target > 0.5
-    true_ious = (found & truth).sum((-2, -1)) / (found | truth).sum((-2, -1)).clamp(min=1)
-    return (chosen + F.mse_loss(ious, true_ious, reduction="none").sum(-1)).mean()
-
-
-def _dice_loss(probability: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    overlap = (probability * target).sum((-2, -1))
-    return 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
+    logits, scores, target = masks.flatten(0, 1), ious.flatten(0, 1), coverage.flatten(0, 1)
+    loss = mask_loss(logits[:, :1], scores[:, :1], target) + mask_loss(logits[:, 1:], scores[:, 1:], target)
+    if balance == 1:
+        return loss
+    target = target[:, None].expand_as(logits)
+    inside = target.mean((-2, -1), keepdim=True).clamp(1e-4, 1 - 1e-4)
+    weights = 0.5 * target / inside + 0.5 * (1 - target) / (1 - inside)
+    return balance * loss + (1 - balance) * F.binary_cross_entropy_with_logits(logits, target, weights)
 
 
 def _mask_scores(masks: torch.Tensor, ious: torch.Tensor, group: dict[str, torch.Tensor]) -> list[torch.Tensor]:

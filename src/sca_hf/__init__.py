@@ -1,10 +1,9 @@
 """Segment and Caption Anything for the Hugging Face ecosystem: a mask and a caption for every prompted region."""
 
-from typing import TYPE_CHECKING
-
 from .lazy import lazy_exports, register_with_auto_classes
 
 
+TYPE_CHECKING = False  # as in .lazy
 if TYPE_CHECKING:
     from .model_names import bundled_model, region_captioning_pipeline
     from .modeling.configuration_sca import ScaConfig, ScaMixerConfig

@@ -1,9 +1,15 @@
 """`sca-hf` and `python -m sca_hf`: the command line. Ctrl-C ends it at any moment, with one line and exit code 130."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
-from types import FrameType
+
+
+TYPE_CHECKING = False  # as in .lazy
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 def main() -> int:

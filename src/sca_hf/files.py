@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all, locks between processes, and what differs from before.
 
-What is written lies beside its place under a temporary name until it is complete, and is renamed then, so that a
-killed process never leaves half a file under a name that somebody reads. Needs neither torch nor transformers.
+What is written gets a temporary name beside its place until it is complete, and is renamed then, so that a
+killed process never leaves half a file under its final name. Needs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def write_new(path: Path, content: str | bytes) -> bool:
 def lock_file(path: str | Path) -> FileLock:
     """Claims a file for this process until `release` is called or the process ends, however it ends.
 
-    A file beside it, `.NAME.lock`, is what is locked: on Windows nobody could read the file itself meanwhile.
+    A file beside it, `.NAME.lock`, is what is locked: on Windows the file itself could not be read meanwhile.
 
     Raises:
         LockedError: another process, or another lock in this one, has it.
@@ -171,9 +171,12 @@ def staged(target: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def removed_on_error(staging: Path, target: Path, min_bytes: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Removes the staging folder at the end, and says what is to be done where the disk is full.
+    """Removes the staging folder at the end, and says what to do where the disk is full.
 
-    min_bytes: returns how many bytes `target` takes at the least, as far as that is known.
+    Args:
+        staging: The folder to remove.
+        target: What is being written, for the message.
+        min_bytes: Returns how many bytes `target` takes at least, as far as that is known.
     """
     try:
         yield

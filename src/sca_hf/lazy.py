@@ -3,13 +3,19 @@
 `import sca_hf` and the command line's help would otherwise take the seconds that torch and transformers need to load.
 """
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+
+# As typing has it, which itself takes most of what importing this package takes. Until then Ctrl-C shows a traceback.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 
 def lazy_exports(
@@ -33,7 +39,7 @@ def lazy_exports(
     return get, lambda: sorted({*vars(sys.modules[package]), *homes})
 
 
-class _Registration(MetaPathFinder):
+class _Registration:
     """Registers our classes with the Auto classes as soon as both have been imported.
 
     Whoever imports `sca_hf` and an Auto class gets ours with it; whoever does not waits for neither. For that, the

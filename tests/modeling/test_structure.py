@@ -116,6 +116,13 @@ def test_without_text_neither_mixer_nor_language_model_runs(model):
     assert counter.rows["mixer"] == counter.rows["language model"] == []
 
 
+def test_the_mixer_follows_the_choice_of_attention(model):
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        assert model.mixer.config._attn_implementation == attention
+        assert model.sam.config._attn_implementation == attention
+
+
 @pytest.mark.parametrize("sam_type", ["sam", "sam_hq"])
 def test_the_host_reads_the_plan_of_the_regions_in_one_transfer_and_nothing_else(make_model, sam_type, monkeypatch):
     """On the meta device tensors have no values: any `.item()`, `.cpu()` or branch on a value raises."""

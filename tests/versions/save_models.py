@@ -30,7 +30,7 @@ def main(folder: Path) -> None:
         processor = ScaProcessor.from_config(model.config, tiny_tokenizer())
         expected = describe(model, processor)
         model.save_pretrained(folder / f"{family}-whole")
-        # The mixer names the whole repository for its bases.
+        # The mixer names the whole repository for its base models.
         loaded = ScaForConditionalGeneration.from_pretrained(folder / f"{family}-whole")
         loaded.save_pretrained(folder / f"{family}-mixer", include_base_models=False)
         for kind in ("whole", "mixer"):

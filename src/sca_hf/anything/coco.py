@@ -13,9 +13,9 @@ def coco_annotations(records: Iterable[dict[str, Any]], image_id: int, first_id:
     """Yields the annotations of one image.
 
     Args:
-        records: of `caption_anything`.
-        image_id: of the image in the file.
-        first_id: of the first annotation.
+        records: The records that `caption_anything` returns.
+        image_id: The image's id in the file.
+        first_id: The id of the first annotation.
     """
     for number, record in enumerate(records, first_id):
         yield {

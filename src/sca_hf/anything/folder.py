@@ -32,14 +32,14 @@ class FolderRun:
     """What decides the result of a run.
 
     Attributes:
-        output: folder for `records.jsonl`, `coco.json`, `failed.json` and the journal.
+        output: The folder for `records.jsonl`, `coco.json`, `failed.json` and the journal.
         model: folder or repository id; None is the bundled one.
-        settings: fields of [`AnythingSettings`] that differ from the model's own.
-        generation: arguments of `generate`.
-        boxes: image name -> boxes, in place of the grid; "data" takes those of the data set.
-        overlays: also draw each image into `output`/overlays.
-        retry: try failed images again.
-        device: None takes CUDA where it is present.
+        settings: Fields of [`AnythingSettings`] that differ from the model's own.
+        generation: Arguments of `generate`.
+        boxes: Boxes by image name, in place of the grid; "data" takes those of the data set.
+        overlays: Whether each image is also drawn into `output`/overlays.
+        retry: Whether failed images are tried again.
+        device: The device to run on; None takes CUDA where it is present.
     """
 
     output: str
@@ -224,8 +224,8 @@ def ray_captions(run: FolderRun, workers: int) -> Callable[[list[ImageItem]], It
     """Returns what `run_folder` takes as `caption`.
 
     Args:
-        run: as in `run_folder`; paths must be readable on all machines.
-        workers: actors, each with a copy of the model.
+        run: As in `run_folder`; paths must be readable on all machines.
+        workers: The number of actors, each with a copy of the model.
     """
     try:
         import ray

@@ -18,8 +18,8 @@ class ImageItem:
     """One image of a run.
 
     Attributes:
-        name: unique in the run; the path inside its folder, or the id that a data set gives it.
-        image: a path, or a region record.
+        name: The name, unique in the run: the path inside its folder, or the id that a data set gives it.
+        image: A path, or a region record.
     """
 
     name: str
@@ -44,7 +44,7 @@ def find_images(sources: Sequence[str]) -> list[ImageItem]:
     """Returns the images of files, folders (with all folders inside them) and data specs, each name once.
 
     Args:
-        sources: paths, or data specs as `sca-hf data check` takes them.
+        sources: Paths, or data specs as `sca-hf data check` takes them.
     """
     items: dict[str, ImageItem] = {}
     for source in sources:
@@ -92,10 +92,10 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     """Reads boxes by image name.
 
     Args:
-        path: JSON; COCO's own form (`images`, `annotations`), COCO results (a list of `bbox` with `file_name`, or with
-            an `image_id` that is an image's name with or without suffix), or an object from image names to lists of
-            `{"box": [x1, y1, x2, y2]}`, with a `score` where there is one.
-        min_score: boxes with a lower `score` are left out.
+        path: A JSON file: COCO's own form (`images`, `annotations`), COCO results (a list of `bbox` with `file_name`,
+            or with an `image_id` that is an image's name with or without suffix), or an object from image names to
+            lists of `{"box": [x1, y1, x2, y2]}`, with a `score` where there is one.
+        min_score: Boxes with a lower `score` are left out.
 
     Returns:
         Image name -> boxes xyxy, pixels of the upright original.

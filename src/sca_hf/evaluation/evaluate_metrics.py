@@ -31,8 +31,8 @@ def evaluate_metric(name: str, **options: Any) -> Any:
     of the pairs, as `NAME per item`.
 
     Args:
-        name: one of `EVALUATE_METRICS`, in any case of letters.
-        options: for `evaluate.Metric`, for instance `experiment_id`.
+        name: One of `EVALUATE_METRICS`, in upper or lower case.
+        options: Arguments of `evaluate.Metric`, for instance `experiment_id`.
 
     What `compute` takes as `predictions` and `references`:
         CIDEr-D (also `df`), BLEU, ROUGE-L, METEOR, SPICE (also `cache`), exact-match: texts; references one text or a

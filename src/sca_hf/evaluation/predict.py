@@ -47,12 +47,12 @@ class PredictSettings:
     """How to predict.
 
     Attributes:
-        prompt: how regions are shown, see [`build_query`]; None: by box, or as the protocol has it.
-        protocol: a name of `PROTOCOLS`, whose counts the data must have.
-        seed: of random prompts, and of sampling.
-        batch_size: images at a time. Results may differ in their last bits from size to size.
-        masks: keep the predicted masks, and the true ones: "none", "best" (by expected IoU) or "all".
-        system: what records call the captioner; None: its own name.
+        prompt: How regions are shown, see [`build_query`]; None: by box, or as the protocol has it.
+        protocol: A name of `PROTOCOLS`; the data must have its counts.
+        seed: The seed of random prompts and of sampling.
+        batch_size: How many images are captioned at a time. Results may differ in their last bits by this.
+        masks: Which predicted masks are kept, with the true ones: "none", "best" (by expected IoU) or "all".
+        system: What records call the captioner; None: its own name.
     """
 
     prompt: str | None = None
@@ -95,16 +95,16 @@ def predict(
     Under torchrun the processes share the batches, and the first one puts the file together in the data's order.
 
     Args:
-        captioner: see [`load_captioner`].
-        data: a spec, see [`load_spec`].
-        output: .jsonl, .parquet, or .json as the original authors have it.
-        settings: how.
-        command: what the run file calls the command that began it.
-        progress: show a bar.
+        captioner: The captioner, see [`load_captioner`].
+        data: A data spec, see [`load_spec`].
+        output: The file to write: .jsonl, .parquet, or .json as the original authors have it.
+        settings: How to predict; None: the defaults.
+        command: The command line that the run file names.
+        progress: Whether to show a bar.
 
     Raises:
-        PredictionError: the file is of another run.
-        ProtocolError: the data are not the protocol's.
+        PredictionError: The file is of another run.
+        ProtocolError: The data are not the protocol's.
     """
     settings = settings or PredictSettings()
     if settings.shown_by == "random_point_in_mask" and not captioner.segments:

@@ -28,14 +28,14 @@ class Protocol:
     """What makes up a protocol.
 
     Attributes:
-        title: what it is, for people.
-        images: how many have a region.
-        regions: how many, and of which edition; where a set has several editions, one of them.
-        prompt: how regions are shown.
-        source: of the counts.
-        data: a spec to start from (docs/data.md); what is missing are folders.
-        references: how many each region has; None: one or more.
-        num_beams: of the published numbers.
+        title: What it is, for readers.
+        images: How many images have a region.
+        regions: How many regions there are, and of which edition; a set may have several editions.
+        prompt: How regions are shown.
+        source: Where the counts are from.
+        data: A data spec to start from (docs/data.md), with your own folders to put in.
+        references: How many references each region has; None: one or more.
+        num_beams: The beams of the published numbers.
     """
 
     title: str

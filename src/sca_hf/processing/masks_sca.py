@@ -1,4 +1,4 @@
-"""Mask prompts: masks of the original image become low-resolution logits in the frame of the model."""
+"""Masks as prompts, low-resolution logits in the frame of the model, and COCO RLE, which is read and written here."""
 
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Prompts of regions: validated in pixels of the original image, laid out in the frame of the model.
 
+Any sensible nesting that a user writes is first brought to one list of regions per image.
+
 Frames. A user gives pixels of the original image (for a file with an EXIF rotation: of the upright image), the origin
 in the top left corner, so that a box around the whole image is `[0, 0, width, height]`. The model takes pixels of the
 resized image, whose longest side is the side of the square that it is padded to. Shapes: B images, R regions per image

@@ -36,11 +36,11 @@ def load_captioner(
     """Loads a captioner.
 
     Args:
-        kind: one of `CAPTIONERS`.
-        device: None takes CUDA where it is present.
-        dtype: of the weights, as "float16"; None: ours as saved, others in single precision.
-        generation: arguments of `generate`, as `num_beams`.
-        options: of the captioner, see its `load`.
+        kind: One of `CAPTIONERS`.
+        device: The device to run on; None takes CUDA where it is present.
+        dtype: The type of the weights, as "float16"; None: ours as saved, others in single precision.
+        generation: Arguments of `generate`, as `num_beams`.
+        options: Options of the captioner, see its `load`.
     """
     if kind not in CAPTIONERS:
         raise ValueError(f"the captioner is {kind!r}, expected one of {', '.join(CAPTIONERS)}.")

@@ -1,4 +1,4 @@
-"""Captions that are there already, and controls: what is scored by somebody who does not see, or looks elsewhere."""
+"""Captions from a file, and controls: what a system scores that does not see the image, or sees another region."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GRAY = (128, 128, 128)
 
 
 class BlankImages:
-    """Another captioner, shown a gray picture of the same size in place of each image: what the prompt alone tells."""
+    """Another captioner, shown a gray picture of the same size for each image: what the prompt alone gives away."""
 
     def __init__(self, captioner: Captioner) -> None:
         self.captioner, self.segments = captioner, captioner.segments
@@ -40,9 +40,10 @@ class PredictionsFile:
     """A file of predictions as a captioner: GRiT's, or anything else's.
 
     Args:
-        path: see [`read_predictions`].
-        shuffle: None, or a seed: each region gets what was said of another region, never its own. What a system's
-            captions score by being like the data set's in general.
+        path: The file, see [`read_predictions`].
+        shuffle: None, or a seed: each region gets what was said of another region, never its own. This is what a
+            system's captions score by being like the data set's in general.
+        name: What records call it; None: the system that the file names, else the file's name.
     """
 
     segments = False
@@ -91,7 +92,7 @@ def _shuffled(records: list[PredictionRecord], seed: int | None) -> list[Predict
     if len(records) < 2:
         raise ValueError("one region cannot be shuffled; there must be another.")
     order = np.random.default_rng(seed).permutation(len(records))
-    # Each takes from the next in a random ring, so that nobody keeps what is their own.
+    # Each takes from the next in a random ring, so that none keeps its own.
     takes_from = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
     answers = ("candidates", "scores", "iou_scores", "mask", "masks")
     return [

@@ -32,12 +32,12 @@ class CropCaptioner:
     and the crop is asked to describe the answer.
 
     Args:
-        captioner: describes pictures.
-        segmenter: finds the masks. None: there are none but those given as prompts, and crops are along boxes.
-        style: how to cut.
-        vcot: ask twice.
-        heads: describe the mask of best expected IoU, or all three. The best by expected IoU is what counts in the
-            end, so "all" takes three times as long for the same score; the authors' files hold all three.
+        captioner: Describes pictures.
+        segmenter: Finds the masks. None: there are none but those given as prompts, and crops are along boxes.
+        style: How regions are cut out.
+        vcot: Whether to ask twice, as above.
+        heads: Whether to describe the mask of best expected IoU, or all three. The best is what counts in
+            the end, so "all" takes three times as long for the same score; the authors' files hold all three.
     """
 
     segments: bool
@@ -183,10 +183,10 @@ def cut_region(
     """Returns the crop of a region as it is, and with the background that the style asks for.
 
     Args:
-        image: RGB.
+        image: The picture, RGB.
         mask: (height, width) bool; may be None where the style needs none.
-        box: xyxy, for a style that cuts along the box.
-        style: see [`CropStyle`]. What is outside the image is black.
+        box: The box xyxy, for a style that cuts along it.
+        style: How to cut, see [`CropStyle`]. What is outside the image is black.
     """
     if mask is not None and mask.shape != image.size[::-1]:
         raise ValueError(

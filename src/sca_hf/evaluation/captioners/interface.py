@@ -23,9 +23,9 @@ class RegionQuery:
     """One region to describe.
 
     Attributes:
-        region_id: of the data set.
-        box: the region's own box, inside the image.
-        prompt: what shows the captioner where to look.
+        region_id: The id that the data set gives it.
+        box: The region's own box, inside the image.
+        prompt: What shows the captioner where to look.
         resample_point: None, or the seed of a point: the captioner segments what `prompt` shows, draws one pixel of
             that mask (see [`point_in_mask`]) and then describes what is at this point.
     """
@@ -40,7 +40,11 @@ class RegionQuery:
 class ImageQuery:
     """One image and the regions of it to describe, at least one.
 
-    image: upright, RGB. task: "caption" or "recognition".
+    Attributes:
+        image: The picture, upright and RGB.
+        image_id: The id that the data set gives it.
+        regions: The regions.
+        task: "caption" or "recognition".
     """
 
     image: Image.Image
@@ -54,9 +58,9 @@ class RegionPrediction:
     """What a captioner says of one region.
 
     Attributes:
-        candidates: one text, or one per mask where a captioner describes several masks of a region.
-        scores: mean log-probability of the tokens of each candidate, where the captioner knows it.
-        iou_scores: the IoU that the captioner expects of each of its masks.
+        candidates: One text, or one per mask where a captioner describes several masks of a region.
+        scores: The mean log-probability of the tokens of each candidate, where the captioner knows it.
+        iou_scores: The IoU that the captioner expects of each of its masks.
         masks: (M, height, width) bool, in the order of `iou_scores`; None unless asked for.
     """
 
@@ -82,8 +86,9 @@ class RegionPrediction:
 class Captioner(Protocol):
     """Anything that describes regions of images.
 
-    name: what records call it.
-    segments: it has masks, and can follow `RegionQuery.resample_point`.
+    Attributes:
+        name: What records call it.
+        segments: Whether it has masks, and so can follow `RegionQuery.resample_point`.
     """
 
     name: str
@@ -108,7 +113,7 @@ def point_in_mask(mask: np.ndarray, box: Sequence[float], seed: int) -> list[flo
 
 
 def identity(model: str | os.PathLike[str]) -> str:
-    """Returns what tells a model's weights from others: a hash of a folder's files, or a repository's commit."""
+    """Returns what identifies a model's weights: a hash of a folder's files, or a repository's commit."""
     if os.path.isdir(model):
         return hash_weights(Path(model))
     source = source_of(model, {})

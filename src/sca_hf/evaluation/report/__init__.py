@@ -16,9 +16,9 @@ def write_report(
     """Writes `report.html`, which needs no other file, and `report.md`.
 
     Args:
-        contents: what `build_contents` put together.
-        folder: where to; it is made.
-        data: spec of the data set with the pictures (docs/data.md); None: the page shows none.
+        contents: What `build_contents` put together.
+        folder: The folder to write to; it is made.
+        data: The spec of the data set with the pictures (docs/data.md); None: the page shows none.
 
     Returns:
         The paths of both.

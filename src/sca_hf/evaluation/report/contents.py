@@ -111,12 +111,13 @@ def build_contents(
     """Puts a report together, without its pictures.
 
     Args:
-        files: scored with the same metrics; of the same regions with the same references. The first one's scores
+        files: Files scored with the same metrics, of the same regions with the same references. The first one's scores
             choose the worst and the best regions.
-        bootstrap: of the differences between systems.
-        examples: regions of each kind: worst, best, random.
-        categories: of the breakdown, the most frequent ones.
-        seed: of the random regions.
+        bootstrap: How differences between systems are tested.
+        examples: The number of regions of each kind: worst, best, random.
+        categories: The number of categories in the breakdown, the most frequent ones.
+        seed: The seed of the random regions.
+        title: The title of the page.
     """
     systems = [
         System(name, file, matching_order(files[0], file)) for name, file in zip(_names(files), files, strict=True)
