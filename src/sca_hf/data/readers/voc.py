@@ -55,10 +55,9 @@ def read_voc(
         images: the pictures (default: root/JPEGImages, root/images, root/<the file's `folder`>, beside the XML, root).
         split: take the images that root/ImageSets/Main/<split>.txt lists (default: all).
         task: "caption" makes the class name the caption of its regions, "recognition" their category alone.
-        names: words for class names, `{"do_not_turn_r": "do not turn right"}`.
-        one_based: pixels count from 1 and the far edge is inside, as VOC has it: 1,1,10,10 is the box 0,0,10,10. False
-            for tools that write coordinates from 0: 1,1,10,10 stays. Default: from 1, unless a left or upper edge of 0
-            in any file shows that they count from 0.
+        names: words for class names.
+        one_based: pixels count from 1 and the far edge is inside: 1,1,10,10 is the box 0,0,10,10. False: from 0, it
+            stays 1,1,10,10. Default: from 1, unless a left or upper edge of 0 in any file shows the other.
         difficult: keep objects that are marked as difficult.
         size: what to do where the XML and the picture disagree on its size. "check": the image is an error. "picture":
             the boxes are in the picture's own pixels. "scale": the picture was resized, the boxes are scaled to it.
@@ -83,20 +82,17 @@ def read_voc(
         scale, extent = record.pop("scale"), (record["width"], record["height"])
         items = annotation.findall("object")
         left = [] if difficult else [item for item in items if _is_difficult(item)]
-        record["left_out"] = (
-            {"difficult objects": [category_text(_name(item), names) for item in left]} if left else {}
-        )
-        # Counted among all objects, so that options do not rename regions.
-        for place, item in ((place, item) for place, item in enumerate(items) if item not in left):
-            region_id = f"{record['image_id']}/{place}"
+        gone = [category_text(_name(item), names) for item in left]
+        for region_id, item in ((f"{record['image_id']}/{place}", item) for place, item in enumerate(items)):
             try:
-                fields = {"clip": clip, **category_fields(_name(item), task, names), **_caption(item)}
-                fields |= _shape(item, based, scale, extent)
-                record["regions"].append(region_fields(region_id, size=extent, **fields))
+                if item not in left:
+                    fields = {"clip": clip, **category_fields(_name(item), task, names), **_caption(item)}
+                    fields |= _shape(item, based, scale, extent)
+                    record["regions"].append(region_fields(region_id, size=extent, **fields))
             except ValueError as error:
                 where = f"{path}, image {record['image_id']}, region {region_id}"
                 record["regions"].append(RegionRecordError(f"{where}: {error}"))
-        yield {**record, "task": task, "notes": notes}
+        yield {**record, "task": task, "left_out": {"difficult objects": gone} if gone else {}, "notes": notes}
 
 
 def _annotation_folder(root: Path, annotations: str | Path | None) -> Path:
