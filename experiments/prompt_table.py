@@ -65,13 +65,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_into(page: Path, text: str) -> None:
+def write_into(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
     """Puts the table between the marks of a page."""
-    marked = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
+    marked = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
     before = page.read_text(encoding="utf-8")
     if not marked.search(before):
-        raise ValueError(f"{page} has no {MARKS[0]} ... {MARKS[1]} to put the table between.")
-    page.write_text(marked.sub(lambda _: f"{MARKS[0]}\n{text}\n{MARKS[1]}", before), encoding="utf-8")
+        raise ValueError(f"{page} has no {marks[0]} ... {marks[1]} to put the table between.")
+    page.write_text(marked.sub(lambda _: f"{marks[0]}\n{text}\n{marks[1]}", before), encoding="utf-8")
 
 
 def _file(folder: Path, name: str) -> Path:

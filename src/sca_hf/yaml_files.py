@@ -26,13 +26,17 @@ _SCALARS = (
 )
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, as_text: bool = False) -> Any:
     """Returns the value that a YAML text holds: plain mappings, lists, text, numbers, truth values and None.
+
+    Args:
+        text: What a file holds.
+        as_text: Whether every scalar is the text that it is, as in lists of names: 1.10 and null are names there.
 
     Raises:
         ValueError: the text is not YAML, has a key twice, or asks for an object of Python; one line says where.
     """
-    yaml = _yaml()
+    yaml = _yaml(as_text)
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
@@ -80,7 +84,7 @@ def write_yaml(values: Mapping[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _yaml() -> Any:
+def _yaml(as_text: bool = False) -> Any:
     """Returns a reader and writer; it keeps state, so each use takes a new one."""
     try:
         from ruamel.yaml import YAML
@@ -96,7 +100,7 @@ def _yaml() -> Any:
         def __init__(self, version: Any = None, loader: Any = None) -> None:
             super().__init__(loader)
 
-    for tag, pattern, first in _SCALARS:
+    for tag, pattern, first in _SCALARS[-1:] if as_text else _SCALARS:
         # Integers before floats: the first that matches decides.
         Resolver.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
     yaml = YAML(typ="safe", pure=True)

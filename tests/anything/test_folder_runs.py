@@ -15,6 +15,8 @@ from sca_hf import ScaProcessor
 from sca_hf.anything.folder import FolderRun, open_log, run_folder
 from sca_hf.anything.sources import find_images
 from sca_hf.cli import main
+from sca_hf.data.loading import RecordSource
+from sca_hf.data.read_report import ReadReport
 from sca_hf.files import LockedError
 from sca_hf.run_log import RunMismatchError
 from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
@@ -96,6 +98,33 @@ def test_done_is_done_and_other_settings_are_refused(model, tmp_path, capsys, mo
     assert main(anything(model, folder, tmp_path / "out", "--min-area=0.1")) == 2
     error = capsys.readouterr().err
     assert "belongs to a run with other settings: settings.min_area was None and is 0.1" in error
+
+
+def test_what_tools_import_is_written_once_and_left_to_be_corrected(model, tmp_path, capsys):
+    folder = make_folder(tmp_path / "photos", 3, 1)
+    command = anything(model, folder, tmp_path / "out", "--write", "labelme", "--write", "cvat")
+    assert main(command) == 0
+    (corrected,) = (tmp_path / "out" / "labelme" / "a").glob("*.json")
+    content = json.loads(corrected.read_text())
+    content["shapes"][0]["description"] = "corrected"
+    corrected.write_text(json.dumps(content))
+    assert main(command) == 0
+    assert "labelme is left as it is; remove or rename it" in capsys.readouterr().out
+    read = {
+        tool: list(RecordSource(tool, {"root": tmp_path / "out" / tool}, keep_empty=True).records(ReadReport()))
+        for tool in ("labelme", "cvat")
+    }
+    records = results(tmp_path / "out")[0]
+    assert [record["image_id"] for record in read["labelme"]] == [
+        Path(r["image"]).with_suffix("").as_posix() for r in records
+    ]
+    for tool in read:
+        for record, back in zip(records, read[tool], strict=True):
+            assert [region["mask"] for region in back["regions"]] == [one["segmentation"] for one in record["records"]]
+    captions = [region["captions"][0] for record in read["labelme"] for region in record["regions"]]
+    assert captions == ["corrected"] + [one["caption"] or "object" for r in records for one in r["records"]][1:]
+    assert main(anything(model, folder, tmp_path / "out")[:2] + ["--write", "yolo"]) == 2
+    assert "--write needs a folder for the result: say --output FOLDER" in capsys.readouterr().err
 
 
 def test_failed_images_can_be_tried_again(model, tmp_path):

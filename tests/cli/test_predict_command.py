@@ -5,6 +5,8 @@ import json
 import pytest
 
 from sca_hf.cli import main
+from sca_hf.data.loading import RecordSource
+from sca_hf.data.read_report import ReadReport
 from sca_hf.evaluation.predictions import read_predictions
 from tests.evaluation.region_files import write_regions
 from tests.evaluation.tiny_captioners import save
@@ -45,6 +47,29 @@ def test_any_captioner_any_data_and_a_control(tmp_path):
     again = tmp_path / "again.parquet"
     assert run("--captioner", f"predictions:path={output},shuffle=1", "--data", data, "--output", again) == 0
     assert {record.system for record in read_predictions(again)} == {"mine, shuffled regions"}
+
+
+def test_what_was_said_is_written_for_people_to_correct(tmp_path, capsys):
+    data, output = "scenes:split=test,count=4", tmp_path / "said.jsonl"
+    arguments = ("--data", data, "--output", output, "--write", "label_studio")
+    assert run(*arguments) == 0
+    said = {(record.image_id, tuple(record.box)): record.caption for record in read_predictions(output)}
+    options = {"annotations": tmp_path / "said_label_studio" / "tasks.json", "source": "predictions"}
+    back = [
+        (record["image_id"], region)
+        for record in RecordSource("label_studio", options).records(ReadReport())
+        for region in record["regions"]
+    ]
+    assert len(back) == len(said)
+    for image_id, region in back:
+        near = [
+            c
+            for (i, box), c in said.items()
+            if i == image_id and max(abs(a - b) for a, b in zip(box, region["box"], strict=True)) < 2
+        ]
+        assert region["captions"][0] in near and region["mask"]
+    assert run(*arguments) == 0
+    assert "said_label_studio is left as it is; remove or rename it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -58,13 +58,12 @@ def test_a_row_is_a_record(rows):
     assert record.image_id == "1" and record.regions[0].captions == ["a cat"]
 
 
-def test_no_picture_is_opened_before_its_turn(tmp_path):
+def test_a_picture_that_is_none_is_an_error_by_its_own_name_on_opening(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     rows = write_rows(tmp_path / "rows.jsonl", row("broken.png"))
-    stored = load_regions("jsonl", path=rows)
-    assert stored["image_id"][0] and len(stored) == 1
-    with pytest.raises(Exception, match="cannot identify image file"):
-        stored[0]
+    for streaming in (False, True):
+        with pytest.raises(RegionRecordError, match=r"line 1.*broken\.png: the picture cannot be read"):
+            list(load_regions("jsonl", path=rows, streaming=streaming))
 
 
 def test_a_bad_region_is_an_error_by_its_own_name(rows):

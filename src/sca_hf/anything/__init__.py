@@ -6,14 +6,12 @@ from ..lazy import lazy_exports
 
 
 if TYPE_CHECKING:
-    from .coco import coco_annotations, write_coco
     from .folder import FolderResult, FolderRun, run_folder
     from .sources import ImageItem, find_images, read_boxes
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            ".coco": ["coco_annotations", "write_coco"],
             ".folder": ["FolderResult", "FolderRun", "run_folder"],
             ".sources": ["ImageItem", "find_images", "read_boxes"],
         },
@@ -24,9 +22,7 @@ __all__ = [
     "FolderResult",
     "FolderRun",
     "ImageItem",
-    "coco_annotations",
     "find_images",
     "read_boxes",
     "run_folder",
-    "write_coco",
 ]

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
 from ..files import to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
 from ..run_log import RunLog
-from .coco import write_coco
 from .sources import Boxes, ImageItem, boxes_of
 
 
@@ -181,6 +181,48 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
     write_whole(output / "failed.json", to_json(failed))
     log.update(complete=True, images=len(good))
     return FolderResult(len(good), regions, failed)
+
+
+def write_for_tool(
+    output: str | Path, items: Iterable[ImageItem], tool: str, shapes: Shapes = "pixels"
+) -> WriteReport | None:
+    """Writes the records of a finished run as an annotation tool imports them, into `output`/`tool`.
+
+    Args:
+        output: The folder of the run.
+        items: The images of the run.
+        tool: A key of `WRITERS`.
+        shapes: What regions are, see [`write_regions`].
+
+    Returns:
+        What was written, or None where the folder exists, which may hold corrections.
+    """
+    folder = Path(output) / tool
+    if folder.exists():
+        return None
+    by_name = {item.name: item.image for item in items}
+
+    def records() -> Iterator[dict[str, Any]]:
+        with (Path(output) / "records.jsonl").open(encoding="utf-8") as lines:
+            for entry in map(json.loads, lines):
+                image = by_name[entry["image"]]
+                # A data set's id is not a name for a file, but its picture has one.
+                named = (
+                    {"image": image["image"]} if isinstance(image, dict) else {"image": image, "name": entry["image"]}
+                )
+                size = {"width": entry["width"], "height": entry["height"]}
+                regions = [_written(record, shapes == "boxes") for record in entry["records"]]
+                yield {"image_id": entry["image"], **named, **size, "regions": regions}
+
+    return write_regions(tool, records(), folder, shapes)
+
+
+def _written(record: dict[str, Any], box_alone: bool) -> dict[str, Any]:
+    """Returns a record of anything mode as a region for the writers; alone, a detector's box is the region's."""
+    x, y, width, height = record["bbox"]
+    box = record.get("box_prompt") if box_alone else None
+    place = {"box": box or [x, y, x + width, y + height], "mask": record["segmentation"]}
+    return {**place, "captions": [record["caption"]], "score": record["predicted_iou"]}
 
 
 def open_log(run: FolderRun, rank: int | None = None) -> RunLog:

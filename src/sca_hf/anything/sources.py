@@ -71,7 +71,8 @@ def _items(source: str) -> Iterator[ImageItem]:
 
 
 def _records(spec: str) -> Iterator[ImageItem]:
-    from ..data.loading import ReadReport, RecordSource, parse_spec
+    from ..data.loading import RecordSource, parse_spec
+    from ..data.read_report import ReadReport
 
     options = parse_spec(spec)
     if "format" not in options:

@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.debug:
             raise
         print(f"sca-hf {options.command}: error: {_sentence(error)}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..processing.anything_settings_sca import AnythingSettings, range_text
-from .parsing import command, positive, process_device, quiet
+from .parsing import add_tools, command, positive, process_device, quiet
 
 
 _HELP = """\
@@ -23,6 +23,7 @@ settings that suit it; options change single ones.
   coco.json       COCO JSON, one caption per annotation; masks as RLE
   failed.json     images that could not be read, and why
   overlays/       with --overlays, each image with its regions drawn
+  TOOL/           with --write, what an annotation tool imports; never written over, it may hold corrections
   journal/        what is done so far: the same command resumes a run that was stopped
 
 Several processes share a run under torchrun, on one machine or on several that share the folder; --ray uses a Ray
@@ -34,6 +35,7 @@ examples:
   sca-hf anything photos --output captions --points-per-side 16 --overlays
   torchrun --nproc-per-node 8 -m sca_hf anything photos --output captions
   sca-hf anything photos --boxes detections.json --min-score 0.4 --output captions
+  sca-hf anything photos --output captions --write label_studio
 """
 
 
@@ -51,6 +53,7 @@ def add(commands: Any) -> None:
     declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="leave out boxes of lower scores")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     declared.add_argument("--overlays", action="store_true", help="draw each image with its regions")
+    add_tools(declared)
     declared.add_argument("--retry", action="store_true", help="retry images that failed before")
     declared.add_argument("--ray", type=positive, metavar="N", help="caption with N actors of a Ray cluster")
     declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
@@ -74,7 +77,7 @@ def _add_setting(group: Any, setting: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command; exits with 1 where no image could be captioned."""
     quiet()
-    from ..anything.folder import FolderRun, run_folder
+    from ..anything.folder import FolderRun, run_folder, write_for_tool
     from ..anything.sources import find_images, read_boxes
     from ..run_log import torchrun_rank
 
@@ -84,6 +87,8 @@ def run(options: argparse.Namespace) -> None:
     items = find_images(options.sources)
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
     generation = {} if options.num_beams is None else {"num_beams": options.num_beams}
+    if options.write and options.output is None:
+        raise ValueError("--write needs a folder for the result: say --output FOLDER.")
     if options.output is None:
         _print_images(options, items, settings, boxes, generation)
         return
@@ -112,6 +117,10 @@ def run(options: argparse.Namespace) -> None:
     print(f"{result.images} images, {result.regions} regions{failed}: {Path(options.output) / 'coco.json'}")
     if not result.images:
         raise SystemExit(1)
+    for tool in dict.fromkeys(options.write):
+        report = write_for_tool(options.output, items, tool, options.shapes)
+        kept = f"{Path(options.output) / tool} is left as it is; remove or rename it to have it written again"
+        print(f"{tool}: {kept if report is None else report}")
 
 
 def _print_images(

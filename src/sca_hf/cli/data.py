@@ -16,7 +16,8 @@ SPEC is a format with its options, as voc:root=signs,task=caption, or a YAML fil
   annotations: instances.json
   images: photos
 
-It ends with 1 where images or regions are bad; training would stop there, or leave them out with on_error: skip.
+It ends with 1 where images or regions are bad; training would stop there, or leave them out with on_error: skip. It
+ends with 1 too where nothing is left. What a rule leaves out is a warning if a class disappears, or 5 % of regions.
 """
 _CHECK_EXAMPLE = """\
 examples:
@@ -37,7 +38,7 @@ def add(commands: Any) -> None:
     check.add_argument("--seed", type=int, default=0, help="draws other regions (default: %(default)s)")
     check.add_argument("--json", metavar="OUT", help="write the report")
     check.add_argument("--max-samples", type=positive, metavar="N", help="the first N images (default: all)")
-    check.add_argument("--images", action="store_true", help="open every picture too, which takes longer")
+    check.add_argument("--images", action="store_true", help="decode every picture too, which takes longer")
     check.add_argument("--tokenizer", metavar="MODEL", help="count tokens of captions as this model does")
 
 
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
         title = f"{report.read.source}: {report.read.records} images, {report.read.regions} regions"
         draw_contact_sheet(sample, title).save(options.sheet)
         print(f"sheet: {options.sheet}")
+    report.read.require_records()
     if report.bad:
         raise SystemExit(1)
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from textwrap import fill
@@ -36,6 +37,24 @@ def natural(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
     return int(text)
+
+
+def add_tools(declared: Any) -> None:
+    """Declares the options that write for annotation tools."""
+    declared.add_argument(
+        "--write",
+        action="append",
+        default=[],
+        choices=("cvat", "label_studio", "labelme", "yolo"),
+        metavar="TOOL",
+        help="also write a folder for cvat, label_studio, labelme or yolo to import (docs/correction.md); repeatable",
+    )
+    declared.add_argument(
+        "--shapes",
+        choices=("pixels", "polygons", "boxes"),
+        default="pixels",
+        help="what regions are there: their masks in pixels or as polygons, or boxes (default: %(default)s)",
+    )
 
 
 def check_picture_name(path: Path) -> None:
@@ -74,6 +93,15 @@ def process_device(device: str | None) -> str | None:
     import torch
 
     return f"cuda:{local}" if torch.cuda.is_available() else None
+
+
+def print_skipped() -> None:
+    """Tells what was left out of the data that the command opened, and why, where it is not too early to be read."""
+    from ..data.loading import OPENED
+
+    for report in OPENED:
+        for line in report.skipped():
+            print(line, file=sys.stderr)
 
 
 def quiet() -> None:

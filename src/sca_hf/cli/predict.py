@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .parsing import command, positive, prepare, process_device, quiet, wrapped
+from .parsing import add_tools, command, positive, prepare, print_skipped, process_device, quiet, wrapped
 
 
 _PREDICT_HELP = """\
@@ -22,6 +22,9 @@ Who describes: our own model by --model, or with --captioner NAME:option=value,.
 
 A record for each region is written as it is made. After a kill, the same command resumes and ends with the
 same records; with another setting it refuses. Under torchrun the processes divide the work.
+
+With --write TOOL the regions go with what was said of them into a folder beside OUT, called after both, for people to
+correct; masks are those of the data, or the predicted ones that --masks best keeps.
 
 A protocol names what a score is measured on. Under a name only the data with its counts of images and regions go:
 """
@@ -57,6 +60,7 @@ def add(commands: Any) -> None:
     )
     declared.add_argument("--max-new-tokens", type=positive, default=20, metavar="N", help="(default: %(default)s)")
     declared.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
+    add_tools(declared)
     declared.add_argument("--max-samples", type=positive, metavar="N", help="the first N images")
     declared.add_argument("--seed", type=int, default=0, help="of random points (default: %(default)s)")
     declared.add_argument("--system", metavar="NAME", help="what the records call the captioner")
@@ -71,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     quiet()
     from ..data.loading import parse_options, parse_spec
     from ..evaluation.captioners import CONTROLS, load_captioner
-    from ..evaluation.predict import PredictSettings, predict
+    from ..evaluation.predict import PredictSettings, predict, write_for_tool
     from ..evaluation.predictions import check_output
     from ..evaluation.protocols import find_protocol
     from ..run_log import torchrun_rank
@@ -98,3 +102,8 @@ def run(options: argparse.Namespace) -> None:
     written = predict(captioner, data, output, settings, command=options.line)
     if torchrun_rank()[0] == 0:
         print(f"predictions: {written}")
+        for tool in dict.fromkeys(options.write):
+            folder = output.with_name(f"{output.stem}_{tool}")
+            report = None if folder.exists() else write_for_tool(written, data, folder, tool, options.shapes)
+            print(f"{tool}: {report or f'{folder} is left as it is; remove or rename it to have it written again'}")
+        print_skipped()

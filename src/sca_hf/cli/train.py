@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..recipes import recipe_names, recipe_path
-from .parsing import command, wrapped
+from .parsing import command, print_skipped, wrapped
 
 
 _TRAIN_HELP = """\
@@ -55,3 +55,4 @@ def run(options: argparse.Namespace) -> None:
     result = run_recipe(recipe)
     if result.is_main_process:
         print(result)
+        print_skipped()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .loading import READERS, load_regions, load_spec, parse_spec
     from .mixing import hold_out, mix_regions
     from .region import Region, RegionRecord, RegionRecordError, region_features
+    from .writers import WRITERS, write_regions
 else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
@@ -16,6 +17,7 @@ else:
             ".loading": ["READERS", "load_regions", "load_spec", "parse_spec"],
             ".mixing": ["hold_out", "mix_regions"],
             ".region": ["Region", "RegionRecord", "RegionRecordError", "region_features"],
+            ".writers": ["WRITERS", "write_regions"],
         },
     )
 
@@ -31,4 +33,6 @@ __all__ = [
     "RegionRecord",
     "RegionRecordError",
     "region_features",
+    "WRITERS",
+    "write_regions",
 ]

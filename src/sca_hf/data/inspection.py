@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
-from .loading import ReadReport, RecordSource, parse_spec
+from .loading import RecordSource, leave_undecoded, parse_spec
+from .read_report import ReadReport
 from .region import RegionRecordError, check_records, record_image
 
 
@@ -109,7 +110,8 @@ class DataReport:
     @property
     def bad(self) -> int:
         """Images and regions that cannot be trained on."""
-        return self.read.skipped_records + self.read.skipped_regions + len(self.unreadable or ())
+        read = self.read
+        return read.skipped_records + read.skipped_regions + read.damaged_regions + len(self.unreadable or ())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain values, ready for JSON."""
@@ -118,7 +120,7 @@ class DataReport:
             for key, value in vars(self).items()
             if key != "read"
         }
-        values["read"] = {**vars(self.read), "left_out": dict(self.read.left_out)}
+        values["read"] = {**vars(self.read), "warnings": self.read.warnings()}
         values["categories"] = dict(self.categories.most_common())
         values["captions_over_limit"] = self.caption_tokens.over(_CAPTION_TOKENS) if self.caption_tokens else None
         return {**values, "bad": self.bad}
@@ -171,12 +173,7 @@ def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
         read.source = source.name
         yield from source.records(read)
         return
-    if hasattr(data, "cast_column"):
-        from datasets import Image
-
-        # Pictures are not needed, or opened by us, who say which one was bad.
-        data = data.cast_column("image", Image(decode=False))
-    for record in check_records(data, "records", "skip", read):
+    for record in check_records(leave_undecoded(data), "records", "skip", read):
         yield {**vars(record), "regions": [vars(region) for region in record.regions]}
 
 
@@ -273,12 +270,15 @@ def format_report(report: DataReport, max_rows: int = 20) -> str:
     if read.clipped_regions:
         lines.append(f"  cut         {read.clipped_regions} boxes at the edge of their image")
     lines += [f"  left out    {count} {what}" for what, count in sorted(read.left_out.items())]
+    lines += [f"  WARNING     {text}" for text in read.warnings()]
+    lines += [f"  note        {text}" for text in read.notes]
     for name, ids in (("images", report.duplicate_images), ("regions of one image", report.duplicate_regions)):
         if ids:
             lines.append(f"  twice       {len(ids)} {name} have an id that came before: {', '.join(ids[:5])}")
             lines[-1] += ", ..." if len(ids) > 5 else ""
-    opened = "pictures not opened" if report.unreadable is None else f"{len(report.unreadable)} unreadable pictures"
-    lines.append(f"  bad         {read.skipped_records} images, {read.skipped_regions} regions, {opened}")
+    opened = "pictures not decoded" if report.unreadable is None else f"{len(report.unreadable)} unreadable pictures"
+    masks = f", {read.damaged_regions} masks" if read.damaged_regions else ""
+    lines.append(f"  bad         {read.skipped_records} images, {read.skipped_regions} regions{masks}, {opened}")
     messages = [*(report.unreadable or ()), *read.messages]
     lines += [f"    {message}" for message in messages[:max_rows]]
     return "\n".join(lines + _more(report.bad, min(max_rows, len(messages))))

@@ -5,27 +5,27 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 import os
-from collections import Counter
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ..files import write_whole
 from ..yaml_files import parse_yaml
-from .region import TASKS, CheckCounts, RegionRecordError, check_records, load_names, region_features
+from .pictures import check_picture
+from .read_report import ReadReport
+from .region import TASKS, RegionRecordError, check_records, load_names, region_features
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-logger = logging.getLogger(__name__)
-
+# Reports of the data sets that this process has opened whole, for a command to tell at its end what was skipped.
+OPENED: list[ReadReport] = []
 OnError = Literal["raise", "skip"]
 Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
 
@@ -40,12 +40,18 @@ READERS: dict[str, str | Reader] = {
     "sa1b": "sa1b:read_sa1b",
     "voc": "voc:read_voc",
     "yolo": "yolo:read_yolo",
+    "label_studio": "label_studio:read_label_studio",
+    "labelme": "labelme:read_labelme",
     "visual_genome": "visual_genome:read_visual_genome",
     "grit": "visual_genome:read_grit",
     "refcoco": "refer:read_refcoco",
     "jsonl": "tables:read_jsonl",
     "parquet": "tables:read_parquet",
     "hub": "hub:read_hub",
+    "cvat": "tools:read_cvat",
+    "roboflow": "tools:read_roboflow",
+    "fiftyone": "tools:read_fiftyone",
+    "via": "tools:read_via",
     "scenes": "common:read_scenes",
 }
 
@@ -67,6 +73,7 @@ class RecordSource:
     """A data set before it is opened: a format, its options, and what to do with bad records.
 
     is_part: Whether it is one of the `parts` of another, and may be empty.
+    decode: Whether to decode every picture as it is read, so that one that cannot be is bad now rather than later.
     """
 
     format: str
@@ -76,6 +83,7 @@ class RecordSource:
     max_samples: int | None = None
     keep_empty: bool = False
     is_part: bool = False
+    decode: bool = False
 
     def __post_init__(self) -> None:
         if self.on_error not in ("raise", "skip"):
@@ -84,6 +92,9 @@ class RecordSource:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if self.max_samples is not None and (not isinstance(self.max_samples, int) or self.max_samples < 1):
             raise ValueError(f"max_samples is {self.max_samples!r}, expected a positive number or None")
+        texts = text_options(find_reader(self.format))
+        numbers = {key: str(value) for key, value in self.options.items() if key in texts and _is_number(value)}
+        object.__setattr__(self, "options", {**self.options, **numbers})  # a folder may be called 2007
         try:
             inspect.signature(find_reader(self.format)).bind(**self._reader_options())
         except TypeError as error:
@@ -101,6 +112,7 @@ class RecordSource:
         found = find_reader(self.format)(**self._reader_options())
         checked = check_records(self._sift(found, report), self.name, self.on_error, report)
         for record in islice(checked, self.max_samples):
+            report.classes.update(region.category for region in record.regions if region.category)
             yield {**vars(record), "regions": [_as_stored(vars(region)) for region in record.regions]}
 
     def parts(self) -> list[RecordSource]:
@@ -112,19 +124,26 @@ class RecordSource:
         return [replace(self, options={**self.options, **part}, is_part=True) for part in options]
 
     def _sift(self, found: Iterable[Any], report: ReadReport) -> Iterator[Any]:
-        """Counts what the reader left out, drops images without regions, and makes the paths of pictures absolute."""
+        """Counts what the reader left out, drops images without regions, and checks the pictures of the others."""
         for values in found:
             if isinstance(values, RegionRecordError):
                 yield values
                 continue
             values = dict(values)
-            report.left_out.update(values.pop("left_out", None) or {})
+            for what, left in (values.pop("left_out", None) or {}).items():
+                report.leave_out(what, left)
             if not values.get("regions") and not self.keep_empty:
                 report.left_out["images without regions"] += 1
                 continue
             # A stored data set is read again from other folders.
             if isinstance(values.get("image"), str | os.PathLike):
                 values["image"] = os.path.abspath(values["image"])
+            try:
+                values = check_picture(values, self.decode)
+            except RegionRecordError as error:
+                yield error
+                continue
+            report.remark(values.pop("notes", ()))
             yield values
 
     def _parameters(self) -> list[str]:
@@ -141,11 +160,12 @@ class RecordSource:
     def cache_key(self) -> str:
         """Returns a key that changes with the options, the files they name (names, sizes, times) and our own code."""
         reader = find_reader(self.format)
-        more = getattr(reader, "cache_key", None)
+        more, beside = getattr(reader, "cache_key", None), getattr(reader, "paths", None)
+        paths = [*_named_paths(self.options), *(_named_paths(beside(**self.options)) if beside else ())]
         parts = {
             "source": {**asdict(self), "options": dict(self.options)},
             "folder": os.getcwd(),
-            "files": [_stamp(path) for path in _named_paths(self.options)],
+            "files": [_stamp(path) for path in paths],
             "code": _code_stamp(reader),
             "more": more(**self.options) if more else None,
         }
@@ -167,7 +187,8 @@ def load_regions(
     Args:
         format: One of `READERS`.
         streaming: Whether to read the files on each pass rather than once into the cache of `datasets`.
-        on_error: "skip" leaves out bad regions, and images that are bad themselves, and logs how many and which first.
+        on_error: "skip" leaves out bad regions, and images that are bad themselves, and logs how many and which first;
+            every picture is decoded once to find out.
         task: What to train on, "caption" or "recognition"; None leaves it to the reader.
         max_samples: How many images to read, from the start.
         keep_empty: Whether to keep images without regions.
@@ -177,7 +198,7 @@ def load_regions(
         from datasets import IterableDataset
     except ModuleNotFoundError:
         raise ImportError("Data sets of regions need datasets: pip install 'sca-hf[train]'.") from None
-    source = RecordSource(format, options, on_error, task, max_samples, keep_empty)
+    source = RecordSource(format, options, on_error, task, max_samples, keep_empty, decode=on_error == "skip")
     if streaming:
         arguments = {"sources": source.parts()}
         return IterableDataset.from_generator(_streamed_records, features=region_features(), gen_kwargs=arguments)
@@ -198,8 +219,18 @@ def _load_stored(source: RecordSource) -> Dataset:
         # The library's own error says only that there was an error.
         raise (error.__cause__ or error) from None
     if _report_path(key).is_file():  # unless the cache was cleared
-        ReadReport.read(_report_path(key)).log()
+        report = ReadReport.read(_report_path(key))
+        report.log()
+        OPENED.append(report)
     return dataset
+
+
+def leave_undecoded(dataset: Any) -> Any:
+    """Returns the same rows with pictures left as files: `record_image` opens them, and names one that is bad."""
+    features = getattr(dataset, "features", None)
+    if not features or type(features.get("image")).__name__ != "Image":
+        return dataset
+    return dataset.cast_column("image", type(features["image"])(decode=False))
 
 
 def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
@@ -236,22 +267,23 @@ def load_spec(spec: Mapping[str, Any]) -> Dataset | IterableDataset:
 
 def parse_spec(text: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a data spec from the command line, see [`parse_options`]: `voc:root=signs,task=caption`."""
-    spec = parse_options(text, "format", "data spec")
-    if not os.fspath(text).endswith((".yaml", ".yml")):
-        find_reader(spec["format"])
-    return spec
+    return parse_options(text, "format", "data spec", lambda name: text_options(find_reader(name)))
 
 
-def parse_options(text: str | os.PathLike[str], first: str, what: str) -> dict[str, Any]:
+def parse_options(
+    text: str | os.PathLike[str], first: str, what: str, texts: Callable[[str], set[str]] = lambda name: set()
+) -> dict[str, Any]:
     """Reads `name:option=value,...` as a mapping with the name under `first`, or the YAML file that is named.
 
     Numbers, true, false and null are read as such, and a dot goes into a mapping: `columns.boxes=objects.bbox`. What
-    holds a comma, or is of another kind, needs a YAML file. `what` is what errors call it.
+    holds a comma, or is of another kind, needs a YAML file. `what` is what errors call it; `texts` returns the options
+    of a name that are texts whatever they look like.
     """
     text = os.fspath(text)
     if text.endswith((".yaml", ".yml")):
         return _load_yaml(Path(text), what, first)
     name, _, rest = text.partition(":")
+    as_text = texts(name)
     spec: dict[str, Any] = {first: name}
     for item in rest.split(",") if rest else ():
         key, equals, value = item.partition("=")
@@ -265,7 +297,7 @@ def parse_options(text: str | os.PathLike[str], first: str, what: str) -> dict[s
                 raise ValueError(f"{what} {text!r}: {part} is a value and a mapping")
         if last in place:
             raise ValueError(f"{what} {text!r}: {key} is given twice")
-        place[last] = _scalar(value)
+        place[last] = value if key in as_text and value.lower() not in _WORDS else _scalar(value)
     return spec
 
 
@@ -279,10 +311,25 @@ def _load_yaml(path: Path, what: str, first: str) -> dict[str, Any]:
     return spec
 
 
+def text_options(reader: Reader) -> set[str]:
+    """Returns the options of a reader that are paths or texts: 2007 is the name of a folder there."""
+    kinds = {name: str(parameter.annotation) for name, parameter in inspect.signature(reader).parameters.items()}
+    texts = {name for name, kind in kinds.items() if re.search(r"\b(str|Path)\b", kind)}
+    return {name for name in texts if not re.search(r"\b(int|float|Mapping|Sequence)\b", kinds[name])}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+
 def _scalar(text: str) -> Any:
-    words = {"true": True, "false": False, "null": None, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if "_" in text:  # which Python would take for a number in 2007_12
+        return text
     for kind in (int, float):
         try:
             return kind(text)
@@ -345,50 +392,3 @@ def _code_stamp(reader: Reader) -> str:
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-@dataclass
-class ReadReport(CheckCounts):
-    """Counts of `CheckCounts`, and what was left out by a reader's rules.
-
-    Attributes:
-        source: The data set's name, for messages.
-        left_out: How many of what kind were left out without being wrong, as `{"crowd annotations": 8}`.
-    """
-
-    source: str = "records"
-    left_out: Counter[str] = field(default_factory=Counter)
-
-    def log(self, examples: int = 3) -> None:
-        """Warns of what was skipped, with the first reasons; logs what was left out by rule."""
-        if self.skipped_records or self.skipped_regions:
-            logger.warning(
-                "%s: skipped %d bad images and %d bad regions, kept %d images with %d regions. The first: %s",
-                self.source,
-                self.skipped_records,
-                self.skipped_regions,
-                self.records,
-                self.regions,
-                "; ".join(self.messages[:examples]),
-            )
-        if self.left_out:
-            what = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
-            logger.info("%s: left out %s", self.source, what)
-
-    def require_records(self) -> None:
-        """Raises if nothing was kept, which is most likely a mistake in a path or an option."""
-        if not self.records:
-            left_out = ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))
-            why = "; ".join([*self.messages[:1], *([f"left out {left_out}"] if left_out else [])])
-            raise ValueError(f"{self.source}: there is no usable image ({why or 'none was read'}).")
-
-    def write(self, path: Path) -> None:
-        """Writes the report to a file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(vars(self)))
-
-    @classmethod
-    def read(cls, path: Path) -> ReadReport:
-        """Reads a written report."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**values, "left_out": Counter(values["left_out"])})

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from datasets import Features
 
 TASKS = ("recognition", "caption")
+# Of a box, in pixels: a thinner one can miss every pixel's center.
+_MIN_SIDE = 0.5
 # JSON can escape one half of a surrogate pair, which no table can store.
 _SEPARATORS = re.compile(r"[_\-\s]+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
@@ -95,7 +97,7 @@ class RegionRecord:
             raise values
         where = f"{source}, image {self.image_id}"
         try:
-            region = Region(**{key: value for key, value in values.items() if key != "clipped"})
+            region = Region(**{key: value for key, value in values.items() if key not in ("clipped", "problem")})
         except (AttributeError, TypeError) as error:
             raise RegionRecordError(f"{where}: {str(error).replace('__init__()', 'the region')}") from None
         self._validate_region(region, where)
@@ -149,6 +151,7 @@ class CheckCounts:
         records, regions: How many were passed on.
         skipped_records, skipped_regions: How many were left out; regions of an image that is bad itself do not count.
         clipped_regions: How many boxes a reader cut at the edge of their image.
+        damaged_regions: How many were kept without a mask, as theirs cannot be read.
         messages: The first `kept_messages` reasons for skipping.
     """
 
@@ -157,6 +160,7 @@ class CheckCounts:
     skipped_records: int = 0
     skipped_regions: int = 0
     clipped_regions: int = 0
+    damaged_regions: int = 0
     messages: list[str] = field(default_factory=list)
     kept_messages: int = 1000
 
@@ -177,10 +181,12 @@ def check_records(
     Args:
         records: what a reader yields: mappings with the fields of `RegionRecord`. In place of a record, or of one of
             its regions, a reader may pass the `RegionRecordError` that says why there is none. A record may
-            name its own `source`, and a region may say that its box was `clipped`.
+            name its own `source`, and a region may say that its box was `clipped`, and what
+            `problem` its mask has, which is left out then.
         source: The file to name in errors where a record does not name its own.
         on_error: "raise" stops at the first bad region. "skip" leaves bad regions out, and a record whose picture is
-            bad or of which no region is left. A record that came without regions stays.
+            bad or of which no region is left. A record that came without regions stays, and so does
+            a region whose mask alone cannot be read.
         counts: Counters that are updated before each record is passed on.
     """
     if on_error not in ("raise", "skip"):
@@ -216,7 +222,15 @@ def _checked(
     clipped = 0
     for row in rows:
         try:
-            record.regions.append(record.checked_region(row, source))
+            region = record.checked_region(row, source)
+            problem = row.get("problem") if isinstance(row, Mapping) else None
+            if problem:
+                text = f"{source}, image {record.image_id}, region {region.region_id}: {problem}"
+                if not skip:
+                    raise RegionRecordError(f'{text}; on_error="skip" keeps its box')
+                counts.note(f"{text}; its box is kept")
+                counts.damaged_regions += 1
+            record.regions.append(region)
             clipped += bool(isinstance(row, Mapping) and row.get("clipped"))
         except RegionRecordError as error:
             if not skip:
@@ -293,6 +307,11 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
         return f"box {box} is empty, expected x0 < x1 and y0 < y1"
+    # A side of 1 comes back from fractions and percents as a little less.
+    if min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 0.999:
+        return (
+            f"box {box} has a side of less than a pixel; are its numbers fractions of the image's sides, not pixels?"
+        )
     # One pixel is tolerated: annotation tools round outwards.
     if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
         return f"box {box} reaches outside the image of {width} x {height}"
@@ -393,7 +412,11 @@ def load_names(names: Mapping[str, str] | str | PathLike[str] | None) -> dict[st
     table: Any = names
     if isinstance(names, str | PathLike):
         try:
-            table = parse_yaml(Path(names).read_text(encoding="utf-8-sig"))
+            text = Path(names).read_text(encoding="utf-8-sig")
+            # A class may be called 1.10, which is not a number here.
+            table = parse_yaml(text)
+            if isinstance(table, Mapping):
+                table = dict(zip(parse_yaml(text, as_text=True), table.values(), strict=True))
         except (OSError, ValueError) as error:
             raise ValueError(f"names: {names} cannot be read as YAML or JSON: {error}.") from error
     if not isinstance(table, Mapping):

@@ -24,15 +24,23 @@ import transformers
 from tqdm import tqdm
 
 from .. import __version__
-from ..data.loading import load_spec
+from ..data.loading import leave_undecoded, load_spec
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
+from ..data.writers import Shapes, WriteReport, write_regions
 from ..files import LockedError
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt
 from ..run_log import Line, RunLog, RunLogError, torchrun_rank
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
-from .predictions import PredictionError, PredictionRecord, check_output, run_file, write_predictions
+from .predictions import (
+    PredictionError,
+    PredictionRecord,
+    check_output,
+    read_predictions,
+    run_file,
+    write_predictions,
+)
 from .protocols import check_counts, find_protocol
 
 
@@ -141,10 +149,7 @@ def _fill(run: PredictionRun, rows: Any, captioner: Captioner, settings: Predict
 
 def _rows(data: Mapping[str, Any]) -> Any:
     """Opens the data, pictures not decoded: most of them are done when a run is resumed."""
-    rows = load_spec(data)  # says what to install where `datasets` is missing
-    from datasets import Image
-
-    return rows.cast_column("image", Image(decode=False))
+    return leave_undecoded(load_spec(data))
 
 
 def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
@@ -262,6 +267,35 @@ def _notes(settings: PredictSettings, command: str | None) -> dict[str, Any]:
     versions["python"] = platform.python_version()
     began = datetime.now(UTC).isoformat(timespec="seconds")
     return {"protocol": settings.protocol, "command": command, "began": began, "versions": versions}
+
+
+def write_for_tool(
+    predictions: str | Path, data: Mapping[str, Any], folder: str | Path, tool: str, shapes: Shapes = "pixels"
+) -> WriteReport:
+    """Writes what was said of the regions of a data set as an annotation tool imports it.
+
+    Args:
+        predictions: What [`predict`] wrote.
+        data: The spec of the data set that it describes.
+        folder: The folder to make.
+        tool: A key of `WRITERS`.
+        shapes: What regions are, see [`write_regions`].
+    """
+    said = {(record.image_id, record.region_id): record for record in read_predictions(predictions)}
+
+    def records() -> Iterator[dict[str, Any]]:
+        for row in _rows(data):
+            regions = []
+            for region in row["regions"]:
+                record = said[row["image_id"], region["region_id"]]
+                # The data's own mask was drawn with more care than the predicted one.
+                own = region["mask"] and region["mask"].get("counts")
+                regions.append(
+                    {**region, "captions": [record.caption], "mask": region["mask"] if own else record.mask}
+                )
+            yield {**row, "regions": regions}
+
+    return write_regions(tool, records(), folder, shapes)
 
 
 class PredictionRun:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..anything.coco import coco_annotations
+from ..data.writers import coco_annotations
 from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.region_prompts_sca import REGION_SCHEMA
 from .engine import Engine, ImageStore, StoredImage

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from transformers.utils import logging
 
+from ..data.loading import leave_undecoded
 from ..data.region import RegionRecordError, record_image
 from ..files import write_whole
 
@@ -317,8 +318,8 @@ def _without_images(dataset: Any) -> Any:
 
 def _undecoded(dataset: Any) -> Any:
     """The same rows with the images as files, where `datasets` would open them."""
-    features = getattr(dataset, "features", None)
-    if not features or "image" not in features or type(features["image"]).__name__ != "Image":
+    columns = getattr(dataset, "features", None) or ()
+    if "image" not in columns:
         return dataset
-    kept = dataset.select_columns([name for name in ("image", "image_id", "width", "height") if name in features])
-    return kept.cast_column("image", type(features["image"])(decode=False))
+    kept = dataset.select_columns([name for name in ("image", "image_id", "width", "height") if name in columns])
+    return leave_undecoded(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from ..data.loading import leave_undecoded
 from ..data.pasting import training_augmentation
 from .arguments import ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state
@@ -50,6 +51,7 @@ class RunInputs:
         """Records that know what they are drawn by, augmented as the arguments say."""
         if dataset is None or isinstance(dataset, SeededDataset | DrawnStream):
             return dataset
+        dataset = leave_undecoded(dataset)
         args, kind = self.args, SeededDataset if hasattr(dataset, "__len__") else DrawnStream
         if args.mask_loss_weight and kind is SeededDataset:
             _check_masks(dataset)
@@ -65,7 +67,7 @@ class RunInputs:
             return dataset
         if isinstance(dataset, dict):
             return {name: self.for_evaluation(part) for name, part in dataset.items()}
-        records = first_records(dataset, self.args.max_eval_samples)
+        records = first_records(leave_undecoded(dataset), self.args.max_eval_samples)
         return IndexedRecords(records, None if self.cache is None else CachedRecords(records, self.cache))
 
     def fill_cache(self, dataset: Any) -> None:

@@ -2,7 +2,8 @@
 
 from PIL import Image
 
-from sca_hf.data.loading import ReadReport, RecordSource
+from sca_hf.data.loading import RecordSource
+from sca_hf.data.read_report import ReadReport
 
 
 def read(format, on_error="raise", report=None, **options):

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from reading import picture, read, regions, write
 
-from sca_hf.data.loading import ReadReport
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 from sca_hf.processing.masks_sca import decode_rle
 
@@ -123,15 +123,9 @@ def test_boxes_keep_their_fractions(coco):
         (annotation(1, bbox=(5, 5, 9.5, 0.0)), "region 1: box .* is empty"),
         (annotation(1, bbox=(5, 5, 37, 9)), "region 1: box .* outside the image of 40 x 30"),
         (annotation(1, bbox=(5, 5, 9)), "region 1: bbox is .*, expected left, top, width and height"),
-        (annotation(1, bbox=None), "region 1: bbox is None"),
+        (annotation(1, None, bbox=None), "region 1: bbox is None"),
         (annotation(2), "region 2: two annotations have this id"),
         (annotation(1, category_id=3), "region 1: there is no category with the id 3"),
-        (annotation(1, [[1, 2, 3, 4, 5, 6, 7]]), "region 1: segmentation has a polygon of an odd number"),
-        (annotation(1, [[1, 2, 3, 4, 5, float("inf")]]), "region 1: segmentation has a polygon"),
-        (annotation(1, ["polygon"]), "region 1: segmentation holds 'polygon'"),
-        (annotation(1, {"size": [40, 30], "counts": [0, 1200]}), r"region 1: segmentation is of size \[40, 30\]"),
-        (annotation(1, {"size": [30, 40], "counts": [0, 12]}), "region 1: segmentation: the RLE counts cover 12"),
-        (annotation(1, {"size": [30, 40], "counts": "~~~"}), "region 1: segmentation"),
         (annotation(1, image_id=8), "image 8: there is no such image, but the annotation 1 on it"),
     ],
 )
@@ -165,6 +159,27 @@ def test_a_file_of_another_form_is_refused(tmp_path, text, message):
     path = write(tmp_path / "a.json", text)
     with pytest.raises(ValueError, match=rf"a\.json.*{message}"):
         read("coco", "skip", annotations=path, images=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 2, 3, 4, 5, 6, 7]], "segmentation has a polygon of an odd number"),
+        ([[1, 2, 3, 4, 5, float("inf")]], "segmentation has a polygon"),
+        (["polygon"], "segmentation holds 'polygon'"),
+        ({"size": [40, 30], "counts": [0, 1200]}, r"segmentation is of size \[40, 30\]"),
+        ({"size": [30, 40], "counts": [0, 12]}, "segmentation: the RLE counts cover 12"),
+        ({"size": [30, 40], "counts": "~~~"}, "segmentation"),
+    ],
+)
+def test_a_mask_that_cannot_be_read_is_named_and_costs_itself_only(coco, segmentation, message):
+    options = coco([annotation(1), annotation(2, segmentation)])
+    with pytest.raises(RegionRecordError, match=rf"image 9, region 2: {message}.*keeps its box"):
+        read("coco", **options)
+    report = ReadReport()
+    whole, damaged = regions(read("coco", "skip", report, **options))
+    assert damaged["mask"] is None and damaged["box"] == whole["box"] and whole["mask"] is not None
+    assert report.damaged_regions == 1 and "region 2" in report.messages[0] and "its box is kept" in report.messages[0]
 
 
 def test_ids_that_stand_for_two_things_are_refused(coco):

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sca_hf.data.pictures import image_size
 from sca_hf.data.readers import common
-from sca_hf.data.readers.common import find_file, image_size, inside, read_json, read_json_list, region_fields
+from sca_hf.data.readers.common import find_file, inside, read_json, read_json_list, region_fields
 
 
 VALUES = st.recursive(

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from reading import picture, read, regions, write
 
-from sca_hf.data.loading import ReadReport, load_regions
+from sca_hf.data.loading import load_regions
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 
 

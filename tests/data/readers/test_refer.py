@@ -8,7 +8,7 @@ import pytest
 from python2_pickle import Unicode, dump
 from reading import picture, read, regions
 
-from sca_hf.data.loading import ReadReport
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 

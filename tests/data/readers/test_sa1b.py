@@ -11,7 +11,8 @@ from PIL import Image
 from pyarrow import parquet
 from reading import read, regions, write
 
-from sca_hf.data.loading import ReadReport, load_regions
+from sca_hf.data.loading import load_regions
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from reading import picture, read, regions
 
-from sca_hf.data.loading import ReadReport
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 
 

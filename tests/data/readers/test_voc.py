@@ -3,7 +3,7 @@
 import pytest
 from reading import picture, read, regions, write
 
-from sca_hf.data.loading import ReadReport
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 
 
@@ -83,7 +83,7 @@ def test_a_box_without_area_costs_its_object_only(root, box):
 
 
 def test_boxes_outside_are_cut_or_refused(root):
-    voc(root, [voc_object((0, 1, 41, 30)), voc_object((1, 1, 50, 30))])
+    voc(root, [voc_object((1, 1, 41, 30)), voc_object((1, 1, 50, 30))])
     report = ReadReport()
     assert [r["box"] for r in regions(read("voc", "skip", report, root=root))] == [[0, 0, 40, 30]]
     assert (report.clipped_regions, report.skipped_regions) == (1, 1)

@@ -3,7 +3,7 @@
 import pytest
 from reading import picture, read, regions, write
 
-from sca_hf.data.loading import ReadReport
+from sca_hf.data.read_report import ReadReport
 from sca_hf.data.region import RegionRecordError
 from sca_hf.processing.masks_sca import decode_rle
 
@@ -111,9 +111,11 @@ def test_no_path_in_a_file_leads_out_of_the_folder(tmp_path):
 
 
 def test_what_is_missing_is_said(tmp_path, root):
+    with (root / "data.yaml").open("a") as file:
+        file.write("val: images/val\n")
     for options, message in (
-        ({"root": root}, "say which split"),
-        ({"root": root, "split": "dev"}, "has no 'dev'"),
+        ({"root": root}, "say which split.*: train, val"),
+        ({"root": root, "split": "dev"}, "has no 'dev', but train, val"),
         ({"root": root, "split": "train", "names": {"tram": "x"}}, "no class 'tram'"),
         ({"root": root / "images"}, "classes=FILE"),
         ({"root": root / "gone"}, "no file or folder"),

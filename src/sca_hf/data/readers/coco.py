@@ -7,46 +7,95 @@ version 2 and V3Det.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
-from .common import Clip, Record, choice, find_file, inside, read_json, region_fields
-
-
-_Crowd = Literal["skip", "keep"]
+from .common import (
+    Clip,
+    Crowd,
+    FolderIndex,
+    Record,
+    bounds,
+    choice,
+    find_file,
+    inside,
+    read_json,
+    region_fields,
+    rotated_corners,
+)
 
 
 def read_coco(
     annotations: str | Path,
-    images: str | Path,
+    images: str | Path | None = None,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: _Crowd = "skip",
+    crowd: Crowd = "skip",
     masks: bool = True,
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of a COCO instances file, in the file's order.
 
+    A `caption` or `captions` in an annotation, or in its `attributes`, are its captions, in place of the class name. A
+    box with `attributes.rotation`, in degrees clockwise as CVAT has it, is the box around the turned one, which is its
+    mask. Without a box, that of the segmentation counts. Boxes are fractions of the image's sides where no number of
+    any box in the file exceeds 1.
+
     Args:
         annotations: `instances_train2017.json` or any file of its form.
-        images: the folder in which the `file_name`s lie.
+        images: the folder in which the `file_name`s lie (default: the file's own, or one that is beside it as the
+            tools have it).
         task: "caption" makes the class name the caption of its regions, "recognition" their category alone.
         names: words for class names, in place of `names.category_text`'s own.
         crowd: whether annotations of a crowd (`iscrowd`) are regions.
         masks: read the segmentations; an empty one, or one without area, leaves the region its box alone.
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    folder = Path(images)
+    folder = Path(images) if images is not None else default_images(Path(annotations))
+    yield from _CocoFile(Path(annotations), Locator(folder), task, names, crowd, masks, clip).records()
 
-    def locate(image: Mapping[str, Any]) -> Path | None:
-        return inside(folder, str(image["file_name"]))
 
-    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks, clip).records()
+def unnamed_images(annotations: str | Path, images: str | Path | None = None, **others: Any) -> list[Path]:
+    """Returns the folder that is read although no option names it, for the cache to know its state."""
+    return [] if images is not None else [default_images(Path(annotations))]
+
+
+read_coco.paths = unnamed_images  # type: ignore[attr-defined]
+
+
+def default_images(annotations: Path) -> Path:
+    """Returns the folder of the pictures of a file in COCO's form, where the option does not name it."""
+    folder = annotations.parent
+    base = folder.parent if folder.name == "annotations" else folder
+    subset = annotations.stem.split("_", 1)[-1]
+    usual = [base / "images" / subset, base / subset, base / "images"]
+    return next((path for path in usual if path.is_dir()), base)
+
+
+class Locator:
+    """Finds an image's file below a folder; returns None where its name leads out and nothing inside fits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.index = FolderIndex(folder)
+
+    def expect(self, images: Sequence[Mapping[str, Any]]) -> None:
+        """Takes all images of the file, so that no file is taken for that of two."""
+        self.index.names = [str(image.get("file_name")) for image in images]
+
+    def __call__(self, image: Mapping[str, Any]) -> Path | None:
+        name = str(image["file_name"])
+        return self.index.find(name) or inside(self.index.folder, name)
+
+
+# Fields of annotations that may hold what captions are made for.
+_UNREAD_TEXTS = frozenset(("description", "text", "phrase", "sentence", "expression", "label"))
 
 
 @dataclass
@@ -61,7 +110,7 @@ class _CocoFile:
     locate: Callable[[Mapping[str, Any]], Path | None]
     task: str = "caption"
     names: Mapping[str, str] | None = None
-    crowd: _Crowd = "skip"
+    crowd: Crowd = "skip"
     masks: bool = True
     clip: Clip = "rounding"
     plain: Callable[[str], str] = str
@@ -70,26 +119,43 @@ class _CocoFile:
         choice(self.crowd, "crowd", ("skip", "keep"))
         choice(self.clip, "clip", ("rounding", "image"))
         content = read_json(self.path)
-        categories = self._categories(rows_of(content, "categories", self.path))
+        categories = self._categories(content)
         images = rows_of(content, "images", self.path)
-        rows: dict[Any, list[dict[str, Any]]] = {image.get("id"): [] for image in images}
+        rows: dict[Any, list[dict[str, Any]]] = {id_key(image.get("id")): [] for image in images}
         if len(rows) < len(images):
-            twice = [key for key, count in Counter(image.get("id") for image in images).items() if count > 1]
+            twice = [key for key, count in Counter(id_key(image.get("id")) for image in images).items() if count > 1]
             raise ValueError(
                 f"{self.path}: two images have the id {twice[0]}, so that nobody knows whose boxes are whose."
             )
+        if isinstance(self.locate, Locator):
+            self.locate.expect(images)
         strays: list[dict[str, Any]] = []
-        for row in rows_of(content, "annotations", self.path):
-            rows.get(row.get("image_id"), strays).append(row)
+        annotations = rows_of(content, "annotations", self.path)
+        for row in annotations:
+            rows.get(id_key(row.get("image_id")), strays).append(row)
         for row in strays:
             where = f"{self.path}, image {row.get('image_id')}"
             yield RegionRecordError(f"{where}: there is no such image, but the annotation {row.get('id')} on it")
+        self.notes: list[str] = []
+        self.in_fractions = _in_fractions(row.get("bbox") for row in annotations)
+        if self.in_fractions:
+            self.notes.append("no number of any box exceeds 1: boxes are taken as fractions of the image's sides")
+        unread = sorted(
+            {key for row in annotations for key in _UNREAD_TEXTS & row.keys() if isinstance(row[key], str)}
+        )
+        if unread:
+            self.notes.append(f"texts of annotations in {', '.join(unread)} are not read; those in caption are")
         seen: set[Any] = set()
         for image in images:
-            yield self._record(image, rows.pop(image.get("id")), categories, seen)
+            yield self._record(image, rows.pop(id_key(image.get("id"))), categories, seen)
 
-    def _categories(self, rows: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
-        names = {row.get("id"): str(row.get("name") or "") for row in rows}
+    def _categories(self, content: Any) -> dict[Any, str]:
+        if isinstance(content, dict) and "categories" not in content:
+            annotations = rows_of(content, "annotations", self.path)
+            if annotations and all(_captions(row) for row in annotations):
+                return {}  # captions need no classes
+        rows = rows_of(content, "categories", self.path)
+        names = {id_key(row.get("id")): str(row.get("name") or "") for row in rows}
         if len(names) < len(rows):
             raise ValueError(f"{self.path}: two categories have the same id.")
         check_names(self.names, names.values(), str(self.path))
@@ -103,6 +169,8 @@ class _CocoFile:
         try:
             path, size = self.locate(image), (int(image["width"]), int(image["height"]))
         except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, RegionRecordError):
+                return RegionRecordError(f"{where}: {error}")
             return RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
         if path is None:
             return RegionRecordError(f"{where}: its file name leads out of the folder of images")
@@ -113,6 +181,7 @@ class _CocoFile:
                 regions.append(self._region(row, size, categories, seen))
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {row.get('id')}: {error}"))
+        crowds = [row for row in rows if self.crowd != "keep" and row.get("iscrowd")]
         return {
             "image": str(path),
             "image_id": str(image.get("id")),
@@ -121,7 +190,8 @@ class _CocoFile:
             "task": self.task,
             "regions": regions,
             "source": str(self.path),
-            "left_out": {"crowd annotations": len(rows) - len(kept)} if len(kept) < len(rows) else {},
+            "left_out": _left_out(crowds, kept, categories),
+            "notes": self.notes,
         }
 
     def _region(
@@ -130,13 +200,137 @@ class _CocoFile:
         if row.get("id") is None or row["id"] in seen:
             raise ValueError("the annotation has no id" if row.get("id") is None else "two annotations have this id")
         seen.add(row["id"])
-        if row.get("category_id") not in categories:
+        captions, category = _captions(row), categories.get(id_key(row.get("category_id")))
+        if category is None and (not captions or (row.get("category_id") is not None and categories)):
             raise ValueError(f"there is no category with the id {row.get('category_id')!r}")
-        name = categories[row["category_id"]]
-        captions = [name] if self.task == "caption" else []
-        mask = segmentation_mask(row.get("segmentation"), size) if self.masks else None
-        box = xywh_box(row.get("bbox"))
-        return region_fields(str(row["id"]), box, size, self.clip, mask=mask, captions=captions, category=name)
+        if not captions and category is not None and self.task == "caption":
+            captions = [category]
+        segmentation, box, turned = _shape(row, size, self.in_fractions)
+        mask = mask_fields(segmentation, size) if self.masks else {}
+        # Tools keep a box inside the picture, but not the corners that come of turning it.
+        clip: Clip = "image" if turned else self.clip
+        return region_fields(str(row["id"]), box, size, clip, **mask, captions=captions, category=category)
+
+
+def id_key(value: Any) -> Any:
+    """Returns an id as all files have it: some tools write those of images as numbers and refer to them as texts."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if value is None else str(value)
+
+
+def _captions(row: Mapping[str, Any]) -> list[str]:
+    """Returns the captions of an annotation; annotation tools keep them among its attributes."""
+    attributes = row.get("attributes")
+    for fields in (row, attributes if isinstance(attributes, Mapping) else {}):
+        for key in ("captions", "caption"):
+            given = fields.get(key)
+            texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+            captions = [text for text in texts if isinstance(text, str) and text.strip()]
+            if captions:
+                return captions
+    return []
+
+
+def _left_out(
+    crowds: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]], categories: Mapping[Any, str]
+) -> dict[str, int | list[str]]:
+    left: dict[str, int | list[str]] = {}
+    if crowds:
+        left["crowd annotations"] = [categories.get(id_key(row.get("category_id")), "?") for row in crowds]
+    return left
+
+
+def _in_fractions(boxes: Iterable[Any]) -> bool:
+    """Whether no number of any box exceeds 1, so that they cannot be pixels."""
+    found = False
+    for box in boxes:
+        try:
+            x, y, width, height = (float(value) for value in box)
+        except (TypeError, ValueError):
+            continue
+        # Fractions add up to 1, and rounding to a little more.
+        if x + width > 1.001 or y + height > 1.001:
+            return False
+        found = found or (width > 0 and height > 0)
+    return found
+
+
+def _shape(row: Mapping[str, Any], size: tuple[int, int], in_fractions: bool) -> tuple[Any, list[float], bool]:
+    """Returns the segmentation and the box, xyxy, of an annotation in pixels, and whether the box was a turned one.
+
+    size: width and height of the image.
+    """
+    segmentation = row.get("segmentation")
+    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], list | Mapping | str):
+        segmentation = [segmentation]  # one polygon, not in a list of its own
+    if in_fractions and isinstance(segmentation, list):
+        segmentation = [_in_pixels(polygon, size) for polygon in segmentation]
+    given = row.get("bbox")
+    if segmentation and (not given or (isinstance(given, list) and not any(given))):
+        return segmentation, _segmentation_box(segmentation), False
+    box = xywh_box(given)
+    if in_fractions:
+        box = _in_pixels(box, size)
+    degrees = _rotation(row)
+    if not degrees:
+        return segmentation, box, False
+    corners = rotated_corners(box, degrees)
+    if not segmentation:
+        return [corners], bounds(corners), True
+    around = _segmentation_box(segmentation)
+    if max(abs(a - b) for a, b in zip(around, box, strict=True)) <= _AROUND:
+        return segmentation, box, False  # the box is that of the turned shape already
+    return segmentation, bounds(corners), True
+
+
+# A box and a segmentation that differ by less, in pixels, are of one another.
+_AROUND = 2
+
+
+def _in_pixels(values: Any, size: tuple[int, int]) -> Any:
+    """Scales x, y, x, y, ... from fractions of the sides, unless they show that they are not."""
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        return values  # an error for others to tell
+    if any(abs(number) > 2 for number in numbers):
+        return values
+    return [number * size[index % 2] for index, number in enumerate(numbers)]
+
+
+def _rotation(row: Mapping[str, Any]) -> float:
+    """Returns by how many degrees a box is turned clockwise.
+
+    Raises:
+        ValueError: it is turned by a number whose meaning the file does not tell.
+    """
+    attributes = row.get("attributes")
+    given = attributes.get("rotation") if isinstance(attributes, Mapping) else None
+    for key in ("rotation", "angle", "theta"):
+        if given is None and row.get(key):
+            raise ValueError(
+                f"its box is turned by {key} = {row[key]!r}, in what unit and direction is not known; export polygons"
+            )
+    try:
+        degrees = float(given or 0)
+    except (TypeError, ValueError):
+        raise ValueError(f"attributes.rotation is {given!r}, expected degrees") from None
+    return degrees % 360
+
+
+def _segmentation_box(segmentation: Any) -> list[float]:
+    """Returns the box, xyxy, around polygons or a run-length code."""
+    if isinstance(segmentation, Mapping):
+        mask = decode_rle(dict(segmentation), "segmentation")
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            raise ValueError("there is no bbox, and the segmentation covers no pixel")
+        return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+    points = [value for polygon in segmentation for value in _polygon(polygon)]
+    if len(points) < 6:
+        raise ValueError("there is no bbox, and no polygon of three points or more")
+    return bounds(points)
 
 
 def xywh_box(box: Any) -> list[float]:
@@ -146,6 +340,19 @@ def xywh_box(box: Any) -> list[float]:
     except (TypeError, ValueError):
         raise ValueError(f"bbox is {box!r}, expected left, top, width and height") from None
     return [x, y, x + width, y + height]
+
+
+def mask_fields(
+    segmentation: Any, size: tuple[int, int], read: Callable[..., dict[str, Any] | None] | None = None
+) -> dict[str, Any]:
+    """Returns the field `mask` of a region, or what is the `problem` with it: its box does not depend on it.
+
+    size: width and height of the image; read: what reads the segmentation, see [`segmentation_mask`].
+    """
+    try:
+        return {"mask": (read or segmentation_mask)(segmentation, size)}
+    except (TypeError, ValueError) as error:
+        return {"problem": str(error)}
 
 
 def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
@@ -239,7 +446,7 @@ def read_objects365(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: _Crowd = "skip",
+    crowd: Crowd = "skip",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of `zhiyuan_objv2_train.json` or `zhiyuan_objv2_val.json`.
@@ -252,7 +459,7 @@ def read_objects365(
         crowd: whether the boxes that are marked as a group are regions.
         task, names, clip: as for COCO.
     """
-    locate = _locate_by_tail(Path(images), 2)
+    locate = Locator(Path(images))
     yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
 
 
@@ -261,7 +468,7 @@ def read_v3det(
     images: str | Path,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    crowd: _Crowd = "skip",
+    crowd: Crowd = "skip",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of `v3det_2023_v1_train.json` or `v3det_2023_v1_val.json`.
@@ -274,17 +481,5 @@ def read_v3det(
         crowd: whether the boxes that are marked as a group are regions.
         task, names, clip: as for COCO.
     """
-    locate = _locate_by_tail(Path(images), 2)
+    locate = Locator(Path(images))
     yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
-
-
-def _locate_by_tail(folder: Path, parts: int) -> Callable[[Mapping[str, Any]], Path | None]:
-    """Finds pictures by their whole name, or by the last parts of it, down to the file's name alone."""
-
-    def locate(image: Mapping[str, Any]) -> Path | None:
-        name = str(image["file_name"])
-        pieces = name.replace("\\", "/").split("/")
-        tails = ["/".join(pieces[-count:]) for count in range(parts, 0, -1)]
-        return find_file([folder], dict.fromkeys([name, *tails])) or inside(folder, name)
-
-    return locate

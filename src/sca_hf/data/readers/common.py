@@ -6,22 +6,24 @@ Frame of reference: pixels of the original image as it is seen, that is turned u
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from io import BytesIO
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TextIO
-
-from PIL import ExifTags, Image
+from urllib.parse import unquote, urlsplit
 
 from ..region import RegionRecordError, category_text
 from ..scenes import SPLIT_STARTS, scenes
 
 
 Clip = Literal["rounding", "image"]
+Crowd = Literal["skip", "keep"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-# Where Pillow keeps what may tell an orientation, once it has read a file's head.
-_ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _SPACE = re.compile(r"\s*")
 _DELIMITERS = tuple(" \t\r\n,]}")
 _BLOCK = 1 << 20
@@ -133,17 +135,107 @@ def find_file(folders: Iterable[Path], names: Iterable[str]) -> Path | None:
     return None
 
 
-def image_size(picture: Path | BytesIO) -> tuple[int, int]:
-    """Returns width and height of a picture turned upright; reads no more than the file's head."""
+class FolderIndex:
+    """Finds the files below a folder by names as tools write them.
+
+    A name counts as it is given where that is a file. Else letters may be URL-encoded, composed or decomposed
+    (Unicode's NFC and NFD), large or small, and of the two paths, the one that is asked for and the one of the file,
+    one may have folders in front that the other has not; then only one file may fit.
+    """
+
+    def __init__(self, folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> None:
+        self.folder, self.suffixes = folder, tuple(suffixes)
+        # All names that will be asked for, where they are known: a file that may be that of two is not that of one.
+        self.names: Sequence[str] = ()
+
+    def find(self, name: str, whole: bool = False) -> Path | None:
+        """Returns the file that a name means, None where there is none.
+
+        Args:
+            name: as a file gives it.
+            whole: the folders in front must be the same.
+
+        Raises:
+            RegionRecordError: several files may be meant.
+        """
+        exact = inside(self.folder, name)
+        if exact is not None and exact.is_file():
+            return exact
+        asked = name_parts(name)
+        if not asked:
+            return None
+        fitting: dict[int, list[Path]] = {}
+        for parts, path in self._files.get(asked[-1], ()):
+            shared = min(len(parts), len(asked))
+            if parts[-shared:] == asked[-shared:] and (not whole or len(parts) == len(asked)):
+                fitting.setdefault(shared, []).append(path)
+        shared = max(fitting, default=0)
+        found = fitting.get(shared, [])
+        if found and shared < len(asked) and self._ends[tuple(asked[-shared:])] > 1:
+            raise RegionRecordError(
+                f"{name!r} is not in {self.folder}, and {found[0].name} there may be that of others"
+            )
+        if len(found) > 1:
+            listed = ", ".join(str(path.relative_to(self.folder)) for path in sorted(found)[:5])
+            raise RegionRecordError(f"{name!r} may be any of {listed} in {self.folder}; name the folder of one")
+        return found[0] if found else None
+
+    @cached_property
+    def _ends(self) -> Counter[tuple[str, ...]]:
+        """How many of the names end with the same parts, for names of several parts."""
+        paths = {tuple(name_parts(name)) for name in self.names}
+        return Counter(path[start:] for path in paths for start in range(1, len(path)))
+
+    @cached_property
+    def _files(self) -> dict[str, list[tuple[list[str], Path]]]:
+        """Files by the last part of their paths."""
+        files: dict[str, list[tuple[list[str], Path]]] = {}
+        for folder, below, names in os.walk(self.folder):
+            # What file systems leave behind.
+            below[:] = sorted(name for name in below if not name.startswith(".") and name != "__MACOSX")
+            for name in names:
+                if name.lower().endswith(self.suffixes) and not name.startswith("."):
+                    path = Path(folder, name)
+                    parts = name_parts(path.relative_to(self.folder).as_posix())
+                    files.setdefault(parts[-1], []).append((parts, path))
+        return files
+
+
+def name_parts(name: str) -> list[str]:
+    """Returns the parts of a path in one spelling, without what tools put in front: addresses, drives, `..`."""
+    # Label Studio writes /data/local-files/?d=photos/1.jpg for a file on its disk.
+    name = name.split("?d=", 1)[-1]
+    name = urlsplit(name).path if "://" in name else name
+    parts = unicodedata.normalize("NFC", unquote(name)).casefold().replace("\\", "/").split("/")
+    return [part for part in parts if part not in ("", ".", "..") and not re.fullmatch("[a-z]:", part)]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text file: UTF-8, or UTF-16 with its mark; errors name file, line and remedy."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        with Image.open(picture) as image:
-            width, height = image.size
-            told = image.format == "JPEG" or any(key in image.info for key in _ORIENTATION_KEYS)
-            turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except Exception as error:  # noqa: BLE001, decoders raise whatever they like on a damaged file
-        where = f"{picture}: " if isinstance(picture, Path) else ""
-        raise RegionRecordError(f"{where}the picture cannot be read: {error}") from None
-    return (height, width) if turned else (width, height)
+        # Not splitlines(), which takes rarer characters for ends of lines as well.
+        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: {content.splitlines()[line - 1][:60]!r} is not UTF-8; save the file as UTF-8, "
+            "from a Windows code page for instance: iconv -f CP1252 -t UTF-8"
+        ) from None
+
+
+def rotated_corners(box: Sequence[float], degrees: float) -> list[float]:
+    """Returns the corners x, y, x, y, ... of a box, xyxy, turned clockwise about its center."""
+    x0, y0, x1, y1 = box
+    x, y, cos, sin = (x0 + x1) / 2, (y0 + y1) / 2, math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = [(x0 - x, y0 - y), (x1 - x, y0 - y), (x1 - x, y1 - y), (x0 - x, y1 - y)]
+    return [value for dx, dy in corners for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)]
+
+
+def bounds(polygon: Sequence[float]) -> list[float]:
+    """Returns the box, xyxy, around points x, y, x, y, ..."""
+    return [min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])]
 
 
 def category_fields(name: str, task: str, names: Mapping[str, str] | None) -> dict[str, Any]:

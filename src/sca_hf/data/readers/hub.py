@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..pictures import image_size
 from ..region import RegionRecordError, category_text
-from .coco import segmentation_mask
-from .common import Clip, Record, choice, image_size, region_fields
+from .coco import mask_fields
+from .common import Clip, Record, choice, region_fields
 
 
 _BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -21,7 +20,7 @@ def read_hub(
     path: str,
     columns: Mapping[str, str],
     split: str = "train",
-    box_format: str = "xyxy",
+    box_format: str | None = None,
     normalized: bool = False,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
@@ -40,14 +39,15 @@ def read_hub(
             `{"boxes": "objects.bbox", "categories": "objects.category"}`. Without `boxes` the whole picture is the
             region.
         box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), center and size
-            (cxcywh).
+            (cxcywh). Default: corners; where some cannot be, the data set is an error until it is said.
         normalized: Whether boxes are fractions of the picture's sides rather than pixels.
         task: "caption" makes the name of a category the caption where there is no column of captions.
         names: words for categories.
         clip: as for COCO.
         download: whether to fetch the data set to this disk or to read it over the network on each pass.
     """
-    choice(box_format, "box_format", _BOX_FORMATS)
+    if box_format is not None:
+        choice(box_format, "box_format", _BOX_FORMATS)
     choice(clip, "clip", ("rounding", "image"))
     _check_columns(columns)
     rows = _load(path, config, data_files, split, revision, download, columns["image"])
@@ -59,16 +59,18 @@ def read_hub(
         except (KeyError, TypeError, ValueError) as error:
             yield RegionRecordError(f"{where}: {error}")
             continue
+        if box_format is None:
+            _check_corners([cells["boxes"] for cells in row_cells if "boxes" in cells], where)
         size = (record["width"], record["height"])
         regions: list[Record] = []
         for index, cells in enumerate(row_cells):
             try:
                 box = [0.0, 0.0, *map(float, size)]
                 if "boxes" in cells:
-                    box = _box(cells["boxes"], box_format, normalized, size)
+                    box = _box(cells["boxes"], box_format or "xyxy", normalized, size)
                 region = _texts(cells["captions"], cells["categories"], label, names, task)
                 if cells["masks"] is not None:
-                    region["mask"] = segmentation_mask(cells["masks"], size)
+                    region |= mask_fields(cells["masks"], size)
                 key = str(index if cells["region_ids"] is None else cells["region_ids"])
                 regions.append(region_fields(key, box, size, clip, **region))
             except (TypeError, ValueError) as error:
@@ -193,7 +195,18 @@ def _picture(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[s
     image: dict[str, Any] | str = path if content is None else {"path": None, "bytes": content}
     if "width" in columns and "height" in columns:
         return image, (int(_pick(row, columns["width"])), int(_pick(row, columns["height"])))
-    return image, image_size(Path(path) if content is None else BytesIO(content))
+    return image, image_size(path if content is None else content)
+
+
+def _check_corners(boxes: Iterable[Any], where: str) -> None:
+    """Raises where a box is not one of corners: others of the set may pass for corners and be wrong."""
+    for box in boxes:
+        if isinstance(box, Sequence) and len(box) == 4 and (box[2] < box[0] or box[3] < box[1]):
+            raise ValueError(
+                f"{where}: the box {list(box)} is not one of corners x0, y0, x1, y1; say box_format=xywh (left, top, "
+                "width, height, as most files with metadata have it) or box_format=cxcywh; box_format=xyxy makes it "
+                "a bad region."
+            )
 
 
 def _box(values: Any, box_format: str, normalized: bool, size: tuple[int, int]) -> list[float]:

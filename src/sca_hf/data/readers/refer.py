@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
-from .coco import segmentation_mask, xywh_box
+from .coco import mask_fields, segmentation_mask, xywh_box
 from .common import Clip, Record, choice, find_file, read_json, region_fields
 
 
@@ -77,7 +77,7 @@ def read_refcoco(
                 row = annotations[ref["ann_id"]]
                 size = (record["width"], record["height"])
                 fields = {
-                    "mask": _refer_mask(row.get("segmentation"), size) if masks else None,
+                    **(mask_fields(row.get("segmentation"), size, _refer_mask) if masks else {}),
                     "captions": [sentence[text] for sentence in ref["sentences"]],
                     "category": category_text(categories[row["category_id"]], names),
                 }

@@ -6,13 +6,13 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from ..pictures import image_size
 from ..region import RegionRecordError, category_text
-from .coco import segmentation_mask
-from .common import Record, image_size, inside
+from .coco import mask_fields
+from .common import FolderIndex, Record, inside
 
 
 _ROWS_PER_BATCH = 64
@@ -34,6 +34,7 @@ def read_jsonl(
     text.
     """
     for file in _files(path, ".jsonl"):
+        index = FolderIndex(Path(images or file.parent))
         with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
@@ -44,7 +45,7 @@ def read_jsonl(
                 except (ValueError, RecursionError) as error:
                     yield RegionRecordError(f"{where}: is not JSON: {error}")
                     continue
-                yield _record(row, Path(images or file.parent), where, f"{file.stem}-{number}", task, names)
+                yield _record(row, index, where, f"{file.stem}-{number}", task, names)
 
 
 def read_parquet(
@@ -60,13 +61,14 @@ def read_parquet(
     from pyarrow import parquet
 
     for file in _files(path, ".parquet"):
+        index = FolderIndex(Path(images or file.parent))
         number = 0
         try:
             for batch in parquet.ParquetFile(file).iter_batches(_ROWS_PER_BATCH):
                 for row in batch.to_pylist():
                     number += 1
                     where = f"{file}, row {number}"
-                    yield _record(row, Path(images or file.parent), where, f"{file.stem}-{number}", task, names)
+                    yield _record(row, index, where, f"{file.stem}-{number}", task, names)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error
 
@@ -87,21 +89,27 @@ def _files(path: str | Path, suffix: str) -> list[Path]:
     return found
 
 
-def _record(row: Any, images: Path, where: str, key: str, task: str | None, names: Mapping[str, str] | None) -> Record:
+def _record(
+    row: Any, index: FolderIndex, where: str, key: str, task: str | None, names: Mapping[str, str] | None
+) -> Record:
     if not isinstance(row, Mapping) or not isinstance(row.get("regions", []), list):
         return RegionRecordError(f"{where}: expected an object with image and a list of regions")
     try:
-        image = _image(row.get("image"), images)
+        image = _image(row.get("image"), index)
         known = row.get("width") is not None and row.get("height") is not None
-        size = (int(row["width"]), int(row["height"])) if known else image_size(_opened(image))
+        size = (
+            (int(row["width"]), int(row["height"]))
+            if known
+            else image_size(image if isinstance(image, str) else image["bytes"])
+        )
     except (RegionRecordError, TypeError, ValueError) as error:
         return RegionRecordError(f"{where}: {error}")
     regions: list[Record] = []
-    for index, region in enumerate(row.get("regions", [])):
+    for place, region in enumerate(row.get("regions", [])):
         try:
-            regions.append(_region(region, index, size, names))
+            regions.append(_region(region, place, size, names))
         except (TypeError, ValueError) as error:
-            regions.append(RegionRecordError(f"{where}, region {index}: {error}"))
+            regions.append(RegionRecordError(f"{where}, region {place}: {error}"))
     return {
         **row,
         "image": image,
@@ -111,10 +119,11 @@ def _record(row: Any, images: Path, where: str, key: str, task: str | None, name
         "task": task or row.get("task") or "caption",
         "regions": regions,
         "source": where,
+        "measured": not known,
     }
 
 
-def _image(image: Any, images: Path) -> Any:
+def _image(image: Any, index: FolderIndex) -> Any:
     """Returns a path inside the folder of images, or the bytes of a picture."""
     content = image.get("bytes") if isinstance(image, Mapping) else image if isinstance(image, bytes) else None
     if content is not None:
@@ -127,15 +136,13 @@ def _image(image: Any, images: Path) -> Any:
     name = image.get("path") if isinstance(image, Mapping) else image
     if not isinstance(name, str):
         raise ValueError(f"image is {name!r}, expected a file name or an object with bytes")
-    given = Path(name)
+    given, images = Path(name), index.folder
     found = given if given.is_absolute() and given.is_relative_to(images.absolute()) else inside(images, name)
+    if found is not None and not given.is_absolute() and not found.is_file():
+        found = index.find(name, whole=True) or found
     if found is None or ".." in given.parts:
         raise ValueError(f"its image {name!r} does not lie in {images}")
     return str(found)
-
-
-def _opened(image: Any) -> Any:
-    return Path(image) if isinstance(image, str) else BytesIO(image["bytes"])
 
 
 def _region(values: Any, index: int, size: tuple[int, int], names: Mapping[str, str] | None) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def _region(values: Any, index: int, size: tuple[int, int], names: Mapping[str, 
     captions = region.get("captions") or []
     region["captions"] = [captions] if isinstance(captions, str) else captions
     if region.get("mask") is not None:
-        region["mask"] = segmentation_mask(region["mask"], size)
+        region |= {"mask": None, **mask_fields(region["mask"], size)}
     if region.get("points") is not None and region.get("labels") is None:
         region["labels"] = [1] * len(region["points"])
     if names is not None and region.get("category") is not None:

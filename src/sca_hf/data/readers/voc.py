@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from ..region import RegionRecordError
-from .common import Clip, Record, category_fields, choice, find_file, image_size, inside, region_fields, spellings
+from ..pictures import read_head
+from ..region import RegionRecordError, category_text
+from .coco import mask_fields
+from .common import (
+    Clip,
+    FolderIndex,
+    Record,
+    bounds,
+    category_fields,
+    choice,
+    find_file,
+    inside,
+    read_lines,
+    region_fields,
+    rotated_corners,
+    spellings,
+)
 
 
 _SizeRule = Literal["check", "picture", "scale"]
@@ -23,7 +41,7 @@ def read_voc(
     split: str | None = None,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
-    one_based: bool = True,
+    one_based: bool | None = None,
     difficult: bool = True,
     size: _SizeRule = "check",
     picture: _NameRule | None = None,
@@ -37,9 +55,9 @@ def read_voc(
         images: the pictures (default: root/JPEGImages, root/images, root/<the file's `folder`>, beside the XML, root).
         split: take the images that root/ImageSets/Main/<split>.txt lists (default: all).
         task: "caption" makes the class name the caption of its regions, "recognition" their category alone.
-        names: words for class names, `{"do_not_turn_r": "do not turn right"}`.
-        one_based: pixels count from 1 and the far edge is inside, as VOC has it: 1,1,10,10 is the box 0,0,10,10. False
-            for tools that write coordinates from 0: 1,1,10,10 stays. Files do not tell which; nothing is guessed.
+        names: words for class names.
+        one_based: pixels count from 1 and the far edge is inside: 1,1,10,10 is the box 0,0,10,10. False: from 0, it
+            stays 1,1,10,10. Default: from 1, unless a left or upper edge of 0 in any file shows the other.
         difficult: keep objects that are marked as difficult.
         size: what to do where the XML and the picture disagree on its size. "check": the image is an error. "picture":
             the boxes are in the picture's own pixels. "scale": the picture was resized, the boxes are scaled to it.
@@ -53,28 +71,28 @@ def read_voc(
         choice(picture, "picture", ("filename", "stem"))
     folder = _annotation_folder(Path(root), annotations)
     source = _VocFolder(Path(root), folder, Path(images) if images else None, picture)
+    based, notes = source.counting(one_based)
     for path in source.files(split):
         try:
             annotation = _parse(path)
             record = source.record(path, annotation, size)
-            scale, extent = record.pop("scale"), (record["width"], record["height"])
-            record["left_out"] = {}
-            for index, item in enumerate(annotation.findall("object")):
-                if not difficult and (item.findtext("difficult") or "0").strip() not in ("0", ""):
-                    record["left_out"]["difficult objects"] = record["left_out"].get("difficult objects", 0) + 1
-                    continue
-                # Counted among all objects, so that options do not rename regions.
-                region_id = f"{record['image_id']}/{index}"
-                try:
-                    box = _box(item, one_based, scale)
-                    texts = category_fields((item.findtext("name") or "").strip(), task, names)
-                    record["regions"].append(region_fields(region_id, box, extent, clip, **texts))
-                except ValueError as error:
-                    where = f"{path}, image {record['image_id']}, region {region_id}"
-                    record["regions"].append(RegionRecordError(f"{where}: {error}"))
-            yield {**record, "task": task}
         except RegionRecordError as error:
             yield error
+            continue
+        scale, extent = record.pop("scale"), (record["width"], record["height"])
+        items = annotation.findall("object")
+        left = [] if difficult else [item for item in items if _is_difficult(item)]
+        gone = [category_text(_name(item), names) for item in left]
+        for region_id, item in ((f"{record['image_id']}/{place}", item) for place, item in enumerate(items)):
+            try:
+                if item not in left:
+                    fields = {"clip": clip, **category_fields(_name(item), task, names), **_caption(item)}
+                    fields |= _shape(item, based, scale, extent)
+                    record["regions"].append(region_fields(region_id, size=extent, **fields))
+            except ValueError as error:
+                where = f"{path}, image {record['image_id']}, region {region_id}"
+                record["regions"].append(RegionRecordError(f"{where}: {error}"))
+        yield {**record, "task": task, "left_out": {"difficult objects": gone} if gone else {}, "notes": notes}
 
 
 def _annotation_folder(root: Path, annotations: str | Path | None) -> Path:
@@ -95,6 +113,21 @@ class _VocFolder:
     images: Path | None
     picture: _NameRule | None
 
+    @cached_property
+    def index(self) -> FolderIndex:
+        """The pictures, by any spelling of their names."""
+        return FolderIndex(self.images or self.root)
+
+    def counting(self, one_based: bool | None) -> tuple[bool, list[str]]:
+        """Whether pixels count from 1, as told or as the files show it, and what to say of it."""
+        if one_based is not None:
+            return one_based, []
+        for path in self.files(None):
+            with suppress(OSError):  # told when it is read
+                if _ZERO.search(path.read_bytes()):
+                    return False, [f"pixels are taken to count from 0: {path} has an edge of 0"]
+        return True, []
+
     def files(self, split: str | None) -> list[Path]:
         """The XML files, in order."""
         if split is None:
@@ -105,8 +138,10 @@ class _VocFolder:
             return sorted(path for path in found if not path.name.startswith("."))
         listed = inside(self.root / "ImageSets" / "Main", f"{split}.txt")
         if listed is None or not listed.is_file():
-            raise ValueError(f"split: there is no file {self.root / 'ImageSets' / 'Main' / f'{split}.txt'}.")
-        rows = [line.split() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
+            folder = self.root / "ImageSets" / "Main"
+            there = ", ".join(sorted(path.stem for path in folder.glob("*.txt"))) or "no lists"
+            raise ValueError(f"split: there is no file {folder / f'{split}.txt'}; that folder has {there}.")
+        rows = [line.split() for line in read_lines(listed)]
         # In the lists of one class a -1 behind the name says that the image has none of it.
         stems = [row[0] for row in rows if row and row[1:] != ["-1"]]
         paths = [inside(self.annotations, f"{stem}.xml") for stem in stems]
@@ -120,8 +155,11 @@ class _VocFolder:
         image_id = path.relative_to(self.annotations).with_suffix("").as_posix()
         where = f"{path}, image {image_id}"
         image = self._find_picture(path, annotation, where)
-        actual, told = image_size(image), _told_size(annotation)
-        scale = (1.0, 1.0)
+        head, told = read_head(image), _told_size(annotation)
+        actual, scale = head.size, (1.0, 1.0)
+        stored = told is not None and told == head.stored and told != actual and rule == "check"
+        if told is not None and stored:
+            actual = told  # the loader turns what was annotated in stored pixels
         if told != actual and rule != "picture":
             known = told is not None and min(told) > 0
             stated = f"the XML says {told[0]} x {told[1]}" if told is not None else "the XML states no size"
@@ -138,6 +176,7 @@ class _VocFolder:
             "regions": [],
             "source": str(path),
             "scale": scale,
+            "measured": not stored,
         }
 
     def _find_picture(self, path: Path, annotation: ElementTree.Element, where: str) -> Path:
@@ -158,12 +197,19 @@ class _VocFolder:
                 'say which holds with picture="filename" or picture="stem"'
             )
         found = (by_stem or by_name) if self.picture == "stem" else (by_name or by_stem)
+        if found is None:  # under another spelling of its name
+            tried = [*(spellings(named) if named else ()), *spellings(path.stem + ".jpg")]
+            found = next((place for name in tried if (place := self.index.find(name))), None)
         if found is None:
             looked = ", ".join(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
             raise RegionRecordError(
                 f"{where}: there is no picture {named or path.stem!r} or {path.stem}.* in {looked}"
             )
         return found
+
+
+# A left or upper edge of 0, which those who count from 1 do not have.
+_ZERO = re.compile(rb"<[xy]min>\s*0+(?:\.0*)?\s*</")
 
 
 class _PlainTree(ElementTree.TreeBuilder):
@@ -193,6 +239,68 @@ def _told_size(annotation: ElementTree.Element) -> tuple[int, int] | None:
         return None
 
 
+def _shape(
+    item: ElementTree.Element, one_based: bool, scale: tuple[float, float], size: tuple[int, int]
+) -> dict[str, Any]:
+    """Returns the box, xyxy with far edges exclusive, and the mask of an object, where it has polygons or is turned.
+
+    size: width and height of the image.
+    """
+    shift = 1 if one_based else 0
+    polygons = [
+        [(value - shift) * scale[place % 2] for place, value in enumerate(_polygon(polygon))]
+        for polygon in item.findall("polygon")
+    ]
+    if item.find("bndbox") is None and polygons:
+        box = bounds([value for polygon in polygons for value in polygon])
+    else:
+        box = _box(item, one_based, scale)
+        degrees = _degrees(_attributes(item).get("rotation"))
+        if degrees and not polygons:  # as CVAT has it
+            polygons = [rotated_corners(box, degrees)]
+            # Tools keep a box inside the picture, but not the corners that come of turning it.
+            return {"box": bounds(polygons[0]), "clip": "image", **mask_fields(polygons, size)}
+    return {"box": box, **(mask_fields(polygons, size) if polygons else {})}
+
+
+def _polygon(element: ElementTree.Element) -> list[float]:
+    """Returns x, y, x, y, ... of Roboflow's x1, y1, x2, ..., or of LabelMe's points."""
+    pairs = [(point.findtext("x"), point.findtext("y")) for point in element.findall("pt")]
+    if not pairs:
+        count = sum(1 for child in element if child.tag.startswith("x"))
+        pairs = [(element.findtext(f"x{place}"), element.findtext(f"y{place}")) for place in range(1, count + 1)]
+    try:
+        return [float(value or "") for pair in pairs for value in pair]
+    except ValueError:
+        raise ValueError(f"its polygon holds {pairs!r}, expected numbers x1, y1, x2, y2, ...") from None
+
+
+def _name(item: ElementTree.Element) -> str:
+    return (item.findtext("name") or "").strip()
+
+
+def _is_difficult(item: ElementTree.Element) -> bool:
+    return (item.findtext("difficult") or "0").strip() not in ("0", "")
+
+
+def _attributes(item: ElementTree.Element) -> dict[str, str]:
+    """Returns what CVAT writes of an object beyond VOC."""
+    found = item.findall("attributes/attribute")
+    return {(each.findtext("name") or "").strip(): (each.findtext("value") or "").strip() for each in found}
+
+
+def _degrees(rotation: str | None) -> float:
+    try:
+        return float(rotation or 0) % 360
+    except ValueError:
+        raise ValueError(f"its rotation is {rotation!r}, expected degrees") from None
+
+
+def _caption(item: ElementTree.Element) -> dict[str, list[str]]:
+    caption = _attributes(item).get("caption")
+    return {"captions": [caption]} if caption else {}
+
+
 def _box(item: ElementTree.Element, one_based: bool, scale: tuple[float, float]) -> list[float]:
     """Returns xyxy in pixels of the picture, far edges exclusive."""
     edges = []
@@ -206,6 +314,8 @@ def _box(item: ElementTree.Element, one_based: bool, scale: tuple[float, float])
             raise ValueError(f"bndbox/{name} is {text!r}, expected a number") from None
     x0, y0, x1, y1 = edges
     # Counted from 1 this would be a single pixel; what it is, is a click without a drag.
+    if one_based and 0 in (x0, y0):
+        raise ValueError("an edge is 0, but one_based=True counts pixels from 1; leave it out, or say one_based=False")
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"bndbox {x0:g}, {y0:g}, {x1:g}, {y1:g} is empty, expected xmin < xmax and ymin < ymax")
     shift = 1 if one_based else 0

@@ -6,20 +6,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..pictures import image_size
 from ..region import RegionRecordError
-from .coco import rows_of
-from .common import Record, image_size, inside, read_json, read_json_list
+from .coco import Locator, default_images, rows_of, unnamed_images
+from .common import FolderIndex, Record, inside, read_json, read_json_list
 
 
-def read_coco_captions(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:
+def read_coco_captions(
+    annotations: str | Path, images: str | Path | None = None, task: str = "caption"
+) -> Iterator[Record]:
     """Yields one record per image of `captions_train2017.json`: one region, with all of the image's captions.
 
     Args:
         annotations: the file.
-        images: the folder in which the `file_name`s lie.
+        images: the folder in which the `file_name`s lie (default: as for COCO).
         task: only "caption".
     """
-    source, folder = Path(annotations), Path(images)
+    source = Path(annotations)
+    locate = Locator(Path(images) if images is not None else default_images(source))
     _only_captions(task)
     content = read_json(source)
     captions: dict[Any, list[str]] = {row.get("id"): [] for row in rows_of(content, "images", source)}
@@ -32,10 +36,14 @@ def read_coco_captions(annotations: str | Path, images: str | Path, task: str = 
         captions[row["image_id"]].append(str(row.get("caption") or "").strip())
     if len(captions) < len(content["images"]):
         raise ValueError(f"{source}: two images have the same id.")
+    locate.expect(content["images"])
     for image in content["images"]:
         where = f"{source}, image {image.get('id')}"
         try:
-            path, size = inside(folder, str(image["file_name"])), (int(image["width"]), int(image["height"]))
+            path, size = locate(image), (int(image["width"]), int(image["height"]))
+        except RegionRecordError as error:
+            yield RegionRecordError(f"{where}: {error}")
+            continue
         except (KeyError, TypeError, ValueError) as error:
             yield RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
             continue
@@ -43,6 +51,9 @@ def read_coco_captions(annotations: str | Path, images: str | Path, task: str = 
             yield RegionRecordError(f"{where}: its file name leads out of the folder of images")
             continue
         yield _record(path, str(image["id"]), size, captions[image["id"]], source)
+
+
+read_coco_captions.paths = unnamed_images  # type: ignore[attr-defined]
 
 
 def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption") -> Iterator[Record]:
@@ -55,18 +66,17 @@ def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption")
         images: the folder of the pictures, which are opened for their sizes.
         task: only "caption".
     """
-    source, folder = Path(annotations), Path(images)
+    source, index = Path(annotations), FolderIndex(Path(images))
     _only_captions(task)
     for number, row in enumerate(read_json_list(source)):
         where = f"{source}, item {number}"
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
             yield RegionRecordError(f"{where}: expected an object with image and caption")
             continue
-        path = inside(folder, row["image"])
-        if path is None:
-            yield RegionRecordError(f"{where}: its file name leads out of the folder of images")
-            continue
         try:
+            path = index.find(row["image"], whole=True) or inside(index.folder, row["image"])
+            if path is None:
+                raise RegionRecordError("its file name leads out of the folder of images")
             size = image_size(path)
         except RegionRecordError as error:
             yield RegionRecordError(f"{where}: {error}")

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ...data.inspection import good_records
-from ...data.loading import ReadReport
+from ...data.read_report import ReadReport
 from ...data.region import RegionRecordError, record_image
 from ...drawing import DrawnRegion, cut_region
 from ...processing.masks_sca import decode_rle

@@ -88,15 +88,15 @@ def run_recipe(recipe: Recipe) -> RunResult:
 
 def build_datasets(section: DataSection) -> tuple[Any, Any]:
     """Returns what to train on, and what to evaluate on: one set, several by name, or None."""
-    from ...data.loading import load_spec
+    from ...data.loading import leave_undecoded, load_spec
     from ...data.mixing import hold_out, mix_regions
 
-    train = [load_spec(section.reader_spec(spec)) for spec in section.train]
+    train = [leave_undecoded(load_spec(section.reader_spec(spec))) for spec in section.train]
     named = section.train if section.holdout is not None else section.eval
     if section.holdout is not None:
         train, test = hold_out(train, section.holdout, section.holdout_seed)
     else:
-        test = [load_spec(section.reader_spec(spec)) for spec in section.eval]
+        test = [leave_undecoded(load_spec(section.reader_spec(spec))) for spec in section.eval]
     mixing = section.mixing
     train = [_with_source(one, section.name_of(spec)) for one, spec in zip(train, section.train, strict=True)]
     mixed = train[0]
