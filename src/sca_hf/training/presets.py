@@ -217,7 +217,8 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
         )
     if form is None:
         form = "whole" if preset.trains_base_models or not model.base_sources else "mixer"
-        if form == "mixer" and not preset.with_adapters and _comes_with_this_package(model):
+        quantized = any(map(is_quantized, model.language_model.parameters()))
+        if form == "mixer" and not preset.with_adapters and not quantized and _comes_with_this_package(model):
             # Small, and what is trained from it is to be moved and published, away from this installation.
             form = "whole"
         elif form == "whole" and not preset.trains_base_models:
