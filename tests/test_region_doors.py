@@ -215,7 +215,8 @@ def handler():
 @pytest.fixture
 def doors(tmp_path, capsys, engine, handler, monkeypatch):
     # The command would load the model for every region.
-    monkeypatch.setattr(captioning, "load", lambda *_: engine.model())
+    loaded = engine.model()  # now: its progress bar is none of the command's words
+    monkeypatch.setattr(captioning, "load", lambda *_: loaded)
     return Doors(tmp_path, capsys, engine, handler)
 
 

@@ -69,6 +69,13 @@ def test_what_is_trained_from_the_bundled_model_is_whole(processor, tmp_path):
     assert not trainer(bundled, processor, tmp_path, preset="mixer+lora").model.include_base_models
 
 
+def test_a_quantized_language_model_is_not_saved_even_of_the_bundled_model(processor, tmp_path):
+    bundled = ScaForConditionalGeneration.from_pretrained(bundled_model())
+    layer = bundled.language_model.transformer.h[0].mlp.c_fc
+    layer.weight = torch.nn.Parameter(torch.zeros_like(layer.weight, dtype=torch.int8), requires_grad=False)
+    assert not trainer(bundled, processor, tmp_path).model.include_base_models
+
+
 @pytest.mark.parametrize("preset", ["mixer", "mixer+lora", "mixer+lm", "mixer+mask_decoder"])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, processor, tmp_path, preset):
     options = dict(preset=preset, max_steps=4, save_strategy="steps", save_steps=2)

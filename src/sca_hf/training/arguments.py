@@ -26,7 +26,7 @@ class Preset:
     with_adapters: bool = False
 
     @property
-    def trains_bases(self) -> bool:
+    def trains_base_models(self) -> bool:
         """Whether weights of SAM or the language model change."""
         return any(name not in _OWN for name in self.trained)
 

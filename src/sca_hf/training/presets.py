@@ -51,7 +51,7 @@ _MASK_DECODER_RATIO = 0.1
 
 
 def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -> Preset:
-    """Freezes and thaws the parts of a model, and says so in its configuration.
+    """Freezes and unfreezes the parts of a model, and notes in its configuration what is frozen.
 
     Args:
         model: A `ScaForConditionalGeneration`; adapters that it has take gradients under "mixer+lora" only.
@@ -73,7 +73,7 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
         # SAM's Fourier features are random and stay so, though the library keeps them as a parameter.
         trained = trained and not parameter_name.endswith(".positional_embedding")
         parameter.requires_grad_(trained and parameter.is_floating_point() and not _within(parameter_name, idle))
-    model.config.freeze_base_models = not preset.trains_bases
+    model.config.freeze_base_models = not preset.trains_base_models
     if mask_loss_weight is not None:
         model.config.mask_loss_weight = mask_loss_weight
     return preset
@@ -216,11 +216,12 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
             "here or given as a loaded model: save_pretrained the whole model and load it again first."
         )
     if form is None:
-        form = "whole" if preset.trains_bases or not model.base_sources else "mixer"
-        if form == "mixer" and not preset.with_adapters and _comes_with_this_package(model):
+        form = "whole" if preset.trains_base_models or not model.base_sources else "mixer"
+        quantized = any(map(is_quantized, model.language_model.parameters()))
+        if form == "mixer" and not preset.with_adapters and not quantized and _comes_with_this_package(model):
             # Small, and what is trained from it is to be moved and published, away from this installation.
             form = "whole"
-        elif form == "whole" and not preset.trains_bases:
+        elif form == "whole" and not preset.trains_base_models:
             logger.warning(
                 "Checkpoints hold every weight: the model's SAM and language model come from no repository."
             )

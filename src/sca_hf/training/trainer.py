@@ -263,7 +263,7 @@ class ScaTrainer(ShardedCheckpoints):
 
     @contextmanager
     def _reading_all(self) -> Iterator[None]:
-        """Has the library make a loader for evaluation: with another collator, and never without the last records."""
+        """Makes the library build a loader for evaluation: with another collator, and with the last records."""
         collator, drop_last = self.data_collator, self.args.dataloader_drop_last
         self.data_collator, self.args.dataloader_drop_last = IndexedCollator(self.eval_collator), False
         try:

@@ -36,7 +36,7 @@ def warn_of_failed_pushes(jobs: Iterable[Any], repo_id: str) -> None:
 
 
 def keep_from_the_hub(folder: Path) -> None:
-    """Has the Hub leave out the Trainer's arguments: a pickle, which names the folders of this machine."""
+    """Keeps the Trainer's arguments off the Hub: they are a pickle, which names the folders of this machine."""
     path = folder / ".gitignore"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

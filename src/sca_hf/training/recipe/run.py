@@ -130,7 +130,7 @@ def _last_scores(trainer: ScaTrainer) -> dict[str, float]:
 
 
 def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
-    """The result that lies there, if this recipe made it."""
+    """Returns the result of a finished run, if this recipe made it."""
     output = Path(recipe.output)
     stored = read_yaml(output / RECIPE) if (output / RECIPE).is_file() else {}
     if changed := differences(stored, recipe.to_mapping()):

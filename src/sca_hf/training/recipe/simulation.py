@@ -98,7 +98,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _CudaAutocast(TorchFunctionMode):
-    """Has the operations run in float32 that CUDA's autocast runs so."""
+    """Runs in float32 the operations that CUDA's autocast runs in float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in _SINGLE_PRECISION:
