@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import IterableDataset
@@ -23,14 +22,15 @@ from sca_hf.processing.processing_sca import ScaProcessor
 from sca_hf.testing import CAPTIONS, tiny_config, tiny_image, tiny_model, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.trainer import ScaTrainer
+from sca_hf.yaml_files import read_yaml
 
 
-CONFIGS = Path(__file__).parents[2] / "recipes" / "distributed"
+CONFIGS = Path(__file__).parents[2] / "examples" / "distributed"
 
 
 def launched_with(name):
     """What `accelerate launch` hands to its processes of one of our configurations, but for the precision."""
-    options = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["fsdp_config"]
+    options = read_yaml(CONFIGS / f"{name}.yaml")["fsdp_config"]
     return {"ACCELERATE_USE_FSDP": "true"} | {option.upper(): str(value) for option, value in options.items()}
 
 

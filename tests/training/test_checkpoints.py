@@ -42,7 +42,7 @@ def unlisted(folder):
     return folder
 
 
-def test_a_checkpoint_holds_what_a_run_goes_on_with_and_its_seal_names_all_of_it(run):
+def test_a_checkpoint_holds_what_a_run_resumes_with_and_its_manifest_names_all_of_it(run):
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     files = file_sizes(run / "checkpoint-6")
     wanted = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}

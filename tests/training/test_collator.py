@@ -50,7 +50,7 @@ def rows(batch, image):
 
 
 def test_the_loss_of_a_batch_has_gradients_in_the_mixer_only(records, model, processor):
-    batch = RegionCollator(processor, max_regions=2)(records)
+    batch = RegionCollator(processor, regions_per_image=2)(records)
     model.train()(**batch).loss.backward()
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {"mixer"}
@@ -76,18 +76,18 @@ def test_every_region_gets_the_kind_asked_for(records, processor, kind, key, exp
     assert batch["region_mask"].sum(1).tolist() == [len(record["regions"]) for record in records]
 
 
-def test_shares_are_kept_and_need_not_add_up_to_one(processor):
+def test_prompt_shares_are_kept_and_need_not_add_up_to_one(processor):
     record = render_scene(0).to_record()
     record["regions"] = [{**record["regions"][0], "region_id": str(k)} for k in range(400)]
-    batch = RegionCollator(processor, {"box": 6, "point": 2, "mask": 0}, max_regions=None)([record])
+    batch = RegionCollator(processor, {"box": 6, "point": 2, "mask": 0}, regions_per_image=None)([record])
     boxes = (batch["prompt_layout"] == HAS_BOX).float().mean()
     assert boxes == pytest.approx(0.75, abs=0.06) and layouts(batch) == {HAS_BOX, ONE_POINT}
 
 
-@pytest.mark.parametrize("shares", [{"scribble": 1.0}, {}, {"box": -1.0, "point": 2.0}, {"box": 0.0}])
-def test_shares_that_make_no_sense_are_refused(processor, shares):
-    with pytest.raises(ValueError, match="expected positive shares of box, jittered_box, point"):
-        RegionCollator(processor, shares)
+@pytest.mark.parametrize("prompt_shares", [{"scribble": 1.0}, {}, {"box": -1.0, "point": 2.0}, {"box": 0.0}])
+def test_prompt_shares_that_make_no_sense_are_refused(processor, prompt_shares):
+    with pytest.raises(ValueError, match="expected positive numbers for box, jittered_box, point"):
+        RegionCollator(processor, prompt_shares)
 
 
 def test_drawn_points_lie_in_the_mask_and_outside_points_do_not(records):
@@ -164,7 +164,7 @@ def test_a_region_without_a_mask_gets_its_box_unless_masks_alone_are_asked_for(r
 
 
 def test_evaluation_takes_every_region_in_order_with_its_first_text_and_its_box(records, processor):
-    batch = RegionCollator(processor, max_regions=1, training=False)(records)
+    batch = RegionCollator(processor, regions_per_image=1, training=False)(records)
     for row, record in enumerate(records):
         expected = processor(
             original_sizes=[(192, 192)],
@@ -176,7 +176,7 @@ def test_evaluation_takes_every_region_in_order_with_its_first_text_and_its_box(
 
 def test_a_record_is_drawn_the_same_in_every_batch(records, processor):
     drawn = SeededDataset(records, seed=4)
-    collator = RegionCollator(processor, max_regions=2, outside_points=2)
+    collator = RegionCollator(processor, regions_per_image=2, outside_points=2)
     whole = collator([drawn[k] for k in range(3)])
     for order in ([0], [2, 1], [1, 2, 0]):
         torch.manual_seed(len(order))
@@ -206,7 +206,7 @@ def test_points_of_an_evaluation_are_drawn_by_the_image_alone(records, processor
 
 
 def test_without_a_draw_the_seed_of_torch_settles_the_batch(records, processor):
-    collator, batches = RegionCollator(processor, max_regions=1), []
+    collator, batches = RegionCollator(processor, regions_per_image=1), []
     for _ in range(2):
         torch.manual_seed(3)
         batches.append(collator(records))
@@ -215,7 +215,7 @@ def test_without_a_draw_the_seed_of_torch_settles_the_batch(records, processor):
 
 def test_every_region_and_caption_is_drawn_sooner_or_later(records, processor):
     record = records[0]
-    drawn, collator = SeededDataset([record], seed=0), RegionCollator(processor, {"box": 1}, max_regions=1)
+    drawn, collator = SeededDataset([record], seed=0), RegionCollator(processor, {"box": 1}, regions_per_image=1)
     found = set()
     for epoch in range(60):
         drawn.set_epoch(epoch)

@@ -120,11 +120,13 @@ def test_the_seed_decides_whatever_was_drawn_before(model, processor, tmp_path):
 
 def test_what_was_taught_otherwise_is_not_taken(model, processor, tmp_path):
     teach(model, processor, tmp_path, steps=2)
-    with pytest.raises(ValueError, match=r"taught otherwise \(steps was 2, is 3\): remove .*details to teach it anew"):
+    with pytest.raises(
+        ValueError, match=r"trained otherwise \(steps was 2 and is 3\): remove .*details to train it again"
+    ):
         teach(model, processor, tmp_path, steps=3)
     pictures = Pictures(8)
     pictures.rows[3]["regions"][1]["category"] = "green thing"
-    with pytest.raises(ValueError, match=r"names was \['blue thing', 'red thing'\], is \['blue thing', 'green thing'"):
+    with pytest.raises(ValueError, match=r"\['blue thing', 'red thing'\] and is \['blue thing', 'green thing'"):
         teach(model, processor, tmp_path, steps=2, pictures=pictures)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
+from sca_hf.recipes import recipe_path
 from sca_hf.testing import tiny_model, tiny_tokenizer
 from tests.training.distributed_run import CONFIGS, run
 
@@ -130,7 +131,7 @@ def test_accelerate_takes_each_configuration_and_its_head_says_how(path):
     (command,) = (line[1:].split() for line in path.read_text().splitlines() if "accelerate launch" in line)
     assert command[:3] == ["accelerate", "launch", "--config_file"]
     assert (ROOT / command[3]) == path
-    assert (ROOT / command[-1]).is_file()
+    assert recipe_path(command[-1]).is_file()
 
 
 # Key biases of fused projections lie in the middle of these.

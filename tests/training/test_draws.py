@@ -94,7 +94,7 @@ def test_a_stream_is_drawn_by_image_whichever_worker_reads_it():
     assert drawn(0) == drawn(2) and len(set(drawn(0).values())) == len(ROWS)
 
 
-def test_a_record_that_comes_again_in_a_stream_is_drawn_anew():
+def test_a_record_that_comes_again_in_a_stream_is_drawn_again():
     stream = DrawnStream(Rows([ROWS[0]] * 3), 3, add_number)
     first = [record["number"] for record in stream]
     assert len(set(first)) == 3 and first == [record["number"] for record in stream]

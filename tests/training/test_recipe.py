@@ -1,4 +1,4 @@
-"""Runs by a recipe: what they leave behind, going on after an interruption, stages, changed models."""
+"""Runs by a recipe: what they leave behind, resuming after an interruption, stages, changed models."""
 
 import copy
 import json
@@ -133,16 +133,16 @@ def test_stages_chain_by_path(base, regions, tmp_path):
     assert first.keys() == second.keys()
     assert not torch.equal(first["mixer.caption_tokens.weight"], second["mixer.caption_tokens.weight"])
     # Both stages stand on the same SAM and language model.
-    bases = json.loads((result.model / "config.json").read_text())["base_model_repos"]
-    assert {source["path"] for source in bases.values()} == {str(base)}
+    base_models = json.loads((result.model / "config.json").read_text())["base_model_repos"]
+    assert {source["path"] for source in base_models.values()} == {str(base)}
 
 
-def test_a_recipe_swaps_parts_and_says_what_began_anew(base, regions, make_model, tmp_path):
+def test_a_recipe_swaps_parts_and_says_what_is_new(base, regions, make_model, tmp_path):
     make_model("open_llama").language_model.save_pretrained(tmp_path / "llama")
     tiny_tokenizer(unk_token=None).save_pretrained(tmp_path / "llama")
     swapped = {"from": str(base), "swap_language_model": str(tmp_path / "llama")}
     result = run_recipe(recipe(base, regions, tmp_path / "run", model=swapped, max_steps=1))
-    assert result.metrics["trained_anew"] == ["mixer.language_project", "mixer.task_tokens"]
+    assert result.metrics["trained_from_scratch"] == ["mixer.language_project", "mixer.task_tokens"]
     assert "mixer.language_project" in str(result)
     loaded = ScaForConditionalGeneration.from_pretrained(result.model)
     assert loaded.config.text_config.model_type == "llama"
@@ -162,8 +162,8 @@ def test_a_new_mixer_between_two_parts(base, make_model, tmp_path):
         max_caption_length=7,
     )
     args = ScaTrainingArguments(str(tmp_path), frozen_dtype="bfloat16", use_cpu=True)
-    built, processor, anew = build_model(section, args)
-    assert anew == ["mixer"] and len(built.mixer.transformer.layers) == 2
+    built, processor, new = build_model(section, args)
+    assert new == ["mixer"] and len(built.mixer.transformer.layers) == 2
     assert built.language_model.dtype == torch.bfloat16 and built.mixer.dtype == torch.float32
     assert (built.config.label_smoothing, processor.max_caption_length) == (0.2, 7)
 
@@ -172,8 +172,8 @@ def test_weights_stored_in_half_precision_are_trained_in_single(base, tmp_path):
     ScaForConditionalGeneration.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     ScaProcessor.from_pretrained(base).save_pretrained(tmp_path / "half")
     args = ScaTrainingArguments(str(tmp_path), use_cpu=True)
-    model, _, anew = build_model(ModelSection(**{"from": str(tmp_path / "half")}), args)
-    assert {p.dtype for p in model.parameters()} == {torch.float32} and anew == []
+    model, _, new = build_model(ModelSection(**{"from": str(tmp_path / "half")}), args)
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and new == []
 
 
 def test_settings_for_everything_stay_with_their_image_encoder(base, processor, tmp_path):
@@ -189,8 +189,8 @@ def test_settings_for_everything_stay_with_their_image_encoder(base, processor, 
 
 def test_another_image_size_interpolates_positions(base, regions, tmp_path):
     section = ModelSection(**{"from": str(base)}, image_size=96)
-    model, processor, anew = build_model(section, ScaTrainingArguments(str(tmp_path), use_cpu=True))
-    assert "mixer" in anew and processor.mask_size == 48 and not model.base_sources
+    model, processor, new = build_model(section, ScaTrainingArguments(str(tmp_path), use_cpu=True))
+    assert "mixer" in new and processor.mask_size == 48 and not model.base_sources
     vision = model.sam.vision_encoder
     assert vision.pos_embed.shape[1:3] == (12, 12)
     old = ScaForConditionalGeneration.from_pretrained(base).sam.vision_encoder
@@ -235,7 +235,7 @@ def test_a_recipe_teaches_details_first_and_once(base, regions, tmp_path):
     closer = {"from": str(base), "image_size": 128, "patch_size": 16, "detail_widths": [4, 4, 4, 8]}
     given = recipe(base, regions, tmp_path / "run", model=closer, max_steps=2, detail_steps=3, preset="mixer")
     result = run_recipe(given)
-    assert result.metrics["trained_anew"] == ["detail_encoder"]
+    assert result.metrics["trained_from_scratch"] == ["detail_encoder"]
     model = ScaForConditionalGeneration.from_pretrained(result.model)
     assert model.detail_encoder.stem_norm.num_batches_tracked == 3 and model.detail_encoder.projection.weight.any()
     assert ScaProcessor.from_pretrained(result.model).image_processor.size["longest_edge"] == 128

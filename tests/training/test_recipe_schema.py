@@ -83,7 +83,7 @@ def test_the_command_line_changes_values_by_their_place(recipe_file):
         ("--data.train.format=vco", "has no 'vco'; did you mean 'voc'?"),
         ("--data.train.format=voc", r"data.train.0 \(voc\) has no 'count'"),
         ("--data.train.1.count=2", "data.train has the entries 0 to 0; '1' is none of them"),
-        ("--data.holdout=1.5", "expected a share between 0 and 1"),
+        ("--data.holdout=1.5", "expected a fraction between 0 and 1"),
         ("--data.train.streaming=true", "holdout needs to know all images"),
         ("--training.max_steps=many", "training.max_steps is 'many', expected a whole number"),
         ("--training.bf16=1", "training.bf16 is 1, expected true or false"),
@@ -118,16 +118,16 @@ def test_yaml_that_is_not_a_recipe_is_refused(tmp_path):
         load_recipe(tmp_path / "absent.yaml")
 
 
-def test_shares_of_several_sets_are_all_or_none(recipe_file):
+def test_probabilities_of_several_sets_are_all_or_none(recipe_file):
     values = read_yaml(recipe_file)
 
-    def shares(*sets, **mixing):
+    def probabilities(*sets, **mixing):
         train = [{"format": "scenes", "count": 1, **one} for one in sets]
         return Recipe.from_mapping({**values, "data": {"train": train, "mixing": mixing}}).data.probabilities()
 
-    assert shares({}, {}) is None
-    assert shares({"weight": 1}, {"weight": 3}) == [0.25, 0.75]
-    assert shares({"probability": 0.5}, {"probability": 0.5}) == [0.5, 0.5]
+    assert probabilities({}, {}) is None
+    assert probabilities({"weight": 1}, {"weight": 3}) == [0.25, 0.75]
+    assert probabilities({"probability": 0.5}, {"probability": 0.5}) == [0.5, 0.5]
     for sets, message in (
         (({"weight": 1}, {}), "every set"),
         (({"weight": 1}, {"probability": 1}), "every set"),
@@ -135,9 +135,9 @@ def test_shares_of_several_sets_are_all_or_none(recipe_file):
         (({"weight": -1}, {"weight": 1}), "positive"),
     ):
         with pytest.raises(ValueError, match=message):
-            shares(*sets)
+            probabilities(*sets)
     with pytest.raises(ValueError, match="contradict"):
-        shares({"weight": 1}, {"weight": 3}, by_size=True)
+        probabilities({"weight": 1}, {"weight": 3}, by_size=True)
 
 
 def test_one_recipe_extends_another(recipe_file, tmp_path):

@@ -122,7 +122,10 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path, cached):
             "adam_beta2 was 0.999 and is 0.9; weight_decay was 0.0001",
         ),
         ({"regions_per_image": 2}, "regions_per_image was 1 and is 2"),
-        ({"prompt_shares": {"box": 1.0}}, "and is {'box': 1.0}"),
+        (
+            {"prompt_shares": {"box": 1.0}},
+            "prompt_shares.jittered_box was 0.5 and is None; prompt_shares.point was 0.5 and is None",
+        ),
     ],
 )
 def test_a_run_with_other_arguments_is_not_gone_on_with(four_steps, change, words):
@@ -174,7 +177,7 @@ def test_harmless_changes_are_no_other_run_and_others_can_be_allowed(four_steps,
     run = make_trainer(tmp_path, max_steps=6)
     run.args.allow_changed_resume = True
     run.train(resume_from_checkpoint=True)
-    assert run.state.global_step == 6 and "max_steps was 4 and is 6. Going on all the same." in caplog.text
+    assert run.state.global_step == 6 and "max_steps was 4 and is 6. Resuming all the same." in caplog.text
 
 
 def test_a_run_of_constant_rate_may_be_made_longer(tmp_path):
@@ -229,7 +232,7 @@ def test_a_finished_run_takes_no_step_more(tmp_path):
     assert weights(tmp_path) == done
 
 
-def test_a_resumed_run_draws_what_the_unbroken_one_drew_anew_in_each_epoch(tmp_path):
+def test_a_resumed_run_draws_what_the_unbroken_one_drew_in_each_epoch(tmp_path):
     def draws(max_steps):
         trainer = make_trainer(tmp_path, max_steps=max_steps, lr_scheduler_type="constant", save_total_limit=1)
         seen, collate = [], trainer.data_collator

@@ -104,7 +104,7 @@ def test_accumulated_steps_are_large_steps(make_model, processor, tmp_path, pres
         torch.testing.assert_close(ends[1][0][name], value, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_training_takes_its_regions_from_each_picture_anew_in_each_epoch(model, processor, tmp_path):
+def test_training_takes_its_regions_from_each_picture_again_in_each_epoch(model, processor, tmp_path):
     run = trainer(model, processor, tmp_path, regions_per_image=1, prompt_shares={"box": 1})
     boxes = []
     for epoch in (0, 1, 2):

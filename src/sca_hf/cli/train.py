@@ -14,7 +14,7 @@ train a model as a recipe says; resume where a run stopped
 A recipe is a YAML file with four sections, or the name of one that comes with sca-hf (at the end):
   model      from: a folder, a repository id or sca-tiny; or sam: and language_model: with a new mixer;
              swap_language_model:, swap_image_encoder:, image_size: change it first
-  data       train: and eval: data specs ({format: voc, root: my-boxes}), or holdout: a share of the training images
+  data       train: and eval: data specs ({format: voc, root: my-boxes}), or holdout: a fraction of the training images
   training   max_steps:, learning_rate:, preset:, prompt_shares:, ... (fields of ScaTrainingArguments)
   output     the folder for checkpoints, the finished model (OUTPUT/model) and its scores (OUTPUT/metrics.json)
 

@@ -22,12 +22,12 @@ def add_lora(
     """Adds LoRA adapters (arXiv 2106.09685) to a model's language model; at first they change nothing.
 
     Args:
-        model: `ScaForConditionalGeneration`, changed in place.
-        rank: of the two matrices of each adapter.
-        alpha: an adapter's output counts `alpha / rank` times.
-        target_modules: names of linear layers within the language model. None: PEFT's own choice for the family,
+        model: A `ScaForConditionalGeneration`, changed in place.
+        rank: The rank of the two matrices of each adapter.
+        alpha: An adapter's output is scaled by `alpha / rank`.
+        target_modules: The names of linear layers within the language model. None: PEFT's own choice for the family,
             mostly the query and value projections.
-        dropout: on what goes into the adapters.
+        dropout: The dropout on the inputs of the adapters.
 
     Returns:
         Names of the adapted layers.
@@ -51,7 +51,7 @@ def add_lora(
     words = language_model.get_input_embeddings().weight
     if any(layer.get_base_layer().weight is words for _, layer in adapted):
         raise ValueError(
-            "target_modules names the head, which shares its weight with the word embeddings: adapters on it could "
+            "target_modules names the head, whose weight is tied to the word embeddings: adapters on it could "
             "not be merged."
         )
     return [name for name, _ in adapted]

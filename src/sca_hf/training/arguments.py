@@ -62,30 +62,33 @@ class ScaTrainingArguments(TrainingArguments):
 
     Args:
         logging_nan_inf_filter: False shows a loss that is not a number, and waits for no device.
-        preset: what to train, of `PRESETS`.
-        module_learning_rates: by dotted module name, `{"language_model": 1e-6}`; over those of the preset.
-        mask_loss_weight: where the mask decoder is trained. None takes that of the model's configuration.
-        frozen_dtype: precision in which the frozen image encoder and language model are held.
-        lora_rank: of the adapters of `mixer+lora`.
-        lora_alpha: their scale is `lora_alpha / lora_rank`.
-        lora_target_modules: layers of the language model to adapt. None: those usual for its family.
-        quantize_language_model: how a frozen language model is held in 4 or 8 bits, of `QUANTIZATIONS`.
-        prompt_shares: how often a region is prompted by its box, a point, its mask ... None: as [`RegionCollator`].
-        regions_per_image: drawn per image and step. None takes all.
-        box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
+        preset: What to train, one of `PRESETS`.
+        module_learning_rates: Learning rates by dotted module name, `{"language_model": 1e-6}`, in place of those of
+            the preset.
+        mask_loss_weight: The weight of the mask loss where the mask decoder is trained. None takes that of the model's
+            configuration.
+        frozen_dtype: The precision in which the frozen image encoder and language model are held.
+        lora_rank: The rank of the adapters of `mixer+lora`.
+        lora_alpha: The adapters' scale is `lora_alpha / lora_rank`.
+        lora_target_modules: The layers of the language model to adapt. None: those usual for its family.
+        quantize_language_model: How a frozen language model is held in 4 or 8 bits, one of `QUANTIZATIONS`.
+        prompt_shares: How often a region is prompted by its box, a point, its mask ... None: as [`RegionCollator`].
+        regions_per_image: How many regions are drawn per image and step. None takes all.
+        box_jitter: The standard deviation of each edge of a jittered box, as a fraction of the box's side.
         task: "recognition" or "caption" for all records. None: each record's own.
-        augmentation: of images and regions, such as "lsj-0.1-2.0", see `sca_hf.data.pasting.training_augmentation`.
-        detail_steps: before all else, so many steps teach the model's detail encoder alone the regions' names, see
+        augmentation: The augmentation of images and regions, such as "lsj-0.1-2.0", see
+            `sca_hf.data.pasting.training_augmentation`.
+        detail_steps: How many steps first train the model's detail encoder alone on the regions' names, see
             `sca_hf.training.detail_pretraining`.
-        embedding_cache: folder where embeddings of images are kept, so that the encoder runs once per image.
-        eval_generate: evaluation also generates captions and scores them.
-        eval_prompt: kind of prompt in evaluation.
-        max_eval_samples: evaluate on the first so many images only.
-        sample_sheet: regions on the picture that each evaluation draws; 0 draws none.
+        embedding_cache: The folder where embeddings of images are kept, so that the encoder runs once per image.
+        eval_generate: Whether evaluation also generates captions and scores them.
+        eval_prompt: The kind of prompt in evaluation.
+        max_eval_samples: How many images, from the first on, evaluation takes. None takes all.
+        sample_sheet: How many regions the picture shows that each evaluation draws; 0 draws none.
         save_form: "mixer" or "whole" checkpoints. None: the mixer alone where nothing else is trained and the model's
             SAM and language model come from folders or repositories that can be named; whole from the bundled
             `sca-tiny`, which is small.
-        allow_changed_resume: go on from a checkpoint of a run with other arguments, data or frozen weights.
+        allow_changed_resume: Resume from a checkpoint of a run with other arguments, data or frozen weights.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
@@ -149,7 +152,7 @@ class ScaTrainingArguments(TrainingArguments):
                 "itself: set model.config.label_smoothing instead."
             )
         if self.detail_steps < 0:
-            raise ValueError(f"detail_steps is {self.detail_steps}, expected a number from 0 on.")
+            raise ValueError(f"detail_steps is {self.detail_steps}, expected at least 0.")
         for name in ("module_learning_rates", "prompt_shares"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):

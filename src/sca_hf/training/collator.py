@@ -25,18 +25,18 @@ class RegionCollator:
     """Draws regions, prompts and texts from region records and hands them to a `ScaProcessor`.
 
     Args:
-        processor: makes the tensors that the model takes.
-        prompt_shares: how often a region is prompted in each of the ways of `DRAWN_KINDS`, see
-            `sca_hf.data.prompts`; shares need not add up to 1. None: `TRAINING_SHARES`, in evaluation the box.
-            A region without a mask whose turn is `mask` gets its box, unless no other kind has a share: then it is
+        processor: The `ScaProcessor`, which makes the tensors that the model takes.
+        prompt_shares: How often a region is prompted in each of the ways of `DRAWN_KINDS`, see
+            `sca_hf.data.prompts`; the numbers need not add up to 1. None: `TRAINING_SHARES`, in evaluation the box.
+            A region without a mask whose turn is `mask` gets its box, unless no other kind is asked for: then it is
             an error.
-        max_regions: regions drawn per image in training, all of them when None.
-        box_jitter: standard deviation of each edge of a jittered box, as a share of the box's side.
-        outside_points: the most points outside the region among `points`.
-        task: says what to predict, in place of each record's own task.
-        training: without it every region comes, in order, with its first text, its box unmoved; points are still
-            drawn where `prompt_shares` asks for them, by the `image_id`, the same at every evaluation.
-        mask_labels: also return `mask_labels` (B, R, 4h, 4w) float32: the share of each cell of the padded
+        regions_per_image: How many regions are drawn per image in training; None takes all.
+        box_jitter: The standard deviation of each edge of a jittered box, as a fraction of the box's side.
+        outside_points: The maximal number of points outside the region among `points`.
+        task: What to predict, in place of each record's own task.
+        training: Whether to draw. False takes every region, in order, with its first text, its box unmoved; points are
+            still drawn where `prompt_shares` asks for them, by the `image_id`, the same at every evaluation.
+        mask_labels: Whether to return `mask_labels` (B, R, 4h, 4w) float32: the fraction of each cell of the padded
             low-resolution frame that the region's mask covers; NaN throughout where it has none.
 
     A record is the mapping of `sca_hf.data.region`; one that has `image_embedding` (C, h, w) in place of `image` makes
@@ -46,7 +46,7 @@ class RegionCollator:
 
     processor: Any
     prompt_shares: Mapping[str, float] | None = None
-    max_regions: int | None = 16
+    regions_per_image: int | None = 16
     box_jitter: float = 0.1
     outside_points: int = 0
     task: str | None = None
@@ -54,16 +54,18 @@ class RegionCollator:
     mask_labels: bool = False
 
     def __post_init__(self) -> None:
-        shares = self.prompt_shares
-        if shares is None:
-            shares = TRAINING_SHARES if self.training else {"box": 1.0}
-        values = np.array(list(shares.values()), np.float64)
-        if not set(shares) <= set(DRAWN_KINDS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
-            raise ValueError(f"prompt_shares is {dict(shares)}, expected positive shares of {', '.join(DRAWN_KINDS)}")
-        if self.max_regions is not None and self.max_regions < 1:
-            raise ValueError(f"max_regions is {self.max_regions}, expected at least 1, or None for all")
-        self._kinds = [kind for kind, share in shares.items() if share > 0]
-        self._shares = values[values > 0] / values.sum()
+        weights = self.prompt_shares
+        if weights is None:
+            weights = TRAINING_SHARES if self.training else {"box": 1.0}
+        values = np.array(list(weights.values()), np.float64)
+        if not set(weights) <= set(DRAWN_KINDS) or not (values >= 0).all() or not 0 < values.sum() < np.inf:
+            raise ValueError(
+                f"prompt_shares is {dict(weights)}, expected positive numbers for {', '.join(DRAWN_KINDS)}"
+            )
+        if self.regions_per_image is not None and self.regions_per_image < 1:
+            raise ValueError(f"regions_per_image is {self.regions_per_image}, expected at least 1, or None for all")
+        self._kinds = [kind for kind, weight in weights.items() if weight > 0]
+        self._probabilities = values[values > 0] / values.sum()
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         prompts: dict[str, list[Any]] = {"input_boxes": [], "input_points": [], "input_labels": [], "input_masks": []}
@@ -77,8 +79,8 @@ class RegionCollator:
                 values.append([prompt.get(name) for prompt in drawn])
             captions.append([self._text(source, tasks[-1], rng) for source in sources[-1]])
         given = {name: value for name, value in prompts.items() if any(p is not None for v in value for p in v)}
-        pictures, embeddings = _pictures(records)
-        batch = dict(self.processor(**pictures, **given, captions=captions, task=tasks, return_tensors="pt"))
+        images, embeddings = _images(records)
+        batch = dict(self.processor(**images, **given, captions=captions, task=tasks, return_tensors="pt"))
         if self.mask_labels:
             batch["mask_labels"] = self._mask_labels(sources, batch)
         return batch | embeddings
@@ -95,16 +97,14 @@ class RegionCollator:
         if not regions:
             raise RegionRecordError(f"{where} has no region; leave such records out of the data set.")
         if self.training:
-            regions = [regions[k] for k in rng.permutation(len(regions))[: self.max_regions]]
+            regions = [regions[k] for k in rng.permutation(len(regions))[: self.regions_per_image]]
         size = (record["width"], record["height"])
         return [PromptSource(region, size, f"{where}, region {region.get('region_id', '?')}") for region in regions]
 
     def _prompt(self, source: PromptSource, rng: np.random.Generator) -> dict[str, Any]:
-        kind = self._kinds[int(rng.choice(len(self._kinds), p=self._shares))]
+        kind = self._kinds[int(rng.choice(len(self._kinds), p=self._probabilities))]
         if self._kinds == ["mask"] and source.mask is None:
-            raise RegionRecordError(
-                f"{source.where} has no mask, and prompt_shares asks for masks alone; add a share of boxes."
-            )
+            raise RegionRecordError(f"{source.where} has no mask, and prompt_shares asks for masks alone; add boxes.")
         if kind == "jittered_box" and not self.training:
             kind = "box"
         return draw_prompt(kind, source, rng, self.box_jitter, self.outside_points)
@@ -131,7 +131,7 @@ class RegionCollator:
         return labels
 
 
-def _pictures(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _images(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Returns what tells the processor of the images, and the image embeddings where records have them."""
     cached = [record.get("image_embedding") is not None for record in records]
     if not any(cached):

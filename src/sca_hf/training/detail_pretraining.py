@@ -1,6 +1,6 @@
-"""Teaches a model's detail encoder, alone and first, to tell regions by their names.
+"""Pretrains a model's detail encoder, alone and first, to tell regions by their names.
 
-Its convolutions are a small share of what a step of the whole model computes, so alone they learn several times as
+Its convolutions are a small part of what a step of the whole model computes, so alone they learn several times as
 fast; the model then learns to say what they see. The paper of SCA pretrains on names too (section 3.4), its mixer.
 """
 
@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from ..data.prompts import PromptSource, draw_prompt
 from ..data.region import RegionRecordError, record_image
-from ..files import staged
+from ..files import differences, staged
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
 from .draws import draw_generator
 
@@ -43,7 +43,7 @@ def pretrain_detail_encoder(
     output_dir: str | Path,
     steps: int = 1500,
     batch_size: int = 8,
-    max_regions: int = 8,
+    regions_per_image: int = 8,
     box_jitter: float = 0.04,
     seed: int = 0,
     like: TrainingArguments | None = None,
@@ -53,40 +53,42 @@ def pretrain_detail_encoder(
     A linear layer on the encoder's features, averaged over each region's box, learns with it and is thrown away.
 
     Args:
-        model: `ScaForConditionalGeneration` with a detail encoder, see `add_detail_encoder`.
-        processor: its `ScaProcessor`.
-        records: `SeededDataset`, augmented; regions are told apart by `category`.
-        output_dir: folder for the finished weights. Where they are there already they are loaded, and no step is made;
-            it is an error if they learned by other settings than these, or other names.
-        steps: of the optimizer, by a cosine schedule.
-        batch_size: images per step and process.
-        max_regions: drawn per image and step.
-        box_jitter: standard deviation of each edge of a box, as a share of the box's side.
-        seed: of weights and order.
-        like: arguments of the run that this is part of; devices, workers and whether progress is shown are its own.
-            Processes of one run must agree on these.
+        model: A `ScaForConditionalGeneration` with a detail encoder, see `add_detail_encoder`.
+        processor: The model's `ScaProcessor`.
+        records: A `SeededDataset`, augmented; regions are told apart by `category`.
+        output_dir: The folder for the finished weights. Weights that are there already are loaded, and no step is
+            made; it is an error if they were trained with other settings or other names.
+        steps: The number of optimizer steps, with a cosine schedule.
+        batch_size: The number of images per step and process.
+        regions_per_image: How many regions are drawn per image and step.
+        box_jitter: The standard deviation of each edge of a box, as a fraction of the box's side.
+        seed: The seed of weights and order.
+        like: The arguments of the run that this is part of; devices, workers and whether progress is shown are taken
+            from it. Processes of one run must agree on these.
     """
     encoder = model.detail_encoder
     if encoder is None:
-        raise ValueError("the model has no detail encoder to teach: add_detail_encoder(model, widths) first.")
+        raise ValueError("the model has no detail encoder to train: add_detail_encoder(model, widths) first.")
     if not hasattr(records, "__len__"):
-        raise ValueError("details are taught on a data set whose names are known beforehand, not on a streamed one.")
+        raise ValueError(
+            "a detail encoder is pretrained on a data set whose names are known beforehand, not on a streamed one."
+        )
     file = Path(output_dir) / DETAILS / _WEIGHTS
     names = region_names(records.dataset)
     settings: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch_size,
-        "max_regions": max_regions,
+        "regions_per_image": regions_per_image,
         "box_jitter": box_jitter,
     }
     settings |= {"seed": seed, "names": names}
     if file.exists():
         _check_settings(file, settings)
     else:
-        _teach(
+        _train(
             encoder,
             records,
-            NamedRegionCollator(processor, names, max_regions, box_jitter),
+            NamedRegionCollator(processor, names, regions_per_image, box_jitter),
             file,
             settings,
             TrainingArguments(
@@ -110,15 +112,16 @@ def pretrain_detail_encoder(
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
-    """An error where weights that lie there have learned otherwise than is asked for now."""
+    """Raises where the weights that are there were trained with other settings."""
     with safe_open(file, "pt") as stored:
         before = json.loads((stored.metadata() or {}).get(_SETTINGS, "{}"))
-    changed = [f"{key} was {before.get(key)}, is {now}" for key, now in settings.items() if before.get(key) != now]
-    if changed:
-        raise ValueError(f"{file} was taught otherwise ({'; '.join(changed)}): remove {file.parent} to teach it anew.")
+    if changed := differences(before, settings):
+        raise ValueError(
+            f"{file} was trained otherwise ({'; '.join(changed)}): remove {file.parent} to train it again."
+        )
 
 
-def _teach(
+def _train(
     encoder: ScaDetailEncoder,
     records: Any,
     collator: NamedRegionCollator,
@@ -182,8 +185,8 @@ def region_names(dataset: Any) -> list[str]:
         for region in record["regions"]:
             if not region.get("category"):
                 raise RegionRecordError(
-                    f"image {record['image_id']}, region {region.get('region_id', '?')} has no category, by which the "
-                    "detail encoder is taught."
+                    f"image {record['image_id']}, region {region.get('region_id', '?')} has no category, which the "
+                    "detail encoder is trained on."
                 )
             names.add(region["category"])
     return sorted(names)
@@ -195,15 +198,15 @@ class NamedRegionCollator:
 
     processor: Any
     names: Sequence[str]
-    max_regions: int = 8
+    regions_per_image: int = 8
     box_jitter: float = 0.04
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        boxes, labels = [], torch.full((len(records), self.max_regions), _NO_NAME)
+        boxes, labels = [], torch.full((len(records), self.regions_per_image), _NO_NAME)
         for row, record in enumerate(records):
             rng = draw_generator(record["draw"])
             where, size = f"image {record.get('image_id', '?')}", (record["width"], record["height"])
-            chosen = [record["regions"][k] for k in rng.permutation(len(record["regions"]))[: self.max_regions]]
+            chosen = [record["regions"][k] for k in rng.permutation(len(record["regions"]))[: self.regions_per_image]]
             sources = [PromptSource(region, size, where) for region in chosen]
             drawn = [draw_prompt("jittered_box", source, rng, self.box_jitter) for source in sources]
             boxes.append([prompt["input_boxes"] for prompt in drawn])

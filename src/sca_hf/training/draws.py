@@ -1,7 +1,7 @@
 """Where training's randomness comes from: (seed, epoch, index) of a record, never a generator that others also move.
 
 So a record is augmented, prompted and named the same way whatever the batch, the worker or the process it falls to,
-and a run that was interrupted goes on as if it had not been.
+and a run that was interrupted resumes as if it had not been.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Drawn:
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws anew from here on; the Trainer's data loader calls it."""
+        """Draws for another epoch from here on; the Trainer's data loader calls it."""
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, expected a number from 0 on.")
         self._epoch.fill_(epoch)
@@ -64,9 +64,9 @@ class SeededDataset(_Drawn, torch.utils.data.Dataset):
     """A map-style data set whose records say what they are drawn by: `record["draw"]` is (seed, epoch, index).
 
     Args:
-        dataset: region records by index, see `sca_hf.data.region`.
-        seed: of all draws.
-        augmentation: applied to every record, see `sca_hf.data.augmentation`; None leaves them as they are.
+        dataset: The region records by index, see `sca_hf.data.region`.
+        seed: The seed of all draws.
+        augmentation: What is applied to every record, see `sca_hf.data.augmentation`; None leaves them as they are.
 
     `set_epoch` reaches workers that are already running, as those of `persistent_workers` are.
     """
@@ -99,7 +99,7 @@ class DrawnStream(_Drawn, torch.utils.data.IterableDataset):
         self.dataset = dataset
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws, and has the data set shuffle, anew from here on; the Trainer's data loader calls it."""
+        """Draws, and has the data set shuffle, for another epoch from here on; the Trainer's data loader calls it."""
         super().set_epoch(epoch)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)

@@ -39,11 +39,11 @@ class EmbeddingCache:
     """Embeddings (C, h, w) float16 of one frozen image encoder behind one image processor.
 
     Args:
-        folder: shared by any encoders and data sets; 2 MB per image for a SAM of 1024 pixels.
-        model: a `ScaForConditionalGeneration` whose image encoder is not trained.
-        processor: its `ScaProcessor`; images are resized and normalized as it does.
-        mask_loss_weight: above 0, here or in the model's configuration, masks are trained too; those of a SAM-HQ take
-            features that are not kept.
+        folder: The folder, which encoders and data sets may share; 2 MB per image for a SAM of 1024 pixels.
+        model: A `ScaForConditionalGeneration` whose image encoder is not trained.
+        processor: The model's `ScaProcessor`; images are resized and normalized as it does.
+        mask_loss_weight: The weight of the mask loss. Above 0, here or in the model's configuration, masks are trained
+            too; those of a SAM-HQ take features that are not kept.
     """
 
     def __init__(self, folder: str | Path, model: Any, processor: Any, mask_loss_weight: float = 0.0) -> None:
@@ -224,9 +224,9 @@ class CachedRecords(torch.utils.data.Dataset):
         Several processes of one run divide the images among them.
 
         Args:
-            batch_size: images that the encoder takes at once.
-            num_workers: processes that open and resize images meanwhile.
-            progress: show a bar.
+            batch_size: How many images the encoder takes at once.
+            num_workers: How many processes open and resize images meanwhile.
+            progress: Whether to show a progress bar.
         """
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)

@@ -25,12 +25,12 @@ class Prediction:
     """What a model said of one region.
 
     Attributes:
-        record, region: positions of the image in the evaluation set and of the region in its record.
+        record, region: The positions of the image in the evaluation set and of the region in its record.
         task: "recognition" or "caption".
-        caption: what the model said.
-        score: its mean log-probability per token.
-        references: what it should have said; any of them.
-        category: the region's name, where it has one.
+        caption: The text that the model generated.
+        score: The caption's mean log-probability per token.
+        references: The texts of the region; any of them is right.
+        category: The region's name, if it has one.
     """
 
     record: int
@@ -46,8 +46,8 @@ class IndexedRecords(Dataset):
     """Records with their positions, so that what a batch says can be led back to them whatever the process.
 
     Args:
-        records: by index, with their truth and their images.
-        inputs: the same records as the collator gets them, from a cache of embeddings; None: `records`.
+        records: The records by index, with their truth and their images.
+        inputs: The same records as the collator gets them, from a cache of embeddings. None takes `records`.
     """
 
     def __init__(self, records: Any, inputs: Any = None) -> None:
@@ -131,7 +131,7 @@ class EvalAccumulator:
         """Pairs the captions of a batch with the truth.
 
         Args:
-            captions: of B images, each with a caption per region, or with several.
+            captions: The captions of B images, each with a caption per region, or with several.
             scores: (B, R), or (B, R, n) for n captions per region, of which the best counts.
         """
         told = zip(captions, scores.tolist(), strict=True)
@@ -207,11 +207,11 @@ def save_sample_sheet(
 
     Args:
         folder: gets `step-N.png`, or `NAME-step-N.png` for a set that is not the only one.
-        prefix: of the metrics: "eval", "eval_NAME" or "test".
-        step: of training.
-        records: the evaluation set.
-        predictions: what was said of it.
-        count: of regions.
+        prefix: The prefix of the metrics: "eval", "eval_NAME" or "test".
+        step: The step of training.
+        records: The evaluation set.
+        predictions: The captions of it.
+        count: The number of regions to show.
     """
     name = "" if prefix == "eval" else f"{prefix.removeprefix('eval_')}-"
     path = folder / f"{name}step-{step}.png"

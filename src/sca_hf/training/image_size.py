@@ -35,16 +35,16 @@ def with_image_size(config: PreTrainedConfig, side: int, patch_size: int | None 
 
 
 def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list[str]:
-    """Has a model take inputs of another size, in place; its processor must be made anew.
+    """Changes a model to take inputs of another size, in place; its processor must be built again.
 
     A larger side shows smaller things and costs more; the image encoder has not seen it in training. With patches
     larger by as much, SAM costs and sees what it did, as it reads each patch at its old size: what the larger picture
     has more to show is left to a detail encoder, see `add_detail_encoder`.
 
     Args:
-        model: `ScaForConditionalGeneration`. No repository holds its SAM any longer: it is saved whole.
-        side: longest side of the resized image in pixels, a multiple of the patch size.
-        patch_size: a multiple of the old one; None leaves it as it is.
+        model: A `ScaForConditionalGeneration`. No repository holds its SAM any longer: it is saved whole.
+        side: The longest side of the resized image in pixels, a multiple of the patch size.
+        patch_size: The new side of a patch, a multiple of the old one; None leaves it as it is.
 
     Returns:
         Names of the modules that do best with more training: none where the grid of patches stays, as then SAM sees
@@ -75,13 +75,13 @@ def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list
 
 
 def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
-    """Has the mixer look at each region's pixels by convolutions too, in place; until it is trained it adds nothing.
+    """Gives the mixer a convolutional view of each region's pixels, in place; until it is trained it adds nothing.
 
-    With it a small model learns to tell fine things apart from few pictures; see `ScaDetailEncoder`.
+    With it a small model learns to tell fine things apart from few images; see `ScaDetailEncoder`.
 
     Args:
-        model: `ScaForConditionalGeneration` without one, or with one of these widths, which it keeps.
-        widths: channels of its stages, as the configuration's `detail_widths`.
+        model: A `ScaForConditionalGeneration` without one, or with one of these widths, which it keeps.
+        widths: The channels of its stages, as the configuration's `detail_widths`.
 
     Returns:
         Names of the modules that must be trained to gain anything.
@@ -99,21 +99,21 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
 
 
 def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:
-    """Has a small model look closely: at pictures `factor` times as large, with a new detail encoder, in place.
+    """Lets a small model read images `factor` times as large, with a new detail encoder, in place.
 
     SAM sees and costs what it did, see `set_image_size`; `sca_hf.training.detail_pretraining` trains the detail
     encoder.
 
     Args:
-        model: `ScaForConditionalGeneration` without a detail encoder.
-        processor: its `ScaProcessor`.
-        factor: a power of two.
+        model: A `ScaForConditionalGeneration` without a detail encoder.
+        processor: The model's `ScaProcessor`.
+        factor: How many times as large, a power of two.
 
     Returns:
         The processor of the changed model.
     """
     if model.detail_encoder is not None:
-        raise ValueError("the model has a detail encoder already: pretrain_detail_encoder teaches it more.")
+        raise ValueError("the model has a detail encoder already: pretrain_detail_encoder trains it further.")
     vision = model.config.sam_config.vision_config
     set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
     stages = (factor * vision.patch_size).bit_length() - 1

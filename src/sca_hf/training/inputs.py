@@ -21,9 +21,9 @@ class RunInputs:
     """Turns the records that a run is given into what its loaders read.
 
     Args:
-        model: its image encoder makes the embeddings, where they are kept.
-        args: of the run.
-        processor: the model's `ScaProcessor`.
+        model: The model, whose image encoder makes the embeddings where they are kept.
+        args: The arguments of the run.
+        processor: The model's `ScaProcessor`.
     """
 
     def __init__(self, model: Any, args: ScaTrainingArguments, processor: Any) -> None:
@@ -40,7 +40,7 @@ class RunInputs:
         return RegionCollator(
             self.processor,
             prompt_shares=cast(Any, args.prompt_shares) if training else {args.eval_prompt: 1.0},
-            max_regions=args.regions_per_image,
+            regions_per_image=args.regions_per_image,
             box_jitter=args.box_jitter,
             task=args.task,
             training=training,

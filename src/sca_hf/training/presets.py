@@ -54,9 +54,9 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
     """Freezes and thaws the parts of a model, and says so in its configuration.
 
     Args:
-        model: `ScaForConditionalGeneration`; adapters that it has take gradients under "mixer+lora" only.
-        name: of `PRESETS`.
-        mask_loss_weight: for the model's configuration; None leaves that as it is.
+        model: A `ScaForConditionalGeneration`; adapters that it has take gradients under "mixer+lora" only.
+        name: The preset's name in `PRESETS`.
+        mask_loss_weight: The weight for the model's configuration; None leaves that as it is.
     """
     preset = PRESETS[name]
     weight = model.config.mask_loss_weight if mask_loss_weight is None else mask_loss_weight
@@ -105,8 +105,9 @@ def parameter_groups(
     """Groups what takes gradients by module and by weight decay; the default learning rate's groups come first.
 
     Args:
-        decayed: names of the parameters with weight decay.
-        module_learning_rates: by dotted name of a module or parameter; the longest name that fits a parameter counts.
+        decayed: The names of the parameters with weight decay.
+        module_learning_rates: The learning rates by dotted name of a module or parameter; the longest name that fits
+            a parameter counts.
     """
     parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     _check_modules(parameters, module_learning_rates)

@@ -21,8 +21,8 @@ def quantize_language_model(model: Any, kind: str) -> int:
     """Replaces the linear layers of a model's language model, which must stay frozen from here on.
 
     Args:
-        model: `ScaForConditionalGeneration`, changed in place.
-        kind: "bitsandbytes-4bit" (NF4), "bitsandbytes-8bit" or "torchao-int8" (weights only).
+        model: A `ScaForConditionalGeneration`, changed in place.
+        kind: The form, "bitsandbytes-4bit" (NF4), "bitsandbytes-8bit" or "torchao-int8" (weights only).
 
     Returns:
         The number of layers replaced.
@@ -82,7 +82,7 @@ def _bitsandbytes_4bit() -> Quantize:
         packed = bnb.nn.Linear4bit(*size, layer.bias is not None, **options)
         packed.weight = bnb.nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4", module=packed)
         packed.bias = layer.bias
-        # On a CPU it would pack its weights anew for inference, and gradients no longer pass.
+        # On a CPU it would pack its weights once more for inference, and gradients no longer pass.
         packed.support_avx512bf16_for_cpu = False
         return packed
 

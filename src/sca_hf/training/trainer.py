@@ -39,17 +39,17 @@ class ScaTrainer(ShardedCheckpoints):
     scored in evaluation with a picture of some of them, mixer-only checkpoints, regions per second in the logs.
 
     Args:
-        model: changed in place: which weights take gradients, adapters, precision of frozen parts.
-        args: [`ScaTrainingArguments`].
-        train_dataset: region records (`sca_hf.data.region`), by index or streamed.
-        eval_dataset: the same, or a dict of such.
-        processing_class: the model's `ScaProcessor`; it also makes the collators and is saved with the model.
-        data_collator: in place of the [`RegionCollator`] that `args` describe, in training.
-        eval_collator: the same in evaluation: every region of an image, in order, with its first text.
-        kwargs: of the library's Trainer.
+        model: The model, changed in place: which weights take gradients, adapters, precision of frozen parts.
+        args: The [`ScaTrainingArguments`].
+        train_dataset: The region records (`sca_hf.data.region`), by index or streamed.
+        eval_dataset: The same for evaluation, or a dict of such.
+        processing_class: The model's `ScaProcessor`; it also makes the collators and is saved with the model.
+        data_collator: A collator in place of the [`RegionCollator`] that `args` describe, in training.
+        eval_collator: The same in evaluation, where it takes every region of an image, in order, with its first text.
+        kwargs: Further arguments of the library's Trainer.
 
     Attributes:
-        predictions: what the model said in the last evaluation, on every process.
+        predictions: The captions of the last evaluation, on every process.
     """
 
     args: ScaTrainingArguments
@@ -74,7 +74,7 @@ class ScaTrainer(ShardedCheckpoints):
         self.eval_collator = eval_collator or self.inputs.collator(training=False)
         self.predictions: list[Prediction] = []
         self.throughput = Throughput()
-        self._tally: EvalAccumulator | None = None
+        self._accumulator: EvalAccumulator | None = None
         super().__init__(
             model,
             args,
@@ -89,15 +89,17 @@ class ScaTrainer(ShardedCheckpoints):
             self.add_callback(RegionProgress)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Teaches the detail encoder first, where that is asked for and nothing is gone on from."""
+        """Pretrains the detail encoder if `detail_steps` asks for it and no run is resumed, then trains."""
         if self.args.detail_steps and not resume_from_checkpoint:
-            self._teach_details()
+            self._pretrain_details()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _teach_details(self) -> None:
+    def _pretrain_details(self) -> None:
         args = self.args
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("detail_steps are not made under FSDP or DeepSpeed: teach the details in a run without.")
+            raise ValueError(
+                "detail_steps cannot run under FSDP or DeepSpeed: pretrain the detail encoder in a run without them."
+            )
         pretrain_detail_encoder(
             self.model,
             self.processing_class,
@@ -108,7 +110,7 @@ class ScaTrainer(ShardedCheckpoints):
             seed=args.seed,
             like=args,
         )
-        set_seed(args.seed)  # the same whether they were taught now or lay there
+        set_seed(args.seed)  # the same whether it was trained now or loaded
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Groups parameters by module, then lets the library make its optimizer of them."""
@@ -169,7 +171,7 @@ class ScaTrainer(ShardedCheckpoints):
             return super().get_test_dataloader(records)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the library does; training goes on as if there had been no evaluation."""
+        """As the library does; training continues as if there had been no evaluation."""
         self.throughput.pause()
         with preserve_rng_state():
             return super().evaluate(*args, **kwargs)
@@ -179,12 +181,12 @@ class ScaTrainer(ShardedCheckpoints):
     ) -> EvalLoopOutput:
         """Adds losses that do not depend on batches or processes, scores of generated captions, and a picture."""
         records: IndexedRecords = dataloader.dataset
-        self._tally = EvalAccumulator(records.truth, self.args.task, self.model.config.label_smoothing)
+        self._accumulator = EvalAccumulator(records.truth, self.args.task, self.model.config.label_smoothing)
         try:
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-            self.predictions, metrics = self._tally.gather(self.model.config.mask_loss_weight)
+            self.predictions, metrics = self._accumulator.gather(self.model.config.mask_loss_weight)
         finally:
-            self._tally = None
+            self._accumulator = None
         metrics |= score_predictions(self.predictions)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         if self.predictions and self.args.sample_sheet and self.is_world_process_zero():
@@ -205,17 +207,17 @@ class ScaTrainer(ShardedCheckpoints):
                 with self.accelerator.autocast():
                     inputs = with_embeddings(self.accelerator.unwrap_model(self.model), inputs)
             result = super().prediction_step(model, inputs, *args, **kwargs)
-            if self._tally is not None:
-                self._tally.add_losses(indices, inputs["labels"], inputs.get("mask_labels"))
+            if self._accumulator is not None:
+                self._accumulator.add_losses(indices, inputs["labels"], inputs.get("mask_labels"))
                 if self.args.eval_generate:
-                    self._tally.add_captions(indices, *self._captions(inputs))
+                    self._accumulator.add_captions(indices, *self._captions(inputs))
         return result
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Keeps the model's output for evaluation."""
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        if self._tally is not None and isinstance(result, tuple):
-            self._tally.outputs = result[1]
+        if self._accumulator is not None and isinstance(result, tuple):
+            self._accumulator.outputs = result[1]
         return result
 
     def _captions(self, inputs: dict[str, Any]) -> tuple[list[Any], torch.Tensor]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
+from ...files import differences
+
 
 # The library's arguments that settle the weights a run ends with; all others say where, how fast and how loud.
 _SETTLING = (
@@ -47,13 +49,16 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
 
 def run_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns a line for everything that both name and that is not the same: releases differ in what they name."""
-    lines = []
-    for section in [name for name in before if name in now]:
-        old, new = before[section], now[section]
-        where = "" if section == "arguments" else f"{section}: "
-        changed = sorted(name for name in old if name in new and old[name] != new[name])
-        lines += [f"{where}{name} was {old[name]!r} and is {new[name]!r}" for name in changed]
-    return lines
+    old, new = (
+        {
+            name if section == "arguments" else f"{section}: {name}": value
+            for section, values in run.items()
+            for name, value in sorted(values.items())
+        }
+        for run in (before, now)
+    )
+    both = [name for name in old if name in new]
+    return differences({name: old[name] for name in both}, {name: new[name] for name in both})
 
 
 @contextmanager

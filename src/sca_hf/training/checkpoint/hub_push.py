@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ...modeling.base_models_sca import ADAPTER_FOLDER
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+logger = logging.getLogger(__name__)
+
+
+def is_on_the_hub(checkpoint: Path, repo_id: str, token: str | None) -> bool:
+    """Says whether a repository holds a checkpoint's weights; pushed again they would make a commit of no change."""
+    weights = [*checkpoint.glob("*.safetensors"), *(checkpoint / ADAPTER_FOLDER).glob("*.safetensors")]
+    names = [path.relative_to(checkpoint).as_posix() for path in weights]
+    found = HfApi(token=token).get_paths_info(repo_id, names)
+    there = {entry.path: entry.lfs.sha256 for entry in found if isinstance(entry, RepoFile) and entry.lfs}
+    return all(there.get(name) == _sha256(path) for name, path in zip(names, weights, strict=True))
+
+
+def warn_of_failed_pushes(jobs: Iterable[Any], repo_id: str) -> None:
+    """Logs the pushes that failed, which the library forgets; the next push brings everything all the same."""
+    for job in jobs:
+        if job.done() and (error := job.exception()):
+            logger.warning("A push to %s failed: %s", repo_id, error)
 
 
 def keep_from_the_hub(folder: Path) -> None:
@@ -30,3 +49,8 @@ def copy_code(checkpoint: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
     if (checkpoint / ADAPTER_FOLDER).is_dir():
         shutil.copytree(checkpoint / ADAPTER_FOLDER, folder / ADAPTER_FOLDER, dirs_exist_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

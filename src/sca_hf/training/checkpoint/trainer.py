@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, save_fsdp_optimizer
-from huggingface_hub import HfApi
-from huggingface_hub.hf_api import RepoFile
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
@@ -39,10 +37,9 @@ from ...files import (
     put_in_place,
     removed_on_error,
 )
-from ...modeling.base_models_sca import ADAPTER_FOLDER
 from ..presets import plain_name
 from .fingerprint import preserve_rng_state, run_differences, run_fingerprint
-from .hub_push import copy_code, file_sha256, keep_from_the_hub
+from .hub_push import copy_code, is_on_the_hub, keep_from_the_hub, warn_of_failed_pushes
 from .integrity import (
     MANIFEST,
     CheckpointError,
@@ -57,6 +54,9 @@ from .integrity import (
 
 logger = logging.getLogger(__name__)
 
+# The weights that a run under FSDP trains, in its checkpoints.
+TRAINED_WEIGHTS = "trained.safetensors"
+
 
 class EpochCallback(TrainerCallback):
     """Tells sampler and data set the epoch, however deep they are wrapped, and remembers where it began.
@@ -64,7 +64,8 @@ class EpochCallback(TrainerCallback):
     The data loader itself reaches neither the sampler of a resumed epoch on several processes nor, beside a sampler,
     the data set.
 
-    current: the epoch and the update step at which it began. upcoming: the same of the epoch a run starts with.
+    current: The epoch and the update step at which it began.
+    upcoming: The same of the epoch that a run starts with.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,7 @@ class WholeCheckpoints(Trainer):
         return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
 
     def _agree_on_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
-        """Returns what every process goes on from; the first one looks, so that none sees another newest folder."""
+        """Returns what every process resumes from; the first one looks, so that none sees another newest folder."""
         if not wanted:
             return None
         found: list[str | None] = [None, None]
@@ -131,10 +132,12 @@ class WholeCheckpoints(Trainer):
             raise CheckpointError(f"There is no whole checkpoint {path or 'in ' + self.args.output_dir}.")
         if reason := incomplete_reason(path):
             other = last_checkpoint(path.parent)
-            mend = f"resume from {other}" if other else "start anew"
-            raise CheckpointError(f"The checkpoint {path} is incomplete: {reason}; {mend}.")
+            remedy = f"resume from {other}" if other else "start from scratch"
+            raise CheckpointError(f"The checkpoint {path} is incomplete: {reason}; {remedy}.")
         if not has_optimizer(path):
-            raise CheckpointError(f"{path} has no optimizer state (save_only_model): start anew from its weights.")
+            raise CheckpointError(
+                f"{path} has no optimizer state (save_only_model): start a new run from its weights."
+            )
         manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict):
             logger.warning("%s does not say what run it belongs to: taken on trust.", path)
@@ -142,10 +145,10 @@ class WholeCheckpoints(Trainer):
             message = f"The checkpoint {path} belongs to another run: {'; '.join(different)}."
             if not getattr(self.args, "allow_changed_resume", False):
                 raise CheckpointError(
-                    f"{message} Give the former values, start anew in another output_dir, or set "
-                    "allow_changed_resume=True to go on as another run."
+                    f"{message} Give the former values, start again in another output_dir, or set "
+                    "allow_changed_resume=True to resume as another run."
                 )
-            logger.warning("%s Going on all the same.", message)
+            logger.warning("%s Resuming all the same.", message)
         return path
 
     def get_train_dataloader(self) -> DataLoader:
@@ -159,7 +162,7 @@ class WholeCheckpoints(Trainer):
         return loader
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Mends what the Trainer does not know: the passes over a stream, and that a run may have been done."""
+        """Corrects what the Trainer does not know: the passes over a stream, and that a run may have been finished."""
         epochs, batches = super()._init_training_state(*args, **kwargs)
         accumulated = self.args.gradient_accumulation_steps
         manifest = read_json(self._resumed / MANIFEST) if self._resumed else None
@@ -170,7 +173,7 @@ class WholeCheckpoints(Trainer):
             # It would take one step more before it looks.
             epochs, batches = self.state.num_train_epochs, 0
         self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
-        if self._resumed and self._pushes and not self._is_on_the_hub(self._resumed):
+        if self._resumed and self._pushes and not is_on_the_hub(self._resumed, self.hub_model_id, self.args.hub_token):
             # The run may have ended before the Hub had this checkpoint.
             self._push_from_checkpoint(str(self._resumed))
         return epochs, batches
@@ -183,7 +186,7 @@ class WholeCheckpoints(Trainer):
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = run_dir / f"{UNFINISHED}{target.name}"
         try:
-            with removed_on_error(self._staging, target, self._least_bytes):
+            with removed_on_error(self._staging, target, self._expected_bytes):
                 super()._save_checkpoint(model, trial)
                 self._finish(self._staging / target.name, target)
         except DiskFullError as error:
@@ -214,7 +217,7 @@ class WholeCheckpoints(Trainer):
             rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def _least_bytes(self) -> int:
+    def _expected_bytes(self) -> int:
         """Returns what a checkpoint takes: as much as the last one, or trained parameters and optimizer state."""
         if last := last_checkpoint(super()._get_output_dir(None)):
             return sum(file_sizes(last).values())
@@ -230,7 +233,7 @@ class WholeCheckpoints(Trainer):
         if self.args.hub_always_push:
             # The upload before still reads the files that this one is going to write.
             self._finish_current_push()
-        self._warn_of_failed_pushes()
+        warn_of_failed_pushes(getattr(getattr(self, "push_in_progress", None), "jobs", ()), self.hub_model_id)
         if self._pushes:
             copy_code(Path(checkpoint_folder), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
@@ -240,20 +243,6 @@ class WholeCheckpoints(Trainer):
         """Whether this process pushes checkpoints: one does, and others need not ask the Hub anything."""
         args = self.args
         return args.push_to_hub and args.hub_strategy != HubStrategy.END and self.is_world_process_zero()
-
-    def _is_on_the_hub(self, checkpoint: Path) -> bool:
-        """Whether the repository holds a checkpoint's weights; pushed again they would make a commit of no change."""
-        weights = [*checkpoint.glob("*.safetensors"), *(checkpoint / ADAPTER_FOLDER).glob("*.safetensors")]
-        names = [path.relative_to(checkpoint).as_posix() for path in weights]
-        found = HfApi(token=self.args.hub_token).get_paths_info(self.hub_model_id, names)
-        there = {entry.path: entry.lfs.sha256 for entry in found if isinstance(entry, RepoFile) and entry.lfs}
-        return all(there.get(name) == file_sha256(path) for name, path in zip(names, weights, strict=True))
-
-    def _warn_of_failed_pushes(self) -> None:
-        """The library forgets them; the next push brings everything all the same."""
-        for job in getattr(getattr(self, "push_in_progress", None), "jobs", ()):
-            if job.done() and (error := job.exception()):
-                logger.warning("A push to %s failed: %s", self.hub_model_id, error)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         # A resumed run does not repeat an evaluation that came after its checkpoint.
@@ -271,13 +260,10 @@ def _parts_of_loader(loader: Any) -> Iterator[Any]:
         yield part
 
 
-TRAINED_WEIGHTS = "trained.safetensors"
-
-
 class ShardedCheckpoints(WholeCheckpoints):
     """Beside what a run without FSDP saves, a checkpoint holds the trained weights under their own names.
 
-    The library would go on from a pickle of every weight, the frozen ones too: gigabytes that no run changes.
+    The library would resume from a pickle of every weight, the frozen ones too: gigabytes that no run changes.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

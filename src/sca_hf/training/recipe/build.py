@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ...modeling.base_models_sca import (
     check_part,
     without_dropout,
 )
+from ...modeling.composing_sca import __name__ as swap_warnings
 from ...modeling.configuration_sca import ScaConfig
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
@@ -75,7 +77,9 @@ class Configurations(Weights):
         check_part(part, name, config)
         config = without_dropout(deepcopy(config)) if part == LANGUAGE_MODEL else deepcopy(config)
         with torch.device("meta"):
-            return cast_but_positions(auto_class.from_config(config), dtype)
+            if part == SAM:
+                return cast_but_positions(auto_class.from_config(config), dtype)
+            return auto_class.from_config(config, dtype=dtype)
 
     def name_sources(self, model: Any) -> None:
         """Notes that both parts could be loaded from where they are named."""
@@ -135,8 +139,14 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
 
 def build_empty_model(section: ModelSection, args: ScaTrainingArguments, parts: Configurations) -> Any:
     """Returns the model of a recipe on the meta device: shapes and precisions, no weights."""
-    with torch.device("meta"):
-        return assemble(section, *dtypes(section, args), parts)[0]
+    composing = logging.getLogger(swap_warnings)
+    level = composing.level
+    composing.setLevel(logging.ERROR)  # nobody is going to use the model: no advice on what to train first
+    try:
+        with torch.device("meta"):
+            return assemble(section, *dtypes(section, args), parts)[0]
+    finally:
+        composing.setLevel(level)
 
 
 def empty_model(config: ScaConfig) -> Any:

@@ -1,4 +1,4 @@
-"""Configurations of the bases that our recipes name, for estimates where the Hub cannot be reached.
+"""Configurations of the base models that our recipes name, for estimates where the Hub cannot be reached.
 
 Facts of the published `config.json` files; what is left out is the library's default. Training never reads them.
 """

@@ -36,8 +36,8 @@ _ALL_REGIONS = 64
 class PartMemory:
     """Weights of one part of the model.
 
-    bytes_by_dtype: bytes of its parameters and buffers in each precision.
-    parameters, trained: numbers of parameters; tied ones count once.
+    bytes_by_dtype: The bytes of its parameters and buffers in each precision.
+    parameters, trained: The numbers of parameters; tied ones count once.
     """
 
     name: str
@@ -56,13 +56,13 @@ class MemoryEstimate:
     """Memory of one GPU while training; all in bytes.
 
     Attributes:
-        parts: weights of SAM, the mixer and the language model.
-        gradients, optimizer: of what is trained.
-        step: activations and workspace of one step.
-        setting: images, regions per image and tokens per caption of that step, precision.
-        embedding_bytes: one image in the embedding cache.
-        cached: whether the recipe uses that cache.
-        notes: what was assumed.
+        parts: The weights of SAM, the mixer and the language model.
+        gradients, optimizer: The gradients and optimizer states of what is trained.
+        step: The activations and workspace of one step.
+        setting: The images, regions per image and tokens per caption of that step, precision.
+        embedding_bytes: The size of one image in the embedding cache.
+        cached: Whether the recipe uses that cache.
+        notes: What was assumed.
     """
 
     parts: list[PartMemory]

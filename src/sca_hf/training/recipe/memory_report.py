@@ -18,9 +18,9 @@ def report_recipe(recipe: Recipe, beside: Path, gpu_memory: int | None, images: 
     """The estimate of a recipe as a table.
 
     Args:
-        beside: folder of the recipe, and of those whose output it may start from.
-        gpu_memory: bytes to compare the total with; where it does not fit, what to change.
-        images: how many the embedding cache would hold.
+        beside: The folder of the recipe, and of those whose output it may start from.
+        gpu_memory: The bytes to compare the total with; the report says what to change where it does not fit.
+        images: The number of images that the embedding cache would hold.
     """
     parts = Configurations(beside)
 
@@ -112,7 +112,7 @@ def report_model(config: ScaConfig, gpu_memory: int | None = None) -> str:
     """A table of the weights by part and precision, in MiB.
 
     Args:
-        gpu_memory: bytes to compare each precision with.
+        gpu_memory: The bytes to compare each precision with.
     """
     memories = weight_memories(config)
     names = [part.name for part in next(iter(memories.values()))]

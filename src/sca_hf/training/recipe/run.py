@@ -1,4 +1,4 @@
-"""Trains a model as a recipe says, goes on where a run stopped, and leaves a finished model behind."""
+"""Trains a model by a recipe, resumes a run that was stopped, and saves the finished model."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class RunResult:
     """What a run left behind.
 
     Attributes:
-        model: folder of the finished model and its processor.
-        metrics: what `metrics.json` holds.
-        found_finished: nothing was done, as the run had ended before.
-        is_main_process: whether this process is the one that writes.
+        model: The folder of the finished model and its processor.
+        metrics: The content of `metrics.json`.
+        found_finished: Whether the run had ended before, so that nothing was done.
+        is_main_process: Whether this process is the one that writes.
     """
 
     model: Path
@@ -50,8 +50,8 @@ class RunResult:
         lines = [f"model: {self.model}"]
         if self.found_finished:
             lines[0] += f" (finished before; remove {self.model.parent} or give another output to train again)"
-        if anew := self.metrics.get("trained_anew"):
-            lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(anew)}")
+        if new := self.metrics.get("trained_from_scratch"):
+            lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(new)}")
         return "\n".join([*lines, *(f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items())])
 
 
@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     if (output / MODEL).is_dir():
         return _finished(recipe, args)
     set_seed(args.seed)
-    model, processor, anew = build_model(recipe.model, args)
+    model, processor, new = build_model(recipe.model, args)
     with args.main_process_first(desc="reading the data"):
         train, evaluation = build_datasets(recipe.data)
     trainer = ScaTrainer(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
@@ -81,7 +81,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     metrics: dict[str, Any] = {"train": done.metrics}
     if evaluation is not None:
         metrics["eval"] = _last_scores(trainer) or trainer.evaluate()
-    metrics |= {"trained_anew": anew, "versions": _versions()}
+    metrics |= {"trained_from_scratch": new, "versions": _versions()}
     _save(trainer, recipe, metrics)
     return RunResult(output / MODEL, metrics, is_main_process=trainer.is_world_process_zero())
 

@@ -62,13 +62,13 @@ class _Section(BaseModel):
 class ModelSection(_Section):
     """Where the model comes from: `from`, or `sam` and `language_model` with a new mixer; then what is exchanged.
 
-    mixer: fields of [`ScaMixerConfig`] for a new mixer.
-    swap_language_model, swap_image_encoder: folder or repository id to put in place of a part.
-    image_size: side of the input in pixels; SAM's position tables are interpolated to it.
-    patch_size: of SAM's patches at that size, a multiple of the old one; None leaves it.
-    detail_widths: of a new [`ScaDetailEncoder`], for small models.
-    dtype: of the weights that are trained; frozen ones follow `training.frozen_dtype`.
-    label_smoothing, max_caption_length, caption_add_bos: see [`ScaConfig`]; None leaves them as they are.
+    mixer: The fields of [`ScaMixerConfig`] for a new mixer.
+    swap_language_model, swap_image_encoder: The folder or repository id to put in place of a part.
+    image_size: The side of the input in pixels; SAM's position tables are interpolated to it.
+    patch_size: The side of SAM's patches at that size, a multiple of the old one; None leaves it.
+    detail_widths: The widths of a new [`ScaDetailEncoder`], for small models.
+    dtype: The precision of the weights that are trained; frozen ones follow `training.frozen_dtype`.
+    label_smoothing, max_caption_length, caption_add_bos: Fields of [`ScaConfig`]; None leaves them as they are.
     """
 
     place: ClassVar[str] = "model"
@@ -138,10 +138,10 @@ _Specs = Annotated[list[dict[str, Any]], BeforeValidator(_as_list)]
 class DataSection(_Section):
     """Training and evaluation sets, as data specs: `{format: voc, root: ...}`.
 
-    train: each may also have a `probability` (all, summing to 1) or a `weight` (all, in any unit).
-    eval: several are scored one by one, each under the name in its `as`, else its format.
-    holdout: this share of the training images is kept out of training and evaluated on, in place of `eval`.
-    holdout_seed: chooses which.
+    train: The sets to train on; each may also have a `probability` (all, summing to 1) or a `weight` (all).
+    eval: The sets to evaluate on; several are scored one by one, each under the name in its `as`, else its format.
+    holdout: The fraction of the training images that is kept out of training and evaluated on, in place of `eval`.
+    holdout_seed: The seed by which they are chosen.
     """
 
     place: ClassVar[str] = "data"
@@ -162,7 +162,7 @@ class DataSection(_Section):
         if self.holdout is not None and self.eval:
             raise ValueError("data.holdout and data.eval are both given; which of them is the evaluation set?")
         if self.holdout is not None and not 0 < self.holdout < 1:
-            raise ValueError(f"data.holdout is {self.holdout}, expected a share between 0 and 1.")
+            raise ValueError(f"data.holdout is {self.holdout}, expected a fraction between 0 and 1.")
         if self.holdout is not None and any(spec.get("streaming") for spec in self.train):
             raise ValueError("data.holdout needs to know all images: leave out streaming, or give data.eval.")
         self.probabilities()
@@ -173,7 +173,7 @@ class DataSection(_Section):
         return self
 
     def probabilities(self) -> list[float] | None:
-        """The share of each training set, or None where the recipe leaves it to `mixing`."""
+        """The probability of each training set, or None where the recipe leaves it to `mixing`."""
         given = {key: [spec[key] for spec in self.train if key in spec] for key in ("probability", "weight")}
         if not any(given.values()):
             return None
@@ -203,8 +203,8 @@ class DataSection(_Section):
 class Recipe:
     """One training run; see this file's head.
 
-    training: fields of `ScaTrainingArguments` without `output_dir`.
-    output: folder for checkpoints, the finished model (`output/model`), its scores and the recipe itself.
+    training: The fields of `ScaTrainingArguments` without `output_dir`.
+    output: The folder for checkpoints, the finished model (`output/model`), its scores and the recipe itself.
     """
 
     model: ModelSection
@@ -254,8 +254,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Reads a recipe file, and those that it extends.
 
     Args:
-        path: YAML file.
-        overrides: `--section.key=value` as on the command line, values typed as in YAML.
+        path: The YAML file.
+        overrides: Assignments `--section.key=value` as on the command line, values typed as in YAML.
     """
     return Recipe.from_mapping(override(_read(Path(path), ()), overrides), str(path))
 
@@ -328,7 +328,7 @@ def _checked(kind: Any, values: Any, where: str) -> Any:
     """Returns values as a type; a mistake is one sentence with its place.
 
     Args:
-        where: the place of `values` in the recipe.
+        where: The place of `values` in the recipe.
     """
     try:
         own = isinstance(kind, type) and issubclass(kind, BaseModel)

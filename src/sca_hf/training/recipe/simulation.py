@@ -33,8 +33,8 @@ class StepMemory:
     Attributes:
         saved: what each part keeps for the backward pass, and what it hands on: "image encoder", "mask decoder" (with
             the prompts), "mixer", "language model" (with the loss).
-        encoder_peak: most that was alive while the image encoder ran.
-        forward_peak, backward_peak: most that was alive during each.
+        encoder_peak: The peak while the image encoder ran.
+        forward_peak, backward_peak: The peak during each.
     """
 
     saved: dict[str, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default and isinstance(args[0], FakeTensor):
-            # Fake tensors hold no labels to count: all of them, which is the most there can be.
+            # Fake tensors hold no labels to count: all of them, the maximum.
             return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64)
         # Arguments that were there before are not counted, nor what is only another view of them.
         for tensor in tree_leaves((args, kwargs)):
@@ -150,10 +150,10 @@ def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dt
     """Runs forward and backward once and says what was alive when.
 
     Args:
-        model: `ScaForConditionalGeneration` in training mode; its gradients are made first, as they are when they
+        model: A `ScaForConditionalGeneration` in training mode; its gradients are made first, as they are when they
             accumulate, and are not counted.
-        batch: of `forward`, with labels.
-        autocast: half precision to run in, by CUDA's rules.
+        batch: The arguments of `forward`, with labels.
+        autocast: The half precision to run in, by CUDA's rules. None runs as the weights are.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
