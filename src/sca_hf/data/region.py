@@ -7,6 +7,7 @@ of the original image, x to the right, y down.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -223,15 +224,15 @@ def _checked(
     for row in rows:
         try:
             region = record.checked_region(row, source)
-            problem = row.get("problem") if isinstance(row, Mapping) else None
-            if problem:
-                text = f"{source}, image {record.image_id}, region {region.region_id}: {problem}"
+            marks = row if isinstance(row, dict) else {}
+            if "problem" in marks:
+                text = f"{source}, image {record.image_id}, region {region.region_id}: {marks['problem']}"
                 if not skip:
                     raise RegionRecordError(f'{text}; on_error="skip" keeps its box')
                 counts.note(f"{text}; its box is kept")
                 counts.damaged_regions += 1
             record.regions.append(region)
-            clipped += bool(isinstance(row, Mapping) and row.get("clipped"))
+            clipped += bool(marks.get("clipped"))
         except RegionRecordError as error:
             if not skip:
                 raise
@@ -298,11 +299,11 @@ def _image_problem(image: Any, size: tuple[int, int]) -> str | None:
         return "there is no image"
     if not isinstance(image, str | Path):
         return f"image is a {type(image).__name__}, expected a picture, a path or a dict of path and bytes"
-    return None if Path(image).is_file() else f"there is no file {image}"
+    return None if os.path.isfile(image) else f"there is no file {image}"
 
 
 def _box_problem(box: list[float], width: int, height: int) -> str | None:
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_finite, box)):
+    if not isinstance(box, list | Sequence) or len(box) != 4 or not all(map(_finite, box)):
         return f"box is {box}, expected four finite numbers x0, y0, x1, y1"
     x0, y0, x1, y1 = box
     if x1 <= x0 or y1 <= y0:
@@ -319,7 +320,7 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    return isinstance(value, float | int | Real) and math.isfinite(value)  # the usual ones first: Real takes longer
 
 
 def _mask_problem(mask: Mapping[str, Any] | None, width: int, height: int) -> str | None:

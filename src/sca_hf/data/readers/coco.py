@@ -221,10 +221,13 @@ def id_key(value: Any) -> Any:
 
 def _captions(row: Mapping[str, Any]) -> list[str]:
     """Returns the captions of an annotation; annotation tools keep them among its attributes."""
-    attributes = row.get("attributes")
-    for fields in (row, attributes if isinstance(attributes, Mapping) else {}):
+    for fields in (row, row.get("attributes")):
+        if not isinstance(fields, dict):
+            continue
         for key in ("captions", "caption"):
-            given = fields.get(key)
+            if key not in fields:
+                continue
+            given = fields[key]
             texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
             captions = [text for text in texts if isinstance(text, str) and text.strip()]
             if captions:
@@ -262,7 +265,7 @@ def _shape(row: Mapping[str, Any], size: tuple[int, int], in_fractions: bool) ->
     size: width and height of the image.
     """
     segmentation = row.get("segmentation")
-    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], list | Mapping | str):
+    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], list | dict | str):
         segmentation = [segmentation]  # one polygon, not in a list of its own
     if in_fractions and isinstance(segmentation, list):
         segmentation = [_in_pixels(polygon, size) for polygon in segmentation]
@@ -299,6 +302,9 @@ def _in_pixels(values: Any, size: tuple[int, int]) -> Any:
     return [number * size[index % 2] for index, number in enumerate(numbers)]
 
 
+_ANGLES = ("rotation", "angle", "theta")
+
+
 def _rotation(row: Mapping[str, Any]) -> float:
     """Returns by how many degrees a box is turned clockwise.
 
@@ -306,14 +312,16 @@ def _rotation(row: Mapping[str, Any]) -> float:
         ValueError: it is turned by a number whose meaning the file does not tell.
     """
     attributes = row.get("attributes")
-    given = attributes.get("rotation") if isinstance(attributes, Mapping) else None
-    for key in ("rotation", "angle", "theta"):
-        if given is None and row.get(key):
+    given = attributes.get("rotation") if isinstance(attributes, dict) else None
+    for key in _ANGLES:
+        if key in row and row[key] and given is None:
             raise ValueError(
                 f"its box is turned by {key} = {row[key]!r}, in what unit and direction is not known; export polygons"
             )
+    if not given:
+        return 0.0
     try:
-        degrees = float(given or 0)
+        degrees = float(given)
     except (TypeError, ValueError):
         raise ValueError(f"attributes.rotation is {given!r}, expected degrees") from None
     return degrees % 360

@@ -159,7 +159,7 @@ class FolderIndex:
             RegionRecordError: several files may be meant.
         """
         exact = inside(self.folder, name)
-        if exact is not None and exact.is_file():
+        if exact is not None and os.path.isfile(exact):
             return exact
         asked = name_parts(name)
         if not asked:
