@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ def write_yaml(values: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     yaml.dump(dict(values), stream)
     return stream.getvalue()
+
+
+def quoted_yaml(text: str) -> str:
+    """Returns a text as a double-quoted scalar on one line, which every version of YAML reads as that text."""
+    yaml = _yaml()
+    yaml.default_style, yaml.allow_unicode, yaml.width = '"', True, sys.maxsize
+    stream = io.StringIO()
+    yaml.dump(text, stream)
+    return stream.getvalue().strip()
 
 
 def _yaml(as_text: bool = False) -> Any:

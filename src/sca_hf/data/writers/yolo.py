@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...yaml_files import quoted_yaml
 from .common import PictureFolder, Shapes, WriteReport, WrittenRegion, mask_polygons, note_box, written_regions
 
 
@@ -60,11 +61,8 @@ def _corners(row: list[str]) -> list[str]:
 
 
 def _data_yaml(classes: Mapping[str, int]) -> str:
-    import yaml
-
-    names = (
-        yaml.safe_dump(name, default_style='"', allow_unicode=True, width=float("inf")).strip() for name in classes
-    )
+    # Quoted, as Ultralytics reads YAML 1.1, where a class called `no` would be false.
+    names = (quoted_yaml(name) for name in classes)
     # Ultralytics asks for both.
     head = "# Divide the pictures before you train: val is the same as train.\ntrain: images\nval: images\nnames:\n"
     return head + "".join(f"  {number}: {name}\n" for number, name in enumerate(names))
