@@ -61,6 +61,7 @@ class ScaTrainingArguments(TrainingArguments):
     1e-4, cosine schedule, 200 warm-up steps. Label smoothing is the model's own, in its configuration.
 
     Args:
+        restore_callback_states_from_checkpoint: True has early stopping count on where a run resumes.
         logging_nan_inf_filter: False shows a loss that is not a number, and waits for no device.
         preset: What to train, one of `PRESETS`.
         module_learning_rates: Learning rates by dotted module name, `{"language_model": 1e-6}`, in place of those of
@@ -102,6 +103,7 @@ class ScaTrainingArguments(TrainingArguments):
     weight_decay: float = 1e-4
     lr_scheduler_type: str = "cosine"
     remove_unused_columns: bool = False
+    restore_callback_states_from_checkpoint: bool = True
     logging_nan_inf_filter: bool = False
 
     preset: str = "mixer"
