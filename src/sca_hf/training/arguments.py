@@ -82,7 +82,8 @@ class ScaTrainingArguments(TrainingArguments):
             `sca_hf.training.detail_pretraining`.
         embedding_cache: The folder where embeddings of images are kept, so that the encoder runs once per image.
         eval_generate: Whether evaluation also generates captions and scores them.
-        eval_prompt: The kind of prompt in evaluation.
+        eval_prompt: The kind of prompt in evaluation. What is random about it (a jittered box, points) is drawn by the
+            image's id, the same at every evaluation.
         max_eval_samples: How many images, from the first on, evaluation takes. None takes all.
         sample_sheet: How many regions the picture shows that each evaluation draws; 0 draws none.
         save_form: "mixer" or "whole" checkpoints. None: the mixer alone where nothing else is trained and the model's
