@@ -75,39 +75,13 @@ def pretrain_detail_encoder(
         )
     file = Path(output_dir) / DETAILS / _WEIGHTS
     names = region_names(records.dataset)
-    settings: dict[str, Any] = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "regions_per_image": regions_per_image,
-        "box_jitter": box_jitter,
-    }
-    settings |= {"seed": seed, "names": names}
+    settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "regions_per_image": regions_per_image}
+    settings |= {"box_jitter": box_jitter, "seed": seed, "names": names}
     if file.exists():
         _check_settings(file, settings)
     else:
-        _train(
-            encoder,
-            records,
-            NamedRegionCollator(processor, names, regions_per_image, box_jitter),
-            file,
-            settings,
-            TrainingArguments(
-                output_dir=str(file.parent),
-                max_steps=steps,
-                per_device_train_batch_size=batch_size,
-                learning_rate=_LEARNING_RATE,
-                lr_scheduler_type="cosine",
-                warmup_steps=min(100, steps // 10),
-                weight_decay=0.02,
-                adam_beta2=0.98,
-                save_strategy="no",
-                logging_steps=50,
-                report_to="none",
-                remove_unused_columns=False,
-                seed=seed,
-                **{name: getattr(like, name) for name in _OF_THE_RUN if like is not None},
-            ),
-        )
+        collator = NamedRegionCollator(processor, names, regions_per_image, box_jitter)
+        _train(encoder, records, collator, file, settings, like)
     encoder.load_state_dict(load_file(file))
 
 
@@ -127,9 +101,25 @@ def _train(
     collator: NamedRegionCollator,
     file: Path,
     settings: Mapping[str, Any],
-    args: TrainingArguments,
+    like: TrainingArguments | None,
 ) -> None:
     """Trains the encoder and writes its weights, whole or not at all."""
+    args = TrainingArguments(
+        output_dir=str(file.parent),
+        max_steps=settings["steps"],
+        per_device_train_batch_size=settings["batch_size"],
+        learning_rate=_LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, settings["steps"] // 10),
+        weight_decay=0.02,
+        adam_beta2=0.98,
+        save_strategy="no",
+        logging_steps=50,
+        report_to="none",
+        remove_unused_columns=False,
+        seed=settings["seed"],
+        **{name: getattr(like, name) for name in _OF_THE_RUN if like is not None},
+    )
     frozen = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
     training = encoder.training
     encoder.requires_grad_(True)
