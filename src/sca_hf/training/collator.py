@@ -35,7 +35,7 @@ class RegionCollator:
         outside_points: The maximal number of points outside the region among `points`.
         task: What to predict, in place of each record's own task.
         training: Whether to draw. False takes every region, in order, with its first text; points and jittered boxes
-            are still drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
+            are drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
         mask_labels: Whether to return `mask_labels` (B, R, 4h, 4w) float32: the fraction of each cell of the padded
             low-resolution frame that the region's mask covers; NaN throughout where it has none.
 

@@ -15,6 +15,7 @@ import transformers
 from transformers import set_seed
 from transformers.utils import logging
 
+from ...evaluation.naming import NAMES_NOTE
 from ...files import differences, staged
 from ...hub.card import CARD, draft_card
 from ...yaml_files import read_yaml
@@ -52,7 +53,8 @@ class RunResult:
             lines[0] += f" (finished before; remove {self.model.parent} or give another output to train again)"
         if new := self.metrics.get("trained_from_scratch"):
             lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(new)}")
-        return "\n".join([*lines, *(f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items())])
+        lines += [f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items()]
+        return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
@@ -81,6 +83,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
     metrics: dict[str, Any] = {"train": done.metrics}
     if evaluation is not None:
         metrics["eval"] = _last_scores(trainer) or trainer.evaluate()
+        if args.eval_generate and trainer.evaluates_names:
+            metrics["note"] = NAMES_NOTE
     metrics |= {"trained_from_scratch": new, "versions": _versions()}
     _save(trainer, recipe, metrics)
     return RunResult(output / MODEL, metrics, is_main_process=trainer.is_world_process_zero())
@@ -162,7 +166,7 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
         if main:
             # The Trainer's own arguments are a pickle, and name this machine's folders.
             (folder / "training_args.bin").unlink(missing_ok=True)
-            draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml())
+            draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml(), metrics.get("note"))
             (folder / CARD).write_text(draft, encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
 
