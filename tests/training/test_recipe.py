@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -91,6 +92,21 @@ def test_a_run_leaves_a_model_its_scores_and_its_recipe(base, regions, tmp_path)
     assert "library_name: transformers\n" in card and "draft: true\n" in card and "image-text-to-text" in card
     assert f"| loss | {metrics['eval']['eval_loss']:.4f} |" in card
     assert not (result.model / "training_args.bin").exists(), "a pickle"
+
+
+def test_pictures_that_are_trained_on_and_scored_are_told(base, regions, tmp_path, caplog):
+    rows = [json.loads(line) for line in regions.read_text().splitlines()]
+    copied = [{**row, "image": f"copy-{row['image']}", "image_id": f"copy {k}"} for k, row in enumerate(rows[:2])]
+    for row in copied:
+        shutil.copy(tmp_path / row["image"].removeprefix("copy-"), tmp_path / row["image"])
+    (tmp_path / "eval.jsonl").write_text("\n".join(map(json.dumps, copied)))
+    train, score = ({"format": "jsonl", "path": str(path)} for path in (regions, tmp_path / "eval.jsonl"))
+    run_recipe(recipe(base, regions, tmp_path / "run", data={"train": train, "eval": score}, max_steps=1))
+    names = ", ".join(row["image"] for row in copied)
+    assert f"pictures of the evaluation set that are trained on too: 2 ({names})" in caplog.text
+    caplog.clear()
+    run_recipe(recipe(base, regions, tmp_path / "split", max_steps=1))
+    assert "trained on too" not in caplog.text
 
 
 def test_a_finished_run_is_left_as_it_is(base, regions, tmp_path, monkeypatch):

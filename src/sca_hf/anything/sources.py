@@ -77,7 +77,7 @@ def _records(spec: str) -> Iterator[ImageItem]:
     options = parse_spec(spec)
     if "format" not in options:
         raise ValueError(f"{spec}: a data spec needs a format.")
-    known = {name: options.pop(name) for name in ("on_error", "task", "max_samples") if name in options}
+    known = {name: options.pop(name) for name in ("on_error", "task", "max_samples", "group") if name in options}
     source = RecordSource(options.pop("format"), options, keep_empty=True, **known)
     report = ReadReport(source=source.name)
     for record in source.records(report):

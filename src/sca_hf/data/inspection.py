@@ -166,7 +166,7 @@ def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
         data = parse_spec(data)
     if isinstance(data, Mapping):
         options = {str(key): value for key, value in data.items() if key not in ("streaming", "on_error")}
-        ours = {key: options.pop(key) for key in ("task", "max_samples", "keep_empty") if key in options}
+        ours = {key: options.pop(key) for key in ("task", "max_samples", "keep_empty", "group") if key in options}
         if "format" not in options:
             raise ValueError(f"a data spec needs a format; got {sorted(options)}.")
         source = RecordSource(options.pop("format"), options, "skip", **ours)

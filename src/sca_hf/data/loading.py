@@ -72,6 +72,7 @@ def find_reader(format: str) -> Reader:
 class RecordSource:
     """A data set before it is opened: a format, its options, and what to do with bad records.
 
+    group: a regular expression that finds in each picture's path what group it is of.
     is_part: Whether it is one of the `parts` of another, and may be empty.
     decode: Whether to decode every picture as it is read, so that one that cannot be is bad now rather than later.
     """
@@ -82,6 +83,7 @@ class RecordSource:
     task: str | None = None
     max_samples: int | None = None
     keep_empty: bool = False
+    group: str | None = None
     is_part: bool = False
     decode: bool = False
 
@@ -92,6 +94,10 @@ class RecordSource:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if self.max_samples is not None and (not isinstance(self.max_samples, int) or self.max_samples < 1):
             raise ValueError(f"max_samples is {self.max_samples!r}, expected a positive number or None")
+        try:
+            re.compile(self.group or "")
+        except (TypeError, re.error) as error:
+            raise ValueError(f"group is {self.group!r}, expected a regular expression ({error})") from None
         texts = text_options(find_reader(self.format))
         numbers = {key: str(value) for key, value in self.options.items() if key in texts and _is_number(value)}
         object.__setattr__(self, "options", {**self.options, **numbers})  # a folder may be called 2007
@@ -139,12 +145,27 @@ class RecordSource:
             if isinstance(values.get("image"), str | os.PathLike):
                 values["image"] = os.path.abspath(values["image"])
             try:
+                values["group"] = self._group_of(values)
                 values = check_picture(values, self.decode)
             except RegionRecordError as error:
                 yield error
                 continue
             report.remark(values.pop("notes", ()))
             yield values
+
+    def _group_of(self, values: Mapping[str, Any]) -> str | None:
+        """Returns what an image is of, as the option or its own `group` says."""
+        given = values.get("group")
+        if self.group is None:
+            return None if given is None else str(given)
+        image = values.get("image")
+        path = image.get("path") if isinstance(image, Mapping) else image
+        name = Path(path).as_posix() if isinstance(path, str | os.PathLike) else str(values.get("image_id"))
+        found = re.search(self.group, name)
+        if found is None:
+            where = f"{values.get('source') or self.name}, image {values.get('image_id')}"
+            raise RegionRecordError(f"{where}: group={self.group!r} finds nothing in {name}")
+        return found[1 if found.re.groups else 0]
 
     def _parameters(self) -> list[str]:
         return list(inspect.signature(find_reader(self.format)).parameters)
@@ -180,6 +201,7 @@ def load_regions(
     task: str | None = None,
     max_samples: int | None = None,
     keep_empty: bool = False,
+    group: str | None = None,
     **options: Any,
 ) -> Dataset | IterableDataset:
     """Opens a data set of regions, rows as `data.region.region_features` has them; pictures are opened on access.
@@ -192,13 +214,15 @@ def load_regions(
         task: What to train on, "caption" or "recognition"; None leaves it to the reader.
         max_samples: How many images to read, from the start.
         keep_empty: Whether to keep images without regions.
+        group: A regular expression that finds in each picture's path (in its `image_id` where it has none) what it is
+            of; its first pair of parentheses counts, where there is one. [`hold_out`] keeps groups together.
         options: The options of the reader, such as paths and names (docs/data.md).
     """
     try:
         from datasets import IterableDataset
     except ModuleNotFoundError:
         raise ImportError("Data sets of regions need datasets: pip install 'sca-hf[train]'.") from None
-    source = RecordSource(format, options, on_error, task, max_samples, keep_empty, decode=on_error == "skip")
+    source = RecordSource(format, options, on_error, task, max_samples, keep_empty, group, decode=on_error == "skip")
     if streaming:
         arguments = {"sources": source.parts()}
         return IterableDataset.from_generator(_streamed_records, features=region_features(), gen_kwargs=arguments)
@@ -206,14 +230,16 @@ def load_regions(
 
 
 def _load_stored(source: RecordSource) -> Dataset:
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
 
     key = source.cache_key()
     try:
         # The library names its cache by all of this; the key is what it could not know.
         dataset = Dataset.from_generator(
-            _stored_records, features=region_features(), gen_kwargs={"source": source, "key": key}
+            _stored_records,
+            features=Features({**region_features(), "group": Value("string")}),
+            gen_kwargs={"source": source, "key": key},
         )
     except DatasetGenerationError as error:
         # The library's own error says only that there was an error.
@@ -222,6 +248,8 @@ def _load_stored(source: RecordSource) -> Dataset:
         report = ReadReport.read(_report_path(key))
         report.log()
         OPENED.append(report)
+    if dataset.data.column("group").null_count == len(dataset):
+        return dataset.remove_columns("group")
     return dataset
 
 
@@ -237,7 +265,8 @@ def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
     """Yields the records of a worker's share of the parts: `datasets` divides lists among its workers."""
     for source in sources:
         report = ReadReport(source=source.name)
-        yield from source.records(report)
+        for record in source.records(report):
+            yield {key: value for key, value in record.items() if key != "group"}  # streams are not split
         if not source.is_part:
             report.require_records()
         report.log()

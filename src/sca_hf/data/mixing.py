@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
+
+from .sources import Unit, source_units
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+logger = logging.getLogger(__name__)
 Stopping = Literal["all_exhausted", "first_exhausted"]
 
 
@@ -47,6 +52,7 @@ def mix_regions(
         raise ValueError(f"max_samples is {max_samples}, expected positive numbers.")
     if by_size and probabilities is not None:
         raise ValueError("by_size and probabilities contradict each other: give one of them.")
+    sets = _with_groups(sets)
     stored = _check_kind(sets)
     if isinstance(max_samples, Sequence):
         _check_length(limits, sets, "max_samples")
@@ -60,6 +66,20 @@ def mix_regions(
         odds = None if weights is None else _normalized(weights, sets)
         mixture = interleave_datasets(sets, probabilities=odds, seed=seed, stopping_strategy=stopping)
     return _first(mixture, max_samples) if isinstance(max_samples, int) else mixture
+
+
+def _with_groups(sets: list[Any]) -> list[Any]:
+    """Gives stored sets without a column `group` an empty one, where others have one."""
+    from datasets import Dataset, Value
+
+    if not any(isinstance(one, Dataset) and "group" in one.column_names for one in sets):
+        return sets
+    return [
+        one.add_column("group", [None] * len(one), feature=Value("string"))
+        if isinstance(one, Dataset) and "group" not in one.column_names
+        else one
+        for one in sets
+    ]
 
 
 def _check_kind(sets: Sequence[Any]) -> bool:
@@ -119,36 +139,57 @@ def _normalized(weights: Sequence[float], sets: Sequence[Any]) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def hold_out(datasets: Sequence[Dataset], share: float, seed: int = 0) -> tuple[list[Dataset], list[Dataset]]:
+def hold_out(
+    datasets: Sequence[Dataset], share: float, seed: int = 0, group: str = "group"
+) -> tuple[list[Dataset], list[Dataset]]:
     """Splits each data set into what to train on and what to keep out.
 
-    Which images are kept out depends on their `image_id` and the seed alone, not on the order of the records; an image
-    that several sets have is on the same side in all of them.
+    Pictures of one source are on one side, in all of the sets: records of one group, copies that Roboflow made of one
+    picture, files of the same content, records of one `image_id`. Which are kept out depends on groups and ids and the
+    seed alone, not on the order of the records.
 
     Args:
         datasets: The map-style data sets of region records to split.
-        share: The fraction of each set's images to keep out, between 0 and 1; at least one image goes to each side.
+        share: The fraction of each set's images to keep out, between 0 and 1; at least one source goes to each side.
+        group: The column that says what each record is of, as a patient or a film, where a set has it.
 
     Returns:
         The training sets and the sets kept out, in the order of `datasets`.
     """
     if not 0 < share < 1:
         raise ValueError(f"share is {share}, expected a number between 0 and 1.")
-    identities = [[str(name) for name in dataset["image_id"]] for dataset in datasets]
-    kept_out: list[set[str]] = []
-    for place, names in enumerate(identities):
-        images = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
-        if len(images) < 2:
-            raise ValueError(f"data set {place} has {len(images)} image: a split needs two or more.")
-        count = min(max(1, round(share * len(images))), len(images) - 1)
-        kept_out.append(set(images[:count]))
+    if group != "group" and not any(group in dataset.column_names for dataset in datasets):
+        raise ValueError(f"group is {group!r}, but the data sets have {', '.join(datasets[0].column_names)}.")
+    units = source_units(datasets, group)
+    if any(len(set(part)) < 2 for part in units):
+        whole, units = units, source_units(datasets, group, by_content=False)
+        if any(len(set(part)) < 2 <= len(set(finer)) for part, finer in zip(whole, units, strict=True)):
+            logger.warning("a data set has the same picture everywhere: it is split as if these were different ones")
+    kept_out = [_chosen(*part, share, seed) for part in zip(range(len(datasets)), datasets, units, strict=True)]
     everywhere = set().union(*kept_out)
     train, test = [], []
-    for place, (dataset, names) in enumerate(zip(datasets, identities, strict=True)):
-        train.append(dataset.select([i for i, name in enumerate(names) if name not in everywhere]))
-        test.append(dataset.select([i for i, name in enumerate(names) if name in kept_out[place]]))
+    for place, (dataset, of) in enumerate(zip(datasets, units, strict=True)):
+        train.append(dataset.select([i for i, unit in enumerate(of) if unit not in everywhere]))
+        test.append(dataset.select([i for i, unit in enumerate(of) if unit in kept_out[place]]))
         if not len(train[-1]):
             raise ValueError(
                 f"all images of data set {place} are kept out of training because the other sets have them too."
             )
     return train, test
+
+
+def _chosen(place: int, dataset: Dataset, units: Sequence[Unit], share: float, seed: int) -> set[Unit]:
+    """Draws the units of a data set to keep out: in a seeded order, those that the share has room for."""
+    images = set(zip(units, dataset["image_id"], strict=True))
+    sizes = Counter(unit for unit, _ in images)
+    if len(sizes) < 2:
+        what = "1 image" if len(images) == 1 else f"{len(images)} images, but of 1 source"
+        raise ValueError(f"data set {place} has {what}: a split needs two or more.")
+    order = sorted(sizes, key=lambda unit: (hashlib.sha256(f"{seed} {unit[1]}".encode()).digest(), unit))
+    count = min(max(1, round(share * len(images))), len(images) - 1)
+    chosen: set[Unit] = set()
+    for unit in order:
+        if sizes[unit] <= count:
+            chosen.add(unit)
+            count -= sizes[unit]
+    return chosen or {min(order, key=sizes.__getitem__)}

@@ -66,6 +66,7 @@ class RegionRecord:
     """One image and its regions.
 
     image: a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it undecoded.
+    group: what the picture is of or from, as a patient or a film, or None; `hold_out` keeps a group together.
     """
 
     image: Any
@@ -74,6 +75,7 @@ class RegionRecord:
     height: int
     regions: list[Region]
     task: str = "caption"
+    group: str | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "record") -> RegionRecord:

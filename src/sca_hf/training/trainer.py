@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..data.sources import warn_of_leaks
 from ..evaluation.naming import are_names
 from .adapters import restore_adapter
 from .arguments import ScaTrainingArguments
@@ -72,6 +73,8 @@ class ScaTrainer(ShardedCheckpoints):
             model.check_published_base_models()
         if processing_class is None and (data_collator is None or eval_collator is None or args.eval_generate):
             raise ValueError("ScaTrainer needs the model's processor as processing_class: it makes the batches.")
+        if train_dataset is not None and eval_dataset is not None and args.process_index == 0:
+            warn_of_leaks(train_dataset, eval_dataset)
         self.inputs = RunInputs(model, args, processing_class)
         self.eval_collator = eval_collator or self.inputs.collator(training=False)
         self.predictions: list[Prediction] = []

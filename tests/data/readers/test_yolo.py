@@ -131,3 +131,11 @@ def test_class_names_are_words_whatever_yaml_used_to_make_of_them(tmp_path):
     write(root / "data.yaml", "train: images\nnames: [yes, no]\n")
     (record,) = read("yolo", root=root, split="train")
     assert record["regions"][0]["category"] == "no"
+
+
+def test_splits_of_one_folder_need_no_choice(root):
+    """Ultralytics asks for `val` too, and who has one folder names it twice."""
+    once = read("yolo", root=root, split="train")
+    with (root / "data.yaml").open("a") as file:
+        file.write("val: images/train\n")
+    assert read("yolo", root=root) == once

@@ -181,6 +181,7 @@ class _CocoFile:
                 regions.append(self._region(row, size, categories, seen))
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {row.get('id')}: {error}"))
+        extra = image.get("extra")
         crowds = [row for row in rows if self.crowd != "keep" and row.get("iscrowd")]
         return {
             "image": str(path),
@@ -189,6 +190,8 @@ class _CocoFile:
             "height": size[1],
             "task": self.task,
             "regions": regions,
+            # Roboflow names the picture that augmented copies were made of.
+            "group": image.get("group", extra.get("name") if isinstance(extra, dict) else None),
             "source": str(self.path),
             "left_out": _left_out(crowds, kept, categories),
             "notes": self.notes,

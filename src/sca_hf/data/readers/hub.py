@@ -13,7 +13,7 @@ from .common import Clip, Record, choice, region_fields
 
 
 _BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
-_COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height")
+_COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height", "group")
 
 
 def read_hub(
@@ -35,9 +35,9 @@ def read_hub(
     Args:
         path, config, data_files, split, revision: as for `datasets.load_dataset`. A revision pins what is read.
         columns: which column holds what: `image`, `boxes`, `captions` or `categories` or both, and if there are any
-            `masks` (COCO RLE or polygons), `image_id`, `region_ids`, `width`, `height`. A dot goes into a column:
-            `{"boxes": "objects.bbox", "categories": "objects.category"}`. Without `boxes` the whole picture is the
-            region.
+            `masks` (COCO RLE or polygons), `image_id`, `region_ids`, `width`, `height`, `group`. A dot goes into a
+            column: `{"boxes": "objects.bbox", "categories": "objects.category"}`. Without `boxes` the whole picture is
+            the region.
         box_format: what the four numbers of a box are: corners (xyxy), corner and size (xywh), center and size
             (cxcywh). Default: corners; where some cannot be, the data set is an error until it is said.
         normalized: Whether boxes are fractions of the picture's sides rather than pixels.
@@ -146,7 +146,8 @@ def _record(
     image, (width, height) = _picture(row, columns)
     values = {key: _pick(row, column) for key, column in columns.items()}
     image_id = str(number if values.get("image_id") is None else values["image_id"])
-    return {"image": image, "image_id": image_id, "width": width, "height": height}, _cells(values)
+    record = {"image": image, "image_id": image_id, "width": width, "height": height, "group": values.get("group")}
+    return record, _cells(values)
 
 
 def _cells(values: Mapping[str, Any]) -> list[dict[str, Any]]:

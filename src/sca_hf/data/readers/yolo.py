@@ -153,8 +153,8 @@ def _pictures(
 ) -> Iterator[tuple[Path | None, Path]]:
     """Yields pairs of a folder, None for one that a list names, and a picture in it."""
     there = [name for name in config if name in _SPLITS and config[name]]
-    if images is None and split is None and len(there) == 1:
-        split = there[0]
+    if images is None and split is None and len({str(config[name]) for name in there}) == 1:
+        split = there[0]  # Ultralytics asks for train and val, where many have one set
     if split in _VALIDATION and split not in config:
         split = next((name for name in there if name in _VALIDATION), split)
     if images is not None:
