@@ -15,6 +15,7 @@ import transformers
 from transformers import set_seed
 from transformers.utils import logging
 
+from ...evaluation.naming import NAMES_NOTE
 from ...files import differences, staged, write_whole
 from ...hub.card import CARD, draft_card
 from ...yaml_files import read_yaml
@@ -55,7 +56,8 @@ class RunResult:
             lines.append(early)
         if new := self.metrics.get("trained_from_scratch"):
             lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(new)}")
-        return "\n".join([*lines, *(f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items())])
+        lines += [f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items()]
+        return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
@@ -85,18 +87,26 @@ def run_recipe(recipe: Recipe) -> RunResult:
         if args.should_save and not resume:
             (output / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
     try:
-        done = trainer.train(resume_from_checkpoint=resume or None)
-        if trainer.stopped:
-            raise StoppedError(_where_stopped(trainer), by_signal=trainer.stop_request.requested)
-        metrics: dict[str, Any] = {"train": done.metrics, **_early_finish(trainer)}
-        if evaluation is not None:
-            metrics["eval"] = _last_scores(trainer) or trainer.evaluate()
-        metrics |= {"trained_from_scratch": new, "versions": _versions()}
-        _save(trainer, recipe, metrics)
+        metrics = _train_and_save(trainer, recipe, resume, new)
     except KeyboardInterrupt as interruption:
         interruption.args = (_where_stopped(trainer),)
         raise
     return RunResult(output / MODEL, metrics, is_main_process=trainer.is_world_process_zero())
+
+
+def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list[str]) -> dict[str, Any]:
+    """Trains, evaluates and writes what a finished run leaves; returns its `metrics.json`."""
+    done = trainer.train(resume_from_checkpoint=resume or None)
+    if trainer.stopped:
+        raise StoppedError(_where_stopped(trainer), by_signal=trainer.stop_request.requested)
+    metrics: dict[str, Any] = {"train": done.metrics, **_early_finish(trainer)}
+    if trainer.eval_dataset is not None:
+        metrics["eval"] = _last_scores(trainer) or trainer.evaluate()
+        if trainer.args.eval_generate and trainer.evaluates_names:
+            metrics["note"] = NAMES_NOTE
+    metrics |= {"trained_from_scratch": new, "versions": _versions()}
+    _save(trainer, recipe, metrics)
+    return metrics
 
 
 def _where_stopped(trainer: ScaTrainer) -> str:
@@ -196,7 +206,7 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
         if main:
             # The Trainer's own arguments are a pickle, and name this machine's folders.
             (folder / "training_args.bin").unlink(missing_ok=True)
-            draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml())
+            draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml(), metrics.get("note"))
             (folder / CARD).write_text(draft, encoding="utf-8")
             # Last, so that a run which is stopped while it saves has none.
             write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
