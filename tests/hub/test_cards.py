@@ -9,6 +9,9 @@ from hub_server import check_head
 from huggingface_hub import ModelCard
 from publishing import save_whole
 
+from sca_hf.evaluation.naming import NAME_METRICS, NAMES_NOTE
+from sca_hf.evaluation.predictions import PredictionRecord
+from sca_hf.evaluation.scoring import score_records
 from sca_hf.hub.card import card_text, draft_card, read_evaluation
 from sca_hf.hub.publish import own_card, recipe_text
 
@@ -106,6 +109,20 @@ def test_scores_without_a_protocol_are_those_of_the_data_by_its_name(folder, tmp
         assert f"Data {name}, 42 regions" in text and "/home" not in text and check_head(text) == []
         (result,) = ModelCard(text).data.eval_results
         assert result.dataset_name == f"{name}, 42 regions"
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_scores_of_names_lead_with_accuracy_whatever_the_order_of_the_file(folder, tmp_path, names):
+    truth = "ship" if names else "a ship that leaves the harbor"
+    records = [PredictionRecord([truth], [said], id=said, category="ship") for said in ("ship", "anchor")]
+    scores = score_records(records, ["CIDEr-D", "BLEU@1", "category-accuracy", "category-macro-recall"])
+    evaluation = {"n": 2, "protocol": None, "tokenizer": "ptb", "command": "sca-hf evaluate said.jsonl"}
+    evaluation |= {"versions": {}, "metrics": scores.metrics, "notes": scores.notes}
+    (tmp_path / "scores.json").write_text(json.dumps(evaluation))
+    text = card_text(folder, "ann/sca", "a" * 40, evaluations=[tmp_path / "scores.json"])
+    order = [*NAME_METRICS, "CIDEr-D", "BLEU@1"] if names else ["CIDEr-D", "BLEU@1", *NAME_METRICS]
+    assert [result.metric_name for result in ModelCard(text).data.eval_results] == order
+    assert re.findall(r"^\| (\S+) \| [\d.]+ \|$", text, re.MULTILINE) == order and (NAMES_NOTE in text) is names
 
 
 def test_a_file_that_is_not_an_evaluation_is_told_so(tmp_path):

@@ -91,7 +91,7 @@ def train(folder, options=None):
 
     trainer = make_trainer(folder, **(options or {}))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    if trainer.args.should_save:
+    if trainer.args.should_save and not trainer.stopped:
         save_whole(folder / "final", trainer.model)
 
 

@@ -142,7 +142,7 @@ def test_a_region_without_a_mask_is_prompted_by_its_own_points_or_near_the_middl
     assert outside and all(not (10 < x < 50 and 10 < y < 30) for x, y in outside)
 
 
-def test_boxes_are_jittered_within_the_image_and_in_training_only(processor):
+def test_boxes_are_jittered_within_the_image_and_in_evaluation_always_alike(processor):
     region = {"box": [0, 0, 80.5, 30], "captions": ["a"], "region_id": "0"}
     image = Image.new("RGB", (80, 60))
     record = dict(image=image, image_id="0", width=80, height=60, task="caption", regions=[region] * 50)
@@ -150,8 +150,12 @@ def test_boxes_are_jittered_within_the_image_and_in_training_only(processor):
     boxes = collator([record])["input_boxes"][0] * 80 / 64  # the tiny model's input has 64 pixels
     moved = boxes[:, 3] - 30
     assert boxes[:, 0].min() == 0 and boxes[:, 2].max() == 80 and 2 < moved.std() < 4
-    exact = RegionCollator(processor, {"jittered_box": 1}, training=False)([record])["input_boxes"][0] * 80 / 64
-    assert exact.unique(dim=0).tolist() == [[0, 0, 80, 30]]
+    measured = RegionCollator(processor, {"jittered_box": 1}, training=False)
+    first = measured([record])["input_boxes"]
+    assert 2 < (first[0, :, 3] * 80 / 64 - 30).std() < 4 and len(first[0].unique(dim=0)) == 50
+    again = measured([{**record, "draw": (1, 2, 3)}])["input_boxes"]
+    assert torch.equal(first, again), "drawn by the image alone"
+    assert not torch.equal(first, measured([{**record, "image_id": "1"}])["input_boxes"])
 
 
 def test_a_region_without_a_mask_gets_its_box_unless_masks_alone_are_asked_for(records, processor):

@@ -35,7 +35,7 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 after an error, or 130 when interrupted."""
+    """Runs one command; returns 0, 2 after an error, or 130 when interrupted (143 by SIGTERM, where it is awaited)."""
     try:
         options = parse(arguments)
         for stream in (sys.stdout, sys.stderr):
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")
         return _run(options)
-    except KeyboardInterrupt:
-        print("sca-hf: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interruption:
+        print(f"sca-hf: interrupted{f': {interruption}' if interruption.args else ''}", file=sys.stderr)
+        return getattr(interruption, "exit_code", 130)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

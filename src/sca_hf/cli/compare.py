@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import to_json, write_whole
-from .evaluate import add_scoring, align, bootstrap, measured_on, names, scoring_tools, span
+from .evaluate import add_scoring, align, bootstrap, measured_on, names, names_note, scoring_tools, span
 from .parsing import command, prepare
 
 
@@ -64,7 +64,8 @@ def run(options: argparse.Namespace) -> None:
         (name, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.value:+.4f}", *span(d.interval), f"{d.p:.4f}")
         for name, d in compared.items()
     ]
-    print(align(rows, ("metric", "A", "B", "B - A", f"{100 * how.level:g} % interval, by {how.by}", "p")))
+    titles = ("metric", "A", "B", "B - A", f"{100 * how.level:g} % interval, by {how.by}", "p")
+    print(align(rows, titles), *names_note(files[0]), sep="\n")
     if options.json:
         write_whole(options.json, to_json(results))
         print(f"comparison: {options.json}")

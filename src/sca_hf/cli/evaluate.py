@@ -18,14 +18,15 @@ score predictions of region captions
 PREDS is what `sca-hf predict` wrote (.jsonl, .parquet), or the original authors' .json. One region is one pair of a
 caption and its references; of several candidates the one with the best predicted IoU counts.
 
-Metrics, without --metrics the first three; no Java is needed but where it is said:
+Metrics, without --metrics the first three, after accuracy and macro recall where all references are class names; no
+Java is needed but where it is said:
   CIDEr-D  BLEU  ROUGE-L         of captions; CIDEr-D from 0 to 10, all others from 0 to 1
   METEOR                         by its own program: pip install 'sca-hf[java]'
   SPICE                          by its own program: pip install 'sca-hf[spice]', or the folder SPICE_HOME
   exact-match                    fraction of captions that equal a reference
   content-recall                 nouns and verbs of the references that are said: pip install 'sca-hf[spacy]'
   masks  IoU-error               mIoU, oracle mIoU (best of the kept masks), cIoU; error of the predicted IoU
-  category-accuracy  semantic-IoU  semantic-similarity
+  category-accuracy  category-macro-recall  semantic-IoU  semantic-similarity
                                  of captions that should name the region's category
 
 A protocol says what a score was measured on (sca-hf predict --help lists them); a name whose counts of images and
@@ -122,7 +123,14 @@ def _format_scores(scored: "ScoredFile") -> str:
     for name, value in scored.evaluation.metrics.items():
         rows.append((name, f"{value:.4f}", *span(scored.intervals.get(name))))
     level = f"{100 * scored.bootstrap.level:g} % interval, by {scored.bootstrap.by}" if scored.intervals else ""
-    return "\n".join([measured_on(scored), align(rows, ("metric", "value", level))])
+    lines = [measured_on(scored), align(rows, ("metric", "value", level))]
+    return "\n".join([*lines, *names_note(scored)])
+
+
+def names_note(scored: "ScoredFile") -> list[str]:
+    """The line on names, where they are scored."""
+    note = scored.evaluation.notes.get("names")
+    return [note] if note else []
 
 
 def measured_on(scored: "ScoredFile") -> str:

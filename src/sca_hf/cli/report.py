@@ -13,8 +13,9 @@ make a page of scores, breakdowns and regions to look at
 
 Every PREDS is a system's predictions of the same regions. In DIR come report.html, one page that needs no other file,
 and report.md: scores with intervals, differences from the first system, scores by size and by category, the worst and
-best regions by the first metric of the first system and some random ones with all captions side by side, and the
-scores as a block for the head of a model card. Pictures come from --data, the set that was predicted on.
+best regions by the first metric of the first system (by accuracy and the recall of their class where all references
+are class names) and some random ones with all captions side by side, and the scores as a block for the head of a model
+card. Pictures come from --data, the set that was predicted on.
 """
 _REPORT_EXAMPLE = """\
 example:

@@ -20,6 +20,8 @@ A recipe is a YAML file with four sections, or the name of one that comes with s
 Each key can be set here too, as --section.key=value, typed as in YAML; a number in a key is the place in a list.
 Relative paths, in the recipe too, start in the folder where the command does. A run that was stopped resumes exactly
 from its last whole checkpoint when the same command is given again; a finished one is left as it is.
+A stopped run says at which step and ends with exit code 75 (a callback), 130 (Ctrl+C) or 143 (SIGTERM). SIGTERM ends
+it at once; with training.enable_jit_checkpoint after the current step, with a checkpoint. Early stopping is a finish.
 """
 _TRAIN_EXAMPLE = """\
 examples:
@@ -50,9 +52,11 @@ def run(options: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from ..training.recipe.run import run_recipe
+    from ..training.stopping import raise_terminated, sigterm_calls
 
     logging.disable_progress_bar()  # of loading and saving; that of training stays
-    result = run_recipe(recipe)
+    with sigterm_calls(raise_terminated):
+        result = run_recipe(recipe)
     if result.is_main_process:
         print(result)
         print_skipped()

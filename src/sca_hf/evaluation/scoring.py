@@ -21,6 +21,7 @@ from . import metrics as m
 from .metrics.dense import mask_ciou_sums
 from .metrics.java_programs import meteor_sums
 from .metrics.results import Sums, mean_sums
+from .naming import NAME_METRICS, NAMES_NOTE, are_names, macro_recall_sums, true_name
 from .predictions import PredictionError, PredictionRecord, read_predictions, read_run
 from .protocols import ProtocolCheck, check_protocol
 
@@ -54,6 +55,7 @@ class Sample:
             raise PredictionError("there is nothing to score: no record")
         self.records, self.tools = records, tools or ScoringTools()
         self.notes: dict[str, Any] = {}
+        self.of_names = are_names(self.records)
 
     @cached_property
     def candidates(self) -> list[list[str]]:
@@ -70,6 +72,8 @@ class Sample:
 
     @cached_property
     def categories(self) -> list[str]:
+        if self.of_names:
+            return [true_name(record) for record in self.records]
         self.need("category")
         return [record.category or "" for record in self.records]
 
@@ -113,11 +117,13 @@ class Evaluation:
     """Scores by the name of their metric, in the raw scales of their definitions.
 
     notes: what else matters about some of them.
+    of_names: whether the references are class names, see `evaluation.naming`.
     """
 
     scores: dict[str, Score]
     ids: list[str | None]
     notes: dict[str, Any] = field(default_factory=dict)
+    of_names: bool = False
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -138,14 +144,19 @@ def score_records(
 
     Args:
         records: The records, each with an id of its own.
-        names: Metrics of `METRICS`, or groups of them, in upper or lower case; None: `DEFAULT_METRICS`.
+        names: Metrics of `METRICS`, or groups of them, in upper or lower case; None: `DEFAULT_METRICS`, after accuracy
+            and macro recall where the references are class names.
         tools: What some metrics use.
     """
-    wanted = metric_names(DEFAULT_METRICS if names is None else names)
     sample, scores = Sample(records, tools), dict[str, Score]()
+    if names is None:
+        names = (*NAME_METRICS, *DEFAULT_METRICS) if sample.of_names else DEFAULT_METRICS
+    wanted = metric_names(names)
+    if sample.of_names and "CIDEr-D" in wanted:
+        sample.notes["names"] = NAMES_NOTE
     for group in dict.fromkeys(METRICS[name] for name in wanted):
         scores |= GROUPS[group][1](sample)
-    return Evaluation({name: scores[name] for name in wanted}, [r.id for r in records], sample.notes)
+    return Evaluation({name: scores[name] for name in wanted}, [r.id for r in records], sample.notes, sample.of_names)
 
 
 def metric_names(names: Iterable[str]) -> list[str]:
@@ -225,14 +236,14 @@ def _iou_error(sample: Sample) -> dict[str, Score]:
     return {"IoU-error": _mean(m.iou_error(sample.overlaps))}
 
 
-def _category(sample: Sample) -> dict[str, Score]:
+def _naming(sample: Sample) -> dict[str, Score]:
     result = m.category_accuracy([record.caption for record in sample.records], sample.categories)
-    return {"category-accuracy": _mean(result)}
+    sums = macro_recall_sums(sample.categories, result["per_item"])
+    return dict(zip(NAME_METRICS, (_mean(result), Score(sums.corpus(), result["per_item"], sums)), strict=True))
 
 
 def _semantic_iou(sample: Sample) -> dict[str, Score]:
-    result = m.semantic_iou([record.caption for record in sample.records], sample.categories)
-    return {"semantic-IoU": _mean(result)}
+    return {"semantic-IoU": _mean(m.semantic_iou([r.caption for r in sample.records], sample.categories))}
 
 
 def _semantic_similarity(sample: Sample) -> dict[str, Score]:
@@ -255,7 +266,7 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], Scorer]] = {
     "content-recall": (("noun-recall", "noun-recall-fuzzy", "verb-recall", "verb-recall-fuzzy"), _content),
     "masks": (("mask-mIoU", "mask-mIoU-oracle", "mask-cIoU"), _masks),
     "IoU-error": (("IoU-error",), _iou_error),
-    "category-accuracy": (("category-accuracy",), _category),
+    "naming": (NAME_METRICS, _naming),
     "semantic-IoU": (("semantic-IoU",), _semantic_iou),
     "semantic-similarity": (("semantic-similarity",), _semantic_similarity),
 }
@@ -419,20 +430,21 @@ class Difference:
 
 
 def compare_files(first: ScoredFile, second: ScoredFile, how: Bootstrap) -> dict[str, Difference]:
-    """Compares two files that were scored with the same metrics; draws the same regions for both.
+    """Compares two files by the metrics that both were scored with; draws the same regions for both.
 
     Raises:
         PredictionError: the files are not of the same regions with the same references.
     """
     order = matching_order(first, second)
     paired: dict[str, Sums] = {}
-    for name, score in first.evaluation.scores.items():
+    common = {name: score for name, score in first.evaluation.scores.items() if name in second.evaluation.scores}
+    for name, score in common.items():
         other = second.evaluation.scores[name].sums
         paired[f"a {name}"] = score.sums
         paired[f"b {name}"] = replace(other, values=other.values[order])
     draws = m.resample(paired, how.resamples, how.seed, how.groups(first.records))
     compared = {}
-    for name, score in first.evaluation.scores.items():
+    for name, score in common.items():
         differences: np.ndarray = draws[f"b {name}"] - draws[f"a {name}"]
         interval = m.interval(differences, how.level)
         values = (score.corpus, second.evaluation.scores[name].corpus)

@@ -21,6 +21,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from ..card_metadata import DRAFT, card_head, markdown_rows, score_results
+from ..evaluation.naming import leading
 from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
 from ..yaml_files import parse_yaml
@@ -88,7 +89,7 @@ def card_text(
     return card.render(template, fill, {"scores": scores, "training": _training(recipe)}, results)
 
 
-def draft_card(folder: Path, name: str, scores: Mapping[str, float], recipe: str) -> str:
+def draft_card(folder: Path, name: str, scores: Mapping[str, float], recipe: str, note: str | None = None) -> str:
     """Return the card that training leaves beside a model: what is known of the run, for its author to complete.
 
     Args:
@@ -96,12 +97,13 @@ def draft_card(folder: Path, name: str, scores: Mapping[str, float], recipe: str
         name: name of the model.
         scores: scores of the last evaluation by their names; empty where the recipe has no evaluation set.
         recipe: text of the recipe.
+        note: sentence on how to read the scores.
     """
     rows = [[key.removeprefix("eval_").replace("_", " "), f"{value:.4f}"] for key, value in scores.items()]
     fields = {
         "name": name,
         "intro": f"{_INTRO}\n\n{_DRAFT_NOTE}",
-        "scores": markdown_rows(["score", "value"], rows) if rows else "The recipe has no evaluation set.",
+        "scores": _scores_table("score", "value", rows, note) if rows else "The recipe has no evaluation set.",
         "training": _training(recipe),
     }
     return _Card(folder, "PATH_OR_REPOSITORY", None, None, None).render(None, True, fields, [], **{DRAFT: True})
@@ -240,7 +242,7 @@ def evaluation_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
     """Return the scores of an evaluation as the Hub's model index has them."""
     source = evaluation.get("source") or {}
     return score_results(
-        evaluation["metrics"],
+        _ordered(evaluation),
         measured_on(evaluation),
         measured_on(evaluation),
         evaluation["n"],
@@ -261,13 +263,28 @@ def measured_on(evaluation: Mapping[str, Any]) -> str:
 
 def _scores(evaluation: Mapping[str, Any]) -> str:
     kind = "Data" if evaluation["protocol"] is None else "Protocol"
-    rows = [[name, f"{value:.4g}"] for name, value in evaluation["metrics"].items()]
+    rows = [[name, f"{value:.4g}"] for name, value in _ordered(evaluation).items()]
+    table = _scores_table("metric", "score", rows, _names_note(evaluation))
     versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
     made = f"Made by `{evaluation['command']}`" + (f" with {versions}." if versions else ".")
     return (
         f"{kind} {measured_on(evaluation)}, {evaluation['n']:,} regions, tokenizer {evaluation['tokenizer']}.\n\n"
-        f"{markdown_rows(['metric', 'score'], rows)}\n\n{made}"
+        f"{table}\n\n{made}"
     )
+
+
+def _names_note(evaluation: Mapping[str, Any]) -> str | None:
+    return (evaluation.get("notes") or {}).get("names")
+
+
+def _ordered(evaluation: Mapping[str, Any]) -> Mapping[str, float]:
+    return leading(evaluation["metrics"]) if _names_note(evaluation) else evaluation["metrics"]
+
+
+def _scores_table(name: str, value: str, rows: Sequence[Sequence[str]], note: str | None) -> str:
+    """A table, and below it how to read it."""
+    table = markdown_rows([name, value], rows)
+    return f"{table}\n\n{note}" if note else table
 
 
 def _base_models(named: Mapping[str, Mapping[str, str]], mixer_only: bool) -> str:

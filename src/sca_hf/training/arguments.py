@@ -61,6 +61,7 @@ class ScaTrainingArguments(TrainingArguments):
     1e-4, cosine schedule, 200 warm-up steps. Label smoothing is the model's own, in its configuration.
 
     Args:
+        restore_callback_states_from_checkpoint: True has early stopping count on where a run resumes.
         logging_nan_inf_filter: False shows a loss that is not a number, and waits for no device.
         preset: What to train, one of `PRESETS`.
         module_learning_rates: Learning rates by dotted module name, `{"language_model": 1e-6}`, in place of those of
@@ -82,13 +83,17 @@ class ScaTrainingArguments(TrainingArguments):
             `sca_hf.training.detail_pretraining`.
         embedding_cache: The folder where embeddings of images are kept, so that the encoder runs once per image.
         eval_generate: Whether evaluation also generates captions and scores them.
-        eval_prompt: The kind of prompt in evaluation.
+        eval_prompt: The kind of prompt in evaluation. What is random about it (a jittered box, points) is drawn by the
+            image's id, the same at every evaluation.
         max_eval_samples: How many images, from the first on, evaluation takes. None takes all.
         sample_sheet: How many regions the picture shows that each evaluation draws; 0 draws none.
         save_form: "mixer" or "whole" checkpoints. None: the mixer alone where nothing else is trained and the model's
             SAM and language model come from folders or repositories that can be named; whole from the bundled
             `sca-tiny`, which is small.
         allow_changed_resume: Resume from a checkpoint of a run with other arguments, data or frozen weights.
+
+    With `load_best_model_at_end` and no `metric_for_best_model`, the best model is the one with the lowest loss or,
+    where all references of the evaluation set are class names, the one with the highest `naming_accuracy`.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
@@ -102,6 +107,7 @@ class ScaTrainingArguments(TrainingArguments):
     weight_decay: float = 1e-4
     lr_scheduler_type: str = "cosine"
     remove_unused_columns: bool = False
+    restore_callback_states_from_checkpoint: bool = True
     logging_nan_inf_filter: bool = False
 
     preset: str = "mixer"
@@ -135,6 +141,10 @@ class ScaTrainingArguments(TrainingArguments):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             # Unless it is told so, the library takes each of several processes on CPUs for a run of its own.
             self.use_cpu = True
+        # The library puts the loss in its place. A schedule that follows the metric keeps that.
+        unsaid = self.metric_for_best_model is None and self.greater_is_better is None
+        plateau = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) == "reduce_lr_on_plateau"
+        self.default_best_metric = self.load_best_model_at_end and unsaid and not plateau
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             # A streamed set would be read by one process, which cannot cut up batches that differ in size.

@@ -34,8 +34,8 @@ class RegionCollator:
         box_jitter: The standard deviation of each edge of a jittered box, as a fraction of the box's side.
         outside_points: The maximal number of points outside the region among `points`.
         task: What to predict, in place of each record's own task.
-        training: Whether to draw. False takes every region, in order, with its first text, its box unmoved; points are
-            still drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
+        training: Whether to draw. False takes every region, in order, with its first text; points and jittered boxes
+            are drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
         mask_labels: Whether to return `mask_labels` (B, R, 4h, 4w) float32: the fraction of each cell of the padded
             low-resolution frame that the region's mask covers; NaN throughout where it has none.
 
@@ -107,8 +107,6 @@ class RegionCollator:
             raise RegionRecordError(
                 f"{source.where} has no mask, and prompt_probabilities asks for masks alone; add boxes."
             )
-        if kind == "jittered_box" and not self.training:
-            kind = "box"
         return draw_prompt(kind, source, rng, self.box_jitter, self.outside_points)
 
     def _text(self, source: PromptSource, task: str, rng: np.random.Generator) -> str:

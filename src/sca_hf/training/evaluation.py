@@ -16,6 +16,7 @@ from ..data.region import record_image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 from ..evaluation.metrics.rouge import words
+from ..evaluation.naming import are_names, true_name
 from ..modeling.losses_sca import caption_loss, mask_loss
 from ..processing.captions_sca import best_caption
 
@@ -72,6 +73,25 @@ class IndexedCollator:
     def __call__(self, records: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         batch = self.collator([record for _, record in records])
         return {**batch, "record_index": torch.tensor([index for index, _ in records])}
+
+
+def _references(region: Mapping[str, Any], task: str) -> list[str]:
+    return list(region["captions"]) if task == "caption" else [region.get("category") or ""]
+
+
+def asks_for_names(dataset: IndexedRecords, task: str | None) -> bool:
+    """Whether the references of all regions of an evaluation set are class names, see `evaluation.naming`.
+
+    Args:
+        dataset: The evaluation set.
+        task: "recognition" or "caption" in place of each record's own, or None.
+    """
+    rows = (dataset.truth[index] for index in range(len(dataset)))
+    return are_names(
+        Prediction(-1, -1, asked, "", 0.0, _references(region, asked), region.get("category"))
+        for asked, row in ((task or row["task"], row) for row in rows)
+        for region in row["regions"]
+    )
 
 
 def with_embeddings(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +166,7 @@ class EvalAccumulator:
                     task=task,
                     caption=said[0],
                     score=said[1],
-                    references=list(region["captions"]) if task == "caption" else [region["category"]],
+                    references=_references(region, task),
                     category=region.get("category"),
                 )
                 for k, (region, said) in enumerate(zip(record["regions"], best[row], strict=True))
@@ -176,7 +196,8 @@ def score_predictions(predictions: Sequence[Prediction]) -> dict[str, float]:
     """CIDEr-D (0 to 10), exact match, and where regions have names, accuracy and macro recall of naming.
 
     Captions are compared by their Penn-Treebank tokens. Naming is scored where a region's category is what the model
-    should say of it, in lower case without punctuation; macro recall is the mean over categories.
+    should say of it, in lower case without punctuation; macro recall is the mean over categories. These two lead where
+    all references are class names.
     """
     if not predictions:
         return {}
@@ -186,24 +207,36 @@ def score_predictions(predictions: Sequence[Prediction]) -> dict[str, float]:
         "cider_d": cider_d(candidates, references)["corpus"],
         "exact_match": exact_match(candidates, references)["corpus"],
     }
+    of_names = are_names(predictions)
     hits: dict[tuple[str, ...], list[bool]] = {}
     for prediction in predictions:
-        name = words(prediction.category or "")
+        name = words(true_name(prediction) if of_names else prediction.category or "")
         if name and name in [words(text) for text in prediction.references]:
             hits.setdefault(tuple(name), []).append(words(prediction.caption) == name)
-    if hits:
-        metrics["naming_accuracy"] = sum(map(sum, hits.values())) / sum(map(len, hits.values()))
-        metrics["naming_macro_recall"] = sum(sum(h) / len(h) for h in hits.values()) / len(hits)
-    return metrics
+    if not hits:
+        return metrics
+    naming = {
+        "naming_accuracy": sum(map(sum, hits.values())) / sum(map(len, hits.values())),
+        "naming_macro_recall": sum(sum(h) / len(h) for h in hits.values()) / len(hits),
+    }
+    return naming | dict(reversed(metrics.items())) if of_names else metrics | naming
 
 
 _INK, _RIGHT, _WRONG = (40, 40, 40), (20, 120, 50), (180, 40, 30)
 
 
 def save_sample_sheet(
-    folder: Path, prefix: str, step: int, records: Any, predictions: Sequence[Prediction], count: int
+    folder: Path,
+    prefix: str,
+    step: int,
+    records: Any,
+    predictions: Sequence[Prediction],
+    count: int,
+    scores: Mapping[str, float],
 ) -> Path:
     """Writes a PNG with `count` regions, of as many images as possible; the same ones in every evaluation.
+
+    Where all references are class names, accuracy and macro recall stand above them, and wrong ones come first.
 
     Args:
         folder: gets `step-N.png`, or `NAME-step-N.png` for a set that is not the only one.
@@ -212,11 +245,16 @@ def save_sample_sheet(
         records: The evaluation set.
         predictions: The captions of it.
         count: The number of regions to show.
+        scores: What [`score_predictions`] says of the predictions.
     """
+    chosen, title = choose_samples(predictions, count), ""
+    if are_names(predictions):
+        chosen = sorted(chosen, key=_is_right)
+        title = f"accuracy {scores['naming_accuracy']:.3f}, macro recall {scores['naming_macro_recall']:.3f}"
     name = "" if prefix == "eval" else f"{prefix.removeprefix('eval_')}-"
     path = folder / f"{name}step-{step}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet([_tile(records[p.record], p) for p in choose_samples(predictions, count)]).save(path)
+    draw_sheet([_tile(records[p.record], p) for p in chosen], title).save(path)
     return path
 
 
@@ -234,11 +272,15 @@ def choose_samples(predictions: Sequence[Prediction], count: int) -> list[Predic
     return [prediction for prediction, _ in zip(rounds, range(count), strict=False)]
 
 
+def _is_right(prediction: Prediction) -> bool:
+    said = words(prediction.caption)
+    return bool(said) and said in [words(text) for text in prediction.references]
+
+
 def _tile(record: Any, prediction: Prediction) -> SheetTile:
     """One region and what is around it, with what was said of it and what is true."""
     region = DrawnRegion(box=record["regions"][prediction.region]["box"])
-    right = prediction.caption.strip().lower() in [text.strip().lower() for text in prediction.references]
-    said = f"says: {prediction.caption or '(nothing)'}", _RIGHT if right else _WRONG
+    said = f"says: {prediction.caption or '(nothing)'}", _RIGHT if _is_right(prediction) else _WRONG
     return SheetTile(
         cut_region(record_image(record), region), [said, (f"true: {' / '.join(prediction.references)}", _INK)]
     )

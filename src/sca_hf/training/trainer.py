@@ -14,6 +14,7 @@ from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.sources import warn_of_leaks
+from ..evaluation.naming import are_names
 from .adapters import restore_adapter
 from .arguments import ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state
@@ -24,6 +25,7 @@ from .evaluation import (
     IndexedCollator,
     IndexedRecords,
     Prediction,
+    asks_for_names,
     save_sample_sheet,
     score_predictions,
     with_embeddings,
@@ -90,6 +92,16 @@ class ScaTrainer(ShardedCheckpoints):
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
             self.remove_callback(ProgressCallback)
             self.add_callback(RegionProgress)
+        if args.default_best_metric:
+            names = args.eval_generate and not isinstance(self.eval_dataset, dict) and self.evaluates_names
+            args.greater_is_better = bool(names)
+            args.metric_for_best_model = "naming_accuracy" if names else "loss"
+
+    @property
+    def evaluates_names(self) -> bool:
+        """Whether the references of every evaluation set are class names, so that accuracy leads."""
+        sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        return all(dataset is not None and asks_for_names(dataset, self.args.task) for dataset in sets)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Pretrains the detail encoder if `detail_steps` asks for it and no run is resumed, then trains."""
@@ -190,12 +202,15 @@ class ScaTrainer(ShardedCheckpoints):
             self.predictions, metrics = self._accumulator.gather(self.model.config.mask_loss_weight)
         finally:
             self._accumulator = None
-        metrics |= score_predictions(self.predictions)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        scores = score_predictions(self.predictions)
+        found = {f"{metric_key_prefix}_{name}": value for name, value in (metrics | scores).items()}
+        # Accuracy of names comes before the losses.
+        first = [f"{metric_key_prefix}_{name}" for name in scores] if are_names(self.predictions) else []
+        output = output._replace(metrics={name: found[name] for name in first} | output.metrics | found)
         if self.predictions and self.args.sample_sheet and self.is_world_process_zero():
             folder, step = Path(self.args.output_dir) / "samples", self.state.global_step
             save_sample_sheet(
-                folder, metric_key_prefix, step, records.records, self.predictions, self.args.sample_sheet
+                folder, metric_key_prefix, step, records.records, self.predictions, self.args.sample_sheet, scores
             )
         return output
 

@@ -20,6 +20,7 @@ from ...data.read_report import ReadReport
 from ...data.region import RegionRecordError, record_image
 from ...drawing import DrawnRegion, cut_region
 from ...processing.masks_sca import decode_rle
+from ..naming import NAME_METRICS, true_name
 from ..predictions import PredictionError, PredictionRecord
 from ..scoring import Bootstrap, Difference, ScoredFile, compare_files, matching_order
 
@@ -93,7 +94,8 @@ class ReportContents:
 
     @property
     def metrics(self) -> list[str]:
-        return list(self.systems[0].scored.evaluation.scores)
+        """The metrics that all systems have, in the first one's order."""
+        return common_metrics(system.scored for system in self.systems)
 
     @property
     def regions(self) -> int:
@@ -123,18 +125,27 @@ def build_contents(
         System(name, file, matching_order(files[0], file)) for name, file in zip(_names(files), files, strict=True)
     ]
     first = systems[0]
-    metric = next(iter(first.scored.evaluation.scores))
+    metric = common_metrics(files)[0]
     differences = {}
     if bootstrap.resamples:
         differences = {s.name: compare_files(first.scored, s.scored, bootstrap) for s in systems[1:]}
     breakdowns = {}
     records = first.scored.records
-    for name, parts in (("size", _by_size(records)), ("category", _by_category(records, categories))):
+    of_names = first.scored.evaluation.of_names
+    named = [true_name(record) if of_names else record.category for record in records]
+    for name, parts in (("size", _by_size(records)), ("category", _by_category(named, categories))):
         if len(parts) > 1:
             breakdowns[name] = parts
     chosen = _choose(first, metric, examples, seed)
     shown = {kind: [_example(systems, metric, k) for k in regions] for kind, regions in chosen.items()}
-    return ReportContents(title, systems, metric, differences, breakdowns, shown)
+    notes = [note] if (note := first.scored.evaluation.notes.get("names")) else []
+    return ReportContents(title, systems, metric, differences, breakdowns, shown, notes=notes)
+
+
+def common_metrics(files: Iterable[ScoredFile]) -> list[str]:
+    """Returns the metrics that all files were scored with, in the first one's order."""
+    first, *others = (list(file.evaluation.scores) for file in files)
+    return [name for name in first if all(name in scores for scores in others)]
 
 
 def _names(files: Sequence[ScoredFile]) -> list[str]:
@@ -172,12 +183,12 @@ def _area(record: PredictionRecord) -> float | None:
     return (x1 - x0) * (y1 - y0)
 
 
-def _by_category(records: Sequence[PredictionRecord], limit: int) -> list[Part]:
+def _by_category(categories: Sequence[str | None], limit: int) -> list[Part]:
     """Parts by category, the most frequent first; what is left together."""
     found: dict[str, list[int]] = {}
-    for k, record in enumerate(records):
-        if record.category:
-            found.setdefault(record.category, []).append(k)
+    for k, category in enumerate(categories):
+        if category:
+            found.setdefault(category, []).append(k)
     ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     parts = [Part(name, regions) for name, regions in ordered[:limit]]
     rest = [k for _, regions in ordered[limit:] for k in regions]
@@ -187,15 +198,32 @@ def _by_category(records: Sequence[PredictionRecord], limit: int) -> list[Part]:
 
 
 def _choose(first: System, metric: str, count: int, seed: int) -> dict[str, list[int]]:
-    """Worst, best and random regions, each at most once; equals at random."""
+    """Worst, best and random regions, each at most once; equals at random.
+
+    A name is right or wrong: the worst are wrong ones, first of the classes of least recall, and the best are right.
+    """
     draw = random.Random(seed)
     shuffled = draw.sample(range(len(first.scored.records)), len(first.scored.records))
     count = min(count, len(shuffled) // 3) or min(count, 1)
-    ranked = sorted(shuffled, key=lambda k: first.score(metric, k))
+    by_name = first.scored.evaluation.of_names and metric in NAME_METRICS
+    recalls = _class_recalls(first, metric) if by_name else [0.0] * len(shuffled)
+    ranked = sorted(shuffled, key=lambda k: (first.score(metric, k), recalls[k]))
     worst, best = ranked[:count], ranked[max(count, len(ranked) - count) :][::-1]
+    if by_name:
+        worst = [k for k in worst if first.score(metric, k) < 1]
+        best = [k for k in best if first.score(metric, k) > 0]
     taken = {*worst, *best}
     others = [k for k in shuffled if k not in taken][:count]
     return {kind: regions for kind, regions in (("worst", worst), ("best", best), ("random", others)) if regions}
+
+
+def _class_recalls(first: System, metric: str) -> list[float]:
+    """Of each region the fraction of its class that is named right."""
+    names = [true_name(record) for record in first.scored.records]
+    hits: dict[str, list[float]] = {}
+    for k, name in enumerate(names):
+        hits.setdefault(name, []).append(first.score(metric, k))
+    return [sum(hits[name]) / len(hits[name]) for name in names]
 
 
 def _example(systems: Sequence[System], metric: str, region: int) -> Example:

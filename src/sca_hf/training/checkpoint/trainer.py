@@ -15,6 +15,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, SaveStrategy, TrainOutput
 
 from ...files import (
     UNFINISHED,
@@ -38,6 +39,7 @@ from ...files import (
     removed_on_error,
 )
 from ..presets import plain_name
+from ..stopping import StopOnRequest, early_stopping_of, sigterm_calls
 from .fingerprint import preserve_rng_state, run_differences, run_fingerprint
 from .hub_push import copy_code, is_on_the_hub, keep_from_the_hub, warn_of_failed_pushes
 from .integrity import (
@@ -89,16 +91,41 @@ class WholeCheckpoints(Trainer):
     `train(resume_from_checkpoint=True)` takes the newest whole checkpoint. Where an argument, the data or the frozen
     weights are not those of the checkpoint's run, an error names them; the training argument `allow_changed_resume`
     turns that into a warning.
+
+    Whatever stops training before its last step, save early stopping, leaves a checkpoint to resume from; with
+    `enable_jit_checkpoint` SIGTERM does too, after the step that is being made.
+
+    Attributes:
+        stop_request: What has training stop at the end of a step.
     """
 
     _staging: Path | None = None
     _resumed: Path | None = None
+    _saved = False
+    _stopped_at: int | None = None
     _run: dict[str, Any]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._epochs = EpochCallback()
+    def __init__(self, model: Any, args: TrainingArguments, **kwargs: Any) -> None:
+        # The library's callback would save in the middle of a step, after random numbers have been drawn for it.
+        in_time, args.enable_jit_checkpoint = args.enable_jit_checkpoint, False
+        try:
+            super().__init__(model, args, **kwargs)
+        finally:
+            args.enable_jit_checkpoint = in_time
+        self._epochs, self.stop_request = EpochCallback(), StopOnRequest()
         self.add_callback(self._epochs)
+        self.add_callback(self.stop_request)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training was stopped before its last step; early stopping is an end like any other."""
+        unfinished = self.state.global_step < self.state.max_steps and not self.stopped_early
+        return self.control.should_training_stop and unfinished
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether an `EarlyStoppingCallback` ended training."""
+        return early_stopping_of(self.callback_handler.callbacks) is not None
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as the Trainer does, from a whole checkpoint of the same run if one is asked for."""
@@ -109,7 +136,9 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         self._run = run_fingerprint(self)
         self._resumed = self._agree_on_checkpoint(resume_from_checkpoint)
-        return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
+        waiting = sigterm_calls(self.stop_request.request) if self.args.enable_jit_checkpoint else nullcontext()
+        with waiting:
+            return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
 
     def _agree_on_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
         """Returns what every process resumes from; the first one looks, so that none sees another newest folder."""
@@ -169,7 +198,7 @@ class WholeCheckpoints(Trainer):
         if isinstance(manifest, dict) and not hasattr(self.train_dataset, "__len__"):
             epochs = int(manifest["epoch"])
             batches = (self.state.global_step - int(manifest["epoch_first_step"])) * accumulated
-        if self.state.global_step >= self.state.max_steps:
+        if self.state.global_step >= self.state.max_steps or self.stopped_early:
             # It would take one step more before it looks.
             epochs, batches = self.state.num_train_epochs, 0
         self._epochs.upcoming = (epochs, self.state.global_step - batches // accumulated)
@@ -181,7 +210,35 @@ class WholeCheckpoints(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Also saves where training stops: whoever limits its time would never get past its first checkpoint."""
+        if (
+            self.stopped
+            and self._stopped_at == self.state.global_step
+            and not float(self.state.epoch or 0).is_integer()
+        ):
+            return  # The Trainer takes the middle of an epoch, where it stops, for the end of the epoch.
+        self._saved = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        wanted = self.args.save_strategy != SaveStrategy.NO or self.stop_request.requested
+        if self.stopped and wanted and not self._saved:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self._stopped_at = self.state.global_step if self.stopped else None
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # With a limit of 1 the library would delete every checkpoint but the best; a stopped run needs its last one.
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None if self.stopped else limit
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._saved = True
         run_dir = Path(super()._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self._staging = run_dir / f"{UNFINISHED}{target.name}"

@@ -15,11 +15,13 @@ import transformers
 from transformers import set_seed
 from transformers.utils import logging
 
-from ...files import differences, staged
+from ...evaluation.naming import NAMES_NOTE
+from ...files import differences, staged, write_whole
 from ...hub.card import CARD, draft_card
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.integrity import clear_leftovers, last_checkpoint
+from ..stopping import StoppedError, early_stopping_of
 from ..trainer import ScaTrainer
 from .build import build_model
 from .schema import DataSection, Recipe
@@ -50,9 +52,12 @@ class RunResult:
         lines = [f"model: {self.model}"]
         if self.found_finished:
             lines[0] += f" (finished before; remove {self.model.parent} or give another output to train again)"
+        if early := self.metrics.get("stopped_early"):
+            lines.append(early)
         if new := self.metrics.get("trained_from_scratch"):
             lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(new)}")
-        return "\n".join([*lines, *(f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items())])
+        lines += [f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items()]
+        return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
@@ -60,6 +65,10 @@ def run_recipe(recipe: Recipe) -> RunResult:
 
     Writes `model/` (with its processor and a card), `metrics.json` and `recipe.yaml` into `recipe.output`. Where
     `model/` is there already the run is finished and nothing is done. Runs under torchrun and accelerate too.
+
+    Raises:
+        StoppedError: A callback, or SIGTERM with `enable_jit_checkpoint`, ended training before its last step. Then
+            nothing of a finished run is written, and the same recipe resumes. Early stopping is a finish.
     """
     output = Path(recipe.output)
     args = ScaTrainingArguments(output_dir=str(output), **recipe.training)
@@ -77,13 +86,49 @@ def run_recipe(recipe: Recipe) -> RunResult:
         resume = last_checkpoint(output) is not None
         if args.should_save and not resume:
             (output / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    try:
+        metrics = _train_and_save(trainer, recipe, resume, new)
+    except KeyboardInterrupt as interruption:
+        interruption.args = (_where_stopped(trainer),)
+        raise
+    return RunResult(output / MODEL, metrics, is_main_process=trainer.is_world_process_zero())
+
+
+def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list[str]) -> dict[str, Any]:
+    """Trains, evaluates and writes what a finished run leaves; returns its `metrics.json`."""
     done = trainer.train(resume_from_checkpoint=resume or None)
-    metrics: dict[str, Any] = {"train": done.metrics}
-    if evaluation is not None:
+    if trainer.stopped:
+        raise StoppedError(_where_stopped(trainer), by_signal=trainer.stop_request.requested)
+    metrics: dict[str, Any] = {"train": done.metrics, **_early_finish(trainer)}
+    if trainer.eval_dataset is not None:
         metrics["eval"] = _last_scores(trainer) or trainer.evaluate()
+        if trainer.args.eval_generate and trainer.evaluates_names:
+            metrics["note"] = NAMES_NOTE
     metrics |= {"trained_from_scratch": new, "versions": _versions()}
     _save(trainer, recipe, metrics)
-    return RunResult(output / MODEL, metrics, is_main_process=trainer.is_world_process_zero())
+    return metrics
+
+
+def _where_stopped(trainer: ScaTrainer) -> str:
+    """Says how far a run came that did not finish, and from where it resumes."""
+    checkpoint = last_checkpoint(trainer.args.output_dir)
+    saved = checkpoint.name.rpartition("-")[2] if checkpoint else None
+    at = f"at step {trainer.state.global_step} of {trainer.state.max_steps}"
+    if not trainer.state.max_steps:
+        at = "before its first step of this call"
+    start = f"from step {saved}" if saved else "from the start, as no checkpoint was written"
+    return f"stopped {at}, the same command resumes {start}. Nothing is marked as finished."
+
+
+def _early_finish(trainer: ScaTrainer) -> dict[str, str]:
+    """Says that early stopping ended a run, if it did; before another evaluation, which would count too."""
+    stopping = early_stopping_of(trainer.callback_handler.callbacks)
+    state, measure = trainer.state, trainer.args.metric_for_best_model
+    if stopping is None or state.global_step >= state.max_steps:
+        return {}
+    times = stopping.early_stopping_patience_counter
+    step = f"step {state.global_step} of {state.max_steps}"
+    return {"stopped_early": f"finished early at {step}: {measure} did not improve in {times} evaluations."}
 
 
 def build_datasets(section: DataSection) -> tuple[Any, Any]:
@@ -150,20 +195,21 @@ def plain_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
-    """Writes scores, then the model's folder in one piece: it is what tells a finished run."""
+    """Writes the model's folder in one piece, and scores before it has its name: it is what tells a finished run."""
     output = Path(recipe.output)
     main = trainer.is_world_process_zero()
     if main:
         trainer.save_state()
         (output / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        (output / METRICS).write_text(json.dumps(metrics, indent=2, default=str) + "\n", encoding="utf-8")
     with staged(output / MODEL) if main else nullcontext(output / MODEL) as folder:
         trainer.save_model(str(folder))
         if main:
             # The Trainer's own arguments are a pickle, and name this machine's folders.
             (folder / "training_args.bin").unlink(missing_ok=True)
-            draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml())
+            draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml(), metrics.get("note"))
             (folder / CARD).write_text(draft, encoding="utf-8")
+            # Last, so that a run which is stopped while it saves has none.
+            write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
     trainer.accelerator.wait_for_everyone()
 
 
