@@ -147,6 +147,11 @@ def has_lone_surrogate(text: str) -> bool:
     return _LONE_SURROGATE.search(text) is not None
 
 
+def in_one_line(name: str) -> str:
+    """Returns a name for a message; one with a line break, or what cannot be seen, as Python writes it."""
+    return name if name.isprintable() else repr(name)
+
+
 def save_whole(folder: str | Path, *parts: Saveable) -> Path:
     """Saves parts into one folder, which exists only once everything in it is written."""
     with staged(folder) as part:

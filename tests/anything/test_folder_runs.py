@@ -212,7 +212,19 @@ def test_boxes_of_a_detector_take_the_place_of_the_grid(form, model, tmp_path):
     assert main(anything(model, folder, tmp_path / "out", *more)) == 0
     records, _, _ = results(tmp_path / "out")
     assert [[r["box_prompt"] for r in image["records"]] for image in records] == [[[2, 3, 22, 13]], [[1, 1, 10, 10]]]
-    assert sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir()) == ["a-001-png.png", "b-000-png.png"]
+    drawn = sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir())
+    assert [name[:9] for name in drawn] == ["a-001.png", "b-000.png"]
+
+
+def test_no_two_images_share_an_overlay(model, tmp_path):
+    names = ("a b.png", "a-b.png", "a_b.png", "\u00e9.png", "\u00ea.png", ".a.png", "x" * 150 + ".png")
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        tiny_image(0, (40, 30)).save(tmp_path / "photos" / name)
+    assert main(anything(model, tmp_path / "photos", tmp_path / "out", "--overlays")) == 0
+    records, _, _ = results(tmp_path / "out")
+    drawn = {path.name for path in (tmp_path / "out" / "overlays").iterdir()}
+    assert len(drawn) == len(records) >= len(names) - 1 and {"a-b.png.png", "a_b.png.png"} <= drawn
 
 
 def test_data_sets_are_sources_too_and_have_boxes(model, tmp_path):

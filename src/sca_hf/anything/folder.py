@@ -95,11 +95,17 @@ class ImageCaptioner:
         return {"image": item.name, "width": picture.width, "height": picture.height, "records": records}
 
     def _draw(self, item: ImageItem, picture: Any, records: list[dict[str, Any]]) -> None:
-        # A data set's id may hold anything, and is not a path.
-        safe = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in item.name)
-        path = Path(self.run.output) / "overlays" / f"{safe}.png"
+        path = Path(self.run.output) / "overlays" / f"{_file_name(item.name)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_records(picture, records).save(path)
+
+
+def _file_name(name: str) -> str:
+    """Returns a file's name for an image's, which may be a path or hold anything; no two images have the same."""
+    safe = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in name)
+    if safe == name and len(name) <= 100 and not name.startswith("."):
+        return name
+    return f"{safe[:100].lstrip('.')}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def draw_records(picture: Any, records: Iterable[dict[str, Any]]) -> Any:

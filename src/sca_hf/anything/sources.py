@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.readers.common import IMAGE_SUFFIXES
+from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
 from ..processing.images_sca import as_images
 from ..prompt_arguments import read_regions_file
 
@@ -60,9 +60,9 @@ def _items(source: str) -> Iterator[ImageItem]:
     path = Path(source)
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+            if may_be_picture(file):
                 yield ImageItem(file.relative_to(path).as_posix(), str(file))
-    elif path.suffix.lower() in IMAGE_SUFFIXES:
+    elif path.suffix.lower() in IMAGE_SUFFIXES or may_be_picture(path):
         yield ImageItem(path.name, str(path))
     elif path.suffix in (".yaml", ".yml") or ":" in source:
         yield from _records(source)

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..files import in_one_line
 from ..processing.anything_settings_sca import AnythingSettings, range_text
 from .parsing import add_tools, command, positive, process_device, quiet
 
@@ -112,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
     if result is None:
         return
     for name, error in result.failed.items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
+        print(f"failed: {in_one_line(name)}: {error}", file=sys.stderr)
     failed = f", {len(result.failed)} failed" if result.failed else ""
     print(f"{result.images} images, {result.regions} regions{failed}: {Path(options.output) / 'coco.json'}")
     if not result.images:
@@ -133,12 +134,19 @@ def _print_images(
     from ..captioning import one_line
 
     captioner = ImageCaptioner(FolderRun("", options.model, settings, generation, boxes, device=options.device))
+    failed: list[str] = []
     for item in items:
         entry = captioner(item)
+        name = in_one_line(item.name)
         if "error" in entry:
-            raise ValueError(f"{item.name}: {entry['error']}")
-        print(f"{item.name}: {len(entry['records'])} regions")
+            failed.append(f"{name}: {entry['error']}")
+            continue
+        print(f"{name}: {len(entry['records'])} regions")
         for number, record in enumerate(entry["records"], 1):
             x, y, width, height = record["bbox"]
             place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
             print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {one_line(record['caption'])}")
+    if len(failed) == len(items):
+        raise ValueError("; ".join(failed))
+    for text in failed:
+        print(f"failed: {text}", file=sys.stderr)

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..files import in_one_line
+
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +180,7 @@ def warn_of_leaks(train: Any, evaluation: Any) -> None:
                 related[os.path.basename(path or "") or str(image_id)] = None
         for what, found in (("trained on too", same), ("of one source with pictures in training", related)):
             if found:
-                shown = ", ".join(text if text.isprintable() else repr(text) for text in list(found)[:_SHOWN])
+                shown = ", ".join(map(in_one_line, list(found)[:_SHOWN]))
                 logger.warning(
                     "pictures of %s that are %s: %d (%s%s). Scores on them say little of new pictures: leave them out "
                     "of one of the two sets, or split with data.holdout (hold_out), which keeps them together",

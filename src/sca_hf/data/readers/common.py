@@ -24,6 +24,10 @@ from ..scenes import SPLIT_STARTS, scenes
 Clip = Literal["rounding", "image"]
 Crowd = Literal["skip", "keep"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+# Names of pictures that Pillow may not know: they are read, or named as what cannot be read, but not passed over.
+_OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif")
+# What files of pictures begin with, whatever their name: JPEG, PNG, GIF, WebP, HEIC and AVIF.
+_BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|....ftyp(?:hei|hev|mif|msf|avi)", re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _DELIMITERS = tuple(" \t\r\n,]}")
 _BLOCK = 1 << 20
@@ -116,6 +120,19 @@ def inside(folder: Path, name: str) -> Path | None:
     if not parts or path.is_absolute() or ".." in parts or ":" in parts[0] or "\0" in name:
         return None
     return folder.joinpath(*parts)
+
+
+def may_be_picture(path: Path) -> bool:
+    """Whether a file is one of a picture by its suffix, or, without one that tells, by its first bytes."""
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, *_OTHER_SUFFIXES):
+        return True
+    try:
+        with path.open("rb") as file:
+            return _BEGINNINGS.match(file.read(12)) is not None
+    except OSError:
+        return False
 
 
 def spellings(name: str) -> list[str]:

@@ -14,7 +14,6 @@ from ..pictures import image_size
 from ..region import RegionRecordError, check_names
 from .coco import segmentation_mask
 from .common import (
-    IMAGE_SUFFIXES,
     Clip,
     FolderIndex,
     Record,
@@ -22,6 +21,7 @@ from .common import (
     category_fields,
     choice,
     inside,
+    may_be_picture,
     read_lines,
     region_fields,
 )
@@ -177,7 +177,7 @@ def _pictures(
         places = [place]
     for place in places:
         if place.is_dir():
-            yield from ((place, path) for path in sorted(place.rglob("*")) if _is_picture(path))
+            yield from ((place, path) for path in sorted(place.rglob("*")) if may_be_picture(path))
         elif place.suffix == ".txt" and place.is_file():
             yield from ((None, path) for path in _listed(place, base))
         else:
@@ -211,10 +211,6 @@ def _listed(path: Path, base: Path) -> Iterable[Path]:
         if found is None:
             raise ValueError(f"{path} names {name!r}, which is not there or lies outside of {base}.")
         yield found
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 class _Labeling:
