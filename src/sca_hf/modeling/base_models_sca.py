@@ -7,6 +7,7 @@ PEFT is not imported here: a repository without adapters loads without it.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,35 @@ def complete_sources(sources: dict[str, dict[str, str] | None]) -> dict[str, dic
     return known if known.keys() == BASE_MODELS.keys() else None
 
 
+def sample_base_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Some values of each weight of SAM and the language model, by the name that it has without adapters around it.
+
+    Weights that are packed, cut up or on no device have none.
+    """
+    samples = {}
+    for part in BASE_MODELS:
+        for name, weight in getattr(model, part).named_parameters(prefix=part):
+            plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.device.type != "meta"
+            if plain and not is_adapter_key(name):
+                values = weight.detach().reshape(-1)
+                step = max(1, len(values) // 16)
+                samples[name.replace("base_model.model.", "").replace(".base_layer.", ".")] = (
+                    values[::step].clone().cpu()
+                )
+    return samples
+
+
+def changed_weights(before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of those whose values are others, by more than a cast to another precision, or one to and fro."""
+    changed = []
+    for name in before.keys() & now.keys():
+        old, new = before[name], now[name]
+        casts = (old.to(between).to(new.dtype) for between in (new.dtype, torch.bfloat16, torch.float16))
+        if not any(torch.equal(cast, new) for cast in casts):
+            changed.append(name)
+    return sorted(changed)
+
+
 def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mismatched_sizes: bool) -> None:
     """Raise with the names of all weights that did not fit."""
     faults = []
@@ -248,9 +278,26 @@ ADAPTER_FOLDER = "language_model_adapter"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+def made_by_peft(module: torch.nn.Module | None) -> bool:
+    """Whether PEFT put a module in the place of another: its wrapper of a model, or a layer with adapters."""
+    return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
+
+
 def has_adapter(language_model: PreTrainedModel | None) -> bool:
-    """Whether a language model has adapters that are not merged into it."""
-    return bool(getattr(language_model, "_hf_peft_config_loaded", False))
+    """Whether a language model has adapters that are not merged: the library's, or `get_peft_model` around it."""
+    return bool(getattr(language_model, "_hf_peft_config_loaded", False)) or made_by_peft(language_model)
+
+
+def check_savable_adapter(language_model: Any) -> None:
+    """Refuse adapters of a language model that its repository could not give back."""
+    kinds = [
+        str(getattr(config.peft_type, "value", config.peft_type)) for config in language_model.peft_config.values()
+    ]
+    if kinds != ["LORA"]:
+        raise ValueError(
+            f"the language model has the adapters {', '.join(kinds)}, but a repository holds one LORA: delete the "
+            "others (delete_adapter), or save a language model of another kind by itself."
+        )
 
 
 def is_adapter_key(key: str) -> bool:
@@ -264,8 +311,16 @@ def save_adapter(language_model: PreTrainedModel, folder: Path, weights: dict[st
     Args:
         weights: the language model's weights by its own names; those that are not the adapter's are left out.
     """
-    name = language_model.active_adapters()[0]
+    wrapped = made_by_peft(language_model)
+    if wrapped:
+        # What the wrapper holds is as if the library had added the adapter.
+        weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
+        language_model = language_model.get_base_model()
+        language_model._hf_peft_config_loaded = True
+    name = next(iter(language_model.peft_config))
     own = language_model.get_adapter_state_dict(name, state_dict=weights)
+    if wrapped:
+        language_model._hf_peft_config_loaded = False
     folder.mkdir(parents=True, exist_ok=True)
     own = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in own.items()}
     save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -308,16 +363,20 @@ def _check_config(path: Path) -> None:
 
 __all__ = [
     "ADAPTER_FOLDER",
+    "check_savable_adapter",
     "has_adapter",
     "is_adapter_key",
+    "made_by_peft",
     "load_adapter",
     "save_adapter",
     "BASE_MODELS",
     "cast_but_positions",
+    "changed_weights",
     "check_loading_info",
     "complete_sources",
     "hash_weights",
     "load_part",
     "load_pinned",
+    "sample_base_weights",
     "source_of",
 ]

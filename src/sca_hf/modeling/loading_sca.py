@@ -7,9 +7,10 @@ to the content) that the mixer was trained with.
 
 import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from .base_models_sca import (
     HUB_ARGUMENTS,
     LANGUAGE_MODEL,
     SAM,
+    changed_weights,
     check_loading_info,
+    check_savable_adapter,
     complete_sources,
     has_adapter,
     hash_weights,
@@ -29,6 +32,8 @@ from .base_models_sca import (
     load_adapter,
     load_part,
     load_pinned,
+    made_by_peft,
+    sample_base_weights,
     save_adapter,
     source_of,
 )
@@ -45,13 +50,27 @@ class ScaLoadingMixin:
 
     # What a save without `include_base_models` writes; training sets it to False.
     _include_base_models: bool = True
-    # Source of each base model: what `save_pretrained(include_base_models=False)` writes into the configuration.
-    base_sources: dict[str, dict[str, str]] | None = None
+    _base_sources: dict[str, dict[str, str]] | None = None
+    # A few values of each weight that came from there.
+    _base_samples: Mapping[str, torch.Tensor] = MappingProxyType({})
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the model. The first weight, which the library asks, is SAM's Fourier features in float32."""
         return self.mixer.dtype
+
+    @property
+    def base_sources(self) -> dict[str, dict[str, str]] | None:
+        """Source of each base model: what `save_pretrained(include_base_models=False)` writes into the configuration.
+
+        Setting it says that SAM and the language model are those of the sources.
+        """
+        return self._base_sources
+
+    @base_sources.setter
+    def base_sources(self, sources: dict[str, dict[str, str]] | None) -> None:
+        self._base_sources = sources
+        self._base_samples = sample_base_weights(self) if sources else {}
 
     @property
     def include_base_models(self) -> bool:
@@ -148,7 +167,7 @@ class ScaLoadingMixin:
                     save_adapter(self.language_model, Path(save_directory) / ADAPTER_FOLDER, own)
                 state_dict = {key: value for key, value in state_dict.items() if not _is_base_key(key)}
                 self.config.base_model_repos = self._pinned_base_models(Path(save_directory))
-            with _own_class(self):
+            with _own_class(self), nullcontext() if include_base_models else _without_quantization(self):
                 self._describe_code()
                 super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         finally:
@@ -233,7 +252,8 @@ class ScaLoadingMixin:
         return [*parts, (self.config.text_config, self.language_model)]
 
     def _check_adapter(self, include_base_models: bool, push_to_hub: bool) -> None:
-        """Note whether the language model has adapters; refuse to save them in a way that would not load."""
+        """Note whether the language model has adapters; refuse to save any in a way that would not load."""
+        self.check_adapters()
         self.config.language_model_adapter = has_adapter(self.language_model)
         if self.config.language_model_adapter and include_base_models:
             raise ValueError(
@@ -242,6 +262,20 @@ class ScaLoadingMixin:
             )
         if self.config.language_model_adapter and push_to_hub:
             raise ValueError("push_to_hub=True would leave the adapters behind: save, then upload the folder.")
+
+    def check_adapters(self) -> None:
+        """Raise where PEFT wrapped more than the language model, or that in a way which a repository cannot hold."""
+        known = has_adapter(self.language_model)
+        for name, module in self.named_modules():
+            if made_by_peft(module) and not (known and f"{name}.".startswith(f"{LANGUAGE_MODEL}.")):
+                raise ValueError(
+                    f"PEFT has put adapters into this model ({name}), which its own repository cannot hold: save them "
+                    "by the wrapper that get_peft_model returned (peft_model.save_pretrained; load with "
+                    "PeftModel.from_pretrained(model, folder)), merge them (peft_model.merge_and_unload()), or adapt "
+                    "the language model alone: model.language_model = get_peft_model(model.language_model, config)."
+                )
+        if known:
+            check_savable_adapter(self.language_model)
 
     def _check_mixer_only(self) -> None:
         trained = self._trainable_base_weights()
@@ -254,6 +288,12 @@ class ScaLoadingMixin:
             raise ValueError(
                 "a mixer-only repository could not name this model's SAM and language model: they were built here or "
                 "given as loaded models. Save with include_base_models=True, or build from repositories or folders."
+            )
+        if changed := changed_weights(self._base_samples, sample_base_weights(self)):
+            raise ValueError(
+                f"{len(changed)} weights of SAM or the language model have changed since they were loaded "
+                f"({', '.join(changed[:3])}), as when adapters are merged; a mixer-only repository would take them "
+                "from where they came: save with include_base_models=True."
             )
 
     def _trainable_base_weights(self) -> list[str]:
@@ -305,6 +345,18 @@ def _own_class(model: Any) -> Iterator[None]:
         yield
     finally:
         model.__class__ = given
+
+
+@contextmanager
+def _without_quantization(model: Any) -> Iterator[None]:
+    """Hide how the base models are packed: the library would save their weights, and pack the mixer when it loads."""
+    kept = [(vars(part), name) for part, name in ((model, "hf_quantizer"), (model.config, "quantization_config"))]
+    values = [(fields, name, fields.pop(name)) for fields, name in kept if name in fields]
+    try:
+        yield
+    finally:
+        for fields, name, value in values:
+            fields[name] = value
 
 
 def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) -> PreTrainedConfig | None:

@@ -117,16 +117,31 @@ def fold_positions(transformer: nn.Module, positions: torch.Tensor) -> list[Imag
 
 
 def _fuse(projections: list[nn.Linear], positioned: list[bool], positions: torch.Tensor) -> ImageProjection:
-    dtype = projections[0].weight.dtype
+    weights, offsets = zip(*map(_weight_and_bias, projections), strict=True)
     # Folding is done in float32: in half precision W p would lose what the addition x + p keeps.
     bias = [
-        F.linear(positions.float(), p.weight.float(), p.bias.float())
+        F.linear(positions.float(), weight.float(), offset.float())
         if add
-        else p.bias.float().expand(len(positions), -1)
-        for p, add in zip(projections, positioned, strict=True)
+        else offset.float().expand(len(positions), -1)
+        for weight, offset, add in zip(weights, offsets, positioned, strict=True)
     ]
-    weight = torch.cat([p.weight for p in projections]).t()
-    return ImageProjection(weight=weight, bias=torch.cat(bias, dim=-1).to(dtype))
+    return ImageProjection(weight=torch.cat(weights).t(), bias=torch.cat(bias, dim=-1).to(weights[0].dtype))
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (out, in) and bias (out) of a linear layer; where adapters wrap it, its `weight` lacks theirs."""
+    if type(layer) is nn.Linear:
+        return layer.weight, layer.bias
+    units = torch.eye(layer.in_features, dtype=layer.bias.dtype, device=layer.bias.device)
+    rows = layer(torch.cat([torch.zeros_like(units[:1]), units]))
+    return (rows[1:] - rows[0]).t(), rows[0]
+
+
+def embedding_rows(embedding: nn.Module) -> torch.Tensor:
+    """All rows of an embedding; where adapters wrap it, its `weight` lacks theirs."""
+    if type(embedding) is nn.Embedding:
+        return embedding.weight
+    return embedding(torch.arange(len(embedding.weight), device=embedding.weight.device))
 
 
 def run_two_way(
@@ -280,7 +295,7 @@ class ScaTextFeatureMixer(PreTrainedModel):
             (n, A, Q, C): the caption queries of each head.
         """
         config = self.config
-        queries = self.caption_tokens.weight.expand(len(sam_tokens), -1, -1)
+        queries = embedding_rows(self.caption_tokens).expand(len(sam_tokens), -1, -1)
         tokens = torch.cat([queries, sam_tokens.to(queries.dtype)], dim=1)  # (n, A*Q + t, C)
         tokens, _ = run_two_way(
             self.transformer, folded, tokens, image_tokens, attn_implementation=config._attn_implementation
@@ -297,9 +312,9 @@ class ScaTextFeatureMixer(PreTrainedModel):
         Returns:
             (n, A, P, D): task tokens, then projected queries.
         """
-        tasks = self.task_tokens.weight.unflatten(0, (len(self.config.tasks), self.config.num_task_tokens))
+        tasks = embedding_rows(self.task_tokens).unflatten(0, (len(self.config.tasks), self.config.num_task_tokens))
         tasks = tasks[task_ids].unsqueeze(1).expand(-1, queries.shape[1], -1, -1)  # (n, A, num_task_tokens, D)
         return torch.cat([tasks, self.language_project(queries)], dim=2)
 
 
-__all__ = ["ScaTwoWayTransformer", "fold_positions", "run_two_way", "ScaTextFeatureMixer"]
+__all__ = ["ScaTwoWayTransformer", "embedding_rows", "fold_positions", "run_two_way", "ScaTextFeatureMixer"]

@@ -42,7 +42,7 @@ from .losses_sca import caption_loss, mask_loss
 from .mixer_sca import ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, encode_images
-from .validation_sca import check_regional, check_training_inputs, refuse_unknown
+from .validation_sca import check_regional, check_training_inputs, refuse_unknown, warn_of_lost_tasks
 
 
 # What the processor returns and neither forward nor generate needs.
@@ -208,6 +208,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         The class describes the arguments; those of images and prompts are the fields of [`RegionInputs`].
         """
         refuse_unknown(kwargs, _PROCESSOR_KEYS, "forward")
+        warn_of_lost_tasks(kwargs, task_ids, self.config.mixer_config.tasks)
         check_training_inputs(input_ids, labels, mask_labels, output_masks)
         inputs = RegionInputs(
             pixel_values=pixel_values,

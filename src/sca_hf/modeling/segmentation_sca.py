@@ -16,7 +16,7 @@ from torch import nn
 
 from .generation_sca import region_chunk_size as default_chunk_size
 from .grouping_sca import PromptGroup, RegionPlan
-from .mixer_sca import ImageProjection, fold_positions, run_two_way
+from .mixer_sca import ImageProjection, embedding_rows, fold_positions, run_two_way
 
 
 @dataclass
@@ -107,15 +107,15 @@ class SamSegmenter:
         self.positions = positions[0].flatten(1).t()  # (hw, C)
         self.folded: list[ImageProjection] = fold_positions(self.decoder.transformer, self.positions)
 
-        no_mask = self.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        no_mask = embedding_rows(self.prompt_encoder.no_mask_embed).reshape(1, -1, 1, 1)
         # Regions without a mask prompt share their image: its tokens are laid out once.
         self.shared_tokens = _as_tokens(self.images + no_mask)  # (B, hw, C)
         self.mask_embeds = None
         if input_masks is not None:
             self.mask_embeds = self.prompt_encoder.mask_embed(input_masks.unsqueeze(1).to(self.dtype))  # (K, C, h, w)
-        output_tokens = [self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]
+        output_tokens = [embedding_rows(part) for part in (self.decoder.iou_token, self.decoder.mask_tokens)]
         if self.is_hq:
-            output_tokens.append(self.decoder.hq_token.weight)
+            output_tokens.append(embedding_rows(self.decoder.hq_token))
             self.hq_features = _hq_features(self.decoder, self.images, early[0] if early else None)
         self.output_tokens = torch.cat(output_tokens)  # (outputs, C)
 

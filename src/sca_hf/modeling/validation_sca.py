@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
+
+logger = logging.get_logger(__name__)
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
 FORMAT_VERSION = 1
@@ -180,10 +182,19 @@ _FORMS = {"input_points": "(B, R, P, 2)", "input_labels": "(B, R, P)", "input_bo
 
 
 def refuse_unknown(given: dict[str, Any], allowed: frozenset[str], method: str) -> None:
-    """Refuse keyword arguments that would silently change nothing."""
-    unknown = sorted(set(given) - allowed)
+    """Refuse keyword arguments that would silently change nothing; wrappers pass None for those of other models."""
+    unknown = sorted(name for name, value in given.items() if value is not None and name not in allowed)
     if unknown:
         raise TypeError(f"{method}() got unknown arguments {unknown}.")
+
+
+def warn_of_lost_tasks(given: Mapping[str, Any], task_ids: Any, tasks: tuple[str, ...]) -> None:
+    """Warn where a wrapper kept `task_ids` to itself, as PEFT's do with a `task_type`; what is `given` shows them."""
+    if task_ids is None and "inputs_embeds" in given and len(tasks) > 1:
+        logger.warning_once(
+            "forward() was called by a wrapper that keeps task_ids to itself, as PEFT's with a task_type do: every "
+            "region is read as a 'caption'. If any is of another task, leave task_type out of the LoraConfig."
+        )
 
 
 def check_training_inputs(
@@ -272,6 +283,7 @@ __all__ = [
     "check_regional",
     "check_training_inputs",
     "refuse_unknown",
+    "warn_of_lost_tasks",
     "FORMAT_VERSION",
     "check_base_models",
     "check_format",

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from ..modeling.base_models_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter
+from ..modeling.base_models_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter, made_by_peft
 from .quantization import is_quantized
 
 
@@ -65,9 +65,14 @@ def merge_lora(model: Any) -> None:
     language_model = model.language_model
     if not has_adapter(language_model):
         raise ValueError("the language model has no adapters to merge.")
+    if made_by_peft(language_model):
+        language_model = language_model.get_base_model()
     adapted = _adapted_layers(language_model)
+    if not adapted:
+        raise ValueError("the language model has adapters of another kind than LoRA: they cannot be merged.")
     if any(is_quantized(layer.get_base_layer().weight) for _, layer in adapted):
         raise ValueError("adapters cannot be merged into packed weights: load the checkpoint, which has none, first.")
+    model.language_model = language_model
     for name, layer in adapted:
         layer.merge(safe_merge=True)
         language_model.set_submodule(name, layer.get_base_layer())

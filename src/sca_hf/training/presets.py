@@ -10,7 +10,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..model_names import bundled_model
-from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key
+from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key, made_by_peft
 from .adapters import add_lora
 from .arguments import MASK_DECODER, PRESETS, Preset, ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state
@@ -159,6 +159,13 @@ logger = logging.get_logger(__name__)
 
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
+    if made_by_peft(model):
+        raise ValueError(
+            "ScaTrainer got PEFT's wrapper: give it the model itself, whose language model preset='mixer+lora' "
+            "adapts (or model.language_model = get_peft_model(model.language_model, config)); the library's own "
+            "Trainer takes the wrapper of the whole model."
+        )
+    model.check_adapters()
     if args.quantize_language_model and not any(map(is_quantized, model.language_model.parameters())):
         check_quantizable(model, args)
         if args.frozen_dtype:
@@ -169,6 +176,10 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
         with preserve_rng_state():
             torch.manual_seed(args.seed)
             add_lora(model, args.lora_rank, args.lora_alpha, args.lora_target_modules)
+    if not PRESETS[args.preset].with_adapters and any(
+        weight.requires_grad and is_adapter_key(name) for name, weight in model.named_parameters()
+    ):
+        logger.warning(f"The preset {args.preset} freezes the language model's adapters; mixer+lora trains them.")
     preset = apply_preset(model, args.preset, args.mask_loss_weight)
     # Whoever makes batches need not ask the model whether they are to hold masks.
     args.mask_loss_weight = model.config.mask_loss_weight if preset.trains_masks else None
