@@ -106,7 +106,7 @@ def address():
 def test_a_url_is_read_or_says_what_its_server_answered(address):
     for name in ("picture", "moved"):
         assert np.array_equal(np.asarray(as_images(f"{address}/{name}.png")[0]), PIXELS)
-    with pytest.raises(ValueError, match=r"image 0 \('http.*nowhere.png'\) cannot be read: .*answers 404 Not Found"):
+    with pytest.raises(ValueError, match=r"image 0 .*nowhere.png.* cannot be read: .*the server answers 404"):
         as_images(f"{address}/nowhere.png")
     with pytest.raises(ValueError, match=r"image 1 \('http.*page.html'\) cannot be read: UnidentifiedImageError"):
         as_images([PICTURE, f"{address}/page.html"])

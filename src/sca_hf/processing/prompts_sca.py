@@ -27,7 +27,7 @@ POINT_PADDING = -10
 # coordinate is taken as the edge itself. Anything farther out is an error, never clipped.
 EDGE_TOLERANCE = 1e-3
 # Sides of an image, in pixels, from which on nobody means a box, or points, within its very first pixel.
-_BOX_IN_SHARES, _POINTS_IN_SHARES = 8, 64
+_BOX_AS_FRACTIONS, _POINTS_AS_FRACTIONS = 8, 64
 
 
 def build_prompts(
@@ -196,7 +196,7 @@ def _lay_out_masks(
 
 
 def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) -> np.ndarray:
-    """Refuse boxes that are not finite, inverted, outside the image, without area, or in shares of its sides.
+    """Refuse boxes that are not finite, inverted, outside the image, without area, or in fractions of its sides.
 
     Args:
         boxes: (N, 4) xyxy float64, pixels of the original image.
@@ -216,10 +216,10 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
     fix = f"reaches outside {_bounds(size)}; give pixels of the original image, or clip it first"
     _refuse(outside, boxes, where, "box", fix, size)
     boxes = np.clip(boxes, 0, limit)
-    if min(size) >= _BOX_IN_SHARES and len(boxes) and boxes.max() <= 1:
+    if min(size) >= _BOX_AS_FRACTIONS and len(boxes) and boxes.max() <= 1:
         # [0, 0, 1, 1] may be meant.
-        _refuse((boxes % 1 != 0).any(1), boxes, where, "box", _in_shares(size))
-        logger.warning(f"{where[0]}: box {_show(boxes[0])} {_in_shares(size)}.")
+        _refuse((boxes % 1 != 0).any(1), boxes, where, "box", fractions_fault(size))
+        logger.warning(f"{where[0]}: box {_show(boxes[0])} {fractions_fault(size)}.")
     # float32 is what the model sees.
     flat = (boxes[:, :2].astype(np.float32) >= boxes[:, 2:].astype(np.float32)).any(1)
     _refuse(flat, boxes, where, "box", "has no area; give a box with x1 < x2 and y1 < y2")
@@ -227,7 +227,7 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
 
 
 def check_points(points: np.ndarray, size: tuple[int, int], image: int, region: np.ndarray) -> np.ndarray:
-    """Refuse points that are not finite, outside the image, or in shares of its sides.
+    """Refuse points that are not finite, outside the image, or in fractions of its sides.
 
     Args:
         points: (N, 2) x, y float64, pixels of the original image; both edges of the image are legal.
@@ -246,25 +246,26 @@ def check_points(points: np.ndarray, size: tuple[int, int], image: int, region: 
     fix = f"lies outside {_bounds(size)}; give pixels of the original image"
     _refuse(outside, points, where, "point", fix, size)
     points = np.clip(points, 0, limit)
-    if points_in_shares(points, size):
+    if points_as_fractions(points, size):
         if (points != points[0]).any():
-            _refuse(np.ones(1, bool), points, where, "point", _in_shares(size))
+            _refuse(np.ones(1, bool), points, where, "point", fractions_fault(size))
         # A single one may be meant: training draws points anywhere in a region.
-        logger.warning(f"{where[0]}: point {_show(points[0])} {_in_shares(size)}.")
+        logger.warning(f"{where[0]}: point {_show(points[0])} {fractions_fault(size)}.")
     return points
 
 
-def points_in_shares(points: Any, size: tuple[int, int]) -> bool:
+def points_as_fractions(points: Any, size: tuple[int, int]) -> bool:
     """Whether all points (N, 2) of an image lie within its first pixel, but not all of them on its corners."""
     points = np.asarray(points, np.float64).reshape(-1, 2)
-    within = min(size) >= _POINTS_IN_SHARES and len(points) > 0 and points.min() >= 0 and points.max() <= 1
+    within = min(size) >= _POINTS_AS_FRACTIONS and len(points) > 0 and points.min() >= 0 and points.max() <= 1
     return bool(within and (points % 1 != 0).any())
 
 
-def _in_shares(size: tuple[int, int]) -> str:
+def fractions_fault(size: tuple[int, int]) -> str:
+    """Say of a prompt in the first pixel of an image, (height, width), that its numbers may be fractions."""
     return (
-        f"lies within the first pixel of {_bounds(size)}: it looks like shares of the sides (0 to 1); give pixels: x "
-        f"times {size[1]}, y times {size[0]}"
+        f"lies within the first pixel of {_bounds(size)}: it looks like fractions of the sides (0 to 1); give pixels: "
+        f"x times {size[1]}, y times {size[0]}"
     )
 
 
