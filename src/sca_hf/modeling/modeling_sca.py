@@ -211,8 +211,6 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         refuse_unknown(kwargs, _PROCESSOR_KEYS, "forward")
         warn_of_lost_tasks(kwargs, task_ids, self.config.mixer_config.tasks)
         check_training_inputs(input_ids, labels, mask_labels, output_masks)
-        if input_ids is not None:
-            self._check_positions(input_ids.shape[-1], "input_ids")
         inputs = RegionInputs(
             pixel_values=pixel_values,
             image_embeddings=image_embeddings,
@@ -399,6 +397,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Have the language model read each region's prefix and caption; its fields of [`ScaOutput`], and the loss."""
         plan = regions.plan
         check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        self._check_positions(input_ids.shape[-1], "input_ids")
         prefix = self._prefix(regions)
         targets = positions = None
         if labels is not None:
