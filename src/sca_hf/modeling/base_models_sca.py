@@ -7,7 +7,8 @@ PEFT is not imported here: a repository without adapters loads without it.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source, strict, lenient)
-    return cast_but_positions(part, dtype) if half else part
+    return keep_precision(part).to(dtype) if half else part
 
 
 def load_pinned(
@@ -259,14 +260,30 @@ def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mis
     )
 
 
-def cast_but_positions(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast a model, but not SAM's random Fourier features: in half precision they lose positions."""
-    features = [module.positional_embedding for module in model.modules() if hasattr(module, "positional_embedding")]
-    kept = [tensor.detach().clone() for tensor in features]
-    model.to(dtype)
-    for tensor, values in zip(features, kept, strict=True):
-        tensor.data = values
+def keep_precision(model: PreTrainedModel) -> PreTrainedModel:
+    """Let casts to half precision, of a model or of any part of it, leave alone what loses positions in it.
+
+    Those are SAM's random Fourier features (at 1024 px bfloat16 moves a box by 4 px) and the frequencies of rotary
+    embeddings, which the library's loading keeps in float32 too.
+    """
+    for module in model.modules():
+        frequencies = any("inv_freq" in name for name, _ in module.named_buffers(recurse=False))
+        if frequencies or hasattr(module, "positional_embedding"):
+            # Of the instance, so that the base models' classes stay the library's.
+            module._apply = partial(_apply_in_float32, module)
     return model
+
+
+def _apply_in_float32(module: torch.nn.Module, change: Callable[..., Any], recurse: bool = True) -> torch.nn.Module:
+    names = [*module._parameters, *module._buffers]
+    before = {name: tensor.data for name in names if (tensor := getattr(module, name)) is not None}
+    type(module)._apply(module, change, recurse)
+    half = (torch.float16, torch.bfloat16)
+    for name, values in before.items():
+        now = getattr(module, name)
+        if now.dtype in half and values.is_floating_point() and values.dtype not in half:
+            now.data = values.to(now.device, torch.float32)
+    return module
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -370,7 +387,7 @@ __all__ = [
     "load_adapter",
     "save_adapter",
     "BASE_MODELS",
-    "cast_but_positions",
+    "keep_precision",
     "changed_weights",
     "check_loading_info",
     "complete_sources",
