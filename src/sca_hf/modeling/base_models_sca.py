@@ -7,10 +7,12 @@ PEFT is not imported here: a repository without adapters loads without it.
 import hashlib
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub.errors import (
@@ -21,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, without_dropout
@@ -36,6 +38,42 @@ BASE_MODELS = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCaus
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
 
 
+# One for the process, whichever copy of this file is imported first: a repository brings its own.
+_LOADING = vars(modeling_utils).setdefault("_sca_loading", threading.RLock())
+# The library replaces its functions while it builds an empty model, which takes moments.
+_PATIENCE_SECONDS = 30.0
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def one_at_a_time(function: _Function) -> _Function:
+    """Let only one thread of the process load or build models.
+
+    While it does so, the library replaces functions of its own for all threads, and two that overlap never put them
+    back: every later load would miss its tied weights (transformers #41782).
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _LOADING:
+            return function(*args, **kwargs)
+
+    return cast(_Function, run)
+
+
+def wait_for_the_library() -> None:
+    """Wait while another thread builds a model that is not ours; raise if such threads have overlapped."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while PreTrainedModel.tie_weights.__name__ != "tie_weights":
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                "transformers can no longer tie weights in this process: threads have loaded other models at the same "
+                "time (transformers #41782). Restart, and load models one after the other; those of this class wait "
+                "for each other."
+            )
+        time.sleep(0.05)
+
+
+@one_at_a_time
 def load_part(
     model_class: type, name: str, source: Any, kwargs: dict[str, Any], drop_dropout: bool = False
 ) -> tuple[PreTrainedModel, dict[str, str] | None]:
@@ -388,6 +426,8 @@ __all__ = [
     "save_adapter",
     "BASE_MODELS",
     "keep_precision",
+    "one_at_a_time",
+    "wait_for_the_library",
     "changed_weights",
     "check_loading_info",
     "complete_sources",

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, keep_precision, load_part
+from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, keep_precision, load_part, one_at_a_time
 from .configuration_sca import ScaConfig, ScaMixerConfig, check_detail_widths, text_embedding_size
 from .generation_sca import caption_generation_config
 
@@ -22,6 +22,7 @@ class ScaComposingMixin:
     base_sources: dict[str, dict[str, str]] | None = None
 
     @classmethod
+    @one_at_a_time
     def from_sam_text_pretrained(
         cls,
         sam: str | os.PathLike[str] | PreTrainedModel,

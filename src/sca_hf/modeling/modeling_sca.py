@@ -25,7 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .base_models_sca import keep_precision
+from .base_models_sca import keep_precision, one_at_a_time
 from .composing_sca import ScaComposingMixin
 from .configuration_sca import ScaConfig
 from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
@@ -87,6 +87,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
     # For loading; `keep_precision` says why, and what holds for casts.
     _keep_in_fp32_modules_strict = ["shared_image_embedding", "shared_embedding"]
 
+    @one_at_a_time
     def __init__(self, config: ScaConfig, build_base_models: bool = True) -> None:
         """
         Args:
