@@ -183,7 +183,7 @@ def test_scores_are_in_words_and_downloads_are_called_so(browser, url):
 
 @pytest.mark.parametrize("stops", [True, False])
 def test_a_lost_server_is_said_and_the_click_is_kept(browser, stops):
-    """The server dies and is started anew, or hangs and goes on: the region is asked for once more."""
+    """The server dies and is started again, or hangs and goes on: the region is asked for once more."""
     server = Server(PORT + 1).start()
     try:
         page = Page(browser, server.url).open()

@@ -252,7 +252,7 @@ class PageAnswers:
 
     @_answering
     def cancel(self, payload: Payload) -> Payload:
-        """Ends `everything` of a session: the session may begin anew at once, the work ends with its current step."""
+        """Ends `everything` of a session: the session may begin again at once, the work ends with its current step."""
         with self._lock:
             self._busy.pop(_text(payload, "session") or "", None)
         return {}

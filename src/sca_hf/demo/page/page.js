@@ -90,7 +90,7 @@ async function readFile(file) {
   reader.readAsDataURL(file);
 }
 
-// Asks about the picture, once it is open; where the server has forgotten it, it is opened anew.
+// Asks about the picture, once it is open; where the server has forgotten it, it is opened again.
 async function ask(name, payload, doing, again) {
   const image = state.image;
   const once = async () => {
