@@ -150,9 +150,7 @@ class RegionCaptioningPipeline(Pipeline):
             return None
         batch = self.processor(images=image, return_tensors="pt", **prompts)
         if len(batch["original_sizes"]) != 1:
-            raise ValueError(
-                f"{len(batch['original_sizes'])} images stand where one is expected; give each its place."
-            )
+            raise ValueError(f"{len(batch['original_sizes'])} images where one is expected; give each its place.")
         return batch
 
     def _prepare(self, items: Sequence[_Item], **shared: Any) -> tuple[Any, list[bool]]:
