@@ -3,8 +3,10 @@
 import argparse
 from typing import Any
 
-from .parsing import command, quiet
-from .serve import add_server_options
+from ..environment import require_extra
+from ..model_names import BUNDLED_MODEL
+from .parsing import command, notice, quiet
+from .serve import add_server_options, server_arguments
 
 
 _HELP = """\
@@ -26,9 +28,16 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the command until it is interrupted."""
-    quiet()
+    """Runs the command until it is interrupted or terminated."""
+    require_extra("demo", "The page", "gradio")
+    arguments = server_arguments(options)
+    notice(options, f"loading {options.model[0] if options.model else BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
     from ..demo import serve
 
-    print(f"the page is at http://{options.host}:{options.port}")
-    serve(options.model, options.host, options.port, options.device)
+    def tell(engine: Any, address: str) -> None:
+        if not options.quiet:
+            print(f"the page is at {address}", flush=True)
+
+    serve(started=tell, **arguments)
+    notice(options, "stopped")

@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..environment import require_extra
+
 
 def build(models: Sequence[str] = (), device: str | None = None) -> Any:
     """Builds the page as Gradio Blocks of its own, to be launched or mounted by the caller.
@@ -21,12 +23,19 @@ def build(models: Sequence[str] = (), device: str | None = None) -> Any:
     return _page().build_page(Engine(models, device))
 
 
-def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
-    """Serves the page, and the HTTP interface beside it, until interrupted."""
+def serve(
+    models: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str | None = None,
+    **options: Any,
+) -> None:
+    """Serves the page, and the HTTP interface beside it, until interrupted; `options` are those of `serve_app`."""
     page = _page()
-    from ..serving.api import serve_app
+    from ..serving.server import serve_app
 
-    serve_app(page.page_app, models, host, port, device)
+    # An open page never lets go of its connection.
+    serve_app(page.page_app, models, host, port, device, **{"grace": 2, **options})
 
 
 def main() -> None:
@@ -38,10 +47,9 @@ def main() -> None:
 
 
 def _page() -> Any:
-    try:
-        from . import blocks
-    except ModuleNotFoundError as error:
-        raise ImportError(f"The page needs {error.name}: pip install 'sca-hf[demo]'.") from None
+    require_extra("demo", "The page", "gradio")
+    from . import blocks
+
     return blocks
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 
 # The logit of a cell that lies wholly in the mask; wholly outside it is the negative of it.
@@ -58,7 +57,7 @@ def _as_array(mask: Any, where: str) -> np.ndarray:
         return decode_rle(mask, where)
     if hasattr(mask, "getbands"):
         mask = np.asarray(mask)
-    if not isinstance(mask, (np.ndarray, torch.Tensor)):
+    if not isinstance(mask, np.ndarray) and not hasattr(mask, "detach"):
         raise TypeError(f"{where}: expected an array, a PIL image or a COCO RLE dict, got {type(mask).__name__}.")
     array = to_numpy(mask, where)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind == "O":
@@ -212,7 +211,7 @@ def _short(value: Any) -> str:
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
     """Turn a numpy or torch array into numpy, refusing dtypes that hold no plain numbers."""
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "detach"):  # a tensor; torch takes a second to import, and masks are read without it
         if value.is_sparse or value.is_complex() or value.is_quantized or value.device.type == "meta":
             raise TypeError(f"{name}: expected a dense tensor of plain numbers, got {value.dtype} on {value.device}.")
         value = value.detach().cpu()
