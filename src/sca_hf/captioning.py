@@ -12,7 +12,7 @@ from PIL import Image
 from .drawing import DrawnRegion, draw_regions
 from .model_names import check_repository
 from .modeling.modeling_sca import ScaForConditionalGeneration
-from .processing.images_sca import as_images
+from .processing.images_sca import as_image
 from .processing.masks_sca import encode_rle
 from .processing.processing_sca import ScaProcessor
 from .processing.region_prompts_sca import RegionPrompt, processor_arguments
@@ -147,7 +147,7 @@ class _Asked:
 def _read_image(image: Any, regions: Sequence[RegionPrompt]) -> tuple[Image.Image, list[RegionPrompt]]:
     if isinstance(image, BaseException):
         raise image
-    (picture,) = as_images(image)
+    picture = as_image(image)
     # An image without prompts gets the box that the processor would give it.
     whole = RegionPrompt(box=[0.0, 0.0, float(picture.width), float(picture.height)])
     return picture, [region.on_image((picture.height, picture.width)) for region in regions or [whole]]

@@ -37,9 +37,9 @@ class ImageItem:
             from ..data.region import record_image
 
             return record_image(self.image)
-        from ..processing.images_sca import as_images  # imports torch, which finding images does not need
+        from ..processing.images_sca import as_image  # imports torch, which finding images does not need
 
-        return as_images(self.image)[0]
+        return as_image(self.image)
 
     def boxes(self) -> list[list[float]]:
         """The boxes that a data set has for this image, xyxy."""

@@ -56,7 +56,7 @@ class Limits:
 
     def open_image(self, data: bytes) -> Image.Image:
         """Decodes a picture, upright and RGB; its header is checked first."""
-        from ..processing.images_sca import as_images  # imports torch; the command line lists limits without it
+        from ..processing.images_sca import as_image  # imports torch; the command line lists limits without it
 
         if not data:
             raise RequestError("The picture is an empty file.")
@@ -76,7 +76,7 @@ class Limits:
             size = "" if width == math.inf else f" of {width} x {height} pixels"
             raise RequestError(f"The picture{size} is too large; at most {self.pixels} pixels are taken.", 413)
         try:
-            return as_images(data)[0]
+            return as_image(data)
         except (ValueError, TypeError, OSError):
             raise RequestError("The picture's file is damaged and cannot be read to its end.", 415) from None
 
