@@ -6,7 +6,7 @@ from typing import Any
 
 from ..files import to_json, write_whole
 from .evaluate import add_scoring, align, bootstrap, measured_on, names, names_note, scoring_tools, span, with_metrics
-from .parsing import command, prepare
+from .parsing import command, notice, prepare
 
 
 _COMPARE_HELP = """\
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--resamples is 0: a comparison needs draws.")
     if options.json not in (None, "-"):
         prepare(Path(options.json))
+    notice(options, f"reading {options.first} and {options.second}")
     from ..evaluation.scoring import Bootstrap, compare_files, score_file, versions
 
     how, tools = bootstrap(options), scoring_tools(options)

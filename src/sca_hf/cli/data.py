@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import to_json, write_whole
-from .parsing import check_picture_name, command, positive, prepare, quiet
+from .parsing import check_picture_name, command, notice, positive, prepare, quiet
 
 
 _CHECK_HELP = """\
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         check_picture_name(Path(options.sheet))
     for output in filter(None, (options.sheet, options.json)):
         prepare(Path(output))
+    notice(options, f"reading {options.spec}")
     quiet()
     from ..data.inspection import RegionSample, check_data, draw_contact_sheet, format_report
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import install_command
 from ..files import to_json, write_whole
-from .parsing import command, natural, prepare
+from .parsing import command, natural, notice, prepare
 
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--per-region writes into the JSON: give --json too.")
     if options.json not in (None, "-"):
         prepare(Path(options.json))
+    notice(options, f"reading {options.predictions}")
     from ..evaluation.scoring import score_file
 
     scored = score_file(

@@ -53,7 +53,7 @@ def add_quiet(declared: Any) -> None:
 
 def notice(options: argparse.Namespace, text: str) -> None:
     """Tells on stderr what goes on, once for all processes of a run, unless the command was asked to be quiet."""
-    if not options.quiet and os.environ.get("RANK", "0") == "0":
+    if not getattr(options, "quiet", False) and os.environ.get("RANK", "0") == "0":
         print(f"sca-hf {options.command}: {text}", file=sys.stderr, flush=True)
 
 

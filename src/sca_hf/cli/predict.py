@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     output = Path(options.output)
     prepare(output)
-    quiet(downloads=not options.quiet)
     notice(options, f"loading {options.captioner or options.model or BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
     from ..data.loading import parse_options, parse_spec
     from ..evaluation.captioners import CONTROLS, load_captioner
     from ..evaluation.predict import PredictSettings, predict, write_for_tool

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluate import add_scoring, bootstrap, measured_on, names, scoring_tools, with_metrics
-from .parsing import command, natural, quiet
+from .parsing import command, natural, notice, quiet
 
 
 _REPORT_HELP = """\
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a folder to write to.")
+    notice(options, f"reading {', '.join(options.predictions)}")
     quiet()
     from ..evaluation.report import build_contents, write_report
     from ..evaluation.scoring import score_file

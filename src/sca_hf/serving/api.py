@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -252,7 +252,7 @@ def _add_documentation(app: FastAPI, engine: Engine, root: bool) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         address = str(request.base_url).rstrip("/")
-        return HTMLResponse(docs_page(app.openapi(), engine.models, asdict(engine.limits), address))
+        return HTMLResponse(docs_page(app.openapi(), engine.models, engine.limits, address))
 
     if not root:
         return

@@ -1,11 +1,14 @@
 """The page that describes the HTTP interface, made from its OpenAPI description; it needs nothing from elsewhere."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from html import escape
 from string import Template
 from typing import Any
 
 from .examples import requests
+from .limits import Limits
 
 
 _PAGE = Template("""\
@@ -44,29 +47,32 @@ $operations
 """)
 
 
-def docs_page(description: dict[str, Any], models: list[str], limits: dict[str, Any], address: str) -> str:
+def docs_page(description: dict[str, Any], models: list[str], limits: Limits, address: str) -> str:
     """Returns the page as HTML.
 
     Args:
         description: of the interface, as OpenAPI.
         models: names of the models.
-        limits: the most that a request may take, by what it limits.
+        limits: the most that a request may take.
         address: of the server, without a slash at the end.
     """
     info = description["info"]
     return _PAGE.substitute(
         title=escape(info["title"]),
         version=escape(info["version"]),
-        description="".join(f"<p>{escape(part)}</p>" for part in info["description"].strip().split("\n\n")),
+        description=re.sub("`(.*?)`", r"<code>\1</code>", f"<p>{escape(info['description'])}</p>"),
         models=", ".join(f"<code>{escape(name)}</code>" for name in models),
         examples=escape(requests(address)),
         operations="\n".join(_operations(description)),
-        limits="".join(_row(name, str(value)) for name, value in limits.items()),
+        limits="".join(
+            _row(each.name, f"{getattr(limits, each.name):,} {each.metadata['help']}") for each in fields(limits)
+        ),
     )
 
 
 def _operations(description: dict[str, Any]) -> Iterator[str]:
-    for path, methods in description["paths"].items():
+    # Those that do the work come first.
+    for path, methods in sorted(description["paths"].items(), key=lambda entry: "post" not in entry[1]):
         for method, operation in methods.items():
             head = f"<code>{method.upper()} {escape(path)}</code> {escape(operation['summary'])}"
             body = operation.get("requestBody", {}).get("content", {})
