@@ -144,6 +144,8 @@ def test_a_port_in_use_is_told_before_a_model_is_loaded_and_nothing_is_announced
         assert main([command, "--port", str(port)]) == 2
     told = capsys.readouterr()
     assert not told.out and f"cannot listen on port {port} of 127.0.0.1: it is in use" in told.err
+    assert main([command, "--port", "70000"]) == 2
+    assert "the port is 70000, expected 0 to 65535" in capsys.readouterr().err
     assert main([command, "--host", "no such host", "--no-auth"]) == 2
     assert "there is no address 'no such host' to listen on" in capsys.readouterr().err
 

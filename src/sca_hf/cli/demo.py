@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
 
     def tell(engine: Any, address: str) -> None:
         if not options.quiet:
-            print(f"the page is at {address}", flush=True)
+            print(f"the page is at {address}, with {', '.join(engine.models)}", flush=True)
 
     serve(started=tell, **arguments)
     notice(options, "stopped")

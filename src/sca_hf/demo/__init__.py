@@ -5,7 +5,7 @@ main()
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..environment import require_extra
@@ -28,14 +28,25 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     device: str | None = None,
+    started: Callable[[Any, str], None] = lambda engine, address: None,
     **options: Any,
 ) -> None:
-    """Serves the page, and the HTTP interface beside it, until interrupted; `options` are those of `serve_app`."""
+    """Serves the page, and the HTTP interface beside it, until interrupted.
+
+    Args:
+        models: folders and repository ids that the page offers; `sca-tiny` where it is empty.
+        host: address to listen on.
+        port: port to listen on.
+        device: None takes CUDA where it is present.
+        started: called with the engine and the address once the page can be opened; its model may still be loading.
+        options: further ones of `serve_app`, as `token`.
+    """
     page = _page()
     from ..serving.server import serve_app
 
     # An open page never lets go of its connection.
-    serve_app(page.page_app, models, host, port, device, **{"grace": 2, **options})
+    settings = {"load_first": False, "grace": 2, **options}
+    serve_app(page.page_app, models, host, port, device, started, **settings)
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ def serve_app(
     token: str | None = None,
     open_paths: Sequence[str] = ("/health",),
     grace: int = 30,
+    load_first: bool = True,
 ) -> None:
     """Serves an application over an engine until SIGINT or SIGTERM; requests that run then are still answered.
 
@@ -42,29 +43,48 @@ def serve_app(
         host: address to listen on.
         port: port to listen on; 0 takes a free one. It is bound before a model is loaded.
         device: see [`Engine`].
-        started: called with the engine, its default model loaded, and the server's address, once it takes requests.
+        started: called with the engine and the server's address once it takes requests.
         dtype: see [`Engine`].
         revision: see [`Engine`].
         limits: see [`Engine`].
         token: what requests must bring, see [`TokenAuth`]; None: nothing.
         open_paths: what is answered without the token.
         grace: how long the end waits for requests that run, seconds.
+        load_first: whether requests are taken only when the default model is loaded; else it is loaded meanwhile.
+
+    Raises:
+        OSError: the address is in use, or not one of this machine.
     """
     listener = bind(host, port)
-    try:
+    with listener:
         limit_arenas()
         engine = Engine(models, device, limits, dtype=dtype, revision=revision)
-        engine.model()  # the first request should not wait for it
+        if load_first:
+            engine.model()  # the first request should not wait for it
         app = make_app(engine)
         if token is not None:
             app = TokenAuth(app, token, open_paths)
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
-        _run(_Server(config, lambda: started(engine, address)), listener)
+        server = _Server(config, lambda: started(engine, address))
+        failures: list[BaseException] = []
+
+        def load() -> None:
+            try:
+                engine.model()
+            except BaseException as error:  # noqa: BLE001, raised below, where somebody sees it
+                failures.append(error)
+                server.should_exit = True
+
+        if not load_first:
+            threading.Thread(target=load, daemon=True).start()
+        _run(server, listener)
         engine.close()
-    finally:
-        listener.close()
+        if failures:
+            raise failures[0]
+        if not server.started:
+            raise RuntimeError("the server did not start; its log says why.")
 
 
 class _Server(uvicorn.Server):
@@ -102,6 +122,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is in use, or not one of this machine.
     """
+    if not 0 <= port < 1 << 16:  # the library would take what is left of it after a division
+        raise OSError(f"the port is {port}, expected 0 to 65535.")
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
