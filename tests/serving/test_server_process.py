@@ -49,7 +49,7 @@ def server():
     process.communicate()
 
 
-def ask(address, path, body=None, authorization=f"Bearer {TOKEN}"):
+def send(address, path, body=None, authorization=f"Bearer {TOKEN}"):
     headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     try:
@@ -69,17 +69,17 @@ def photo(tmp_path_factory):
 
 
 def test_it_answers_from_the_moment_it_is_announced(server):
-    assert ask(server[1], "/health")[0] == 200
+    assert send(server[1], "/health")[0] == 200
 
 
 def test_without_the_token_only_the_description_and_the_health_are_answered(server):
-    paths = json.loads(ask(server[1], "/openapi.json", authorization=None)[1])["paths"]
+    paths = json.loads(send(server[1], "/openapi.json", authorization=None)[1])["paths"]
     for path, methods in paths.items():
         body = b"{}" if "post" in methods else None
-        status, answer = ask(server[1], path, body, authorization=None)
+        status, answer = send(server[1], path, body, authorization=None)
         assert status == (200 if path == "/health" else 401)
         assert path == "/health" or "Authorization: Bearer" in json.loads(answer)["error"]
-    assert [ask(server[1], path, authorization=None)[0] for path in ("/", "/docs")] == [200, 200]
+    assert [send(server[1], path, authorization=None)[0] for path in ("/", "/docs")] == [200, 200]
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,15 @@ def test_without_the_token_only_the_description_and_the_health_are_answered(serv
     ],
 )
 def test_the_token_comes_as_a_bearer_token_or_a_password(authorization, status, server):
-    assert ask(server[1], "/v1/models", authorization=authorization)[0] == status
+    assert send(server[1], "/v1/models", authorization=authorization)[0] == status
 
 
 def test_limits_are_set_by_flags(server, photo):
-    image = json.loads(ask(server[1], "/v1/images", photo.read_bytes())[1])["image_id"]
+    image = json.loads(send(server[1], "/v1/images", photo.read_bytes())[1])["image_id"]
     regions = [{"box": [0, 0, 50, 50]}] * 3
-    status, answer = ask(server[1], "/v1/caption", {"image_id": image, "regions": regions})
+    status, answer = send(server[1], "/v1/caption", {"image_id": image, "regions": regions})
     assert status == 413 and "2" in json.loads(answer)["error"]
-    assert ask(server[1], "/v1/caption", {"image_id": image, "regions": regions[:2]})[0] == 200
+    assert send(server[1], "/v1/caption", {"image_id": image, "regions": regions[:2]})[0] == 200
 
 
 @pytest.mark.skipif(not all(map(shutil.which, ("curl", "jq", "base64"))), reason="needs curl, jq and base64")
@@ -121,11 +121,11 @@ def test_sigterm_lets_requests_finish_and_ends_with_0(server, photo):
     picture = b64encode(photo.read_bytes()).decode()
     got = []
     body = {"image": picture, "regions": [{"box": [0, 0, 50, 50]}], "num_beams": 4, "stream": False}
-    waiting = threading.Thread(target=lambda: got.append(ask(address, "/v1/caption", body)))
-    before = int(re.search(rb"sca_encodings_total (\d+)", ask(address, "/metrics")[1]).group(1))
+    waiting = threading.Thread(target=lambda: got.append(send(address, "/v1/caption", body)))
+    before = int(re.search(rb"sca_encodings_total (\d+)", send(address, "/metrics")[1]).group(1))
     waiting.start()
-    while ask(address, "/metrics")[1].find(b"sca_waiting 1") < 0 and waiting.is_alive():
-        now = int(re.search(rb"sca_encodings_total (\d+)", ask(address, "/metrics")[1]).group(1))
+    while send(address, "/metrics")[1].find(b"sca_waiting 1") < 0 and waiting.is_alive():
+        now = int(re.search(rb"sca_encodings_total (\d+)", send(address, "/metrics")[1]).group(1))
         if now > before:
             break
     process.send_signal(signal.SIGTERM)

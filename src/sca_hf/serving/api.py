@@ -182,13 +182,7 @@ _REFUSED = (400, 401, 404, 410, 413, 415, 422, 429)
 
 
 def create_app(engine: Engine, store: ImageStore | None = None, root: bool = True) -> FastAPI:
-    """Builds the application over an engine.
-
-    Args:
-        engine: answers the requests.
-        store: keeps pictures.
-        root: whether `GET /` points to the documentation; False leaves it to a page.
-    """
+    """Builds the application over an engine; `root`: whether `GET /` points to its documentation, or is a page's."""
     # The library's own documentation takes its script, style and icon from elsewhere.
     app = FastAPI(title="sca-hf", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     pictures = store or ImageStore(engine.limits.kept_pixels)

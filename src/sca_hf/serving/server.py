@@ -68,21 +68,11 @@ def serve_app(
         address = f"http://{name}:{listener.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
         server = _Server(config, lambda: started(engine, address))
-        failures: list[BaseException] = []
-
-        def load() -> None:
-            try:
-                engine.model()
-            except BaseException as error:  # noqa: BLE001, raised below, where somebody sees it
-                failures.append(error)
-                server.should_exit = True
-
-        if not load_first:
-            threading.Thread(target=load, daemon=True).start()
+        failed = None if load_first else _load_meanwhile(engine, server)
         _run(server, listener)
         engine.close()
-        if failures:
-            raise failures[0]
+        if failed:
+            raise failed[0]
         if not server.started:
             raise RuntimeError("the server did not start; its log says why.")
 
@@ -99,6 +89,21 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._tell()
+
+
+def _load_meanwhile(engine: Engine, server: uvicorn.Server) -> list[BaseException]:
+    """Loads the default model in a thread; where that fails the server ends, and the list holds the error."""
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            engine.model()
+        except BaseException as error:  # noqa: BLE001, raised where somebody sees it
+            failed.append(error)
+            server.should_exit = True
+
+    threading.Thread(target=load, daemon=True).start()
+    return failed
 
 
 def _run(server: uvicorn.Server, listener: socket.socket) -> None:
