@@ -33,9 +33,11 @@ from .base_models_sca import (
     load_part,
     load_pinned,
     made_by_peft,
+    one_at_a_time,
     sample_base_weights,
     save_adapter,
     source_of,
+    wait_for_the_library,
 )
 from .validation_sca import FORMAT_VERSION, check_weight_files
 
@@ -86,6 +88,7 @@ class ScaLoadingMixin:
         self._keys_to_ignore_on_save = set() if value else {key for key in self.state_dict() if _is_base_key(key)}
 
     @classmethod
+    @one_at_a_time
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str] | None,
@@ -107,6 +110,7 @@ class ScaLoadingMixin:
                 `"language_model"` from in place of the pinned one.
             kwargs: as for the library's `from_pretrained`.
         """
+        wait_for_the_library()
         path = pretrained_model_name_or_path
         peeked = _peek(cls.config_class, path, config, kwargs)
         repos = getattr(peeked, "base_model_repos", None)
