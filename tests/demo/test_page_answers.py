@@ -157,14 +157,15 @@ def test_a_cancelled_job_ends_and_the_next_one_is_taken_at_once(answers, picture
     def cancelling(session, job, *step):
         steps.append((job, *step))
         if step[:2] == ("masks", 0) and job == "first":
-            assert answers.cancel({"session": "mine"}) == {}
+            assert answers.cancel({"session": "mine", "job": "first"}) == {}
         note(session, job, *step)
 
     monkeypatch.setattr(answers, "_note", cancelling)
     job = {"image_id": picture["image_id"], "session": "mine"}
     assert answers.everything({**job, "job": "first"})["error"] == "This was cancelled."
     assert "captions" not in [step[1] for step in steps]
-    assert answers.everything({**job, "job": "second"})["regions"]
+    monkeypatch.setattr(answers, "_note", lambda *step: (answers.cancel({**job, "job": "first"}), note(*step)))
+    assert answers.everything({**job, "job": "second"})["regions"], "a late word to the first ends no other"
     assert answers.progress({"job": "first"})["fraction"] == 0
 
 

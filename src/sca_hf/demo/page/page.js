@@ -235,6 +235,7 @@ async function captionEverything() {
   $("cancel").focus();
   const timer = setInterval(() => showProgress(job), 500);
   const payload = () => ({ settings, options: options(), job, session: state.start.session });
+  await line.cancelled; // before the next one begins
   const answer = await ask("everything", payload, state.own.name ? "Finding things …" : "Loading the model …", captionEverything);
   clearInterval(timer);
   if (job !== state.job) return; // it was cancelled
@@ -254,12 +255,12 @@ async function captionEverything() {
 
 function cancel() {
   if (!state.job) return;
+  line.cancelled = call("cancel", { session: state.start.session, job: state.job });
   state.job = null;
   render();
   $("run").focus();
   for (const entry of line.waiting) if (entry.name === "everything") entry.doing = null;
   showBusy();
-  call("cancel", { session: state.start.session });
   status("Cancelled.");
 }
 
