@@ -48,33 +48,37 @@ def resolve_model(name: str | os.PathLike[str] | None) -> str:
     return str(bundled)
 
 
-def check_repository(name: str | os.PathLike[str] | None) -> str:
+def check_repository(name: str | os.PathLike[str] | None, revision: str | None = None) -> str:
     """Return what to load for a model's name, as `resolve_model` does, once it is known to be possible.
 
     Raises:
         FileNotFoundError: the name is neither a saved model's folder nor a repository id.
+        ValueError: a revision is named, of a folder.
     """
     source = resolve_model(name)
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json; give the folder of a saved model.")
+        if revision is not None:
+            raise ValueError(f"{name or BUNDLED_MODEL} is a folder, and folders have no revisions such as {revision}.")
     elif folder.exists() or not _REPOSITORY_ID.fullmatch(source):
         raise FileNotFoundError(f"{name} is neither the folder of a saved model nor a repository id.")
     return source
 
 
-def region_captioning_pipeline(model: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
+def region_captioning_pipeline(model: Any = None, **kwargs: Any) -> Any:
     """Build the library's `pipeline("region-captioning")` for any model that this package can name.
 
     The code that runs is this package's, never the repository's.
 
     Args:
-        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`.
+        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`. Or a loaded model, with `processor=`.
         kwargs: further arguments of `transformers.pipeline`, for instance `device`.
     """
     from transformers import pipeline
 
     from .modeling.pipeline_sca import TASK, RegionCaptioningPipeline
 
-    return pipeline(TASK, model=check_repository(model), pipeline_class=RegionCaptioningPipeline, **kwargs)
+    source = check_repository(model) if model is None or isinstance(model, (str, os.PathLike)) else model
+    return pipeline(TASK, model=source, pipeline_class=RegionCaptioningPipeline, **kwargs)

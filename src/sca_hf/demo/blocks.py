@@ -79,7 +79,7 @@ def build_page(engine: Engine) -> gr.Blocks:
 
 def page_app(engine: Engine) -> Any:
     """The page, and the HTTP interface beside it, as one application."""
-    app = create_app(engine)
+    app = create_app(engine, root=False)
     app.add_middleware(NoFiles)
     return gr.mount_gradio_app(app, build_page(engine), path="/", footer_links=[])
 
@@ -253,8 +253,10 @@ class PageAnswers:
     @_answering
     def cancel(self, payload: Payload) -> Payload:
         """Ends `everything` of a session: the session may begin again at once, the work ends with its current step."""
+        session, job = _text(payload, "session") or "", _text(payload, "job") or ""
         with self._lock:
-            self._busy.pop(_text(payload, "session") or "", None)
+            if self._busy.get(session) == job:
+                del self._busy[session]
         return {}
 
     @_answering

@@ -60,17 +60,18 @@ class RepositoryInfo:
         return "\n".join(lines)
 
 
-def read_config(name: str) -> ScaConfig:
+def read_config(name: str, revision: str | None = None) -> ScaConfig:
     """Reads the configuration of a folder or repository id; refuses one of another kind of model."""
-    config = ScaConfig.from_pretrained(check_repository(name))
+    where = {} if revision is None else {"revision": revision}
+    config = ScaConfig.from_pretrained(check_repository(name, revision), **where)
     if config.model_type != ScaConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
     return config
 
 
-def describe_repository(name: str) -> RepositoryInfo:
-    """Reads configuration and weight headers of a folder or repository id."""
-    config = read_config(name)
+def describe_repository(name: str, revision: str | None = None) -> RepositoryInfo:
+    """Reads configuration and weight headers of a folder or repository id, at a branch, tag or commit."""
+    config = read_config(name, revision)
     base_models = config.base_model_repos or {}
     with torch.device("meta"):
         model = ScaForConditionalGeneration(config)
@@ -86,7 +87,9 @@ def describe_repository(name: str) -> RepositoryInfo:
     ]
     loaded = str(config.dtype or torch.float32).removeprefix("torch.")
     kind = "mixer-only" if base_models else "whole"
-    return RepositoryInfo(name, kind, parts, _stored(check_repository(name)), loaded, list(config.mixer_config.tasks))
+    return RepositoryInfo(
+        name, kind, parts, _stored(check_repository(name), revision), loaded, list(config.mixer_config.tasks)
+    )
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:
@@ -119,9 +122,10 @@ def _describe_text(config: ScaConfig) -> str:
     return f"{text.model_type}, {text.num_hidden_layers} layers x {text.hidden_size}, {text.vocab_size:,} tokens"
 
 
-def _stored(name: str) -> dict[str, int]:
+def _stored(name: str, revision: str | None) -> dict[str, int]:
     if not Path(name).is_dir():
-        return {str(dtype): count for dtype, count in get_safetensors_metadata(name).parameter_count.items()}
+        counted = get_safetensors_metadata(name, revision=revision).parameter_count
+        return {str(dtype): count for dtype, count in counted.items()}
     counts: dict[str, int] = {}
     for file in sorted(Path(name).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:

@@ -385,6 +385,12 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
     if path is None or isinstance(config, PreTrainedConfig):
         return config if path is not None else None
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    folder = Path(path, hub.get("subfolder") or "")
+    # The library would take the defaults for a configuration that is not there.
+    if config is None and os.path.isdir(path) and not (folder / "config.json").is_file():
+        inner = sorted(str(file.parent.relative_to(path)) for file in Path(path).glob("*/config.json"))
+        hint = f"; with subfolder= one of {', '.join(inner)}" if inner else ""
+        raise FileNotFoundError(f"{folder} holds no config.json; give the folder of a saved model{hint}.")
     return config_class.from_pretrained(path if config is None else config, **hub)
 
 
