@@ -172,7 +172,9 @@ def execution_device(module: nn.Module) -> torch.device:
 @contextmanager
 def weights_at_hand(*modules: nn.Module | None) -> Iterator[None]:
     """Within, weights that accelerate keeps elsewhere, and brings for calls only, can be read without calls."""
-    parts = [part for module in modules if module is not None for part in module.modules()]
+    known = [part for module in modules if module is not None for part in module.modules()]
+    # Asked for what it does not have, a module takes its time.
+    parts = [part for part in known if "_hf_hook" in vars(part)]
     away = [(part, hook) for part in parts for hook in _hooks(part) if getattr(hook, "offload", False)]
     with ExitStack() as stack:
         for part, hook in away:
