@@ -23,7 +23,7 @@ CPU = dict.fromkeys(PARTS, "cpu")
 WORK = {
     '`"auto"`, `"balanced"`, `"balanced_low_0"`, `"sequential"`': ["auto", "balanced", "balanced_low_0", "sequential"],
     'the same, with too little `max_memory`': ["auto 300KB", "auto 0KB", "sequential 300KB"],
-    "one device": [torch.device("cpu"), {"": "cpu"}],
+    "one device": [torch.device("cpu"), {"": "cpu"}, dict.fromkeys(PARTS, torch.device("cpu")) | {"mixer": "cpu:0"}],
     'all on disk': ["disk"],
     "a part on disk, or on the CPU beside an accelerator": [CPU | {part: "disk"} for part in PARTS],
     "parts on several accelerators": [],
@@ -202,6 +202,33 @@ def test_a_division_by_accelerate_itself_is_refused_when_it_runs(folders, inputs
     model.hf_device_map = {"": 0, "mixer.language_project": 1}
     with pytest.raises(ValueError, match="divides the mixer"):
         model.generate(**inputs)
+
+
+def test_a_sam_that_is_given_divided_is_refused(model):
+    model.sam.hf_device_map = {"vision_encoder": 0, "mask_decoder": 0, "prompt_encoder": 1}
+    with pytest.raises(ValueError, match="divides SAM's mask decoder"):
+        ScaForConditionalGeneration.from_sam_text_pretrained(model.sam, model.language_model)
+
+
+def test_parts_that_are_joined_may_lie_on_disk(folders, inputs, tmp_path):
+    """The mixer, which is new, computes where SAM does."""
+    for name in ("sam", "language_model"):
+        part = getattr(AutoModel.from_pretrained(folders / "whole"), name)
+        part.save_pretrained(tmp_path / name)
+    models = []
+    for places in ({}, {"device_map": "disk"}):
+        places = {f"{part}_{name}": {"": place} for part in ("sam", "text") for name, place in places.items()}
+        torch.manual_seed(0)
+        models.append(
+            ScaForConditionalGeneration.from_sam_text_pretrained(
+                tmp_path / "sam",
+                tmp_path / "language_model",
+                {"num_attention_heads": 4, "num_hidden_layers": 2},
+                **places,
+            )
+        )
+    assert any(weight.is_meta for weight in models[1].parameters())
+    assert_same(results(models[1], inputs), results(models[0], inputs))
 
 
 @pytest.mark.parametrize("way", ["auto", "balanced", "balanced_low_0", "sequential"])

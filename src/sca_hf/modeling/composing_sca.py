@@ -10,7 +10,7 @@ from transformers.utils import logging
 from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, keep_precision, load_part, one_at_a_time
 from .configuration_sca import ScaConfig, ScaMixerConfig, check_detail_widths, text_embedding_size
 from .generation_sca import caption_generation_config
-from .placement_sca import execution_device
+from .placement_sca import check_blocks, execution_device
 
 
 logger = logging.get_logger(__name__)
@@ -128,6 +128,8 @@ class ScaComposingMixin:
 
     def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
         """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
+        places = getattr(sam, "hf_device_map", {})
+        check_blocks({f"{SAM}.{name}".rstrip("."): place for name, place in places.items()})
         self.sam, self.language_model = keep_precision(sam), keep_precision(language_model)
         self.config.sam_config, self.config.text_config = sam.config, language_model.config
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)

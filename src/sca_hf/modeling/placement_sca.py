@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations.accelerate import _get_device_map
+from transformers.integrations.accelerate import _get_device_map, check_and_set_device_map
 
 
 # What has to compute on one device, each by itself: modules, and for the library's "auto" their classes.
@@ -36,13 +36,14 @@ def resolve_device_map(model: Any, device_map: Any, max_memory: Mapping[Any, Any
     if isinstance(device_map, str) and device_map in _AUTO:
         device_map = _infer(model, device_map, max_memory)
     elif not isinstance(device_map, Mapping):
-        device_map = {"": device_map}
+        device_map = {"": "disk"} if device_map == "disk" else check_and_set_device_map(device_map)
     device_map = dict(device_map)
     if "sam" in device_map and getattr(model, "detail_encoder", None) is not None:
         device_map.setdefault("detail_encoder", device_map["sam"])
     _check_names(model, device_map)
     for name, place in device_map.items():
         _check_place(name or "the model", place)
+        device_map[name] = "cpu" if _named(place) == "cpu" else place
     for name, source in model.all_tied_weights_keys.items():
         places = place_of(device_map, name), place_of(device_map, source)
         if "disk" in places and places[0] != places[1]:
@@ -144,7 +145,8 @@ def check_blocks(device_map: Mapping[str, Any]) -> None:
 def _named(place: Any) -> Any:
     if place is None or place in _AWAY:
         return place
-    return str(torch.device("cuda", place) if isinstance(place, int) else torch.device(place))
+    device = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return "cpu" if device.type == "cpu" else str(device)
 
 
 def part_of(device_map: Mapping[str, Any], part: str) -> dict[str, Any]:
