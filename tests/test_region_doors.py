@@ -99,6 +99,7 @@ REFUSED = {
     "a box above every float": ({"box": [0, 0, 10**400, 40]}, "four finite numbers"),
     "an inverted box": ({"box": [60, 50, 10, 10]}, "is inverted"),
     "a box without area": ({"box": [10, 10, 10, 40]}, "has no area"),
+    "a box in fractions": ({"box": [0.1, 0.2, 0.6, 0.9]}, "it looks like fractions of the sides (0 to 1)"),
     "a box outside": ({"box": [0, 0, 900, 40]}, "reaches outside the image of 80 x 60"),
     "points that are one": ({"points": [30, 20]}, "regions[0].points[0] is 30, expected two finite numbers [x, y]"),
     "points that are an object": ({"points": {"x": 30}}, "expected a list of points"),

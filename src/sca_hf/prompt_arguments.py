@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .processing.masks_sca import decode_rle
+from .processing.masks_sca import read_mask
 from .processing.region_prompts_sca import RegionPrompt, parse_region
 
 
@@ -39,25 +38,15 @@ def parse_prompt(kind: str, text: str, regions: list[RegionPrompt]) -> None:
 def read_mask_file(path: str | Path) -> np.ndarray:
     """Reads a mask of the whole image, (height, width) bool.
 
-    A picture (white or any index but 0 is the region), an array in .npy, or a COCO RLE in .json.
+    A picture, an array in .npy, or a COCO RLE in .json; `processing/masks_sca.py` has the rule.
     """
     path = Path(path)
     try:
         if path.suffix == ".json":
-            return decode_rle(json.loads(path.read_text(encoding="utf-8")), str(path))
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as picture:
-                indexed = picture.mode in ("P", "1", "L", "I", "I;16", "F")
-                array = np.asarray(picture if indexed else picture.convert("L"))
+            return read_mask(json.loads(path.read_text(encoding="utf-8")), str(path))
+        return read_mask(np.load(path, allow_pickle=False) if path.suffix == ".npy" else path, str(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from None
-    if array.ndim != 2:
-        raise ValueError(f"{path} has shape {array.shape}, a mask is (height, width).")
-    # A gray picture has soft edges; a picture of labels or 0 and 1 has not.
-    soft = array.dtype == np.uint8 and array.max(initial=0) == 255
-    return array > 127 if soft else array != 0
 
 
 def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:

@@ -38,6 +38,7 @@ def changed(region=None, **fields):
     ("record", "message"),
     [
         (changed({"box": [5, 5, 5, 9]}), "region r0: box .* is empty"),
+        (changed({"box": [0, 0.25, 1, 0.75]}), "region r0: box .* are its numbers fractions"),
         (changed({"box": [5, 5, 60, 9]}), "region r0: box .* outside the image of 40 x 30"),
         (changed({"box": [5, 5, float("nan"), 9]}), "region r0: .* four finite numbers"),
         (changed({"box": None}), "region r0: .* four finite numbers"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
 from sca_hf.drawing import DrawnRegion, color_of, draw_regions, overlay
-from sca_hf.drawing.labels import Rect, cover_grid, place_labels
+from sca_hf.drawing.labels import Rect, cover_grid, nearest_inside, place_labels, widest_point
 
 
 def gray(width: int = 120, height: int = 90) -> Image.Image:
@@ -74,12 +74,81 @@ def test_regions_that_lie_on_each_other_keep_separate_captions(chips):
     assert all(rect.right <= picture.width and rect.bottom <= picture.height for rect in chips)
 
 
-def test_a_crowded_picture_gets_its_captions_beside_it(chips):
-    regions = [DrawnRegion("a rather long caption of a thing " * 2, block(i, 10, i + 9, 20)) for i in range(0, 80, 4)]
-    picture = draw_regions(gray(), regions)
-    assert picture.width > 900
-    assert len(chips) == 20 and all(rect.left >= 900 for rect in chips)
+def disc(x: int, y: int, radius: int, width: int = 800, height: int = 600) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return (columns - x) ** 2 + (rows - y) ** 2 < radius**2
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (500, 1200)])
+def test_a_crowded_picture_gets_its_captions_beside_or_below_it(size, chips):
+    masks = [block(i, 10, i + 9, 20, *size) for i in range(0, 80, 4)]
+    picture = draw_regions(gray(*size), [DrawnRegion("a rather long caption of a thing " * 2, m) for m in masks])
+    scale = max(900, *size) / max(size)
+    assert len(chips) == 20
+    assert all(rect.left >= scale * size[0] or rect.top >= scale * size[1] for rect in chips)
+    assert all(rect.right <= picture.width and rect.bottom <= picture.height for rect in chips)
     assert not any(a.overlaps(b) for i, a in enumerate(chips) for b in chips[:i])
+
+
+def test_labels_never_lie_on_the_regions_of_others(chips):
+    masks = [disc(100 + 200 * (i % 4), 170 + 260 * (i // 4), 85) for i in range(8)]
+    picture = draw_regions(gray(800, 600), [DrawnRegion("a round plate with a rim", mask) for mask in masks])
+    assert picture.size == (900, 675) and len(chips) == 8
+    for index, chip in enumerate(chips):
+        left, top, right, bottom = (round(side / 900 * 800) for side in chip)
+        others = [mask for other, mask in enumerate(masks) if other != index]
+        assert not np.any(others, 0)[top:bottom, left:right].any()
+
+
+def test_regions_without_room_for_labels_bear_numbers_and_have_a_legend(chips):
+    wall, plate, hole = np.ones((600, 800), bool), disc(400, 300, 120), disc(400, 300, 30)
+    picture = np.asarray(draw_regions(gray(800, 600), [DrawnRegion("a thing", m) for m in (wall, plate, hole)]))
+    assert len(chips) == 3 and all(chip.top >= 675 for chip in chips)
+    for number, own in enumerate([wall & ~plate, plate & ~hole, hole]):
+        found = (picture[:675] == color_of(number)).all(-1)
+        rows, columns = (np.median(places) for places in np.nonzero(found))
+        assert found.sum() > 200 and own[int(rows / 900 * 800), int(columns / 900 * 800)]
+
+
+def test_beyond_eight_captions_there_is_a_legend_and_numbers_hide_no_region(chips):
+    masks = [disc(150 + 250 * (i % 3), 100 + 200 * (i // 3), 70 if i else 6) for i in range(9)]
+    draw_regions(gray(800, 600), [DrawnRegion("short", mask) for mask in masks[:8]])
+    assert all(chip.right < 900 and chip.bottom < 675 for chip in chips)
+    chips.clear()
+    picture = np.asarray(draw_regions(gray(800, 600), [DrawnRegion("short", mask) for mask in masks]))
+    assert len(chips) == 9 and all(chip.left >= 900 or chip.top >= 675 for chip in chips)
+    for number, (x, y) in enumerate((150 + 250 * (i % 3), 100 + 200 * (i // 3)) for i in range(9)):
+        x, y = round(x * 1.125), round(y * 1.125)
+        reach = 12 if number else 3  # what is smaller than its number stays visible
+        badge = (picture[y - reach : y + reach, x - reach : x + reach] == color_of(number)).all(-1)
+        assert badge.sum() > 200 if number else not badge.any()
+
+
+def test_a_line_begins_where_the_mask_is_nearest_to_the_label():
+    corner = np.zeros((400, 400), bool)
+    corner[:, :40] = corner[360:, :] = True
+    x, y = nearest_inside(cover_grid(corner), Rect(200, 100, 260, 130))
+    assert abs(x - 40) <= 4 and 100 <= y <= 130  # its rectangle is everywhere: the label lies inside that
+    assert nearest_inside(cover_grid(np.zeros((40, 40))), Rect(0, 0, 9, 9)) is None
+
+
+def test_the_widest_point_of_a_region_is_inside_it():
+    ring = disc(400, 300, 200) & ~disc(430, 300, 150)
+    x, y, radius = widest_point(ring)
+    assert ring[int(y), int(x)] and 25 < radius < 50 and x < 300
+    x, y, radius = widest_point(np.eye(50) > 0)
+    assert abs(x - y) < 2 and radius < 2
+    assert widest_point(np.zeros((5, 5), bool)) is None
+
+
+@pytest.mark.parametrize("width", [400, 4000])
+@pytest.mark.parametrize("number", [2, 12])
+def test_text_can_be_read_in_small_and_in_large_pictures(width, number, chips):
+    size = (width, width * 3 // 4)
+    masks = [disc(*(int(size[0] * (0.1 + 0.07 * i)), size[1] // 2), size[0] // 40, *size) for i in range(number)]
+    picture = draw_regions(gray(*size), [DrawnRegion("a thing", mask) for mask in masks])
+    assert picture.width <= 1800 and len(chips) == number
+    assert all(chip.height >= 25 and chip.height >= 0.03 * picture.width for chip in chips)
 
 
 def test_a_small_image_is_enlarged_and_a_huge_one_reduced():

@@ -145,6 +145,15 @@ def test_given_boxes_are_all_captioned_in_their_order(open_model, processor, mon
     assert processor.caption_anything(open_model, tiny_image(), boxes=[]) == []
 
 
+def test_several_images_are_refused_and_none_is_dropped(open_model, processor):
+    for several in ([tiny_image(0), tiny_image(1)], np.zeros((2, 60, 80, 3), np.uint8)):
+        with pytest.raises(ValueError, match="expected one image, got 2; make a call for each of them"):
+            processor.caption_anything(open_model, several, OPEN)
+        with pytest.raises(ValueError, match="expected one image, got 2; make a call for each of them"):
+            encode_image(open_model, processor, several)
+    assert processor.caption_anything(open_model, [tiny_image()], OPEN)
+
+
 def test_nothing_found_is_an_empty_list(open_model, processor):
     assert processor.caption_anything(open_model, tiny_image(), {**OPEN, "pred_iou_thresh": 1.0}) == []
 

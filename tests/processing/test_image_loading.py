@@ -1,13 +1,16 @@
 import base64
 import io
-from types import SimpleNamespace
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sca_hf.processing.images_sca import as_images
+from sca_hf.processing.images_sca import as_image, as_images
 from sca_hf.testing import tiny_image
 
 
@@ -44,6 +47,9 @@ def as_data_uri(data):
         as_data_uri(encoded(PICTURE)),
         base64.b64encode(encoded(PICTURE)).decode(),
         [[PICTURE]],
+        {"bytes": encoded(PICTURE), "path": None},
+        {"bytes": encoded(PICTURE), "path": "nowhere.png"},
+        [{"bytes": encoded(PICTURE)}],
     ],
 )
 def test_every_form_gives_the_same_pixels(image):
@@ -56,17 +62,58 @@ def test_paths_and_lists_are_read_in_order(tmp_path):
         tiny_image(i).save(tmp_path / f"{i}.png")
     read = as_images([tmp_path / "0.png", str(tmp_path / "1.png")])
     assert [np.array_equal(np.asarray(r), np.asarray(tiny_image(i))) for i, r in enumerate(read)] == [True, True]
+    for paths in ([{"path": str(tmp_path / "0.png"), "bytes": None}, PICTURE], column([PICTURE, tiny_image(1)])):
+        assert [image.size for image in as_images(paths)] == [PICTURE.size, tiny_image(1).size]
 
 
-def test_a_url_goes_through_the_librarys_loader(monkeypatch):
-    from transformers import image_utils
+def column(images):
+    return datasets.Dataset.from_dict({"image": images}, datasets.Features({"image": datasets.Image()}))["image"]
 
-    served = {"https://example.org/picture.png": encoded(PICTURE), "https://example.org/page.html": b"<html>"}
-    monkeypatch.setattr(image_utils.httpx, "get", lambda url, **_: SimpleNamespace(content=served[url]))
-    (read,) = as_images("https://example.org/picture.png")
-    assert np.array_equal(np.asarray(read), PIXELS)
-    with pytest.raises(ValueError, match=r"image 0 \('https://example.org/page.html'\) cannot be read"):
-        as_images("https://example.org/page.html")
+
+def test_where_one_image_is_taken_several_are_refused():
+    assert np.array_equal(np.asarray(as_image([PICTURE])), PIXELS)
+    for several in ([PICTURE, PICTURE], np.stack([PIXELS] * 2), column([PICTURE] * 2)):
+        with pytest.raises(ValueError, match="expected one image, got 2; make a call for each"):
+            as_image(several)
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/silent.png":
+            return time.sleep(1)
+        known = {"/picture.png": encoded(PICTURE), "/page.html": b"<html>"}
+        if self.path == "/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "/picture.png")
+            return self.end_headers()
+        self.send_response(200 if self.path in known else 404)
+        self.end_headers()
+        self.wfile.write(known.get(self.path, b"no such picture"))
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_is_read_or_says_what_its_server_answered(address):
+    for name in ("picture", "moved"):
+        assert np.array_equal(np.asarray(as_images(f"{address}/{name}.png")[0]), PIXELS)
+    with pytest.raises(ValueError, match=r"image 0 .*nowhere.png.* cannot be read: .*the server answers 404"):
+        as_images(f"{address}/nowhere.png")
+    with pytest.raises(ValueError, match=r"image 1 \('http.*page.html'\) cannot be read: UnidentifiedImageError"):
+        as_images([PICTURE, f"{address}/page.html"])
+    with pytest.raises(ValueError, match=r"image 0 \('http.*silent.png'\) cannot be read: ReadTimeout: timed out"):
+        as_images(f"{address}/silent.png", timeout=0.1)
+    with pytest.raises(ValueError, match=r"image 0 \('http.*'\) cannot be read: ConnectError"):
+        as_images("http://127.0.0.1:9/picture.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK", "YCbCr"])
@@ -130,6 +177,8 @@ def test_a_bad_image_is_named(image, told):
 def test_other_types_and_missing_files_are_told():
     with pytest.raises(TypeError, match="image 0: cannot use a int"):
         as_images([3])
+    with pytest.raises(ValueError, match=r"image 0 .*a picture as a dict has .* this one has \['boxes', 'image'\]"):
+        as_images({"image": PICTURE, "boxes": []})
     with pytest.raises(TypeError, match="image 0: pixel values are numbers"):
         as_images(np.full((5, 5, 3), "a"))
     with pytest.raises(FileNotFoundError, match=r"image 0: there is no file '.*nowhere\.png'"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sca_hf.processing.prompts_sca import EDGE_TOLERANCE, build_prompts, resized_size
+from sca_hf.processing.region_prompts_sca import read_regions
 
 
 SIZES, RESIZED = [(60, 80), (50, 20)], [(48, 64), (64, 26)]
@@ -167,3 +168,44 @@ def test_the_resized_size_is_the_librarys(size):
     from transformers import SamImageProcessorPil
 
     assert resized_size(size, 1024) == SamImageProcessorPil()._get_preprocess_shape(size, 1024)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"input_boxes": [[[0.1, 0.2, 0.6, 0.9]]]}, r"image 0, region 0: box \[0.1, 0.2, 0.6, 0.9\] lies within the"),
+        ({"input_boxes": [[[0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]]]}, "x times 100, y times 80"),
+        ({"input_points": [[[[0.5, 0.5]], [[0.2, 0.9]]]]}, r"image 0, region 0: point \[0.5, 0.5\] lies within the"),
+        ({"input_points": [[[[0, 1], [0.2, 0.9]]]]}, r"fractions of the sides \(0 to 1\); give pixels: x times 100"),
+        ({"input_points": [[[[70, 90]]]]}, "with x and y exchanged it would fit: x comes first"),
+        ({"input_boxes": [[[70, 10, 80, 90]]]}, "with x and y exchanged it would fit"),
+    ],
+)
+def test_units_that_cannot_be_pixels_are_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        build_prompts([(80, 100)], [(51, 64)], 64, 16, **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_boxes": [[[0.1, 0.2, 0.6, 0.9], [3, 4, 9, 9]]]},
+        {"input_points": [[[[0.5, 0.5]], [[20, 9]]]]},
+        {"input_points": [[[[0, 0]], [[1, 1]]]]},
+    ],
+)
+def test_a_prompt_in_the_first_pixel_is_taken_where_others_are_in_pixels(given):
+    assert build_prompts([(80, 100)], [(51, 64)], 64, 16, **given)["region_mask"].all()
+
+
+def test_points_in_fractions_are_refused_as_json_too():
+    with pytest.raises(ValueError, match=r"regions\[0\]: point 0 lies within .* x times 100, y times 80"):
+        read_regions([{"points": [[0.5, 0.4]]}], (80, 100))
+    assert read_regions([{"points": [[0, 0]]}, {"points": [[0.5, 0.5], [9, 9]]}], (80, 100))
+
+
+def test_what_may_be_fractions_is_said(caplog):
+    for given in ({"input_boxes": [[[0, 0, 1, 1]]]}, {"input_points": [[[[0.5, 0.5]]]]}):
+        caplog.clear()
+        build_prompts([(80, 100)], [(51, 64)], 64, 16, **given)
+        assert "it looks like fractions of the sides (0 to 1)" in caplog.text

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
-from ..processing.images_sca import as_images
+from ..processing.images_sca import as_image
 from ..prompt_arguments import read_regions_file
 
 
@@ -31,7 +31,7 @@ class ImageItem:
             from ..data.region import record_image
 
             return record_image(self.image)
-        return as_images(Path(self.image))[0]
+        return as_image(Path(self.image))
 
     def boxes(self) -> list[list[float]]:
         """The boxes that a data set has for this image, xyxy."""

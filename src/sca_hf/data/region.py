@@ -118,9 +118,9 @@ class RegionRecord:
 
     def load_image(self) -> Image.Image:
         """Opens the picture as the processor would: upright by its EXIF orientation, 8-bit RGB."""
-        from ..processing.images_sca import as_images
+        from ..processing.images_sca import as_image
 
-        return as_images(_open_image(self.image))[0]
+        return as_image(_open_image(self.image))
 
     def validate(self, source: str = "record") -> None:
         """Raises `RegionRecordError` on the first thing that is wrong; does not decode the picture."""
@@ -311,7 +311,9 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
     if x1 <= x0 or y1 <= y0:
         return f"box {box} is empty, expected x0 < x1 and y0 < y1"
     # A side of 1 comes back from fractions and percents as a little less.
-    if min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 0.999:
+    tiny = min(x1 - x0, y1 - y0) < _MIN_SIDE or max(x1 - x0, y1 - y0) < 0.999
+    # What the processor takes for fractions too, see `check_boxes`.
+    if tiny or (x1 <= 1 and y1 <= 1 and min(width, height) >= 8 and any(value % 1 for value in box)):
         return (
             f"box {box} has a side of less than a pixel; are its numbers fractions of the image's sides, not pixels?"
         )
@@ -371,15 +373,13 @@ def record_image(record: Mapping[str, Any]) -> Image.Image:
         record: its `image` is a picture, a path, or `{"path": ..., "bytes": ...}` as `datasets` has it undecoded.
     """
     from ..processing.images_sca import (
-        as_images,  # imports torch and transformers, which checking records does not need
+        as_image,  # imports torch and transformers, which checking records does not need
     )
 
     where, image = f"image {record.get('image_id', '?')}", record["image"]
-    if isinstance(image, Mapping):
-        image = image["path"] if image.get("bytes") is None else image["bytes"]
     try:
         # A path and nothing else: a string of a data set opens no address.
-        picture = as_images(Path(image) if isinstance(image, str) else image)[0]
+        picture = as_image(Path(image) if isinstance(image, str) else image)
     except (OSError, TypeError, ValueError) as error:
         raise RegionRecordError(f"{where}: {error}") from error
     if picture.size != (record["width"], record["height"]):

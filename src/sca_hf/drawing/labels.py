@@ -1,6 +1,6 @@
 """The labels of a picture: their text, measured and broken into lines, and where they go.
 
-A label goes near its region, inside the canvas, never on another.
+A label goes near its region, inside the canvas, never on another label, and never on another region.
 
 Frame of reference everywhere in this file: pixels of the canvas, x to the right, y down, far edges exclusive.
 """
@@ -10,16 +10,21 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ImageFont
+from PIL import Image, ImageFilter, ImageFont
 
 
 # What a candidate place costs: hiding the picture's subject, being far from it, having to be looked for.
 _COVER_OWN = 2.5
-_COVER_OTHER = 2.0
+_OUTSIDE = 3.0
+# As far as a label may be from its region, quarters of the canvas's longer side.
+_FARTHEST = 1.0
+_TRIES = 8
 _DISTANCE = 1.5
 _CENTER = 0.1
 # Cells of the summed-area tables, so that large pictures cost no more than small ones.
 _CELL = 4
+# Cells along the longer side of a mask, when its widest part is looked for.
+_WIDEST_CELLS = 64
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -77,8 +82,9 @@ def place_labels(
     canvas: tuple[int, int],
     keep_clear: Sequence[Rect] = (),
     gap: float = 6.0,
+    inside: Sequence[bool] = (),
 ) -> list[Rect] | None:
-    """Finds a place for each label.
+    """Finds a place for each label; none is on another label, nor on the region of another.
 
     Args:
         sizes: the widths and heights that each label may take, for instance with its text broken at different places.
@@ -87,9 +93,10 @@ def place_labels(
         canvas: width and height.
         keep_clear: places where no label may go, for instance point markers.
         gap: The smallest distance between two labels, and from the canvas's edge.
+        inside: for each label whether it belongs into its own region, whatever region that lies in; none where empty.
 
     Returns:
-        One rectangle per label, in order, or None where they do not all fit.
+        One rectangle per label, in order, or None where they do not all fit near their regions.
     """
     tables = [_summed_area(cover) for cover in covers]
     everything = np.sum(tables, axis=0) if tables else np.zeros((1, 1))
@@ -98,21 +105,37 @@ def place_labels(
         for choices, anchor in zip(sizes, anchors, strict=True)
     ]
     costs = [
-        _costs(places, anchor, table, everything - table, canvas, gap)
-        for places, anchor, table in zip(candidates, anchors, tables, strict=True)
+        _costs(places, anchor, table, everything - table, canvas, gap, within)
+        for places, anchor, table, within in zip(
+            candidates, anchors, tables, inside or [False] * len(sizes), strict=True
+        )
     ]
     for places, cost in zip(candidates, costs, strict=True):
         cost[_hits(places, keep_clear, 1.0)] = np.inf
-    # Small regions first: a large one has more places nearby. Then each may improve, given all the others.
+    # Small regions first: a large one has more places nearby. Whoever finds none goes before all others.
     order = sorted(range(len(sizes)), key=lambda i: anchors[i].width * anchors[i].height)
+    for _ in range(_TRIES):
+        placed, failed = _place_in_turn(order, candidates, costs, gap)
+        if failed is None:
+            return [placed[index] for index in range(len(sizes))]
+        if order[0] == failed:
+            break
+        order = [failed, *(index for index in order if index != failed)]
+    return None
+
+
+def _place_in_turn(
+    order: Sequence[int], candidates: list[np.ndarray], costs: list[np.ndarray], gap: float
+) -> tuple[dict[int, Rect], int | None]:
+    """Gives each label the best place that is left, then lets each improve; also returns who found none."""
     placed: dict[int, Rect] = {}
-    for index in order * 3:
+    for index in [*order, *order, *order]:
         others = [rect for i, rect in placed.items() if i != index]
         cost = np.where(_hits(candidates[index], others, gap), np.inf, costs[index])
         if not len(cost) or not np.isfinite(cost.min()):
-            return None
+            return placed, index
         placed[index] = Rect(*map(float, candidates[index][int(cost.argmin())]))
-    return [placed[index] for index in range(len(sizes))]
+    return placed, None
 
 
 def cover_grid(mask: np.ndarray) -> np.ndarray:
@@ -139,17 +162,26 @@ def _candidates(size: tuple[float, float], anchor: Rect, canvas: tuple[int, int]
 
 
 def _costs(
-    places: np.ndarray, anchor: Rect, own: np.ndarray, others: np.ndarray, canvas: tuple[int, int], gap: float
+    places: np.ndarray,
+    anchor: Rect,
+    own: np.ndarray,
+    others: np.ndarray,
+    canvas: tuple[int, int],
+    gap: float,
+    inside: bool,
 ) -> np.ndarray:
-    """What each place costs, without regard to other labels."""
+    """What each place costs, without regard to other labels; infinite where it would hide another region."""
     across = np.maximum(0, np.maximum(anchor.left - places[:, 2], places[:, 0] - anchor.right))
     down = np.maximum(0, np.maximum(anchor.top - places[:, 3], places[:, 1] - anchor.bottom))
     distance = np.maximum(0, np.hypot(across, down) - gap) / (0.25 * max(canvas))
-    own_share = _area_in(own, places) / max(1.0, own[-1, -1])
-    area = (places[:, 2] - places[:, 0]) * (places[:, 3] - places[:, 1]) / _CELL**2
-    other_share = _area_in(others, places) / np.maximum(1.0, area)
     center = np.abs(places[:, [0, 1]] + places[:, [2, 3]] - np.add(anchor[:2], anchor[2:])).sum(1) / (2 * max(canvas))
-    return _DISTANCE * distance + _COVER_OWN * own_share + _COVER_OTHER * other_share + _CENTER * center
+    cost = _DISTANCE * distance + _CENTER * center
+    if inside:
+        area = (places[:, 2] - places[:, 0]) * (places[:, 3] - places[:, 1]) / _CELL**2
+        return cost + _OUTSIDE * (1 - np.minimum(1.0, _area_in(own, places) / np.maximum(1.0, area)))
+    cost += _COVER_OWN * _area_in(own, places) / max(1.0, own[-1, -1])
+    # Sums and their differences: what is left of nothing is not quite nothing.
+    return np.where((_area_in(others, places) > 0.01) | (distance > _FARTHEST), np.inf, cost)
 
 
 def _hits(places: np.ndarray, rects: Sequence[Rect], gap: float) -> np.ndarray:
@@ -171,11 +203,46 @@ def _summed_area(cover: np.ndarray) -> np.ndarray:
 
 
 def _area_in(table: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(n,) cells of the table's mask inside each place, to the next cell."""
+    """(n,) cells of the table's mask in each place, those counted whole that it touches."""
     rows, columns = np.array(table.shape) - 1
-    left, right = (np.round(places[:, i] / _CELL).astype(int).clip(0, columns) for i in (0, 2))
-    top, bottom = (np.round(places[:, i] / _CELL).astype(int).clip(0, rows) for i in (1, 3))
+    left, right = (places[:, 0] // _CELL).astype(int), -(-places[:, 2] // _CELL).astype(int)
+    top, bottom = (places[:, 1] // _CELL).astype(int), -(-places[:, 3] // _CELL).astype(int)
+    left, right = left.clip(0, columns), right.clip(0, columns)
+    top, bottom = top.clip(0, rows), bottom.clip(0, rows)
     return table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+
+
+def widest_point(mask: np.ndarray) -> tuple[float, float, float] | None:
+    """Finds where a (height, width) mask is widest: x, y, and how far its edge is from there; None if it is empty."""
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns):
+        return None
+    left, top = int(columns[0]), int(rows[0])
+    part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    step = -(-max(part.shape) // _WIDEST_CELLS)
+    cells = np.pad(part.astype(np.float32), ((0, -part.shape[0] % step), (0, -part.shape[1] % step)))
+    cells = cells.reshape(cells.shape[0] // step, step, cells.shape[1] // step, step).mean((1, 3))
+    # Worn away from all sides, cell by cell, until nothing would be left.
+    solid = Image.fromarray((np.pad(cells, 1) >= min(0.5, float(cells.max()))).astype(np.uint8) * 255)
+    worn = 0
+    while (smaller := solid.filter(ImageFilter.MinFilter(3))).getbbox() is not None:
+        solid, worn = smaller, worn + 1
+    ys, xs = np.nonzero(np.asarray(solid))
+    # Of what is left, the piece next to the middle: a ring has no middle of its own.
+    best = int(np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2))
+    return left + (float(xs[best]) - 0.5) * step, top + (float(ys[best]) - 0.5) * step, (worn + 0.5) * step
+
+
+def nearest_inside(cover: np.ndarray, rect: Rect) -> tuple[float, float] | None:
+    """Finds the place of a region, given as by [`cover_grid`], that is nearest to a rectangle; None if it is empty."""
+    ys, xs = np.nonzero(cover >= min(0.5, max(float(cover.max()), 1e-6)))
+    if not len(xs):
+        return None
+    x, y = (xs + 0.5) * _CELL, (ys + 0.5) * _CELL
+    across = x - x.clip(rect.left, rect.right)
+    down = y - y.clip(rect.top, rect.bottom)
+    best = int(np.argmin(across**2 + down**2))
+    return float(x[best]), float(y[best])
 
 
 def text_font(size: int, text: str = "") -> Font:

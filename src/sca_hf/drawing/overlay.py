@@ -7,7 +7,19 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
-from .labels import Font, Rect, cover_grid, font_size, line_height, place_labels, text_font, text_width, wrap_text
+from .labels import (
+    Font,
+    Rect,
+    cover_grid,
+    font_size,
+    line_height,
+    nearest_inside,
+    place_labels,
+    text_font,
+    text_width,
+    widest_point,
+    wrap_text,
+)
 
 
 # Far apart in hue, light enough for dark text on them.
@@ -28,8 +40,8 @@ PALETTE = (
 _INK = (18, 20, 24)
 _CHIP = (22, 25, 31)
 _PAPER = (245, 246, 248)
-# Labels that would hide more than this fraction of the picture go beside it.
-_CROWDED = 0.3
+# More captions than these, or captions that would hide more than this fraction of the picture, go into a legend.
+_MOST_LABELS, _CROWDED = 8, 0.3
 # Brightness of what belongs to no region.
 _DIMMED = 0.82
 Color = tuple[int, int, int]
@@ -74,8 +86,8 @@ def draw_regions(
     """Draws regions over an image.
 
     Region i has color i and number i + 1, or those of its own `number`, in the picture and in its label. Labels lie
-    near their regions and never cover each other; where the picture is too crowded for that they stand in a column
-    beside it.
+    near their regions and cover neither each other nor other regions. Where there is no room for that, and for more
+    than eight captions, the regions bear their numbers, and the captions stand in a legend beside or below.
 
     Args:
         image: the original image.
@@ -84,7 +96,7 @@ def draw_regions(
         largest: the longer side is reduced to this many pixels at most.
 
     Returns:
-        An RGB picture: the resized image, wider where labels stand beside it.
+        An RGB picture: the resized image, wider or higher where it has a legend.
     """
     for index, region in enumerate(regions):
         if region.mask is not None and region.mask.shape != image.size[::-1]:
@@ -261,52 +273,44 @@ def _draw_labels(
     if not named:
         return canvas
     captions = "".join(str(regions[index].caption) for index in named)
-    font = text_font(round(max(17.0, max(canvas.size) / 46)), captions)
-    choices = [[_measure(regions, index, font, share * canvas.width) for share in (0.42, 0.3)] for index in named]
-    size = (canvas.width / scale, canvas.height / scale)
-    anchors = [Rect(*(value * scale for value in regions[index].extent(size))) for index in named]
+    font = text_font(round(max(17.0, (canvas.width * canvas.height) ** 0.5 / 40)), captions)
     clear = [rect.grown(2) for region in regions for rect, _ in _markers(region, scale, canvas.size)]
-    labels = [options[0] for options in choices]
-    share = sum(label.size[0] * label.size[1] for label in labels) / (canvas.width * canvas.height)
+    anchors = [regions[index].extent((canvas.width / scale, canvas.height / scale)) for index in named]
+    anchors = [Rect(*(value * scale for value in anchor)) for anchor in anchors]
+    covers = [covers[index] for index in named]
+    choices = [[_measure(regions, index, font, share * canvas.width) for share in (0.42, 0.3)] for index in named]
+    sizes = [[label.size for label in options] for options in choices]
+    share = sum(width * height for (width, height), *_ in sizes) / (canvas.width * canvas.height)
     places = None
-    if share <= _CROWDED:
-        sizes = [[label.size for label in options] for options in choices]
-        places = place_labels(sizes, anchors, [covers[index] for index in named], canvas.size, clear)
-    spots = [_spot(covers[index], anchor) for index, anchor in zip(named, anchors, strict=True)]
+    if len(named) <= _MOST_LABELS and share <= _CROWDED:
+        places = place_labels(sizes, anchors, covers, canvas.size, clear)
     if places is None:
-        return _draw_legend(canvas, labels, regions, spots, clear, font)
+        return _draw_legend(canvas, [options[0] for options in choices], regions, anchors, covers, clear, font)
     labels = [
         next(label for label in options if label.size == (round(place.width), round(place.height)))
         for options, place in zip(choices, places, strict=True)
     ]
-    for label, place, spot, anchor in zip(labels, places, spots, anchors, strict=True):
-        if not place.overlaps(anchor.grown(1.5 * _pad(font))):
-            _draw_leader(canvas, place, spot, color_of(label.number - 1))
+    for label, place, cover, anchor in zip(labels, places, covers, anchors, strict=True):
+        _draw_leader(canvas, place, cover, anchor, color_of(label.number - 1), 1.5 * _pad(font))
     for label, place in zip(labels, places, strict=True):
         _draw_chip(canvas, place, label, font)
     return canvas
 
 
-def _spot(cover: np.ndarray, anchor: Rect) -> tuple[float, float]:
-    """A point well inside a region: the last cell left when its mask is worn away from all sides."""
-    solid = Image.fromarray((np.pad(cover, 1) > 0.5).astype(np.uint8) * 255)
-    last = None
-    while solid.getbbox() is not None:
-        last, solid = solid, solid.filter(ImageFilter.MinFilter(3))
-    if last is None:
-        return anchor.center
-    rows, columns = np.nonzero(np.asarray(last))
-    middle = len(rows) // 2
-    return (float(columns[middle]) - 0.5) * 4, (float(rows[middle]) - 0.5) * 4
-
-
-def _draw_leader(canvas: Image.Image, place: Rect, spot: tuple[float, float], color: Color) -> None:
+def _draw_leader(
+    canvas: Image.Image, place: Rect, cover: np.ndarray, anchor: Rect, color: Color, nearby: float
+) -> None:
+    """Draws a line from the edge of a region to its label, unless the label is `nearby`."""
+    end = nearest_inside(cover, place) or anchor.nearest(*place.center)
+    start = place.nearest(*end)
+    if np.hypot(start[0] - end[0], start[1] - end[1]) <= nearby:
+        return
     draw = ImageDraw.Draw(canvas)
-    start = place.nearest(*spot)
-    draw.line([start, spot], fill=_INK, width=5)
-    draw.line([start, spot], fill=color, width=2)
-    x, y = spot
-    draw.ellipse([x - 5, y - 5, x + 5, y + 5], fill=color, outline=_INK, width=2)
+    dot = max(5.0, max(canvas.size) / 200)
+    draw.line([start, end], fill=_INK, width=round(dot))
+    draw.line([start, end], fill=color, width=round(dot / 2))
+    x, y = end
+    draw.ellipse([x - dot, y - dot, x + dot, y + dot], fill=color, outline=_INK, width=round(dot / 2.5))
 
 
 def _draw_chip(canvas: Image.Image, place: Rect, label: _Label, font: Font) -> None:
@@ -329,50 +333,86 @@ def _draw_legend(
     canvas: Image.Image,
     labels: list[_Label],
     regions: Sequence[DrawnRegion],
-    spots: list[tuple[float, float]],
+    anchors: list[Rect],
+    covers: list[np.ndarray],
     clear: list[Rect],
     font: Font,
 ) -> Image.Image:
-    """Numbers on the regions, the captions in as many columns beside the picture as its height asks for."""
+    """Numbers on the regions, the captions in columns beside or below, whichever keeps the picture smaller."""
+    _draw_numbers(canvas, labels, anchors, covers, clear, font)
     pad = _pad(font)
-    column = round(max(0.45 * canvas.width, 18 * font_size(font)))
-    labels = [_measure(regions, label.index, font, column) for label in labels]
+    beside = round(max(0.45 * canvas.width, 18 * font_size(font)))
+    across = max(1, canvas.width // (18 * font_size(font)))
+    below = (canvas.width - 2 * pad) // across - 2 * pad
+    ways = []
+    for column, height in ((beside, canvas.height), (below, None)):
+        texts = [_measure(regions, label.index, font, column) for label in labels]
+        if height is None:
+            tallest = max(text.size[1] for text in texts)
+            height = sum(text.size[1] + pad for text in texts) // across + tallest + 4 * pad
+        columns = _columns(texts, height - 3 * pad, pad)
+        used = max(sum(text.size[1] + pad for text in texts) for texts in columns) + 3 * pad
+        if column == beside:
+            size = canvas.width + len(columns) * (column + 2 * pad) + 2 * pad, max(canvas.height, used)
+            ways.append((size, (canvas.width, 0), column, columns))
+        else:
+            ways.append(((canvas.width, canvas.height + used), (0, canvas.height), column, columns))
+    size, (left, top), column, columns = min(ways, key=lambda way: max(way[0]))
+    page = Image.new("RGB", size, _INK)
+    page.paste(canvas, (0, 0))
+    for place, texts in enumerate(columns):
+        x, y = left + 2 * pad + place * (column + 2 * pad), top + 2 * pad
+        for text in texts:
+            _draw_chip(page, Rect(x, y, x + text.size[0], y + text.size[1]), text, font)
+            y += text.size[1] + pad
+    return page
+
+
+def _columns(labels: list[_Label], height: int, pad: int) -> list[list[_Label]]:
+    """Labels in columns that are as high as this, or hold a single label."""
     columns: list[list[_Label]] = [[]]
     filled = 0
     for label in labels:
-        if columns[-1] and filled + label.size[1] + 3 * pad > canvas.height:
+        if columns[-1] and filled + label.size[1] > height:
             columns.append([])
             filled = 0
         columns[-1].append(label)
         filled += label.size[1] + pad
-    height = max(canvas.height, *(label.size[1] + 4 * pad for label in labels))
-    page = Image.new("RGB", (canvas.width + len(columns) * (column + 2 * pad) + 2 * pad, height), _INK)
-    _draw_numbers(canvas, labels, spots, clear, font)
-    page.paste(canvas, (0, 0))
-    for place, entries in enumerate(columns):
-        left, top = canvas.width + 2 * pad + place * (column + 2 * pad), 2 * pad
-        for label in entries:
-            _draw_chip(page, Rect(left, top, left + label.size[0], top + label.size[1]), label, font)
-            top += label.size[1] + pad
-    return page
+    return columns
 
 
 def _draw_numbers(
-    canvas: Image.Image, labels: list[_Label], spots: list[tuple[float, float]], clear: list[Rect], font: Font
+    canvas: Image.Image,
+    labels: list[_Label],
+    anchors: list[Rect],
+    covers: list[np.ndarray],
+    clear: list[Rect],
+    font: Font,
 ) -> None:
+    """Numbers where the regions are widest; beside those that they would hide, with a line to them."""
     width, height = _badge_width(font), line_height(font) + _pad(font)
-    anchors = [Rect(x - width / 2, y - height / 2, x + width / 2, y + height / 2) for x, y in spots]
-    nothing = np.zeros((-(-canvas.height // 4), -(-canvas.width // 4)), np.float32)
-    placed = place_labels(
-        [[(width, height)]] * len(labels), anchors, [nothing] * len(labels), canvas.size, clear, gap=1.0
+    spots, inside = list(anchors), [False] * len(labels)
+    above = np.zeros_like(covers[0], bool)
+    for index in sorted(range(len(labels)), key=lambda i: float(covers[i].sum())):
+        own = covers[index] > 0.5
+        # Not where a smaller region lies on it, unless that hides all of it.
+        x, y, radius = widest_point(own & ~above) or widest_point(own) or (0.0, 0.0, 0.0)
+        above |= own
+        if 4 * radius >= 0.6 * height:
+            spots[index] = Rect(4 * x - width / 2, 4 * y - height / 2, 4 * x + width / 2, 4 * y + height / 2)
+            inside[index] = True
+    sizes = [[(width, height)]] * len(labels)
+    # Where not even the numbers fit beside each other, those of later regions lie on top.
+    placed = place_labels(sizes, spots, covers, canvas.size, clear, 1.0, inside) or place_labels(
+        sizes, spots, covers, canvas.size, clear, 1.0, [True] * len(labels)
     )
     draw = ImageDraw.Draw(canvas)
-    # Where not even the numbers fit beside each other, those of later regions lie on top.
-    for label, rect in zip(labels, placed or anchors, strict=True):
-        left, top = round(rect.left), round(rect.top)
-        shape = _rounded(width, height, _pad(font))
+    for label, rect, cover, anchor in zip(labels, placed or spots, covers, anchors, strict=True):
+        color = color_of(label.number - 1)
+        left, top = (round(middle - side / 2) for middle, side in zip(rect.center, (width, height), strict=True))
+        _draw_leader(canvas, rect, cover, anchor, color, _pad(font))
         canvas.paste(_INK, (left - 1, top - 1), _rounded(width + 2, height + 2, _pad(font)))
-        canvas.paste(color_of(label.number - 1), (left, top), shape)
+        canvas.paste(color, (left, top), _rounded(width, height, _pad(font)))
         draw.text((left + width / 2, top + height / 2), str(label.number), fill=_INK, font=font, anchor="mm")
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from .anything_settings_sca import AnythingSettings
 from .captions_sca import best_caption
-from .images_sca import as_images
+from .images_sca import as_image
 from .mask_generation_sca import (
     box_nms,
     build_point_grid,
@@ -82,9 +82,9 @@ def encode_image(model: PreTrainedModel, processor: ProcessorMixin, image: Any) 
     """Return the `ImageEncoding` of an image, and (height, width) of the model's input before padding.
 
     Args:
-        image: one image, see [`as_images`].
+        image: one image, in any form of [`as_images`].
     """
-    inputs = processor(image).to(model.device, model.dtype)
+    inputs = processor(as_image(image)).to(model.device, model.dtype)
     with torch.no_grad():
         encoding = model.encode_images(inputs["pixel_values"])
     height, width = inputs["reshaped_input_sizes"][0].tolist()
@@ -107,7 +107,7 @@ def caption_anything(
     Args:
         model: a [`ScaForConditionalGeneration`].
         processor: its [`ScaProcessor`].
-        image: one image, see [`as_images`].
+        image: one image, in any form of [`as_images`].
         settings: thresholds and the like; None takes the defaults.
         boxes: (N, 4) xyxy, pixels of the original: caption these, all of them, in place of what a grid finds. Of the
             settings only `points_per_batch`, `mask_threshold`, `stability_score_offset`, `unique_captions` and `task`
@@ -125,7 +125,7 @@ def caption_anything(
     """
     settings = settings or AnythingSettings()
     report = progress or (lambda step, done, total: None)
-    image = as_images(image)[0]
+    image = as_image(image)
     size = (image.height, image.width)
     if boxes is not None and not len(boxes):
         return []

@@ -2,41 +2,82 @@
 
 import io
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import transformers
 from PIL import Image, ImageOps
-from transformers.image_utils import load_image
+from transformers import image_utils
 from transformers.utils import is_torchvision_available
 
 
 # Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
 _MAX_SIDE = 16_384
+# How long a server may be silent.
+URL_SECONDS = 30.0
+_Read = TypeVar("_Read")
 
 
-def as_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
-    """Read one image or a list of images.
+def as_images(
+    images: Any, input_data_format: str | None = None, timeout: float | None = URL_SECONDS
+) -> list[Image.Image]:
+    """Read one image or several.
 
     Args:
         images: a PIL image, an array or tensor (2 to 4 axes; 4 are a batch), a path, URL, data URI or base64 string,
-            the bytes of a file or an open file; or a list of those. Transparency is dropped, as the library does.
-            Arrays hold 8-bit values, 16-bit values, or floats in 0..1 or 0..255.
+            the bytes of a file, an open file, or `{"bytes": ..., "path": ...}` as `datasets` has it undecoded; or a
+            list, tuple or column of those. Transparency is dropped, as the library does. Arrays hold 8-bit values,
+            16-bit values, or floats in 0..1 or 0..255.
         input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the axis of 1, 3 or 4
             channels (of two such axes, the last for numpy and the first for torch).
+        timeout: seconds that the server of a URL may be silent; None waits forever.
 
     Returns:
         RGB images, turned upright by their EXIF orientation.
     """
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         images = list(images)
-    elif not isinstance(images, (list, tuple)):
+    elif not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray, memoryview)):
         images = [images]
     if len(images) == 0:
         raise ValueError("images is an empty list; give at least one image.")
-    return [_as_image(image, index, input_data_format) for index, image in enumerate(images)]
+    return [_as_image(image, index, input_data_format, timeout) for index, image in enumerate(images)]
+
+
+def as_image(image: Any) -> Image.Image:
+    """Read the one image of a call that takes no more, in any form of [`as_images`]."""
+    images = as_images(image)
+    if len(images) > 1:
+        raise ValueError(f"expected one image, got {len(images)}; make a call for each of them.")
+    return images[0]
+
+
+def open_picture(source: Any, timeout: float | None = URL_SECONDS) -> Image.Image:
+    """Open a picture, upright by its EXIF orientation, in the mode that it is stored in.
+
+    Args:
+        source: as [`as_images`] takes it, arrays excepted.
+        timeout: seconds that the server of a URL may be silent; None waits forever.
+    """
+    if isinstance(source, Mapping):
+        if not {"bytes", "path"} & source.keys() or not source.keys() <= {"bytes", "path"}:
+            raise TypeError(f'a picture as a dict has "bytes" or "path", this one has {sorted(map(str, source))}')
+        # A path and nothing else: a string of a data set opens no address.
+        source = Path(source.get("path") or "") if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        source = _fetch(source, timeout)
+    elif isinstance(source, str) and (
+        source.startswith("data:image/") or (not os.path.isfile(source) and len(source) > 255)
+    ):
+        return image_utils.load_image(source)  # base64: longer than any file's name
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    if not isinstance(source, Image.Image):
+        source = Image.open(source)
+    return ImageOps.exif_transpose(source)
 
 
 def check_size(size: tuple[int, int], resized: tuple[int, int], index: int) -> None:
@@ -87,7 +128,7 @@ def sam_image_processor(side: int, mask_size: int) -> Any:
     )
 
 
-def _as_image(image: Any, index: int, input_data_format: str | None) -> Image.Image:
+def _as_image(image: Any, index: int, input_data_format: str | None, timeout: float | None) -> Image.Image:
     if isinstance(image, (list, tuple)):
         # Some pipelines hand over one list per image.
         if len(image) != 1:
@@ -95,36 +136,42 @@ def _as_image(image: Any, index: int, input_data_format: str | None) -> Image.Im
         image = image[0]
     if isinstance(image, (np.ndarray, torch.Tensor)):
         return _from_array(image, index, input_data_format)
-    if not isinstance(image, (Image.Image, str, os.PathLike, bytes, bytearray, memoryview)) and not hasattr(
-        image, "read"
-    ):
+    return read_picture(image, f"image {index}", lambda: _to_rgb(open_picture(image, timeout)))
+
+
+def read_picture(source: Any, where: str, read: Callable[[], _Read]) -> _Read:
+    """Return what `read` makes of a picture, or say which picture it is that cannot be read, and why."""
+    if not is_picture(source):
         raise TypeError(
-            f"image {index}: cannot use a {type(image).__name__}; give a PIL image, an array, a path, a URL or bytes."
+            f"{where}: cannot use a {type(source).__name__}; give a PIL image, an array, a path, a URL or bytes."
         )
     try:
-        return _open(image)
+        return read()
     except FileNotFoundError:
-        raise FileNotFoundError(f"image {index}: there is no file {_name(image)}.") from None
+        raise FileNotFoundError(f"{where}: there is no file {_name(source)}.") from None
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"image {index} ({_name(image)}) is larger than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels "
+            f"{where} ({_name(source)}) is larger than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels "
             f"that protects from decompression bombs ({error}). If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
     # Decoders raise whatever they like on a damaged file.
     except Exception as error:
-        raise ValueError(f"image {index} ({_name(image)}) cannot be read: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{where} ({_name(source)}) cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _open(image: Any) -> Image.Image:
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
-        return load_image(image)
-    if isinstance(image, str) and not os.path.isfile(image) and len(image) > 255:
-        return load_image(image)  # base64: longer than any file's name
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        image = io.BytesIO(image)
-    if not isinstance(image, Image.Image):
-        image = Image.open(image)
-    return _to_rgb(ImageOps.exif_transpose(image))
+def is_picture(value: Any) -> bool:
+    """Whether [`open_picture`] may open a value: a PIL image, a name, bytes, an open file or a dict of those."""
+    kinds = (Image.Image, str, os.PathLike, bytes, bytearray, memoryview, Mapping)
+    return isinstance(value, kinds) or hasattr(value, "read")
+
+
+def _fetch(url: str, timeout: float | None) -> bytes:
+    # By the library's own client; the library itself would take the page that says "not found" for the picture.
+    answer = image_utils.httpx.get(url, timeout=timeout, follow_redirects=True)
+    if answer.is_error:
+        raise ValueError(f"the server answers {answer.status_code} {answer.reason_phrase}")
+    content: bytes = answer.content
+    return content
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -183,6 +230,8 @@ def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _name(image: Any) -> str:
+    if isinstance(image, Mapping):
+        image = image.get("path") or image
     if isinstance(image, (str, Path)):
         text = str(image)
         return repr(text if len(text) <= 100 else text[:97] + "...")

@@ -4,6 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+
+from .images_sca import is_picture, open_picture, read_picture
 
 
 # The logit of a cell that lies wholly in the mask; wholly outside it is the negative of it.
@@ -16,9 +19,8 @@ def mask_logits(
     """Turn one mask into the low-resolution logits that SAM takes as a prompt.
 
     Args:
-        mask: of the original image: a bool array, integers {0, 1} or {0, 255}, a single-channel PIL image, or a COCO
-            RLE dict, of the size of the image or of another size of the same shape. Or logits of the padded square
-            frame as they are: floats, exactly (mask_size, mask_size).
+        mask: what [`read_mask`] takes, of the size of the image or of another size of the same shape. Or logits of
+            the padded square frame as they are: floats, exactly (mask_size, mask_size).
         size: (height, width) of the original image.
         resized: (height, width) of the model's input, before padding.
         frame_size: side of the square that images are padded to, pixels of the resized image.
@@ -30,8 +32,8 @@ def mask_logits(
         padding is not covered.
     """
     array = _as_array(mask, where)
-    if array.dtype.kind == "f":
-        return _check_logits(array, mask_size, where)
+    if array.dtype.kind == "f" and array.shape == (mask_size, mask_size):
+        return _check_logits(array, size[0] == size[1], where)
     covered = mask_coverage(array, size, resized, frame_size, mask_size, where)
     return ((2 * covered - 1) * MASK_LOGIT).astype(np.float32)
 
@@ -43,7 +45,7 @@ def mask_coverage(
 
     It takes what [`mask_logits`] takes, logits excepted.
     """
-    array = _as_binary(_as_array(mask, where), where)
+    array = read_mask(mask, where)
     height, width = array.shape
     if abs(height - width * size[0] / size[1]) >= 1 and abs(width - height * size[1] / size[0]) >= 1:
         raise ValueError(
@@ -53,39 +55,126 @@ def mask_coverage(
     return _share(_share(array, resized[0], frame_size, mask_size).T, resized[1], frame_size, mask_size).T
 
 
+def read_mask(mask: Any, where: str = "mask") -> np.ndarray:
+    """Read one mask in any form that an image may have, or as COCO RLE.
+
+    Two values, one of them 0, are a mask, whatever the other is. Shades are cut at half: floats in 0..1, and gray
+    levels of 8 or 16 bits if most of them are near black or white, as in a JPEG file or with soft edges. What may be
+    labels, a photograph or a cut-out is refused.
+
+    Args:
+        mask: an array or tensor of two axes, or three with 1, 3 or 4 channels; a PIL image, path, URL, the bytes of a
+            file, an open file, `{"bytes": ..., "path": ...}`; or an RLE dict.
+        where: what to call the mask in an error.
+
+    Returns:
+        (height, width) bool, with at least one pixel in the mask.
+    """
+    return _as_binary(_as_array(mask, where), where)
+
+
 def _as_array(mask: Any, where: str) -> np.ndarray:
-    if isinstance(mask, dict):
+    """Return the values of a mask, (height, width)."""
+    if isinstance(mask, dict) and not mask.keys() & {"bytes", "path"}:
         return decode_rle(mask, where)
-    if hasattr(mask, "getbands"):
-        mask = np.asarray(mask)
-    if not isinstance(mask, (np.ndarray, torch.Tensor)):
-        raise TypeError(f"{where}: expected an array, a PIL image or a COCO RLE dict, got {type(mask).__name__}.")
-    array = to_numpy(mask, where)
+    if is_picture(mask):
+        array = read_picture(mask, where, lambda: _picture_values(open_picture(mask)))
+    elif isinstance(mask, (np.ndarray, torch.Tensor)):
+        array = to_numpy(mask, where)
+    else:
+        raise TypeError(
+            f"{where}: expected an array, a picture (PIL image, path, bytes) or a COCO RLE dict, got "
+            f"{type(mask).__name__}."
+        )
+    if array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.size:
+        array = _without_channels(array, where)
     if array.ndim != 2 or array.size == 0 or array.dtype.kind == "O":
         raise ValueError(f"{where}: a mask has two axes (height, width), got an array of shape {array.shape}.")
     return array
 
 
-def _check_logits(logits: np.ndarray, mask_size: int, where: str) -> np.ndarray:
-    if logits.shape != (mask_size, mask_size):
-        raise ValueError(
-            f"{where}: an array of floats is taken as logits of {mask_size} x {mask_size} cells, got shape "
-            f"{logits.shape}; for a mask of the image give bool (mask > 0.5)."
-        )
+def _picture_values(picture: Image.Image) -> np.ndarray:
+    """Values of a picture's pixels: of a palette the colors if they are black and white, else the indices."""
+    if picture.mode == "P":
+        colors = np.asarray(picture.convert("RGB"))
+        black_and_white = colors.any() and np.isin(colors, (0, 255)).all() and (colors == colors[..., :1]).all()
+        return colors if black_and_white else np.asarray(picture)
+    if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):
+        return np.asarray(picture)
+    return np.asarray(picture.convert("RGBA" if "A" in picture.mode.upper() else "RGB"))
+
+
+def _without_channels(array: np.ndarray, where: str) -> np.ndarray:
+    """Return (height, width) of a mask with channels that say no more than one of them would."""
+    if array.shape[-1] == 4:
+        if (array[..., 3] != array[..., 3].max()).any() or not array[..., 3].any():
+            raise ValueError(
+                f"{where}: the mask has transparency, and colors beside it; give the one that is the mask, for "
+                "instance picture.getchannel('A')."
+            )
+        array = array[..., :3]
+    low, high = np.asarray(array.min(-1)), np.asarray(array.max(-1))
+    if array.dtype.kind == "b" or array.shape[-1] == 1:
+        return high
+    # A JPEG file rounds its colors.
+    if ((high - low) <= (8 if high.max() > 1 else 8 / 255)).all():
+        return array[..., 1]
+    drawn = array[high > 0]
+    if (drawn == drawn[0]).all():
+        return np.asarray(high > 0)  # one color on black
+    raise ValueError(
+        f"{where}: the mask is a picture in colors; give one region of it as bool, for instance (picture == "
+        "color).all(-1)."
+    )
+
+
+def _check_logits(logits: np.ndarray, square: bool, where: str) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise ValueError(f"{where}: the logits hold values that are not finite.")
+    if square and logits.any() and logits.min() >= 0 and logits.max() <= 1:
+        raise ValueError(
+            f"{where}: floats from 0 to 1 of {' x '.join(map(str, logits.shape))} cells could be logits or a mask of "
+            "the image; for a mask give bool (mask > 0.5)."
+        )
     return logits.astype(np.float32)
 
 
 def _as_binary(mask: np.ndarray, where: str) -> np.ndarray:
     if mask.dtype.kind != "b":
-        top = mask.max()
-        if top not in (0, 1, 255) or not ((mask == 0) | (mask == top)).all():
-            raise ValueError(f"{where}: a mask of integers holds {{0, 1}} or {{0, 255}}, got {mask.min()} to {top}.")
-        mask = mask != 0
+        low, top = mask.min(), mask.max()
+        if not np.isfinite([low, top]).all():
+            raise ValueError(f"{where}: the mask holds values that are not finite.")
+        if mask.dtype.kind == "f" and low >= 0 and top <= 1:
+            mask = mask > 0.5
+        elif low >= 0 and (low == 0 or top in (1, 255)) and ((mask == 0) | (mask == top)).all():
+            mask = mask != 0
+        elif low >= 0 and _is_gray(mask, top):
+            mask = mask > (127 if top <= 255 else 32767)
+        elif mask.dtype.kind == "f":
+            raise ValueError(
+                f"{where}: a mask of floats holds 0 to 1, got {low:g} to {top:g}; logits of the image's size are a "
+                "mask where they are above 0: give bool (mask > 0)."
+            )
+        else:
+            raise ValueError(
+                f"{where}: a mask of integers holds {{0, 1}} or {{0, 255}}, got {low} to {top}; give one region as "
+                "bool: of labels (mask == label), of shades (mask > 127)."
+            )
     if not mask.any():
         raise ValueError(f"{where}: the mask is empty; give a mask with at least one pixel, or None.")
     return mask
+
+
+def _is_gray(mask: np.ndarray, top: Any) -> bool:
+    """Whether values are shades of black and white, and neither labels nor a photograph."""
+    if top > 65535:
+        return False
+    levels = np.bincount((mask.astype(np.int64) >> (8 if top > 255 else 0)).reshape(-1), minlength=256)
+    ends = levels[:64].sum() + levels[192:].sum()
+    # Labels are small numbers, with 255 for what has none; shades go up to white.
+    return bool(levels[192:].any() and levels[64:255].any() and 2 * ends >= mask.size)
 
 
 def _share(values: np.ndarray, resized: int, frame_size: int, cells: int) -> np.ndarray:

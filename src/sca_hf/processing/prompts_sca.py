@@ -14,15 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
+from .images_sca import is_picture
 from .masks_sca import mask_logits, to_numpy
 
 
+logger = logging.get_logger(__name__)
 POINT_PADDING = -10
 
 # Rounding to float32 moves a coordinate of a 16 000 pixel image by up to 1e-3: as far as that beyond the edge, a
 # coordinate is taken as the edge itself. Anything farther out is an error, never clipped.
 EDGE_TOLERANCE = 1e-3
+# Sides of an image, in pixels, from which on nobody means a box, or points, within its very first pixel.
+_BOX_AS_FRACTIONS, _POINTS_AS_FRACTIONS = 8, 64
 
 
 def build_prompts(
@@ -191,7 +196,7 @@ def _lay_out_masks(
 
 
 def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) -> np.ndarray:
-    """Refuse boxes that are not finite, inverted, outside the image or without area.
+    """Refuse boxes that are not finite, inverted, outside the image, without area, or in fractions of its sides.
 
     Args:
         boxes: (N, 4) xyxy float64, pixels of the original image.
@@ -202,21 +207,19 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
         The boxes, coordinates within `EDGE_TOLERANCE` beyond an edge set to the edge.
     """
     limit = np.array([size[1], size[0], size[1], size[0]], np.float64)
-    bounds = f"the image of {size[1]} x {size[0]} pixels (width x height)"
     _refuse(~np.isfinite(boxes).all(1), boxes, where, "box", "is not finite; give four finite numbers")
     inverted = (boxes[:, :2] > boxes[:, 2:]).any(1)
     _refuse(
         inverted, boxes, where, "box", "is inverted; give [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not x, y, w, h)"
     )
     outside = ((boxes < -EDGE_TOLERANCE) | (boxes > limit + EDGE_TOLERANCE)).any(1)
-    _refuse(
-        outside,
-        boxes,
-        where,
-        "box",
-        f"reaches outside {bounds}; give pixels of the original image, or clip it first",
-    )
+    fix = f"reaches outside {_bounds(size)}; give pixels of the original image, or clip it first"
+    _refuse(outside, boxes, where, "box", fix, size)
     boxes = np.clip(boxes, 0, limit)
+    if min(size) >= _BOX_AS_FRACTIONS and len(boxes) and boxes.max() <= 1:
+        # [0, 0, 1, 1] may be meant.
+        _refuse((boxes % 1 != 0).any(1), boxes, where, "box", fractions_fault(size))
+        logger.warning(f"{where[0]}: box {_show(boxes[0])} {fractions_fault(size)}.")
     # float32 is what the model sees.
     flat = (boxes[:, :2].astype(np.float32) >= boxes[:, 2:].astype(np.float32)).any(1)
     _refuse(flat, boxes, where, "box", "has no area; give a box with x1 < x2 and y1 < y2")
@@ -224,7 +227,7 @@ def check_boxes(boxes: np.ndarray, size: tuple[int, int], where: Sequence[str]) 
 
 
 def check_points(points: np.ndarray, size: tuple[int, int], image: int, region: np.ndarray) -> np.ndarray:
-    """Refuse points that are not finite or outside the image.
+    """Refuse points that are not finite, outside the image, or in fractions of its sides.
 
     Args:
         points: (N, 2) x, y float64, pixels of the original image; both edges of the image are legal.
@@ -240,9 +243,34 @@ def check_points(points: np.ndarray, size: tuple[int, int], image: int, region: 
     outside = finite & ((points < -EDGE_TOLERANCE) | (points > limit + EDGE_TOLERANCE)).any(1)
     where = [f"input_points: image {image}, region {index}" for index in region]
     _refuse(~finite, points, where, "point", "is not finite; give two finite numbers")
-    bounds = f"the image of {size[1]} x {size[0]} pixels (width x height)"
-    _refuse(outside, points, where, "point", f"lies outside {bounds}; give pixels of the original")
-    return np.clip(points, 0, limit)
+    fix = f"lies outside {_bounds(size)}; give pixels of the original image"
+    _refuse(outside, points, where, "point", fix, size)
+    points = np.clip(points, 0, limit)
+    if points_as_fractions(points, size):
+        if (points != points[0]).any():
+            _refuse(np.ones(1, bool), points, where, "point", fractions_fault(size))
+        # A single one may be meant: training draws points anywhere in a region.
+        logger.warning(f"{where[0]}: point {_show(points[0])} {fractions_fault(size)}.")
+    return points
+
+
+def points_as_fractions(points: Any, size: tuple[int, int]) -> bool:
+    """Whether all points (N, 2) of an image lie within its first pixel, but not all of them on its corners."""
+    points = np.asarray(points, np.float64).reshape(-1, 2)
+    within = min(size) >= _POINTS_AS_FRACTIONS and len(points) > 0 and points.min() >= 0 and points.max() <= 1
+    return bool(within and (points % 1 != 0).any())
+
+
+def fractions_fault(size: tuple[int, int]) -> str:
+    """Say of a prompt in the first pixel of an image, (height, width), that its numbers may be fractions."""
+    return (
+        f"lies within the first pixel of {_bounds(size)}: it looks like fractions of the sides (0 to 1); give pixels: "
+        f"x times {size[1]}, y times {size[0]}"
+    )
+
+
+def _bounds(size: tuple[int, int]) -> str:
+    return f"the image of {size[1]} x {size[0]} pixels (width x height)"
 
 
 def _region_points(region: Any, image: int, index: int) -> np.ndarray:
@@ -296,11 +324,18 @@ def _table(rows: Any, index: Any, width: int, where: str, what: str, level: str 
     return np.asarray([np.asarray(row, np.float64) for row in rows]).reshape(-1, width)
 
 
-def _refuse(bad: Any, values: np.ndarray, where: Sequence[str], what: str, fault: str) -> None:
-    """Raise for the first of `values` that is `bad`, (N,) bool; the fault says what to give instead."""
+def _refuse(
+    bad: Any, values: np.ndarray, where: Sequence[str], what: str, fault: str, size: tuple[int, int] | None = None
+) -> None:
+    """Raise for the first of `values` that is `bad`, (N,) bool; the fault says what to give instead.
+
+    With the (height, width) of the image, also say where x and y exchanged would make all values fit.
+    """
     if bad.any():
         first = int(np.argmax(bad))
-        raise ValueError(f"{where[first]}: {what} {_show(values[first])} {fault}.")
+        fits = (values >= 0).all() and size is not None and (values <= np.resize(size, values.shape[1])).all()
+        hint = " (with x and y exchanged it would fit: x comes first, not the row)" if fits else ""
+        raise ValueError(f"{where[first]}: {what} {_show(values[first])} {fault}{hint}.")
 
 
 def _show(value: Any) -> str:
@@ -357,6 +392,9 @@ def nest(value: Any, name: str, num_images: int, one_region: bool = False) -> li
             f"{name} is a flat list of {len(value)} points: it could be one region of {len(value)} points or "
             f"{len(value)} regions of one point. Write [[...]] around it for one region; {expected(name)}."
         )
+    several = depth == full and num_images == 1 and len(value) > 1
+    if several and name == "input_masks" and all(one is None or _has_channel(one) for one in value):
+        value = [[None if one is None else one[0] for one in value]]
     for _ in range(full - depth):
         value = value[None] if isinstance(value, np.ndarray) else [value]
     if len(value) != num_images:
@@ -404,14 +442,25 @@ def _measure(value: Any, name: str, level: int) -> tuple[Any, int, bool]:
         value = to_numpy(value, name)
         if value.dtype.kind == "O":
             return _measure(value.tolist(), name, level + 1)
-        # A mask is a leaf of two axes.
-        depth = value.ndim - 2 if name == "input_masks" else value.ndim
+        depth = value.ndim - _mask_axes(value, level) if name == "input_masks" else value.ndim
         if depth < 0:
             raise ValueError(f"{name}: a mask has two axes, got an array of shape {value.shape}; {expected(name)}.")
         return (value, depth, True) if value.shape != (0,) else ([], 1, False)
     if isinstance(value, (list, tuple)):
         return _measure_list(value, name, level)
     raise TypeError(f"{name}: cannot use a {type(value).__name__}; {expected(name)}.")
+
+
+def _mask_axes(array: np.ndarray, level: int) -> int:
+    """How many axes of an array are those of one mask: two, and one of channels."""
+    channels_last = array.ndim > 2 and array.shape[-1] in (1, 3, 4) and min(array.shape[-3:-1]) > 4
+    # Below images and regions there is nothing that a first axis of 1 could count.
+    return 3 if channels_last or (level == 2 and array.ndim == 3 and _has_channel(array)) else 2
+
+
+def _has_channel(mask: Any) -> bool:
+    """Whether the first axis of an array may be that of a single channel."""
+    return isinstance(mask, np.ndarray) and len(mask) == 1
 
 
 def _measure_list(value: Iterable[Any], name: str, level: int) -> tuple[list[Any], int, bool]:
@@ -432,5 +481,5 @@ def _is_leaf(value: Any, name: str) -> bool:
     if name in _TEXTS:
         return isinstance(value, str)
     if name == "input_masks":
-        return isinstance(value, dict) or hasattr(value, "getbands")
+        return is_picture(value)
     return isinstance(value, numbers.Real) or (isinstance(value, np.generic) and value.dtype.kind in "biuf")

@@ -7,6 +7,7 @@ Coordinates are pixels of the original, upright image. At least one of box, poin
 
 - A key whose value is null counts as left out, and so do `points: []` and, without points, `labels: []`.
 - `box`: four finite numbers with x1 < x2 and y1 < y2, inside the image. Strings, true and false are not numbers.
+- A box, or points, within the first pixel of the image are refused: they look like fractions of its sides.
 - `points`: pairs of finite numbers inside the image, at most `MAX_POINTS`. `labels`: 1 (inside the region) or 0
   (outside) for each point, all 1 where left out; labels without points are refused.
 - Only points outside, with neither box nor mask, are refused. Told what a thing is not, SAM segments exactly that: of
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .masks_sca import decode_rle
-from .prompts_sca import EDGE_TOLERANCE, check_boxes
+from .prompts_sca import EDGE_TOLERANCE, check_boxes, fractions_fault, points_as_fractions
 
 
 # Points of one region.
@@ -138,6 +139,8 @@ class RegionPrompt:
                     f"{self.place}: point {index}, [{x:g}, {y:g}], lies outside the image of {size[1]} x {size[0]} "
                     "pixels (width x height); give pixels of the original image."
                 )
+        if points_as_fractions(self.points, size):
+            raise ValueError(f"{self.place}: point 0 {fractions_fault(size)}.")
         if self.points and not any(self.labels) and self.box is None and not self.has_mask:
             raise ValueError(
                 f"{self.place} has only points outside (label 0); add a point inside (label 1), a box or a mask."

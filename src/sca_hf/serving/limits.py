@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..processing.anything_settings_sca import AnythingSettings
-from ..processing.images_sca import as_images
+from ..processing.images_sca import as_image
 from ..processing.region_prompts_sca import RegionLimitError, RegionPrompt, read_regions
 
 
@@ -70,7 +70,7 @@ class Limits:
             size = "" if width == math.inf else f" of {width} x {height} pixels"
             raise RequestError(f"The picture{size} is too large; at most {self.pixels} pixels are taken.", 413)
         try:
-            return as_images(data)[0]
+            return as_image(data)
         except (ValueError, TypeError, OSError):
             raise RequestError("The picture's file is damaged and cannot be read to its end.", 415) from None
 
