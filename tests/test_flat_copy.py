@@ -49,4 +49,6 @@ def test_no_text_looks_like_an_import(path):
     """The copier searches lines of text; an import in a docstring or a comment would be followed too."""
     lines = re.findall(r"^\s*(?:from|import)\s+(\.\S*)", path.read_text(), re.MULTILINE)
     real = [f".{node.module}" for node in imports(path) if isinstance(node, ast.ImportFrom) and node.level]
-    assert sorted(lines) == sorted(real)
+    # The configuration's text names the model on purpose, see there and tests/test_remote_code.py.
+    wanted = [".modeling_sca"] if path.name == "configuration_sca.py" else []
+    assert sorted(lines) == sorted(real + wanted)

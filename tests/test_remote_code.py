@@ -91,3 +91,37 @@ def test_the_oldest_transformers_gives_the_same(kind, request, tmp_path, oldest)
     found = run_without_package(repository, tmp_path, *oldest)
     assert str(found["version"]) == OLDEST
     assert_same(found, repository)
+
+
+TWINS = """
+import pathlib, shutil, sys
+sys.modules["sca_hf"] = None
+from transformers import AutoConfig, AutoModel
+first = pathlib.Path(sys.argv[1])
+names = sorted(path.name for path in first.glob("*.py"))
+for name in ["", *names]:
+    folder = first.parents[1] / f"of_{name}" / first.name
+    shutil.copytree(first, folder)
+    if name:
+        with open(folder / name, "a") as file:
+            file.write("FOLDER = 1")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_config(config, trust_remote_code=True)
+    package = type(model).__module__.rpartition(".")[0]
+    own = [key for key, module in sys.modules.items() if key.startswith(f"{package}.") and hasattr(module, "FOLDER")]
+    files = {file.name for file in (pathlib.Path(sys.modules[type(model).__module__].__file__).parent).glob("*.py")}
+    # The pipeline is imported when a model is saved.
+    expected = [f"{package}.{name[:-3]}"] if name in files - {"pipeline_sca.py"} else []
+    assert own == expected, (name, own, expected)
+    print(name, *own)
+"""
+
+
+def test_folders_of_one_name_run_their_own_code(model, tmp_path):
+    model.save_pretrained(tmp_path / "run" / "model")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", TWINS, str(tmp_path / "run" / "model")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "mixer_sca.py transformers_modules.model." in done.stdout

@@ -206,3 +206,10 @@ def test_the_page_of_a_space_answers(space):
     finally:
         process.terminate()
         process.wait()
+
+
+def test_a_caption_beyond_the_language_models_positions_is_refused_with_the_numbers(handler):
+    inputs = {"image": picture(), "regions": [{"box": [5, 5, 40, 30]}]}
+    assert post(handler, {"inputs": inputs, "parameters": {"max_new_tokens": 110}})[0] == 200
+    status, sentence = post(handler, {"inputs": inputs, "parameters": {"max_new_tokens": 120}})
+    assert status == 400 and "need 134 positions" in sentence and "has 128" in sentence

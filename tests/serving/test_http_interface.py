@@ -321,3 +321,13 @@ def test_threads_share_memory_where_the_c_library_lets_them():
     from sca_hf.serving.api import limit_arenas
 
     assert limit_arenas() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.parametrize("request_", [{"regions": [BOX]}, {"regions": [BOX], "stream": True}, {}], ids=str)
+def test_a_caption_beyond_the_language_models_positions_is_refused_with_the_numbers(client, request_):
+    address = "/v1/caption" if request_ else "/v1/anything"
+    answer = post(client, address, **request_, max_new_tokens=60)
+    assert answer.status_code == 422
+    assert "prefix of 14 vectors and 60 tokens" in answer.json()["error"] and "has 64" in answer.json()["error"]
+    if request_:
+        assert post(client, address, **request_, max_new_tokens=50).status_code == 200

@@ -1,4 +1,11 @@
-"""Configuration of Segment and Caption Anything: SAM, the text feature mixer and a causal language model."""
+"""Configuration of Segment and Caption Anything: SAM, the text feature mixer and a causal language model.
+
+The library looks up a model's class by that of its configuration, and parts the code of two folders of one name by the
+text of this file and of the files that it names. Without the next line, a second folder whose other files differ would
+run the code of the first (transformers #45632):
+
+    from .modeling_sca import ScaForConditionalGeneration
+"""
 
 import copy
 import math

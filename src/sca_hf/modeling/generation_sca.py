@@ -5,6 +5,8 @@ how many regions run at once: enough to keep the device busy, no more than its m
 """
 
 import copy
+import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +14,46 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 
 DEFAULT_NEW_TOKENS = 20
+# What the library's language models call tables with a row for each position.
+_POSITIONS = re.compile(r"(^|[._])(wpe|pos|positions?|positional)([._]|$)")
+# Arguments of the library's `generate` that go on to it as they are.
+GENERATE_ARGUMENTS = frozenset(inspect.signature(GenerationMixin.generate).parameters) | {"tokenizer"}
+GENERATE_ARGUMENTS -= {"self", "inputs", "kwargs"}
+# Those of its arguments and settings that a caption, which continues vectors and no tokens, cannot honor.
+_IMPOSSIBLE = {
+    **dict.fromkeys(
+        ("output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+        "captions are made in parts, whose scores, logits and states are not kept: caption_scores has the mean "
+        "log-probability of each, and forward(..., input_ids=sequences) returns logits, and states if asked to",
+    ),
+    **dict.fromkeys(
+        ("assistant_model", "assistant_tokenizer", "assistant_early_exit", "prompt_lookup_num_tokens", "use_mtp"),
+        "drafts of assisted generation are made from the prompt's tokens, and a caption has none",
+    ),
+    **dict.fromkeys(
+        ("negative_prompt_ids", "negative_prompt_attention_mask", "guidance_scale"),
+        "guidance compares with a prompt of tokens, and a caption has none",
+    ),
+    **dict.fromkeys(
+        ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "token_healing", "forced_bos_token_id"),
+        "it reads the tokens of a prompt, and a caption has none",
+    ),
+    "custom_generate": "code that replaces the library's search would not return what captions are made of",
+    "trust_remote_code": "no code is loaded here; give it to from_pretrained",
+    "min_length": "it would count the prefix vectors too; give min_new_tokens",
+    "max_length": "it would count the prefix vectors too; give max_new_tokens",
+}
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -27,10 +65,11 @@ def caption_generation_config(language_model: PreTrainedModel) -> GenerationConf
     config = copy.deepcopy(language_model.generation_config)
     # A chat model's sampling settings are not meant for captions.
     defaults = GenerationConfig()
-    for name in _SAMPLING:
-        setattr(config, name, getattr(defaults, name, None))
+    for name in (*_SAMPLING, *_IMPOSSIBLE):
+        if hasattr(config, name):
+            setattr(config, name, getattr(defaults, name, None))
     config.do_sample = False
-    config.max_length, config.max_new_tokens = None, DEFAULT_NEW_TOKENS
+    config.max_new_tokens = DEFAULT_NEW_TOKENS
     config.return_dict_in_generate = True
     return config
 
@@ -42,16 +81,78 @@ def resolve_generation_config(
 
     Returns:
         The configuration, and the keywords that are not part of it.
+
+    Raises:
+        ValueError: a setting of the library's `generate` that captions cannot honor.
     """
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise TypeError(f"generation_config must be a GenerationConfig, got {type(given).__name__}.")
     config = copy.deepcopy(own if given is None else given)
     if given is not None:
+        # Beside max_new_tokens and min_new_tokens the library ignores the other two.
+        for new, whole in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+            if getattr(given, new) is not None:
+                setattr(config, whole, None)
         config.update(**own.to_dict(), defaults_only=True, allow_custom_entries=True)
     extra = config.update(**kwargs)
-    if "max_length" in kwargs:
-        raise ValueError("max_length would count the prefix vectors too; give max_new_tokens.")
+    _refuse_impossible({**vars(config), **extra})
+    # A language model's own configuration may say so for its training.
+    if kwargs.get("use_cache") is False or (given is not None and given.use_cache is False):
+        raise ValueError("use_cache=False cannot be honored: a caption continues vectors, which only the cache keeps.")
+    if config.max_new_tokens is None:
+        config.max_new_tokens = DEFAULT_NEW_TOKENS
     if config.pad_token_id is None and config.eos_token_id is not None:
         config.pad_token_id = _as_list(config.eos_token_id)[0]
     return config, extra
+
+
+def _refuse_impossible(settings: dict[str, Any]) -> None:
+    harmless = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1, "max_length": None}
+    for name, reason in _IMPOSSIBLE.items():
+        value = settings.get(name)
+        if value is not None and value is not False and value != harmless.get(name):
+            shown = value if isinstance(value, (bool, int, float, str)) else type(value).__name__
+            raise ValueError(f"{name}={shown} cannot be honored: {reason}.")
+    if settings.get("cache_implementation") == "paged":
+        raise ValueError("cache_implementation='paged' cannot be honored: it batches prompts of tokens only.")
+    if settings.get("stop_strings") and settings.get("tokenizer") is None:
+        raise ValueError("stop_strings are looked for in text: give tokenizer=processor.tokenizer beside them.")
+
+
+def position_limit(language_model: nn.Module) -> int | None:
+    """How many positions a language model has: vectors and tokens, of all kinds together, that it can read.
+
+    Only what has a table of them has an end. Rotary and other computed positions go on, less well, beyond the
+    `max_position_embeddings` of the training (the library says so when it happens), as do those of recurrent models.
+    """
+    limits = [
+        module.num_embeddings - max(getattr(module, "offset", 0), (module.padding_idx or -1) + 1)
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Embedding) and _POSITIONS.search(name)
+    ]
+    limits += [
+        len(table)
+        for name, table in language_model.named_buffers()
+        if table.ndim == 2 and table.is_floating_point() and _POSITIONS.search(name.rpartition(".")[2])
+    ]
+    if language_model.config.model_type == "mpt":
+        limits.append(language_model.config.max_seq_len)
+    return min(limits, default=None)
+
+
+def check_positions(language_model: nn.Module, prefix: int, tokens: int, what: str) -> None:
+    """Raise if a language model has fewer positions than `prefix` vectors and so many `tokens` take.
+
+    Args:
+        what: where the number of tokens comes from, for the message.
+    """
+    limit = position_limit(language_model)
+    if limit is not None and prefix + tokens > limit:
+        raise ValueError(
+            f"the prefix of {prefix} vectors and {tokens} tokens ({what}) need {prefix + tokens} positions, but the "
+            f"language model ({language_model.config.model_type}) has {limit}: at most {max(limit - prefix, 0)} "
+            "tokens fit."
+        )
 
 
 def continue_prefixes(
@@ -74,33 +175,72 @@ def continue_prefixes(
         Ids (N, n, T) with n = A * `num_return_sequences`, heads outermost, and scores (N, n) or None.
     """
     heads, length, _ = prefixes.shape[1:]
-    config = copy.deepcopy(config)
-    config.return_dict_in_generate, config.output_logits = True, with_scores
+    config, stops = copy.deepcopy(config), _Stops.taken_from(config, extra)
+    config.return_dict_in_generate, config.output_logits, config.stop_strings = True, with_scores, None
     if batch_size is None:
         new_tokens = config.max_new_tokens
         rows = language_model_rows(language_model, length + new_tokens, new_tokens, with_scores)
         batch_size = max(1, rows // (heads * max(config.num_beams or 1, config.num_return_sequences or 1)))
+    if extra.get("streamer") is not None and len(prefixes) > batch_size:
+        raise ValueError(
+            f"a streamer follows one call of the language model, but its {len(prefixes)} regions take several of "
+            f"{batch_size}: give fewer regions, or language_model_batch_size={len(prefixes)}."
+        )
     sequences, scores = [], []
     # A frozen language model may be held in half precision beside a float32 mixer.
     prefixes = prefixes.to(language_model.get_input_embeddings().weight.dtype)
+    pad = config.pad_token_id or 0
     with _nothing_padded(language_model):
-        for part in prefixes.split(batch_size):
+        for start, part in zip(range(0, len(prefixes), batch_size), prefixes.split(batch_size), strict=True):
             rows = part.flatten(0, 1)  # (part * A, L, D)
             output = language_model.generate(
                 inputs_embeds=rows,
                 attention_mask=torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device),
                 generation_config=config,
-                **extra,
+                **_for_part(extra, start * heads, stops),
             )
-            sequences.append(output.sequences.unflatten(0, (len(part), -1)))
+            after = _after_end(output, config.eos_token_id, stops)
+            sequences.append(output.sequences.masked_fill(after, pad).unflatten(0, (len(part), -1)))
             if with_scores:
-                scores.append(caption_scores(output, config.eos_token_id).unflatten(0, (len(part), -1)))
+                scores.append(caption_scores(output, after).unflatten(0, (len(part), -1)))
     longest = max(ids.shape[2] for ids in sequences)
-    pad = config.pad_token_id or 0
     ids = torch.cat([F.pad(ids, (0, longest - ids.shape[2]), value=pad) for ids in sequences])
-    # The library's beam search fills with the first end token where the padding id is 0.
-    ids = ids.masked_fill(_after_end(ids, config.eos_token_id), pad)
     return ids, torch.cat(scores) if with_scores else None
+
+
+def _for_part(extra: dict[str, Any], first: int, stops: "_Stops | None") -> dict[str, Any]:
+    """Arguments of the library's `generate` for the rows from `first` on."""
+    extra = dict(extra)
+    if (allowed := extra.get("prefix_allowed_tokens_fn")) is not None:
+        extra["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(first + row, ids)
+    if stops is not None:
+        stops.lengths = None
+        extra["stopping_criteria"] = StoppingCriteriaList([stops])
+    return extra
+
+
+class _Stops(StoppingCriteria):
+    """Stops rows as all of `criteria` together do, and notes how long each was then: the library goes on with it."""
+
+    def __init__(self, criteria: StoppingCriteriaList) -> None:
+        self.criteria = criteria
+        self.lengths: torch.Tensor | None = None
+
+    @classmethod
+    def taken_from(cls, config: GenerationConfig, extra: dict[str, Any]) -> "_Stops | None":
+        """The stop strings and stopping criteria of a call, or None where it has neither."""
+        criteria = StoppingCriteriaList(extra.get("stopping_criteria") or ())
+        if config.stop_strings:
+            criteria.append(StopStringCriteria(extra["tokenizer"], config.stop_strings))
+        return cls(criteria) if criteria else None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        stopped = self.criteria(input_ids, scores, **kwargs)
+        if self.lengths is None or len(self.lengths) != len(stopped):
+            self.lengths = torch.full_like(stopped, torch.iinfo(torch.long).max, dtype=torch.long)
+        lengths = torch.full_like(self.lengths, input_ids.shape[1]).where(stopped, self.lengths)
+        self.lengths = self.lengths.minimum(lengths)
+        return stopped
 
 
 @contextmanager
@@ -121,14 +261,15 @@ def _nothing_padded(language_model: PreTrainedModel) -> Iterator[None]:
         config.pad_token_id = padding
 
 
-def caption_scores(output: Any, eos_token_id: int | list[int] | None) -> torch.Tensor:
-    """Mean log-probability of each sequence's tokens up to and including its first end token.
+def caption_scores(output: Any, after_end: torch.Tensor) -> torch.Tensor:
+    """Mean log-probability of each sequence's tokens up to where it ended.
 
     The same for greedy search, beams and sampling: probabilities are the language model's own, before any processor.
 
     Args:
         output: of the library's `generate` with `output_logits=True`: `sequences` (rows, T), `logits` T x (beams, V),
             with beams also `beam_indices`.
+        after_end: (rows, T) whether a position comes after the end of its sequence.
 
     Returns:
         (rows,) float32.
@@ -136,25 +277,28 @@ def caption_scores(output: Any, eos_token_id: int | list[int] | None) -> torch.T
     ids = output.sequences
     beams = getattr(output, "beam_indices", None)
     rows = torch.arange(len(ids), device=ids.device)
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     total = torch.zeros(len(ids), device=ids.device)
-    count = torch.zeros(len(ids), device=ids.device)
-    ends = torch.tensor(_as_list(eos_token_id), device=ids.device, dtype=ids.dtype)
     for step in range(ids.shape[1]):
         logits = output.logits[step].float()
         source = rows if beams is None else beams[:, step].clamp(min=0)
         chosen = logits[source, ids[:, step]] - logits.logsumexp(dim=-1)[source]
-        total += torch.where(ended, 0.0, chosen)
-        count += ~ended
-        ended |= torch.isin(ids[:, step], ends)
-    return total / count
+        total += torch.where(after_end[:, step], 0.0, chosen)
+    return total / (~after_end).sum(dim=1)
 
 
-def _after_end(ids: torch.Tensor, eos_token_id: int | list[int] | None) -> torch.Tensor:
-    """Which positions of `ids` (..., T) come after the first end token."""
+def _after_end(output: Any, eos_token_id: int | list[int] | None, stops: _Stops | None) -> torch.Tensor:
+    """Which positions (rows, T) come after the first end token, or after what stopped their sequence."""
+    ids = output.sequences
     ends = torch.tensor(_as_list(eos_token_id), device=ids.device, dtype=ids.dtype)
     is_end = torch.isin(ids, ends).long()
-    return is_end.cumsum(dim=-1) > is_end
+    after = is_end.cumsum(dim=-1) > is_end
+    beams = getattr(output, "beam_indices", None)
+    if beams is not None:
+        # The library's beam search fills with the first end token where the padding id is 0.
+        return after | (beams[:, : ids.shape[1]] < 0)
+    if stops is not None and stops.lengths is not None:
+        after |= torch.arange(ids.shape[1], device=ids.device) >= stops.lengths[:, None].to(ids.device)
+    return after
 
 
 def _as_list(ids: int | list[int] | torch.Tensor | None) -> list[int]:
@@ -242,6 +386,9 @@ def language_model_rows(language_model: PreTrainedModel, length: int, new_tokens
 
 
 __all__ = [
+    "GENERATE_ARGUMENTS",
+    "check_positions",
+    "position_limit",
     "lm_head_at",
     "scatter_logits",
     "language_model_rows",

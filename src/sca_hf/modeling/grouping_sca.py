@@ -4,7 +4,7 @@ SAM's decoder does not mask padded prompt tokens, so a padded region would get a
 alone. Regions are therefore grouped by their *layout*: which kinds of prompt they have and how many points.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -47,6 +47,15 @@ class RegionInputs:
     region_mask: torch.Tensor | None = None
     prompt_layout: torch.Tensor | None = None
     task_ids: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            for one in value if isinstance(value, (list, tuple)) and name == "intermediate_embeddings" else [value]:
+                if one is not None and not isinstance(one, torch.Tensor):
+                    remedy = "call the processor with return_tensors='pt'"
+                    if isinstance(one, Mapping):
+                        remedy = "unpack the processor's output with two stars, as in model.generate(**inputs)"
+                    raise TypeError(f"{name} must be a torch tensor, got {type(one).__name__}: {remedy}.")
 
     @classmethod
     def taken_from(cls, arguments: dict[str, Any], **given: torch.Tensor | None) -> "RegionInputs":

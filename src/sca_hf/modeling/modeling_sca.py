@@ -10,7 +10,6 @@ Letters for shapes, used throughout the package:
 Model-side coordinates are float32 pixels of the resized image (longest side = SAM's `image_size`), boxes xyxy.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +29,10 @@ from .composing_sca import ScaComposingMixin
 from .configuration_sca import ScaConfig
 from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
 from .generation_sca import (
+    DEFAULT_NEW_TOKENS,
+    GENERATE_ARGUMENTS,
     caption_generation_config,
+    check_positions,
     continue_prefixes,
     lm_head_at,
     resolve_generation_config,
@@ -50,7 +52,6 @@ _PROCESSOR_KEYS = frozenset({"original_sizes", "reshaped_input_sizes"})
 _TRAINING_KEYS = frozenset({"input_ids", "attention_mask", "labels", "mask_labels", "num_items_in_batch"})
 # Above this many regions per call, caption scores are computed on request only.
 _SCORED_REGIONS = 256
-_GENERATE_ARGUMENTS = frozenset(inspect.signature(GenerationMixin.generate).parameters) - {"self", "inputs", "kwargs"}
 
 
 class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrainedModel, GenerationMixin):
@@ -246,6 +247,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         self,
         pixel_values: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        *,
         multimask_output: bool = True,
         output_masks: bool = True,
         output_caption_scores: bool | None = None,
@@ -263,16 +265,21 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             output_caption_scores: also return `caption_scores`. None: for calls of up to 256 regions.
             region_chunk_size: regions that run through SAM's decoder and the mixer at once; None fits the device.
             language_model_batch_size: regions that the language model continues at once; None fits the memory.
-            kwargs: the other fields of [`RegionInputs`], and arguments of the library's `generate`. `max_new_tokens`
-                is 20 unless set otherwise; training keys are ignored.
+            kwargs: the other fields of [`RegionInputs`], and arguments of the library's `generate`, its `inputs`
+                for `pixel_values`. `max_new_tokens` is 20 unless set otherwise; training keys are ignored. Rows of
+                `prefix_allowed_tokens_fn`, logits processors and stopping criteria are the real regions in order
+                (their caption heads side by side), and ids are those of the caption alone.
 
         Returns:
             [`ScaGenerateOutput`], or the ids alone with `return_dict_in_generate=False`.
         """
+        if pixel_values is None:
+            pixel_values = kwargs.pop("inputs", None)
         inputs = RegionInputs.taken_from(kwargs, pixel_values=pixel_values)
         config, extra = resolve_generation_config(self.generation_config, generation_config, kwargs)
-        refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | _GENERATE_ARGUMENTS, "generate")
-        extra = {name: value for name, value in extra.items() if name in _GENERATE_ARGUMENTS}
+        refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | GENERATE_ARGUMENTS, "generate")
+        self.check_new_tokens(config.max_new_tokens)
+        extra = {name: value for name, value in extra.items() if name in GENERATE_ARGUMENTS and value is not None}
         return_dict = config.return_dict_in_generate
         masks = (multimask_output,) if output_masks and return_dict else ()
         regions = self._region_features(inputs, masks, True, region_chunk_size)
@@ -293,6 +300,18 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         if with_scores:
             results["caption_scores"] = plan.padded(scores.squeeze(1))
         return ScaGenerateOutput(sequences=sequences, **results)
+
+    def check_new_tokens(self, max_new_tokens: int | None = None) -> None:
+        """Raise if the language model lacks the positions for captions so long; None stands for the model's setting.
+
+        Raises:
+            ValueError: prefix and caption together take more positions than there are.
+        """
+        tokens = max_new_tokens or self.generation_config.max_new_tokens or DEFAULT_NEW_TOKENS
+        self._check_positions(tokens, "max_new_tokens")
+
+    def _check_positions(self, tokens: int, what: str) -> None:
+        check_positions(self.language_model, self.config.mixer_config.prefix_length, tokens, what)
 
     def _region_features(
         self, inputs: RegionInputs, masks: tuple[bool, ...], queries: bool, region_chunk_size: int | None
@@ -382,6 +401,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Have the language model read each region's prefix and caption; its fields of [`ScaOutput`], and the loss."""
         plan = regions.plan
         check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+        self._check_positions(input_ids.shape[-1], "input_ids")
         prefix = self._prefix(regions)
         targets = positions = None
         if labels is not None:

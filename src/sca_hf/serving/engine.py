@@ -194,7 +194,7 @@ class Engine:
             best mask, all `masks`, each with `mask`, `iou`, `box`, and the keys that came with its prompt.
         """
         name = self.known(model)
-        options = self.limits.check_generation(generation or {})
+        options = self._check_generation(name, generation)
         if on_tokens and options.get("num_beams", 1) > 1:
             raise RequestError("Captions of a beam search cannot be streamed: they change until the end.")
         processor = self.model(name)[1]
@@ -212,6 +212,14 @@ class Engine:
             raise RequestError("Too many requests are waiting; please try again in a moment.", 429) from None
         return job.result
 
+    def _check_generation(self, name: str, generation: dict[str, Any] | None) -> dict[str, Any]:
+        options = self.limits.check_generation(generation or {})
+        try:
+            self.model(name)[0].check_new_tokens(options.get("max_new_tokens"))
+        except ValueError as error:
+            raise RequestError(_sentence(error)) from None
+        return options
+
     def anything(
         self,
         image: StoredImage,
@@ -222,7 +230,7 @@ class Engine:
     ) -> list[dict[str, Any]]:
         """Captions everything in an image, see `caption_anything`; one image at a time, other requests wait."""
         name = self.known(model)
-        options = self.limits.check_generation(generation or {})
+        options = self._check_generation(name, generation)
         loaded, processor = self.model(name)
         try:
             chosen = processor.anything_settings_for(settings)
