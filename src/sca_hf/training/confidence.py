@@ -14,13 +14,17 @@ from zlib import crc32
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers.utils import logging
 
 from ..modeling.mixer_sca import ScaConfidenceHead
 
 
-# The fraction of regions left out of the fit that the boundary may call unsure though the model was trained on them.
-# Held-out pictures look less like what was learned than these do, and come out at a few times as many.
-UNSURE_INSIDE = 0.01
+logger = logging.get_logger(__name__)
+
+# The boundary calls so many of the regions from elsewhere unsure that are left out of the fit.
+UNSURE_OUTSIDE = 0.97
+# Of its own more than this means that the model cannot tell its world from others.
+_MAX_UNSURE_INSIDE = 0.25
 _BATCH, _STEPS, _ROWS, _LEARNING_RATE, _WEIGHT_DECAY = 8, 2000, 256, 3e-3, 1.0
 # One picture in so many is left out of the fit.
 _LEFT_OUT = 5
@@ -78,47 +82,56 @@ def fit_confidence(
         ValueError: There are too few pictures to leave some out of the fit.
     """
     rng = np.random.default_rng(seed)
-    known = _look(model, collator, inside, regions, rng, boxes=False)
-    other = _look(model, collator, outside, regions, rng, boxes=True)
-    for name, (_, left_out) in (("the training data", known), ("data.outside", other)):
-        if left_out.all() or not left_out.any():
-            raise ValueError(f"{name} has too few pictures to fit a confidence: one in {_LEFT_OUT} is left out.")
-    head = _fit(known[0][~known[1]], other[0][~other[1]], size, seed)
+    known, own = _look(model, collator, inside, regions, rng, "the training data")
+    other, strange = _look(model, collator, outside, regions, rng, "data.outside", boxes=True)
+    head = _fit(known, other, size, seed)
     with torch.no_grad():
-        own, strange = head.logits(known[0][known[1]]), head.logits(other[0][other[1]])
-        boundary = own.quantile(UNSURE_INSIDE)
+        own, strange = head.logits(own), head.logits(strange)
+        boundary = strange.quantile(UNSURE_OUTSIDE)
         head.output.bias -= boundary
     model.config.confidence_size = size
     model.confidence_head = head.to(model.mixer.device, model.mixer.dtype).requires_grad_(False)
     unsure = [(logits < boundary).float().mean().item() for logits in (own, strange)]
+    if unsure[0] > _MAX_UNSURE_INSIDE:
+        logger.warning(
+            f"The model is unsure of {unsure[0]:.0%} of its own regions: it can hardly tell them from those of the "
+            "pictures from elsewhere. Do those show the same things?"
+        )
     return ConfidenceFit(len(own), len(strange), *unsure)
 
 
 @torch.no_grad()
 def _look(
-    model: Any, collator: Any, records: Any, count: int, rng: np.random.Generator, boxes: bool
+    model: Any, collator: Any, records: Any, count: int, rng: np.random.Generator, name: str, boxes: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns mean caption queries (count, C) of regions, and (count,) whether their pictures are left out."""
+    """Returns mean caption queries (n, C) of regions to fit, and of those of the pictures that are left out."""
     features: list[torch.Tensor] = []
-    left_out: list[torch.Tensor] = []
+    pictures: list[str] = []
     order: list[int] = []
     training = model.training
     model.eval()
-    while sum(map(len, features)) < count:
+    while len(pictures) < count:
         if len(order) < _BATCH:
             if hasattr(records, "set_epoch") and features:
                 records.set_epoch(records.epoch + 1)
             order = [*order, *rng.permutation(len(records)).tolist()]
-        batch = [_unread(records[order.pop()], rng, boxes) for _ in range(_BATCH)]
-        inputs = {name: value.to(model.device) for name, value in collator(batch).items()}
-        inputs.pop("labels", None), inputs.pop("mask_labels", None)
+        batch = [_unread(records[order.pop()], rng, boxes) for _ in range(min(_BATCH, len(order)))]
+        inputs = {key: value.to(model.device) for key, value in collator(batch).items()}
+        inputs = {key: value for key, value in inputs.items() if key not in ("labels", "mask_labels")}
         queries = model(**inputs, output_masks=False).query_embeds.float().mean(dim=(2, 3))  # (B, R, C)
         real = inputs["region_mask"]
         features.append(queries[real].cpu())
-        aside = torch.tensor([crc32(str(record["image_id"]).encode()) % _LEFT_OUT == 0 for record in batch])
-        left_out.append(aside[:, None].expand(real.shape)[real.cpu()])
+        pictures += [
+            str(record["image_id"]) for record, row in zip(batch, real, strict=True) for _ in range(row.sum())
+        ]
     model.train(training)
-    return torch.cat(features)[:count], torch.cat(left_out)[:count]
+    names = sorted(set(pictures), key=lambda picture: (crc32(picture.encode()), picture))
+    left_out = set(names[: max(1, len(names) // _LEFT_OUT)])
+    if len(names) < 2:
+        raise ValueError(f"{name} has one picture, and a confidence needs several: some are left out of its fit.")
+    aside = torch.tensor([picture in left_out for picture in pictures])
+    everything = torch.cat(features)
+    return everything[~aside], everything[aside]
 
 
 def _unread(record: Mapping[str, Any], rng: np.random.Generator, boxes: bool) -> dict[str, Any]:
