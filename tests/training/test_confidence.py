@@ -108,4 +108,4 @@ def test_a_run_of_the_trainer_is_fitted_and_saved(make_model, processor, tmp_pat
     fit = fit_confidence(run.model, run.data_collator, run.train_dataset, SeededDataset(OUTSIDE, 0), regions=100)
     run.save_model(str(tmp_path / "saved"))
     assert fit.outside and ScaForConditionalGeneration.from_pretrained(tmp_path / "saved").confidence_head is not None
-    assert json.loads((tmp_path / "saved" / "config.json").read_text())["confidence_size"] == 64
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["confidence_size"] == 128

@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 UNSURE_OUTSIDE = 0.97
 # Of its own more than this means that the model cannot tell its world from others.
 _MAX_UNSURE_INSIDE = 0.25
-_BATCH, _STEPS, _ROWS, _LEARNING_RATE, _WEIGHT_DECAY = 8, 2000, 256, 3e-3, 1.0
+_BATCH, _STEPS, _ROWS, _LEARNING_RATE, _WEIGHT_DECAY = 8, 3000, 256, 3e-3, 1.0
 # One picture in so many is left out of the fit.
 _LEFT_OUT = 5
 
@@ -62,8 +62,8 @@ def fit_confidence(
     collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
     inside: Any,
     outside: Any,
-    regions: int = 4000,
-    size: int = 64,
+    regions: int = 6000,
+    size: int = 128,
     seed: int = 0,
 ) -> ConfidenceFit:
     """Gives a model a confidence head, in place of one that it has; call it when training is over.

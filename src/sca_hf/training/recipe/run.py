@@ -111,13 +111,13 @@ def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list
             metrics["note"] = NAMES_NOTE
     metrics |= {"trained_from_scratch": new, "versions": _versions()}
     if recipe.data.outside:
-        metrics["confidence"] = _fit_confidence(trainer, recipe.data).to_json()
+        metrics["confidence"] = fit_recipe_confidence(trainer, recipe.data).to_json()
     trainer.accelerator.unwrap_model(trainer.model).config.scope = _scope(trainer, recipe)
     _save(trainer, recipe, metrics)
     return metrics
 
 
-def _fit_confidence(trainer: ScaTrainer, section: DataSection) -> ConfidenceFit:
+def fit_recipe_confidence(trainer: ScaTrainer, section: DataSection) -> ConfidenceFit:
     """Gives the finished model its confidence; every process does the same."""
     from ...data.loading import load_spec
     from ...data.mixing import mix_regions
