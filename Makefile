@@ -76,6 +76,7 @@ bench: $(VENV)/.installed-dev ## speed: of the model, of CIDEr-D against pycocoe
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.captions
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.stream
 
 docs: $(VENV)/.installed-dev ## the README's picture and outputs, and docs/api.md, made again
 	$(BIN)/python docs/refresh.py

@@ -67,12 +67,12 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated() - before
     if not _STATM.exists():
         raise RuntimeError("Peak memory on a CPU is read from /proc, which only Linux has.")
-    before = _resident_bytes()
+    before = resident_bytes()
     peak, done = [before], threading.Event()
 
     def sample() -> None:
         while not done.wait(_SAMPLE_SECONDS):
-            peak[0] = max(peak[0], _resident_bytes())
+            peak[0] = max(peak[0], resident_bytes())
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -81,8 +81,9 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     finally:
         done.set()
         thread.join()
-    return max(peak[0], _resident_bytes()) - before
+    return max(peak[0], resident_bytes()) - before
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Memory that the process holds (Linux)."""
     return int(_STATM.read_text().split()[1]) * _PAGE

@@ -1,11 +1,15 @@
 """What the benchmark of a training step says, at a shape small enough for a test."""
 
+import time
+
 import pytest
 import torch
 
 from benchmarks.anything import bench_anything
 from benchmarks.shapes import Size
+from benchmarks.stream import Run, differences, items
 from benchmarks.training import SAVED_RATIO, same_step, saved_bytes, training_calls
+from sca_hf import region_captioning_pipeline
 
 
 # The published grid, without the encoder's layers: the mixer, not the language model's head, sets what is saved.
@@ -38,6 +42,16 @@ def test_saved_bytes_count_each_storage_once_and_no_weight():
         (hidden * hidden).sum()
     # The input, and what exp and the product both keep: its result.
     assert saved == [2 * 4 * 8 * 4]
+
+
+def test_a_stream_in_batches_says_what_each_image_says_alone():
+    describe, alone, together = region_captioning_pipeline("sca-tiny", device="cpu"), Run(), Run()
+    alone.take((describe(item) for item in items(12)), time.process_time)
+    together.take(describe(items(12), batch_size=8), time.process_time)
+    assert differences([alone, together]) == [] and len({len(records) for records in alone.records}) > 1
+    together.records[7][0]["caption"] += "s"
+    together.records[11][0]["mask"] = ~together.records[11][0]["mask"]
+    assert differences([alone, together]) == [7, 11], "another answer would be noticed"
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ config.save_pretrained(sys.argv[1])
 assert type(AutoConfig.from_pretrained(sys.argv[1])) is sca_hf.ScaConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 assert PROCESSOR_MAPPING[sca_hf.ScaConfig] is sca_hf.ScaProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
+from sca_hf.modeling.pipeline_sca import RegionCaptioningPipeline
+assert PIPELINE_REGISTRY.check_task("region-captioning")[1]["impl"] is RegionCaptioningPipeline
 """
 
 
@@ -29,6 +32,10 @@ assert PROCESSOR_MAPPING[sca_hf.ScaConfig] is sca_hf.ScaProcessor
     [
         "import sca_hf",
         "import transformers",
+        "from transformers import pipeline",
+        "import sca_hf; from transformers import pipeline",
+        "from transformers import AutoModel; import sca_hf; import transformers.pipelines",
+        "import sca_hf.modeling.pipeline_sca",
         "from transformers import AutoModel, AutoProcessor",
         "from transformers import AutoConfig; import sca_hf; from transformers import AutoProcessor",
         "import sca_hf.modeling.modeling_sca",

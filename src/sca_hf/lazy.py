@@ -95,12 +95,13 @@ class _Registration:
 
 
 def register_with_auto_classes() -> None:
-    """Lets the Auto classes know ours, now or as soon as one of them is imported."""
+    """Lets the Auto classes and the pipelines know ours, now or as soon as one of them is imported."""
     registration = _Registration(
         {
             "transformers.models.auto.configuration_auto": f"{__package__}.modeling.configuration_sca",
             "transformers.models.auto.modeling_auto": f"{__package__}.modeling.modeling_sca",
             "transformers.models.auto.processing_auto": f"{__package__}.processing.processing_sca",
+            "transformers.pipelines": f"{__package__}.modeling.pipeline_sca",
         }
     )
     sys.meta_path.insert(0, registration)
@@ -119,6 +120,8 @@ def _register(ours: str) -> None:
         import_module("transformers.models.auto.configuration_auto").AutoConfig.register(config.model_type, config)
     elif ours.endswith(".processing_sca"):
         import_module("transformers.models.auto.processing_auto").AutoProcessor.register(config, module.ScaProcessor)
+    elif ours.endswith(".pipeline_sca"):
+        module.register()
     else:
         auto = import_module("transformers.models.auto.modeling_auto")
         for name in ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration"):

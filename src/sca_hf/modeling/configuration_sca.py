@@ -151,6 +151,9 @@ class ScaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         check_format(self.format_version, "the configuration")
         check_references(kwargs)
+        if not __name__.startswith("transformers_modules."):
+            # The library runs what a configuration names as remote code only; here the pipeline is registered.
+            kwargs.pop("custom_pipelines", None)
         check_base_models(self.base_model_repos)
         check_numbers(vars(self))
         check_scope(self.scope)

@@ -129,6 +129,10 @@ class ScaLoadingMixin:
             model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASE_MODELS}
         # The library makes new parameters of what it reads, and they take gradients.
         model._freeze_base_models()
+        # Imported here because the library's pipelines import its Auto classes, and those, in our package, this file.
+        from .pipeline_sca import register
+
+        register()
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -322,7 +326,7 @@ class ScaLoadingMixin:
 
     def _describe_code(self) -> None:
         """Have the library copy our code, and name in the configuration what it loads from the copies."""
-        # Imported here so that the file is copied with this one, wherever this one lies.
+        # As in from_pretrained.
         from .pipeline_sca import TASK, RegionCaptioningPipeline
 
         if not self.is_remote_code():

@@ -1,17 +1,17 @@
 """Processor of Segment and Caption Anything: images, prompts of regions and captions in; records of regions out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
-from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from .anything_sca import caption_anything
 from .anything_settings_sca import AnythingSettings
+from .batch_sca import ScaBatch, column_arguments
 from .captions_sca import (
     as_id_array,
     decode_nested,
@@ -23,7 +23,7 @@ from .captions_sca import (
     split_output,
     text_tasks,
 )
-from .images_sca import as_images, check_size, check_sizes, longest_edge, sam_image_processor
+from .images_sca import URL_SECONDS, as_images, check_size, check_sizes, longest_edge, sam_image_processor
 from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
@@ -38,21 +38,6 @@ class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-ar
     `padding` (captions)."""
 
     _defaults = {"common_kwargs": {"return_tensors": "pt"}}
-
-
-class ScaBatch(BatchFeature):
-    """What [`ScaProcessor`] returns: a dict whose `.to(dtype)` casts pixels and embeddings, never coordinates."""
-
-    def to(self, *args: Any, **kwargs: Any) -> "ScaBatch":
-        """Move all tensors to a device, cast `pixel_values` and `image_embeddings` to a floating dtype, in place."""
-        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-        for key, value in self.data.items():
-            if isinstance(value, torch.Tensor):
-                cast = key in ("pixel_values", "image_embeddings")
-                self.data[key] = (
-                    value.to(*args, **kwargs) if cast else value.to(device=device, non_blocking=non_blocking)
-                )
-        return self
 
 
 class ScaProcessor(ProcessorMixin):
@@ -150,6 +135,7 @@ class ScaProcessor(ProcessorMixin):
         captions: Any = None,
         task: Any = None,
         original_sizes: Any = None,
+        timeout: float | None = URL_SECONDS,
         **kwargs: Unpack[ScaProcessorKwargs],
     ) -> ScaBatch:
         """Prepare a batch: images, the prompts of their regions, and the captions to learn.
@@ -159,7 +145,8 @@ class ScaProcessor(ProcessorMixin):
         EXIF orientation applied; both edges are legal, so that a box may end at x2 = width.
 
         Args:
-            images: one image or a list, see [`as_images`].
+            images: one image or a list, see [`as_images`]. Or columns of a data set, `image` and further arguments by
+                their names, as `dataset.with_transform(processor)` hands them over.
             text: an empty text or the name of a task, for each image; the library's pipelines pass it.
             input_points: [image][region][point][x, y], pixels of the original image.
             input_labels: [image][region][point], 1 inside, 0 outside the region; 1 where None.
@@ -170,29 +157,28 @@ class ScaProcessor(ProcessorMixin):
             captions: [image][region] of strings to learn; None for a region without.
             task: a name, one per image, or one per region; `"caption"` (else the last of `tasks`) by default.
             original_sizes: per image (height, width), in place of `images`: prompts alone, for cached embeddings.
+            timeout: seconds that the server of a URL may be silent; None waits forever.
             kwargs: of the image processor; `return_tensors` (by default `"pt"`); `max_length`, `padding` of captions.
 
         Returns:
             `pixel_values` (B, 3, H, W), `original_sizes` and `reshaped_input_sizes` (B, 2), `task_ids` (B, R), the
             prompts of [`build_prompts`] and, with captions, `input_ids`, `attention_mask` and `labels` (B, R, T).
         """
+        if isinstance(images, Mapping) and not images.keys() <= {"bytes", "path"}:
+            given = dict(text=text, input_points=input_points, input_labels=input_labels, input_boxes=input_boxes)
+            given |= dict(input_masks=input_masks, captions=captions, task=task)
+            arguments = column_arguments(images, given)
+            batch = self(**arguments, original_sizes=original_sizes, timeout=timeout, **kwargs)
+            return batch.as_columns() if isinstance(arguments["images"], list) else batch
         options = self._options(kwargs)
         tensors = options["images_kwargs"].pop("return_tensors", "pt")
-        data, sizes, resized, frame_size = self._images(images, original_sizes, options["images_kwargs"])
+        data, sizes, resized, frame_size = self._images(images, original_sizes, timeout, options["images_kwargs"])
         prompts = build_prompts(
             sizes, resized, frame_size, self.mask_size, input_points, input_labels, input_boxes, input_masks
         )
         shape, counts = prompts["region_mask"].shape, prompts["region_mask"].sum(1).tolist()
-        if text is not None:
-            named = text_tasks(text, self.tasks, len(sizes))
-            if any(named) and task is not None:
-                raise ValueError(
-                    f"the task is named twice, by text={text!r} and task={task!r}; leave one of them out."
-                )
-            task = [name or self._default_task() for name in named] if task is None else task
-        task = self._default_task() if task is None else task
         data |= prompts
-        data["task_ids"] = region_tasks(task, self.tasks, counts, shape)
+        data["task_ids"] = region_tasks(self._task(text, task, len(sizes)), self.tasks, counts, shape)
         if captions is not None or text is not None:
             data |= self._captions(captions, counts, shape, options["text_kwargs"])
         return ScaBatch(data, tensor_type=tensors)
@@ -206,8 +192,13 @@ class ScaProcessor(ProcessorMixin):
         """
         return processor_arguments([read_regions(regions, size)])
 
-    def _default_task(self) -> str:
-        return "caption" if "caption" in self.tasks else self.tasks[-1]
+    def _task(self, text: Any, task: Any, num_images: int) -> Any:
+        """Return the task, or those of the images, as `task` or `text` names them, or else the default."""
+        default = "caption" if "caption" in self.tasks else self.tasks[-1]
+        named = [] if text is None else text_tasks(text, self.tasks, num_images)
+        if any(named) and task is not None:
+            raise ValueError(f"the task is named twice, by text={text!r} and task={task!r}; leave one of them out.")
+        return [name or default for name in named] or default if task is None else task
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Sort keyword arguments by where they belong; unknown ones are an error, not the library's warning."""
@@ -224,7 +215,7 @@ class ScaProcessor(ProcessorMixin):
         return self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs={}, **kwargs)
 
     def _images(
-        self, images: Any, original_sizes: Any, options: dict[str, Any]
+        self, images: Any, original_sizes: Any, timeout: float | None, options: dict[str, Any]
     ) -> tuple[dict[str, Any], list[tuple[int, int]], list[tuple[int, int]], int]:
         """Return the tensors of the images, their sizes, their resized sizes, and the side of the padded square."""
         if (images is None) == (original_sizes is None):
@@ -233,7 +224,7 @@ class ScaProcessor(ProcessorMixin):
         if images is None:
             sizes = check_sizes(original_sizes)
         else:
-            images = as_images(images, options.pop("input_data_format", None))
+            images = as_images(images, options.pop("input_data_format", None), timeout)
             sizes = [(image.height, image.width) for image in images]
         resized = [resized_size(size, side) if min(size) > 0 else size for size in sizes]
         for index, size in enumerate(sizes):

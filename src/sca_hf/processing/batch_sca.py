@@ -1,0 +1,92 @@
+"""What the processor returns: a batch that keeps its coordinates exact, joins with others, and makes rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.feature_extraction_utils import BatchFeature
+
+
+# What stands in the unused slots of a batch, where it is not 0.
+_FILL = {"input_labels": -10, "mask_index": -1, "labels": -100}
+
+
+class ScaBatch(BatchFeature):
+    """What [`ScaProcessor`] returns: a dict whose `.to(dtype)` casts pixels and embeddings, never coordinates."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "ScaBatch":
+        """Move all tensors to a device, cast `pixel_values` and `image_embeddings` to a floating dtype, in place."""
+        device, _, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        for key, value in self.data.items():
+            if isinstance(value, torch.Tensor):
+                cast = key in ("pixel_values", "image_embeddings")
+                self.data[key] = (
+                    value.to(*args, **kwargs) if cast else value.to(device=device, non_blocking=non_blocking)
+                )
+        return self
+
+    @classmethod
+    def cat(cls, batches: Sequence[Mapping[str, Any]]) -> "ScaBatch":
+        """Join batches of tensors to one of all their images, padded as one call of the processor pads.
+
+        Args:
+            batches: what calls of the same processor returned, at least one.
+        """
+        if len(batches) == 1:
+            return cls(dict(batches[0]))
+        masks = 0
+        values: dict[str, list[torch.Tensor]] = {name: [] for name in batches[0]}
+        for batch in batches:
+            for name, value in batch.items():
+                values[name].append(value + masks * (value >= 0) if name == "mask_index" else value)
+            masks += len(batch["input_masks"])
+        return cls({name: _cat(parts, _FILL.get(name, 0)) for name, parts in values.items()})
+
+    def as_columns(self) -> "ScaBatch":
+        """Leave out what has no row per image: the mask prompts, of which there may be none.
+
+        Raises:
+            ValueError: there are mask prompts.
+        """
+        if len(self.data["input_masks"]):
+            raise ValueError(
+                "mask prompts have no row for each image, so that a transform of a data set cannot return them: call "
+                "the processor in the data loader's collate_fn."
+            )
+        return type(self)({name: value for name, value in self.data.items() if name != "input_masks"})
+
+
+def column_arguments(columns: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call whose images are the columns of a data set, as `with_transform` hands them over.
+
+    Args:
+        columns: `image` or `images`, and arguments of a call by their names.
+        given: the call's other arguments; None for those that are not given.
+    """
+    named = {"images" if name == "image" else name: value for name, value in columns.items()}
+    if unknown := sorted(named.keys() - {"images", *given}):
+        raise ValueError(
+            f"the processor takes no column {', '.join(map(repr, unknown))}: name the columns that it is to take, "
+            f'with_transform(processor, columns=["image", "input_boxes"]); known are image, {", ".join(given)}.'
+        )
+    if "images" not in named:
+        raise ValueError(f"there is no column image among {', '.join(map(repr, columns)) or 'none'}.")
+    if twice := sorted(name for name in named if given.get(name) is not None):
+        raise ValueError(f"{', '.join(twice)} are columns, and arguments of the call too; leave one of them out.")
+    return {**given, **named}
+
+
+def _cat(parts: list[torch.Tensor], fill: int) -> torch.Tensor:
+    """Concatenate along the first axis, all others padded to the longest."""
+    shape = [max(sides) for sides in zip(*(part.shape[1:] for part in parts), strict=True)]
+    return torch.cat([_padded(part, shape, fill) for part in parts])
+
+
+def _padded(part: torch.Tensor, shape: list[int], fill: int) -> torch.Tensor:
+    # torch counts the axes from the last.
+    widths = [side for axis in range(part.ndim - 1, 0, -1) for side in (0, shape[axis - 1] - part.shape[axis])]
+    return F.pad(part, widths, value=fill) if any(widths) else part
+
+
+__all__ = ["ScaBatch"]
