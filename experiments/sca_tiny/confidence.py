@@ -10,7 +10,6 @@ coco_permissive and photos. Own regions are those of the pictures that the recip
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,13 @@ def fit(model: Any, processor: Any, output: Path) -> dict[str, float]:
 @torch.inference_mode()
 def measure(model: Any, processor: Any) -> dict[str, dict[str, dict[str, float]]]:
     """The fraction of regions that the model is unsure of, by side, set and prompt, and how many there are."""
-    recipe = load_recipe(RECIPE)
+    few = [f"--data.train.{place}.count=10" for place in (0, 1)]  # of the scenes others are taken
+    recipe = load_recipe(RECIPE, few)
     _, held_out = build_datasets(recipe.data)
     own: dict[str, Iterable[Mapping[str, Any]]] = {
         name: records for name, records in held_out.items() if "scenes" not in name
     }
-    own["scenes"] = islice(load_regions("scenes", split="test", count=100), 100)
+    own["scenes"] = load_regions("scenes", split="test", count=100)
     folder = "data/coco_permissive"
     everyday = load_regions("coco", annotations=f"{folder}/instances.json", images=f"{folder}/images", on_error="skip")
     sides = {"own": own, "elsewhere": {"coco_permissive": everyday, "photos": _photos(Path("data/photos"))}}
