@@ -70,7 +70,8 @@ def _photos(folder: Path) -> list[dict[str, Any]]:
         low = rng.uniform(0, 0.7, (_BOXES_PER_PHOTO, 2))
         high = low + rng.uniform(0.1, 0.3, low.shape)
         boxes = np.concatenate([low, high], 1) * np.tile(image.size, 2)
-        records.append({"image": image, "regions": [{"box": box} for box in boxes.tolist()]})
+        regions = [{"box": box} for box in boxes.tolist()]
+        records.append({"image": image, "width": image.width, "height": image.height, "regions": regions})
     return records
 
 
@@ -111,12 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report: dict[str, Any] = {}
     if not options.measure_only:
         report["fit"] = fit(model, processor, options.output)
+        print(report["fit"], flush=True)
         model.save_pretrained(options.output / "model")
         processor.save_pretrained(options.output / "model")
     report["measured"] = measure(model.eval(), processor)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "confidence.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(report.get("fit", ""))
     print(markdown_table(report["measured"]))
 
 
