@@ -3,8 +3,9 @@
     python -m experiments.sca_tiny.confidence MODEL runs/sca_tiny_confident
     python -m experiments.sca_tiny.bundle runs/sca_tiny_confident/model src/sca_hf/assets/sca-tiny
 
-The folder `data` holds the sets of sca_tiny_real.yaml, which training by that recipe fits with, and for the measure
-coco_permissive and photos. Own regions are those of the pictures that the recipe keeps out, and of test scenes.
+The folder `data` holds the sets of sca_tiny_real.yaml, which training by that recipe fits with, and photos, which are
+measured at boxes anywhere, beside the sets that are left out of the fit by --left-out. Own regions are those of the
+pictures that the recipe keeps out, and of test scenes.
 """
 
 import argparse
@@ -28,12 +29,13 @@ from sca_hf.training.recipe.schema import load_recipe
 
 RECIPE = Path(__file__).parent / "sca_tiny_real.yaml"
 _PROMPTS = ("box", "point")
-_BOXES_PER_PHOTO = 10
+_BOXES_PER_PHOTO = 20
 
 
-def fit(model: Any, processor: Any, output: Path) -> dict[str, float]:
-    """Fits the model's confidence as training by the recipe does, and takes the recipe's scope."""
-    recipe = load_recipe(RECIPE)
+def fit(model: Any, processor: Any, output: Path, left_out: Sequence[str]) -> dict[str, float]:
+    """Fits the model's confidence as training by the recipe does, but for sets left out, and takes its scope."""
+    recipe = load_recipe(RECIPE, [f"--data.train.{place}.count=1000" for place in (0, 1)])
+    recipe.data.outside = [spec for spec in recipe.data.outside if Path(spec["images"]).parent.name not in left_out]
     train, evaluation = build_datasets(recipe.data)
     arguments = ScaTrainingArguments(str(output), **recipe.training)
     trainer = ScaTrainer(model, arguments, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
@@ -43,7 +45,7 @@ def fit(model: Any, processor: Any, output: Path) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def measure(model: Any, processor: Any) -> dict[str, dict[str, dict[str, float]]]:
+def measure(model: Any, processor: Any, left_out: Sequence[str] = ()) -> dict[str, dict[str, dict[str, float]]]:
     """The fraction of regions that the model is unsure of, by side, set and prompt, and how many there are."""
     few = [f"--data.train.{place}.count=10" for place in (0, 1)]  # of the scenes others are taken
     recipe = load_recipe(RECIPE, few)
@@ -52,9 +54,11 @@ def measure(model: Any, processor: Any) -> dict[str, dict[str, dict[str, float]]
         name: records for name, records in held_out.items() if "scenes" not in name
     }
     own["scenes"] = load_regions("scenes", split="test", count=100)
-    folder = "data/coco_permissive"
-    everyday = load_regions("coco", annotations=f"{folder}/instances.json", images=f"{folder}/images", on_error="skip")
-    sides = {"own": own, "elsewhere": {"coco_permissive": everyday, "photos": _photos(Path("data/photos"))}}
+    elsewhere: dict[str, Iterable[Mapping[str, Any]]] = {"photos": _photos(Path("data/photos"))}
+    for name in left_out:
+        files = {"annotations": f"data/{name}/instances.json", "images": f"data/{name}/images"}
+        elsewhere[name] = load_regions("coco", on_error="skip", **files)
+    sides = {"own": own, "elsewhere": elsewhere}
     return {
         side: {name: _unsure(model, processor, records) for name, records in sets.items()}
         for side, sets in sides.items()
@@ -105,17 +109,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="folder, repository id or sca-tiny")
     parser.add_argument("output", type=Path, help="folder for model/ and confidence.json")
     parser.add_argument("--measure-only", action="store_true", help="keep the confidence that the model has")
+    parser.add_argument("--left-out", nargs="*", default=[], metavar="SET", help="folders of `data` to measure with")
     options = parser.parse_args(arguments)
     source = resolve_model(options.model)
     model = ScaForConditionalGeneration.from_pretrained(source).eval()
     processor = ScaProcessor.from_pretrained(source)
     report: dict[str, Any] = {}
     if not options.measure_only:
-        report["fit"] = fit(model, processor, options.output)
+        report["fit"] = fit(model, processor, options.output, options.left_out)
         print(report["fit"], flush=True)
         model.save_pretrained(options.output / "model")
         processor.save_pretrained(options.output / "model")
-    report["measured"] = measure(model.eval(), processor)
+    report["measured"] = measure(model.eval(), processor, options.left_out)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "confidence.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(markdown_table(report["measured"]))

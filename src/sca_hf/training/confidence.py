@@ -22,7 +22,7 @@ from ..modeling.mixer_sca import ScaConfidenceHead
 logger = logging.get_logger(__name__)
 
 # The boundary calls so many of the regions from elsewhere unsure that are left out of the fit.
-UNSURE_OUTSIDE = 0.97
+UNSURE_OUTSIDE = 0.985
 # Of its own more than this means that the model cannot tell its world from others.
 _MAX_UNSURE_INSIDE = 0.25
 _BATCH, _STEPS, _ROWS, _LEARNING_RATE, _WEIGHT_DECAY = 8, 3000, 256, 3e-3, 1.0
