@@ -64,17 +64,18 @@ def check_repository(name: str | os.PathLike[str] | None) -> str:
     return source
 
 
-def region_captioning_pipeline(model: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
+def region_captioning_pipeline(model: Any = None, **kwargs: Any) -> Any:
     """Build the library's `pipeline("region-captioning")` for any model that this package can name.
 
     The code that runs is this package's, never the repository's.
 
     Args:
-        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`.
+        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`. Or a loaded model, with `processor=`.
         kwargs: further arguments of `transformers.pipeline`, for instance `device`.
     """
     from transformers import pipeline
 
     from .modeling.pipeline_sca import TASK, RegionCaptioningPipeline
 
-    return pipeline(TASK, model=check_repository(model), pipeline_class=RegionCaptioningPipeline, **kwargs)
+    source = check_repository(model) if model is None or isinstance(model, (str, os.PathLike)) else model
+    return pipeline(TASK, model=source, pipeline_class=RegionCaptioningPipeline, **kwargs)

@@ -2,6 +2,9 @@
 
 import base64
 import io
+import json
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 from fastapi.testclient import TestClient
 
 from sca_hf.demo.blocks import PageAnswers, page_app
+from sca_hf.demo.examples import EXAMPLES
 
 
 SCENE = next(scenes("test", 1, 10))
@@ -34,7 +38,9 @@ def answers(engine):
 
 @pytest.fixture(scope="module")
 def picture(answers):
-    return answers.open_picture({"example": 0})
+    data = io.BytesIO()
+    SCENE.to_pil().save(data, "PNG")
+    return answers.open_picture({"data": base64.b64encode(data.getvalue()).decode()})
 
 
 def test_the_page_can_be_built_by_others():
@@ -47,9 +53,56 @@ def test_the_page_can_be_built_by_others():
 
 def test_a_page_begins_with_models_examples_and_a_session_of_its_own(answers):
     one, other = answers.start({}), answers.start({})
-    assert one["models"] == ["sca-tiny"] and one["model"]["tasks"] == ["recognition", "caption"]
-    assert len(one["examples"]) == 4 and one["session"] != other["session"]
-    assert all(example.startswith("data:image/png;base64,") for example in one["examples"])
+    assert one["models"] == ["sca-tiny"] and one["session"] != other["session"]
+    assert all(example["view"].startswith("data:image/jpeg;base64,") for example in one["examples"])
+    assert len(json.dumps(one)) < 60_000, "it is what a visitor waits for"
+
+
+def test_a_page_does_not_wait_for_its_model(monkeypatch):
+    class NoModel(Engine):
+        def model(self, name=None):
+            raise AssertionError("a model was asked for")
+
+    engine = NoModel(device="cpu")
+    monkeypatch.setattr(engine, "encode_soon", lambda *arguments: None)
+    answers = PageAnswers(engine)
+    assert answers.start({})["models"] == ["sca-tiny"]
+    assert answers.open_picture({"example": 0})["width"] == 640
+    engine.close()
+
+
+def test_a_model_is_described_with_its_card_and_presets(answers):
+    model = answers.describe_model({})
+    assert model["tasks"] == ["recognition", "caption"] and "# sca-tiny" in model["card"]
+    sides = [
+        {**model["anything"], **model["presets"][name]}["points_per_side"] for name in ("sparse", "normal", "dense")
+    ]
+    assert sides == sorted(set(sides)) and sides[-1] <= answers.engine.limits.points_per_side
+
+
+def test_examples_are_real_pictures_whose_makers_are_named(answers):
+    notice = (resources.files("sca_hf.demo") / "page" / "examples" / "NOTICE.md").read_text()
+    for number, example in enumerate(EXAMPLES):
+        opened = answers.open_picture({"example": number})
+        assert min(opened["width"], opened["height"]) >= 300
+        assert example.credit.lower() in notice.lower() and example.license.split()[0] in notice
+        assert f"`{example.file}`" in notice and example.source in notice
+    size = sum(file.stat().st_size for file in Path(str(resources.files("sca_hf.demo"))).rglob("examples/*"))
+    assert size < 300_000
+
+
+def test_what_an_example_shows_is_known_to_the_model(answers):
+    # As annotated by those who made the pictures.
+    expected = {
+        "sign.jpg": ([237, 215, 415, 565], "parking"),
+        "cards.jpg": ([2, 100, 153, 233], "nine"),
+        "cells.jpg": ([297, 155, 393, 255], "red blood cell"),
+        "fruit.jpg": ([378, 198, 538, 298], "date"),
+    }
+    for number, example in enumerate(EXAMPLES):
+        box, name = expected[example.file]
+        opened = answers.open_picture({"example": number})
+        assert answers.describe({"image_id": opened["image_id"], "region": {"box": box}})["caption"] == name
 
 
 def test_a_region_has_its_masks_at_the_size_of_the_picture_and_of_the_view(answers, picture):
@@ -76,7 +129,10 @@ def test_everything_is_told_and_drawn(answers, picture):
     kept = [{"caption": r["caption"], "segmentation": r["segmentation"]} for r in said["regions"]]
     drawn = answers.draw({"image_id": picture["image_id"], "regions": kept})
     assert base64.b64decode(drawn["png"]).startswith(b"\x89PNG")
-    assert answers.progress({"job": "j"}) == {"fraction": 0.0, "text": "waiting"}, "a finished job is forgotten"
+    assert answers.progress({"job": "j"}) == {"fraction": 0.0, "text": "Waiting"}, "a finished job is forgotten"
+    for region in said["regions"]:
+        x, y = (int(value) for value in region["spot"])
+        assert decode_rle(region["view"])[y, x]
 
 
 def test_a_session_has_one_job(answers, picture, monkeypatch):
@@ -91,7 +147,28 @@ def test_a_session_has_one_job(answers, picture, monkeypatch):
     monkeypatch.setattr(answers.engine, "anything", meanwhile)
     assert answers.everything({"image_id": picture["image_id"], "session": "mine", "job": "first"}) == {"regions": []}
     assert "still being worked on" in seen["same"]["error"]
-    assert 0.15 < seen["progress"]["fraction"] < 0.85 and seen["progress"]["text"] == "masks 3 of 12"
+    assert 0.15 < seen["progress"]["fraction"] < 0.85 and seen["progress"]["text"] == "Finding things"
+
+
+def test_a_cancelled_job_ends_and_the_next_one_is_taken_at_once(answers, picture, monkeypatch):
+    steps, note = [], answers._note
+
+    def cancelling(session, job, *step):
+        steps.append((job, *step))
+        if step[:2] == ("masks", 0) and job == "first":
+            assert answers.cancel({"session": "mine"}) == {}
+        note(session, job, *step)
+
+    monkeypatch.setattr(answers, "_note", cancelling)
+    job = {"image_id": picture["image_id"], "session": "mine"}
+    assert answers.everything({**job, "job": "first"})["error"] == "This was cancelled."
+    assert "captions" not in [step[1] for step in steps]
+    assert answers.everything({**job, "job": "second"})["regions"]
+    assert answers.progress({"job": "first"})["fraction"] == 0
+
+
+def test_a_picture_that_is_forgotten_is_said_to_be_gone(answers):
+    assert answers.describe({"image_id": "of another server", "region": GOOD})["gone"] is True
 
 
 GOOD = {"points": [[50, 50]], "labels": [1]}

@@ -1,139 +1,20 @@
-"""The page in a real browser: what people click, and what they read; the same captions as the HTTP interface gives.
+"""The page in a real browser: what people click, and what they read; the same captions as the HTTP interface gives."""
 
-`SCA_SHOTS` names a folder for pictures of each state.
-"""
-
-import base64
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sca_hf.data.scenes import scenes
 from sca_hf.processing.masks_sca import decode_rle
+from tests.demo.page_in_browser import SCENE, Page, api
 
 
-pytest.importorskip("gradio", reason="the extra demo is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")]
-PORT = 7869
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-FLAGS += ("--disable-component-update", "--disable-sync")
-SCENE = next(scenes("test", 1, 10))
-
-
-@pytest.fixture(scope="module")
-def url():
-    command = [sys.executable, "-m", "sca_hf", "demo", "--port", str(PORT), "--device", "cpu"]
-    server = subprocess.Popen([*command, "--model", "sca-tiny", "--model", str(other_model())])
-    address = f"http://127.0.0.1:{PORT}"
-    try:
-        for _ in range(600):
-            assert server.poll() is None, "the server ended"
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(other_model().parent, ignore_errors=True)
-
-
-def other_model() -> Path:
-    """The bundled model under another name."""
-    import tempfile
-
-    from sca_hf.model_names import bundled_model
-
-    folder = Path(tempfile.gettempdir()) / f"sca-page-{os.getpid()}" / "the-other"
-    if not folder.exists():
-        shutil.copytree(bundled_model(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield chromium
-        chromium.close()
-
-
-class Page:
-    """The page with a picture in it."""
-
-    def __init__(self, browser, url, width=1280, theme="light"):
-        self.name = f"{width}-{theme}"
-        self.errors = []
-        self.tab = browser.new_page(viewport={"width": width, "height": 900}, has_touch=width < 500)
-        self.tab.set_default_timeout(180_000)
-        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.tab.goto(f"{url}/?__theme={theme}", wait_until="domcontentloaded")
-        self.tab.wait_for_selector(".sca[data-ready]")
-
-    def open_example(self):
-        self.tab.click(".examples button >> nth=0")
-        self.tab.wait_for_selector("canvas:not([hidden])")
-        return self
-
-    def at(self, x, y):
-        """Where a pixel of the scene is in the window."""
-        self.tab.locator("canvas").scroll_into_view_if_needed()
-        bounds = self.tab.locator("canvas").bounding_box()
-        height, width = SCENE.labels.shape
-        return bounds["x"] + bounds["width"] * x / width, bounds["y"] + bounds["height"] * y / height
-
-    def drag(self, *places):
-        self.tab.mouse.move(*self.at(*places[0]))
-        self.tab.mouse.down()
-        for place in places[1:]:
-            self.tab.mouse.move(*self.at(*place), steps=4)
-        self.tab.mouse.up()
-
-    def captions(self, count):
-        """The captions in the list, once there are so many and none is waited for."""
-        self.tab.wait_for_function(
-            "n => document.querySelectorAll('.regions .numbers').length === n"
-            " && ![...document.querySelectorAll('.regions .caption')].some(c => c.textContent.endsWith('…'))",
-            arg=count,
-        )
-        return self.tab.locator(".regions .caption").all_inner_texts()
-
-    def shot(self, state):
-        folder = os.environ.get("SCA_SHOTS")
-        if folder:
-            self.tab.screenshot(path=f"{folder}/{self.name}-{state}.png", full_page=True)
-
-    def saved(self, button):
-        with self.tab.expect_download() as download:
-            self.tab.click(f'[data-act="{button}"]')
-        return Path(download.value.path()).read_bytes()
-
-
-def api(url, path, **request):
-    import io
-
-    buffer = io.BytesIO()
-    SCENE.to_pil().save(buffer, "PNG")
-    body = {"image": base64.b64encode(buffer.getvalue()).decode(), **request}
-    call = urllib.request.Request(url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(call, timeout=300) as answer:
-        return json.load(answer)["regions"]
+pytestmark = pytest.mark.slow
 
 
 def test_points_boxes_and_brushes_give_what_the_interface_gives(browser, url):
-    page = Page(browser, url).open_example()
+    page = Page(browser, url).open()
     first, second, third = SCENE.objects[:3]
     page.tab.mouse.click(*page.at(*first.point))
     began = time.monotonic()
@@ -164,7 +45,7 @@ def test_points_boxes_and_brushes_give_what_the_interface_gives(browser, url):
 
 
 def test_refining_undoing_and_removing(browser, url):
-    page = Page(browser, url).open_example()
+    page = Page(browser, url).open()
     x, y = SCENE.objects[0].point
     page.tab.mouse.click(*page.at(x, y))
     (before,) = page.captions(1)
@@ -180,8 +61,8 @@ def test_refining_undoing_and_removing(browser, url):
     page.captions(0)
     page.tab.click('[data-act="undo"]')
     assert page.captions(1) == [before]
-    page.tab.click('.regions [aria-label^="Mask 1 of region 1"]')
-    assert page.tab.get_attribute('.regions [aria-label^="Mask 1 of region 1"]', "aria-pressed") == "true"
+    page.tab.click('.regions [aria-label^="Outline 1 of region 1"]')
+    assert page.tab.get_attribute('.regions [aria-label^="Outline 1 of region 1"]', "aria-pressed") == "true"
     page.tab.click('[data-act="clear"]')
     page.captions(0)
     assert not page.errors
@@ -191,7 +72,7 @@ def test_the_keyboard_is_enough(browser, url):
     page = Page(browser, url)
     page.tab.focus(".examples button >> nth=0")
     page.tab.keyboard.press("Enter")
-    page.tab.wait_for_selector("canvas:not([hidden])")
+    page.said("Click on something.")
     page.tab.focus("canvas")
     page.tab.keyboard.press("ArrowLeft")
     page.tab.keyboard.press("Enter")
@@ -203,6 +84,26 @@ def test_the_keyboard_is_enough(browser, url):
     page.tab.focus('[data-mode="prompt"]')
     page.tab.keyboard.press("ArrowRight")
     assert page.tab.get_attribute('[data-mode="anything"]', "aria-selected") == "true"
+    for _ in range(12):  # to the run button by the Tab key alone
+        page.tab.keyboard.press("Tab")
+        if page.tab.evaluate("() => document.activeElement.dataset.act") == "run":
+            break
+    page.tab.keyboard.press("Enter")
+    assert page.tab.evaluate("() => document.activeElement.dataset.act") == "cancel"
+    page.tab.keyboard.press("Enter")
+    page.said("Cancelled.")
+    assert page.tab.evaluate("() => document.activeElement.dataset.act") == "run"
+    page.tab.keyboard.press("Enter")
+    page.tab.wait_for_selector(".regions .numbers")
+    page.tab.focus("canvas")  # where a cross stands in the middle, on the sign
+    for _ in range(40):
+        page.tab.keyboard.press("Enter")
+        if page.tab.is_visible('[data-id="bubble"]'):
+            break
+        page.tab.keyboard.press("ArrowUp")
+    assert page.tab.inner_text('[data-id="bubble"]').endswith(page.tab.inner_text(".regions .lit .caption"))
+    page.tab.focus(".regions .pick >> nth=0")
+    assert page.tab.inner_text('[data-id="bubble"]').startswith("1")
     unnamed = page.tab.evaluate(
         "() => [...document.querySelectorAll('.sca button, .sca select, .sca input, .sca canvas')].filter(e =>"
         " !e.textContent.trim() && !e.getAttribute('aria-label') && !(e.labels && e.labels.length))"
@@ -212,7 +113,7 @@ def test_the_keyboard_is_enough(browser, url):
 
 
 def test_everything_is_captioned_listed_linked_and_saved(browser, url):
-    page = Page(browser, url).open_example()
+    page = Page(browser, url).open()
     page.tab.click('[data-mode="anything"]')
     page.tab.click('[data-id="run"]')
     expected = api(url, "/v1/anything")
@@ -225,13 +126,13 @@ def test_everything_is_captioned_listed_linked_and_saved(browser, url):
     place = np.argwhere(decode_rle(expected[0]["segmentation"])).mean(0)[::-1]
     page.tab.mouse.move(*page.at(*place))
     page.tab.wait_for_selector('[data-id="bubble"]:not([hidden])')
-    assert page.tab.inner_text('[data-id="bubble"]') == page.tab.inner_text(".regions .lit .caption")
+    assert page.tab.inner_text('[data-id="bubble"]').endswith(page.tab.inner_text(".regions .lit .caption"))
     page.shot("anything")
     assert not page.errors
 
 
 def test_another_model_and_other_options(browser, url):
-    page = Page(browser, url).open_example()
+    page = Page(browser, url).open()
     page.tab.mouse.click(*page.at(*SCENE.objects[0].point))
     before = page.captions(1)
     page.tab.select_option('[data-id="model"]', "the-other")
@@ -256,49 +157,5 @@ def test_a_broken_file_is_a_sentence(browser, url, tmp_path):
     page.shot("error")
     SCENE.to_pil().save(tmp_path / "good.png")
     page.tab.set_input_files('[data-id="file"]', tmp_path / "good.png")
-    page.tab.wait_for_selector("canvas:not([hidden])")
+    page.said("Click on something.")
     assert page.tab.is_hidden(".error") and not page.errors
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_it_fits_and_looks_right_in_every_state(browser, url, width, theme, tmp_path):
-    page = Page(browser, url, width, theme)
-
-    def seen(state):
-        page.shot(state)
-        assert page.tab.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
-        small = "b => b.offsetHeight && b.offsetHeight < 30"
-        assert not page.tab.evaluate(f"() => [...document.querySelectorAll('.sca button')].filter({small}).length")
-
-    seen("1-start")
-    (tmp_path / "broken.png").write_bytes(b"nothing")
-    page.tab.set_input_files('[data-id="file"]', tmp_path / "broken.png")
-    page.tab.wait_for_selector(".error:not([hidden])")
-    seen("2-error")
-    page.open_example()
-    for number, one in enumerate(SCENE.objects[:2], 1):
-        page.tab.mouse.click(*page.at(*one.point))
-        page.captions(number)
-    seen("3-points")
-    page.tab.click('[data-tool="box"]')
-    page.drag(SCENE.objects[1].box[:2], SCENE.objects[1].box[2:])
-    page.captions(3)
-    seen("4-box")
-    page.tab.click('[data-tool="brush"]')
-    x, y = SCENE.objects[2].point
-    page.drag((x - 6, y), (x + 6, y), (x, y + 5))
-    page.captions(4)
-    seen("5-brush")
-    page.tab.click('[data-mode="anything"]')
-    page.tab.click('[data-id="run"]')
-    page.tab.wait_for_selector('[data-id="run"]:not([disabled])')
-    page.tab.wait_for_selector(".regions .numbers")
-    seen("6-anything")
-    page.tab.hover(".regions .numbers >> nth=0")
-    seen("7-hover")
-    page.tab.click(".drawer summary")
-    page.tab.select_option('[data-id="model"]', "the-other")
-    page.tab.wait_for_function("() => document.querySelector('.facts dd').textContent === 'the-other'")
-    seen("8-drawer-other-model")
-    assert not page.errors

@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, Trainer, TrainingArguments, pipeline
 
 from sca_hf import ScaForConditionalGeneration
 from sca_hf.testing import tiny_image, tiny_sam_config, tiny_text_config, tiny_tokenizer
@@ -358,3 +358,23 @@ def test_training_checkpoints_hold_the_mixer_and_resume(mixer_only, processor, t
     assert not torch.equal(halfway.model.mixer.task_tokens.weight, straight.model.mixer.task_tokens.weight)
     loaded = AutoModel.from_pretrained(checkpoint)
     assert torch.equal(loaded.mixer.task_tokens.weight, halfway.model.mixer.task_tokens.weight)
+
+
+def test_model_and_processor_load_from_subfolders(model, processor, inputs, tmp_path):
+    model.save_pretrained(tmp_path / "both" / "v2")
+    processor.save_pretrained(tmp_path / "both" / "v2")
+    loaded = AutoModel.from_pretrained(tmp_path / "both", subfolder="v2")
+    assert_same_output(model.eval(), loaded, inputs)
+    again = AutoProcessor.from_pretrained(tmp_path / "both", subfolder="v2")
+    assert again.to_dict() == processor.to_dict()
+    loaded.save_pretrained(tmp_path / "mixers" / "v2", include_base_models=False)
+    assert_same_output(model, AutoModel.from_pretrained(tmp_path / "mixers", subfolder="v2"), inputs)
+    describe = pipeline("region-captioning", model=str(tmp_path / "both"), model_kwargs={"subfolder": "v2"})
+    assert describe(tiny_image())[0]["caption"]
+
+
+@pytest.mark.parametrize("where", [{}, {"subfolder": "v3"}])
+def test_a_folder_without_a_model_is_named_with_those_that_have_one(where, model, tmp_path):
+    model.save_pretrained(tmp_path / "v2")
+    with pytest.raises(FileNotFoundError, match=f"{where.get('subfolder', '')} holds no config.json; .* one of v2"):
+        ScaForConditionalGeneration.from_pretrained(tmp_path, **where)

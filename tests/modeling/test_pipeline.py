@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Image
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from sca_hf import region_captioning_pipeline
 from sca_hf.processing.batch_sca import ScaBatch
 from sca_hf.testing import tiny_image, tiny_tokenizer
 
@@ -238,10 +239,21 @@ def test_a_silent_server_is_given_up_after_the_time_that_the_call_says(describe)
                 describe(given, timeout=0.1)
 
 
+def test_images_without_regions_have_no_records(describe):
+    assert describe(IMAGES[0], input_boxes=[]) == describe({"image": IMAGES[0], "input_boxes": [[]]}) == []
+    for empty in (None, [], np.zeros((0, 4))):
+        records = describe(IMAGES, input_boxes=[BOXES[0], empty, [[1, 1, 9, 9]]], task="recognition", batch_size=2)
+        assert [len(image) for image in records] == [2, 0, 1]
+    assert describe(IMAGES, input_boxes=[[], [], []]) == [[], [], []] and describe([]) == []
+
+
 def test_a_loaded_model_makes_a_pipeline(repository):
     model, processor = AutoModel.from_pretrained(repository), AutoProcessor.from_pretrained(repository)
     describe = pipeline("region-captioning", model=model, processor=processor)
     by_name = pipeline("region-captioning", model=repository)
+    assert captions([region_captioning_pipeline(model, processor=processor)(tiny_image())]) == captions(
+        [describe(tiny_image())]
+    )
     assert type(describe) is type(by_name) and type(describe).__module__ == "sca_hf.modeling.pipeline_sca"
     assert describe(tiny_image())[0]["caption"] == by_name(tiny_image())[0]["caption"]
     by_name.save_pretrained(repository + "-again")

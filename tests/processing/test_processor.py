@@ -1,7 +1,9 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -221,3 +223,34 @@ def test_a_saved_processor_loads_without_this_package_and_saves_again(tmp_path, 
         # Saved again from the loaded code: the same files.
         assert {path.name for path in source.glob("*.py")} == {path.name for path in target.glob("*.py")} != set()
     assert "a red cat" in told[0] and told[0] == told[1]
+
+
+def data_set(**columns):
+    return datasets.Dataset.from_dict({"image": [tiny_image(i) for i in range(3)], **columns})
+
+
+def test_it_is_a_transform_of_a_data_set(processor, model):
+    boxes = [[[1, 1, 30, 30]], [[1, 1, 30, 30], [2, 2, 40, 40]], [[3, 3, 9, 9]]]
+    rows = data_set(input_boxes=boxes, id=[7, 8, 9]).with_transform(processor, columns=["image", "input_boxes"])
+    expected = processor([tiny_image(i) for i in range(3)], input_boxes=boxes)
+    batch = rows[:3]
+    assert all(torch.equal(value, expected[name]) for name, value in batch.items())
+    assert expected.keys() - batch.keys() == {"input_masks"}, "there is none, and so it has no row"
+    assert torch.equal(model.generate(**batch).sequences, model.generate(**expected).sequences)
+    assert rows[1]["input_boxes"].shape == (2, 4) and rows[1]["pixel_values"].shape == (3, 64, 64)
+    whole = data_set()
+    whole.set_transform(partial(processor, task="recognition"))
+    assert whole[2]["region_mask"].tolist() == [True] and whole[2]["task_ids"].tolist() == [0]
+    prepared = data_set(input_boxes=boxes).map(processor, batched=True, remove_columns=["image"]).with_format("torch")
+    assert torch.equal(prepared[1]["pixel_values"], expected["pixel_values"][1])
+
+
+def test_columns_that_it_cannot_take_are_named(processor):
+    with pytest.raises(ValueError, match=r"takes no column 'id': .*with_transform\(processor, columns="):
+        data_set(id=[1, 2, 3]).with_transform(processor)[0]
+    with pytest.raises(ValueError, match="mask prompts have no row for each image"):
+        processor({"image": [tiny_image()], "input_masks": [[np.ones((60, 80), bool)]]})
+    with pytest.raises(ValueError, match="there is no column image among 'input_boxes'"):
+        processor({"input_boxes": [[[1, 1, 9, 9]]]})
+    with pytest.raises(ValueError, match="task are columns, and arguments of the call too"):
+        processor({"image": [tiny_image()], "task": ["caption"]}, task="caption")

@@ -80,8 +80,12 @@ def run(folder, evaluate=False, resume=False, refused=False, **settings):
             make_trainer(folder, **settings)
         return
     trainer = make_trainer(folder, **settings)
+    positions = set()
+    for part in trainer.model.modules():
+        if hasattr(part, "positional_embedding"):
+            part.register_forward_hook(lambda part, _, encoded: positions.add(str(encoded.dtype)))
     trainer.train(resume_from_checkpoint=resume)
-    left = {"log": trainer.state.log_history}
+    left = {"log": trainer.state.log_history, "positions": sorted(positions)}
     if evaluate:
         # A token that the model says early or late: captions differ in length, and processes in the steps they need.
         trainer.accelerator.unwrap_model(trainer.model).generation_config.eos_token_id = 314

@@ -84,7 +84,8 @@ def test_two_processes_train_and_evaluate_as_one_does(start, tmp_path):
     options = {"start": str(start), "max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
     options |= {"evaluate": True, "per_device_eval_batch_size": 1}
     on_one(tmp_path, {"whole": options | WHOLE})
-    on_two(tmp_path, {"ddp": options | DDP, "fsdp": options | FSDP})
+    half = {name: value for name, value in options.items() if name != "evaluate"} | {"bf16": True}
+    on_two(tmp_path, {"ddp": options | DDP, "fsdp": options | FSDP, "half ddp": half | DDP, "half fsdp": half | FSDP})
     said = result(tmp_path / "whole")[1]
     assert len({len(caption) for *_, caption in said["captions"]}) > 1, "processes would need as many steps"
     moved = load_file(tmp_path / "whole" / "trained.safetensors")
@@ -95,6 +96,8 @@ def test_two_processes_train_and_evaluate_as_one_does(start, tmp_path):
         left = result(tmp_path / name)[1]
         assert left["captions"] == said["captions"]
         assert left["metrics"]["eval_loss"] == pytest.approx(said["metrics"]["eval_loss"], abs=1e-5)
+        # Whatever runs in half precision, positions do not.
+        assert result(tmp_path / f"half {name}")[1]["positions"] == ["torch.float32"]
 
 
 def test_two_processes_without_gpus_are_one_run_of_a_recipe(start, tmp_path):

@@ -149,8 +149,9 @@ def test_weights_of_a_model_that_only_answers(capsys):
     by_precision = weight_memories(config)
     for title, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         model = ScaForConditionalGeneration(config).to(dtype)
-        held = {id(t): t.numel() * t.element_size() for t in model.parameters()}
-        assert sum(part.parameters for part in by_precision[title]) * dtype.itemsize == sum(held.values())
+        held = {id(t): t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers())}
+        assert sum(part.bytes for part in by_precision[title]) == sum(held.values())
+        assert sum(part.parameters for part in by_precision[title]) == model.num_parameters()
     half, eight, four = (by_precision[title][2] for title in ("bfloat16", "+ LM int8", "+ LM 4-bit"))
     layers = sum(
         p.numel() for n, p in model.language_model.named_parameters() if p.ndim == 2 and ".h." in n

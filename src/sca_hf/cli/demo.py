@@ -1,6 +1,7 @@
 """`sca-hf demo`: a page to click on."""
 
 import argparse
+import sys
 from typing import Any
 
 from .parsing import command, quiet
@@ -28,7 +29,11 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted."""
     quiet()
+    print("starting the page ...", file=sys.stderr, flush=True)
     from ..demo import serve
 
-    print(f"the page is at http://{options.host}:{options.port}")
-    serve(options.model, options.host, options.port, options.device)
+    def tell(engine: Any) -> None:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        print(f"the page is at http://{host}:{options.port}, with {', '.join(engine.models)}", flush=True)
+
+    serve(options.model, options.host, options.port, options.device, tell)

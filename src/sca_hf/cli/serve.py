@@ -49,6 +49,9 @@ def run(options: argparse.Namespace) -> None:
         raise ImportError(f"The server needs {error.name}: pip install 'sca-hf[serve]'.") from None
 
     def tell(engine: Any) -> None:
-        print(f"sca-hf serves {', '.join(engine.models)} at http://{options.host}:{options.port}, described at /docs")
+        print(
+            f"sca-hf serves {', '.join(engine.models)} at http://{options.host}:{options.port}, described at /docs",
+            flush=True,
+        )
 
     serve_app(create_app, options.model, options.host, options.port, options.device, tell)

@@ -5,7 +5,7 @@ main()
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -21,12 +21,26 @@ def build(models: Sequence[str] = (), device: str | None = None) -> Any:
     return _page().build_page(Engine(models, device))
 
 
-def serve(models: Sequence[str] = (), host: str = "127.0.0.1", port: int = 7860, device: str | None = None) -> None:
-    """Serves the page, and the HTTP interface beside it, until interrupted."""
+def serve(
+    models: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str | None = None,
+    started: Callable[[Any], None] = lambda engine: None,
+) -> None:
+    """Serves the page, and the HTTP interface beside it, until interrupted.
+
+    Args:
+        models: folders and repository ids that the page offers; `sca-tiny` where it is empty.
+        host: address to listen on.
+        port: port to listen on.
+        device: None takes CUDA where it is present.
+        started: called with the engine once the page can be opened; its model may still be loading.
+    """
     page = _page()
     from ..serving.api import serve_app
 
-    serve_app(page.page_app, models, host, port, device)
+    serve_app(page.page_app, models, host, port, device, started, load_first=False)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import wraps
 from importlib import resources
 from typing import Any
@@ -28,29 +28,35 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from ..anything.folder import draw_records
-from ..data.scenes import scenes
+from ..drawing.labels import widest_point
 from ..drawing.overlay import PALETTE
 from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.masks_sca import decode_rle, encode_rle
 from ..serving.api import create_app
 from ..serving.engine import Engine, ImageStore, StoredImage
 from ..serving.limits import Limits, RequestError
+from .examples import EXAMPLES
 
 
 # The longer side of the picture that the browser shows, pixels.
 _VIEW = 1024
-_EXAMPLES = 4
-# Where each step begins on the progress bar, and how much of it the step takes.
-_STEPS = {"encoding": (0.0, 0.15), "masks": (0.15, 0.7), "captions": (0.85, 0.15)}
+# The longer side of an example in the list of them.
+_THUMBNAIL = 160
+# Where each step begins on the progress bar, how much of it the step takes, and what it is called.
+_STEPS = {
+    "encoding": (0.0, 0.15, "Looking at the picture"),
+    "masks": (0.15, 0.7, "Finding things"),
+    "captions": (0.85, 0.15, "Writing captions"),
+}
 _MAX_DRAWN = 200
 # The longer side of the picture that is drawn to be kept.
 _DRAWN = 1200
 # The settings of anything mode that the page offers, in its own words; ranges and explanations are the setting's.
 _SLIDERS = {
-    "points_per_side": "Points per side",
-    "pred_iou_thresh": "Expected IoU at least",
-    "stability_score_thresh": "Stability at least",
-    "box_nms_thresh": "Overlap at most",
+    "points_per_side": "Places looked at, along each side",
+    "pred_iou_thresh": "Outlines at least this good",
+    "stability_score_thresh": "Outlines at least this stable",
+    "box_nms_thresh": "Regions overlap at most this much",
 }
 _CHECKBOXES = {"unique_captions": "One region per caption"}
 _log = logging.getLogger(__name__)
@@ -64,7 +70,7 @@ def build_page(engine: Engine) -> gr.Blocks:
         gr.HTML(
             html_template=_read("page.html").replace("<!-- settings -->", settings_markup(engine.limits)),
             css_template=_read("page.css"),
-            js_on_load="".join(_read(name) for name in ("masks.js", "stage.js", "page.js")),
+            js_on_load="".join(_read(name) for name in ("masks.js", "stage.js", "calls.js", "regions.js", "page.js")),
             apply_default_css=False,
             server_functions=answers.functions(),
         )
@@ -113,6 +119,23 @@ def settings_markup(limits: Limits) -> str:
     return "\n".join(lines)
 
 
+def presets(own: Payload, limits: Limits) -> dict[str, Payload]:
+    """Settings by name, from few regions to many, as they differ from those of a model.
+
+    Args:
+        own: the model's settings.
+        limits: what may be asked for.
+    """
+    side = own["points_per_side"]
+    dense = {name: round(0.85 * own[name], 2) for name in ("pred_iou_thresh", "stability_score_thresh")}
+    dense |= {"points_per_side": min(2 * side, limits.points_per_side)}
+    return {
+        "sparse": {"points_per_side": max(1, side // 2), "unique_captions": True},
+        "normal": {},
+        "dense": {**dense, "box_nms_thresh": min(1.0, round(own["box_nms_thresh"] + 0.15, 2))},
+    }
+
+
 def _read(name: str) -> str:
     return (resources.files("sca_hf.demo") / "page" / name).read_text(encoding="utf-8")
 
@@ -129,7 +152,7 @@ def _answering(function: Callable[[Any, Payload], Payload]) -> Callable[[Any, An
                 raise RequestError("The page sent something that is not a request.")
             return function(self, payload)
         except RequestError as error:
-            return {"error": str(error)}
+            return {"error": str(error), "gone": error.status == 410}
         except Exception:  # noqa: BLE001, people get a sentence, the log the traceback
             _log.exception("a request of the page failed")
             return {"error": "Something went wrong on the server; please try again."}
@@ -142,32 +165,33 @@ class PageAnswers:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.pictures = engine, ImageStore()
-        self.examples = [scene.to_pil() for scene in scenes("test", _EXAMPLES, 10)]
         self._progress: OrderedDict[str, Payload] = OrderedDict()
-        self._busy: set[str] = set()
+        self._busy: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def functions(self) -> list[Callable[[Any], Payload]]:
+    def functions(self) -> list[Callable[[Any], Any]]:
         """The functions that Gradio offers to the page's script, each under its own name."""
-        names = ("start", "open_picture", "describe_model", "describe", "everything", "progress", "draw")
-        return [_plain(getattr(self, name)) for name in names]
+        names = ("start", "open_picture", "describe_model", "describe", "everything", "progress", "cancel", "draw")
+        return [alive, *(_plain(getattr(self, name)) for name in names)]
 
     @_answering
     def start(self, payload: Payload) -> Payload:
-        """What a page needs when it is opened."""
+        """What a page needs when it is opened, without waiting for a model."""
         return {
             "session": secrets.token_urlsafe(12),
             "models": self.engine.models,
-            "model": self.engine.describe(),
-            "examples": [_data_url(example, "PNG") for example in self.examples],
+            "examples": [_thumbnail(example.read()) | asdict(example) for example in EXAMPLES],
             "palette": PALETTE,
+            "view": _VIEW,
             "limits": {"bytes": self.engine.limits.file_bytes},
         }
 
     @_answering
     def describe_model(self, payload: Payload) -> Payload:
-        """Describes a model, which is loaded now if it is not yet."""
-        return self.engine.describe(_text(payload, "model"))
+        """Describes a model, which is loaded now if it is not yet, with `presets` and `card`, its card's text."""
+        known = self.engine.describe(_text(payload, "model"))
+        card = self.engine.model_card(known["name"])
+        return {**known, "presets": presets(known["anything"], self.engine.limits), "card": card}
 
     @_answering
     def open_picture(self, payload: Payload) -> Payload:
@@ -178,9 +202,9 @@ class PageAnswers:
         """
         if "example" in payload:
             number = payload["example"]
-            if not isinstance(number, int) or not 0 <= number < len(self.examples):
+            if not isinstance(number, int) or not 0 <= number < len(EXAMPLES):
                 raise RequestError("There is no such example.")
-            image = self.engine.open_image(_bytes_of(self.examples[number], "PNG"))
+            image = self.engine.open_image(EXAMPLES[number].read())
         else:
             image = self.engine.open_base64(_text(payload, "data") or "")
         self.engine.encode_soon(image, _text(payload, "model"))
@@ -214,22 +238,30 @@ class PageAnswers:
         with self._lock:
             if session in self._busy:
                 raise RequestError("Your last picture is still being worked on; please wait for it.", 429)
-            self._busy.add(session)
+            self._busy[session] = job
         try:
             records = self.engine.anything(
-                image, settings, _text(payload, "model"), options, lambda *step: self._note(job, *step)
+                image, settings, _text(payload, "model"), options, lambda *step: self._note(session, job, *step)
             )
         finally:
             with self._lock:
-                self._busy.discard(session)
+                if self._busy.get(session) == job:
+                    del self._busy[session]
                 self._progress.pop(job, None)
-        return {"regions": [{**r, "view": _viewed(r["segmentation"], image)["view"]} for r in records]}
+        return {"regions": [{**r, **_viewed(r["segmentation"], image)} for r in records]}
+
+    @_answering
+    def cancel(self, payload: Payload) -> Payload:
+        """Ends `everything` of a session: the session may begin again at once, the work ends with its current step."""
+        with self._lock:
+            self._busy.pop(_text(payload, "session") or "", None)
+        return {}
 
     @_answering
     def progress(self, payload: Payload) -> Payload:
         """How far `everything` is with a job: a `fraction` of the whole, and a `text`."""
         with self._lock:
-            return self._progress.get(_text(payload, "job") or "", {"fraction": 0.0, "text": "waiting"})
+            return self._progress.get(_text(payload, "job") or "", {"fraction": 0.0, "text": "Waiting"})
 
     @_answering
     def draw(self, payload: Payload) -> Payload:
@@ -251,13 +283,20 @@ class PageAnswers:
     def _image(self, payload: Payload) -> StoredImage:
         return self.pictures.get(_text(payload, "image_id") or "")
 
-    def _note(self, job: str, step: str, done: int, total: int) -> None:
-        begin, width = _STEPS[step]
+    def _note(self, session: str, job: str, step: str, done: int, total: int) -> None:
+        begin, width, text = _STEPS[step]
         fraction = begin + width * (done / total if total else 0.0)
         with self._lock:
-            self._progress[job] = {"fraction": fraction, "text": f"{step} {done} of {total}" if done else step}
+            if self._busy.get(session) != job:
+                raise RequestError("This was cancelled.", 499)
+            self._progress[job] = {"fraction": fraction, "text": text}
             while len(self._progress) > 256:
                 self._progress.popitem(last=False)
+
+
+async def alive(payload: Any) -> Payload:
+    """Answers at once, whatever else is being worked on."""
+    return {"alive": True}
 
 
 def _plain(method: Callable[[Any], Payload]) -> Callable[[Any], Payload]:
@@ -307,9 +346,12 @@ def _view_size(image: StoredImage) -> tuple[int, int]:
 
 
 def _viewed(rle: Payload, image: StoredImage) -> Payload:
-    """The area of a mask, and the mask as the page shows it."""
+    """A mask as the page shows it: `view`, its `area` in pixels of the picture, `spot`, the x, y to write on it."""
     mask = decode_rle(rle)
-    return {"area": int(mask.sum()), "view": encode_rle(_sampled(mask, _view_size(image)))}
+    size = _view_size(image)
+    widest = widest_point(mask)
+    spot = widest and [widest[0] * size[0] / mask.shape[1], widest[1] * size[1] / mask.shape[0]]
+    return {"area": int(mask.sum()), "view": encode_rle(_sampled(mask, size)), "spot": spot}
 
 
 def _sampled(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -317,6 +359,14 @@ def _sampled(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = (np.arange(size[1]) * mask.shape[0]) // size[1]
     columns = (np.arange(size[0]) * mask.shape[1]) // size[0]
     return mask[rows][:, columns]
+
+
+def _thumbnail(data: bytes) -> Payload:
+    """A picture's `width` and `height`, and a small copy of it, `view`."""
+    with Image.open(io.BytesIO(data)) as picture:
+        known = {"width": picture.width, "height": picture.height}
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        return {**known, "view": _data_url(picture, "JPEG")}
 
 
 def _bytes_of(picture: Image.Image, format: str) -> bytes:

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..modeling.base_models_sca import cast_but_positions
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..processing.processing_sca import ScaProcessor
@@ -101,7 +100,7 @@ def convert(
     config = translate_config(original, caption_add_bos)
     model = _build_model(config, state, report)
     if dtype is not None:
-        cast_but_positions(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     if loaded is not None:
         _fill_special_tokens(model, loaded)
         model.check_tokenizer(loaded)

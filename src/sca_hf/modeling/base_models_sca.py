@@ -7,9 +7,12 @@ PEFT is not imported here: a repository without adapters loads without it.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub.errors import (
@@ -20,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, without_dropout
@@ -35,6 +38,42 @@ BASE_MODELS = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCaus
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
 
 
+# One for the process, whichever copy of this file is imported first: a repository brings its own.
+_LOADING = vars(modeling_utils).setdefault("_sca_loading", threading.RLock())
+# The library replaces its functions while it builds an empty model, which takes moments.
+_PATIENCE_SECONDS = 30.0
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def one_at_a_time(function: _Function) -> _Function:
+    """Let only one thread of the process load or build models.
+
+    While it does so, the library replaces functions of its own for all threads, and two that overlap never put them
+    back: every later load would miss its tied weights (transformers #41782).
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _LOADING:
+            return function(*args, **kwargs)
+
+    return cast(_Function, run)
+
+
+def wait_for_the_library() -> None:
+    """Wait while another thread builds a model that is not ours; raise if such threads have overlapped."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while PreTrainedModel.tie_weights.__name__ != "tie_weights":
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                "transformers can no longer tie weights in this process: threads have loaded other models at the same "
+                "time (transformers #41782). Restart, and load models one after the other; those of this class wait "
+                "for each other."
+            )
+        time.sleep(0.05)
+
+
+@one_at_a_time
 def load_part(
     model_class: type, name: str, source: Any, kwargs: dict[str, Any], drop_dropout: bool = False
 ) -> tuple[PreTrainedModel, dict[str, str] | None]:
@@ -80,7 +119,7 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source, strict, lenient)
-    return cast_but_positions(part, dtype) if half else part
+    return keep_precision(part).to(dtype) if half else part
 
 
 def load_pinned(
@@ -259,14 +298,30 @@ def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mis
     )
 
 
-def cast_but_positions(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast a model, but not SAM's random Fourier features: in half precision they lose positions."""
-    features = [module.positional_embedding for module in model.modules() if hasattr(module, "positional_embedding")]
-    kept = [tensor.detach().clone() for tensor in features]
-    model.to(dtype)
-    for tensor, values in zip(features, kept, strict=True):
-        tensor.data = values
+def keep_precision(model: PreTrainedModel) -> PreTrainedModel:
+    """Let casts to half precision, of a model or of any part of it, leave alone what loses positions in it.
+
+    Those are SAM's random Fourier features (at 1024 px bfloat16 moves a box by 4 px) and the frequencies of rotary
+    embeddings, which the library's loading keeps in float32 too.
+    """
+    for module in model.modules():
+        frequencies = any("inv_freq" in name for name, _ in module.named_buffers(recurse=False))
+        if frequencies or hasattr(module, "positional_embedding"):
+            # Of the instance, so that the base models' classes stay the library's.
+            module._apply = partial(_apply_in_float32, module)
     return model
+
+
+def _apply_in_float32(module: torch.nn.Module, change: Callable[..., Any], recurse: bool = True) -> torch.nn.Module:
+    names = [*module._parameters, *module._buffers]
+    before = {name: tensor.data for name in names if (tensor := getattr(module, name)) is not None}
+    type(module)._apply(module, change, recurse)
+    half = (torch.float16, torch.bfloat16)
+    for name, values in before.items():
+        now = getattr(module, name)
+        if now.dtype in half and values.is_floating_point() and values.dtype not in half:
+            now.data = values.to(now.device, torch.float32)
+    return module
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -370,7 +425,9 @@ __all__ = [
     "load_adapter",
     "save_adapter",
     "BASE_MODELS",
-    "cast_but_positions",
+    "keep_precision",
+    "one_at_a_time",
+    "wait_for_the_library",
     "changed_weights",
     "check_loading_info",
     "complete_sources",

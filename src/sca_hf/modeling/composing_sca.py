@@ -7,7 +7,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, load_part
+from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, keep_precision, load_part, one_at_a_time
 from .configuration_sca import ScaConfig, ScaMixerConfig, check_detail_widths, text_embedding_size
 from .generation_sca import caption_generation_config
 
@@ -22,6 +22,7 @@ class ScaComposingMixin:
     base_sources: dict[str, dict[str, str]] | None = None
 
     @classmethod
+    @one_at_a_time
     def from_sam_text_pretrained(
         cls,
         sam: str | os.PathLike[str] | PreTrainedModel,
@@ -126,7 +127,7 @@ class ScaComposingMixin:
 
     def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
         """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
-        self.sam, self.language_model = sam, language_model
+        self.sam, self.language_model = keep_precision(sam), keep_precision(language_model)
         self.config.sam_config, self.config.text_config = sam.config, language_model.config
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         for part in (sam, language_model):

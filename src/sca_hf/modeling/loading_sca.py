@@ -33,9 +33,11 @@ from .base_models_sca import (
     load_part,
     load_pinned,
     made_by_peft,
+    one_at_a_time,
     sample_base_weights,
     save_adapter,
     source_of,
+    wait_for_the_library,
 )
 from .validation_sca import FORMAT_VERSION, check_weight_files
 
@@ -86,6 +88,7 @@ class ScaLoadingMixin:
         self._keys_to_ignore_on_save = set() if value else {key for key in self.state_dict() if _is_base_key(key)}
 
     @classmethod
+    @one_at_a_time
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str] | None,
@@ -107,6 +110,7 @@ class ScaLoadingMixin:
                 `"language_model"` from in place of the pinned one.
             kwargs: as for the library's `from_pretrained`.
         """
+        wait_for_the_library()
         path = pretrained_model_name_or_path
         peeked = _peek(cls.config_class, path, config, kwargs)
         repos = getattr(peeked, "base_model_repos", None)
@@ -368,6 +372,12 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
     if path is None or isinstance(config, PreTrainedConfig):
         return config if path is not None else None
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    folder = Path(path, hub.get("subfolder") or "")
+    # The library would take the defaults for a configuration that is not there.
+    if config is None and os.path.isdir(path) and not (folder / "config.json").is_file():
+        inner = sorted(str(file.parent.relative_to(path)) for file in Path(path).glob("*/config.json"))
+        hint = f"; with subfolder= one of {', '.join(inner)}" if inner else ""
+        raise FileNotFoundError(f"{folder} holds no config.json; give the folder of a saved model{hint}.")
     return config_class.from_pretrained(path if config is None else config, **hub)
 
 

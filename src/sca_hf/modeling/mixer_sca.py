@@ -11,6 +11,7 @@ exact to the plain form (Segment Anything, arXiv 2304.02643, appendix A) up to r
 Fused and folded forms are made for each call from the live weights, never kept beside them.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -108,12 +109,20 @@ def fold_positions(transformer: nn.Module, positions: torch.Tensor) -> list[Imag
         only: it does not follow the weights.
     """
     folded = []
-    for layer in transformer.layers:
-        read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-        folded.append(_fuse([read.k_proj, read.v_proj, write.q_proj], [True, False, True], positions))
-    final = transformer.final_attn_token_to_image
-    folded.append(_fuse([final.k_proj, final.v_proj], [True, False], positions))
+    with without_autocast(positions.device):
+        for layer in transformer.layers:
+            read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+            folded.append(_fuse([read.k_proj, read.v_proj, write.q_proj], [True, False, True], positions))
+        final = transformer.final_attn_token_to_image
+        folded.append(_fuse([final.k_proj, final.v_proj], [True, False], positions))
     return folded
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within, products are made in the precision of their factors: positions need all of it."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _fuse(projections: list[nn.Linear], positioned: list[bool], positions: torch.Tensor) -> ImageProjection:
@@ -298,7 +307,11 @@ class ScaTextFeatureMixer(PreTrainedModel):
         queries = embedding_rows(self.caption_tokens).expand(len(sam_tokens), -1, -1)
         tokens = torch.cat([queries, sam_tokens.to(queries.dtype)], dim=1)  # (n, A*Q + t, C)
         tokens, _ = run_two_way(
-            self.transformer, folded, tokens, image_tokens, attn_implementation=config._attn_implementation
+            self.transformer,
+            folded,
+            tokens,
+            image_tokens.to(queries.dtype),
+            attn_implementation=config._attn_implementation,
         )
         return tokens[:, : queries.shape[1]].unflatten(1, (config.num_caption_heads, config.num_caption_tokens))
 
@@ -342,6 +355,7 @@ class ScaConfidenceHead(nn.Module):
 __all__ = [
     "ScaConfidenceHead",
     "ScaTwoWayTransformer",
+    "without_autocast",
     "embedding_rows",
     "fold_positions",
     "run_two_way",

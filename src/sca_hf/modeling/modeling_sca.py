@@ -25,6 +25,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .base_models_sca import keep_precision, one_at_a_time
 from .composing_sca import ScaComposingMixin
 from .configuration_sca import ScaConfig
 from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
@@ -83,9 +84,10 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     _supports_sdpa = True
-    # Random Fourier features lose positions in half precision: at 1024 px bfloat16 moves a box by 4 px.
+    # For loading; `keep_precision` says why, and what holds for casts.
     _keep_in_fp32_modules_strict = ["shared_image_embedding", "shared_embedding"]
 
+    @one_at_a_time
     def __init__(self, config: ScaConfig, build_base_models: bool = True) -> None:
         """
         Args:
@@ -97,8 +99,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         self.sam: PreTrainedModel | None = None
         self.language_model: PreTrainedModel | None = None
         if build_base_models:
-            self.sam = AutoModel.from_config(config.sam_config)
-            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+            self.sam = keep_precision(AutoModel.from_config(config.sam_config))
+            self.language_model = keep_precision(AutoModelForCausalLM.from_config(config.text_config))
             self.generation_config = caption_generation_config(self.language_model)
         self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
         self.detail_encoder = ScaDetailEncoder(config) if config.detail_widths else None

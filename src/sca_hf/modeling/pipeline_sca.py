@@ -159,6 +159,10 @@ class RegionCaptioningPipeline(Pipeline):
         for index, item, prompts in items:
             try:
                 own = _read_item(item)[1]
+                drawn = prompts.keys() - {"task", *own}
+                if drawn and not own and all(prompts[name] is None for name in drawn):
+                    # As for the processor: of several images one without any prompt has no region.
+                    prompts = {**prompts, **dict.fromkeys(drawn, ())}
                 if twice := sorted(name for name in prompts if name in own):
                     raise ValueError(f"it has its own {', '.join(twice)}, and so has the call; leave one of them out.")
                 prepared.append(self.preprocess(item, **{**shared, **prompts}))

@@ -16,7 +16,7 @@ from torch import nn
 
 from .generation_sca import region_chunk_size as default_chunk_size
 from .grouping_sca import PromptGroup, RegionPlan
-from .mixer_sca import ImageProjection, embedding_rows, fold_positions, run_two_way
+from .mixer_sca import ImageProjection, embedding_rows, fold_positions, run_two_way, without_autocast
 
 
 @dataclass
@@ -103,7 +103,8 @@ class SamSegmenter:
         self.grid = tuple(image_embeddings.shape[-2:])
         self.input_dtype = image_embeddings.dtype
         self.images = image_embeddings.to(self.dtype)
-        positions = sam.get_image_wide_positional_embeddings()  # (1, C, h, w)
+        with without_autocast(image_embeddings.device):
+            positions = sam.get_image_wide_positional_embeddings()  # (1, C, h, w)
         self.positions = positions[0].flatten(1).t()  # (hw, C)
         self.folded: list[ImageProjection] = fold_positions(self.decoder.transformer, self.positions)
 
@@ -190,9 +191,10 @@ class SamSegmenter:
             labels = torch.ones_like(points[..., 0], dtype=torch.int) if group.labels is None else group.labels[None]
         if group.boxes is not None:
             boxes = group.boxes.unsqueeze(0)
-        tokens, _ = self.prompt_encoder(
-            input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
-        )  # (1, n, tokens, C)
+        with without_autocast(self.images.device):
+            tokens, _ = self.prompt_encoder(
+                input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
+            )  # (1, n, tokens, C)
         return tokens[0]
 
     def masks(self, regions: DecodedRegions, multimask_output: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,13 @@
 """The HTTP interface: masks and captions for regions, or for everything in a picture. `/docs` describes it."""
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import math
+import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -358,6 +361,7 @@ def serve_app(
     port: int,
     device: str | None,
     started: Callable[[Engine], None] = lambda engine: None,
+    load_first: bool = True,
 ) -> None:
     """Serves an application over an engine until interrupted.
 
@@ -367,13 +371,63 @@ def serve_app(
         host: address to listen on.
         port: port to listen on.
         device: see [`Engine`].
-        started: called with the engine, its default model loaded, before requests are taken.
+        started: called with the engine once requests are taken.
+        load_first: whether requests are taken only when the default model is loaded; else it is loaded meanwhile.
+
+    Raises:
+        OSError: the port is taken, or is not for everybody.
     """
     limit_arenas()
-    engine = Engine(models, device)
-    engine.model()  # the first request should not wait for it
-    started(engine)
-    uvicorn.run(make_app(engine), host=host, port=port, log_level="warning")
+    with bind(host, port) as listener:  # before the model is loaded for nothing
+        engine = Engine(models, device)
+        if load_first:
+            engine.model()  # the first request should not wait for it
+        server = _Server(uvicorn.Config(make_app(engine), log_level="warning"), lambda: started(engine))
+        failures: list[BaseException] = []
+
+        def load() -> None:
+            try:
+                engine.model()
+            except BaseException as error:  # noqa: BLE001, raised below, where somebody sees it
+                failures.append(error)
+                server.should_exit = True
+
+        if not load_first:
+            threading.Thread(target=load, daemon=True).start()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+        if failures:
+            raise failures[0]
+        if not server.started:
+            raise RuntimeError("the server did not start; the reason is above.")
+
+
+class _Server(uvicorn.Server):
+    """Tells when it takes requests."""
+
+    def __init__(self, config: uvicorn.Config, told: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.told = told
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        if self.started:
+            self.told()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Reserves an address; nobody can connect until somebody listens there."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if sys.platform != "win32":  # where it would let two programs share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen at {host}, port {port}: {reason}. Name another with --port.") from None
+    return listener
 
 
 def limit_arenas(count: int = 2) -> bool:

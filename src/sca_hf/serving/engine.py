@@ -142,6 +142,14 @@ class Engine:
             "anything": asdict(processor.anything_settings_for()),
         }
 
+    def model_card(self, name: str) -> str | None:
+        """Returns the text of a model's card, None where it has none on this machine."""
+        folder = Path(self._folders[self.known(name)])
+        try:
+            return (folder / "README.md").read_text(encoding="utf-8") if folder.is_dir() else None
+        except (OSError, UnicodeDecodeError):
+            return None
+
     def open_image(self, data: bytes) -> StoredImage:
         """Decodes a picture within the limits."""
         return StoredImage(self.limits.open_image(data), hashlib.sha256(data).hexdigest())

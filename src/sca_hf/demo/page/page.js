@@ -1,106 +1,132 @@
-// The page: its state, its lists and controls, and its calls of the server. `element` and `server` are Gradio's.
+// The page: its state, what is done with pictures and regions, and its controls.
 
-const $ = (name) => element.querySelector(`[data-id="${name}"]`);
-const all = (selector) => [...element.querySelectorAll(selector)];
 const state = {
-  mode: "prompt", tool: "point", start: null, image: null, model: null, busy: 0,
-  prompt: [], anything: [], active: null, lit: null, next: 0, past: [], job: null,
+  mode: "prompt", tool: "point", start: null, image: null, model: null, presets: {}, own: {},
+  prompt: [], anything: [], active: { prompt: null, anything: null }, lit: null, next: 0, past: [], job: null,
 };
 const shown = () => (state.mode === "prompt" ? state.prompt : state.anything);
 
 const stage = makeStage($("canvas"), {
-  regions: shown, lit: () => state.lit ?? (state.mode === "prompt" ? state.active : null), mode: () => state.mode,
-  tool: () => state.tool, brushWidth: () => Number($("brushwidth").value), addPoint, addBox, addStroke, hover,
+  regions: shown, lit: () => litRegion()?.id, chosen: () => state.active[state.mode], mode: () => state.mode, tool: () => state.tool, refining: () => $("refine").checked,
+  brushWidth: () => Number($("brushwidth").value), words: (region) => (region.result ? brief(text(region.result)) : ""),
+  addPoint, addBox, addStroke, select: (region) => select(region ? region.id : null),
+  hover: (region) => {
+    if ((region ? region.id : null) === state.lit) return;
+    state.lit = region ? region.id : null;
+    light();
+  },
 });
 
-async function call(name, payload) {
-  say(null);
-  state.busy++;
-  $("busy").hidden = !state.image;
-  try {
-    const answer = await server[name](payload);
-    if (answer && answer.error) throw new Error(answer.error);
-    return answer;
-  } catch (error) {
-    say(error.message && !/fetch|JSON|undefined/i.test(error.message) ? error.message : "The server does not answer; please try again.");
-    return null;
-  } finally {
-    state.busy--;
-    $("busy").hidden = state.busy === 0 || !state.image;
-  }
-}
-
-function say(message) {
-  $("error").textContent = message || "";
-  $("error").hidden = !message;
-}
-
-function status(text) {
-  $("status").textContent = text;
-}
+const brief = (words) => (words.length > 26 ? `${words.slice(0, 25).replace(/\s+\S*$/, "")} …` : words);
 
 // Pictures
 
-async function openPicture(payload) {
-  const answer = await call("open_picture", { ...payload, model: state.model });
-  if (!answer) return;
-  const picture = new Image();
-  picture.src = answer.view;
-  await picture.decode();
-  state.image = { id: answer.image_id, width: answer.width, height: answer.height };
-  state.prompt = [];
-  state.anything = [];
-  state.past = [];
-  state.active = state.lit = null;
-  state.next = 0;
-  $("drop").hidden = true;
-  $("another").hidden = $("canvas").hidden = false;
-  stage.show(picture);
-  render();
-  status(state.mode === "prompt" ? "Click on something." : "Ready to caption everything.");
+// The size at which a picture is shown, as the server has it: small ones are enlarged by a whole number.
+function viewSize(width, height) {
+  const longest = Math.max(width, height), view = state.start.view;
+  const scale = longest > view ? view / longest : Math.max(1, Math.min(4, Math.floor(view / longest)));
+  return [width, height].map((side) => Math.max(1, Math.round(side * scale)));
 }
 
-function readFile(file) {
-  if (!file) return;
-  if (file.size > state.start.limits.bytes) {
-    say(`This file is too large; pictures of up to ${Math.floor(state.start.limits.bytes / 2 ** 20)} MB are taken.`);
-    return;
-  }
-  const reader = new FileReader();
-  reader.onload = () => openPicture({ data: reader.result.slice(reader.result.indexOf(",") + 1) });
-  reader.onerror = () => say("This file cannot be read.");
+// `source` is what the server is told; `preview`, a picture that the browser has already, is shown at once.
+async function openPicture(source, preview, width, height) {
+  const before = { ...state, picture: stage.picture, view: [$("canvas").width, $("canvas").height] };
+  if (state.job) cancel();
+  const image = { source, id: null, width, height };
+  Object.assign(state, { image, prompt: [], anything: [], past: [], active: { prompt: null, anything: null }, lit: null, next: 0 });
+  say(null);
+  if (preview) showPicture(preview, ...viewSize(width, height));
+  render();
+  await load(image);
+  if (image !== state.image || image.id || line.failed.size) return;
+  // The server refused it, and said why: what was there before is there again.
+  const { picture, view, ...rest } = before;
+  Object.assign(state, rest);
+  if (state.image) showPicture(picture, ...view);
+  else $("canvas").hidden = !($("drop").hidden = false);
+  status(state.image ? "The picture from before." : "Choose a picture, or one of the examples.");
+  render();
+}
+
+function load(image) {
+  image.ready = (async () => {
+    const answer = await call("open_picture", { ...image.source, model: state.model }, "Opening the picture …");
+    if (image !== state.image) return;
+    if (!answer) return line.failed.add(() => image === state.image && load(image));
+    if (answer.error) return;
+    const picture = new Image();
+    picture.src = answer.view;
+    await picture.decode();
+    if (image !== state.image) return;
+    Object.assign(image, { id: answer.image_id, width: answer.width, height: answer.height });
+    if (picture.naturalWidth !== $("canvas").width || picture.naturalHeight !== $("canvas").height || $("canvas").hidden)
+      showPicture(picture, picture.naturalWidth, picture.naturalHeight);
+    else stage.picture = picture;
+    if (!state.prompt.length) status(state.mode === "prompt" ? "Click on something." : "Ready to caption everything.");
+    render();
+  })();
+  return image.ready;
+}
+
+function showPicture(picture, width, height) {
+  $("drop").hidden = true;
+  $("canvas").hidden = false;
+  stage.show(picture, width, height);
+}
+
+async function readFile(file) {
+  if (!file || !state.start) return;
+  if (file.size > state.start.limits.bytes)
+    return say(`This file is too large; pictures of up to ${Math.floor(state.start.limits.bytes / 2 ** 20)} MB are taken.`, "open_picture");
+  status(`Opening ${file.name || "the picture"} …`);
+  const preview = new Image(), reader = new FileReader();
+  preview.src = URL.createObjectURL(file);
+  const shows = await preview.decode().then(() => preview, () => null); // of some kinds only the server can
+  reader.onload = () => {
+    openPicture({ data: reader.result.slice(reader.result.indexOf(",") + 1) }, shows, preview.naturalWidth, preview.naturalHeight);
+    URL.revokeObjectURL(preview.src);
+  };
+  reader.onerror = () => say("This file cannot be read.", "open_picture");
   reader.readAsDataURL(file);
+}
+
+// Asks about the picture, once it is open; where the server has forgotten it, it is opened again.
+async function ask(name, payload, doing, again) {
+  const image = state.image;
+  const once = async () => {
+    await image.ready;
+    return image.id && image === state.image ? call(name, { image_id: image.id, model: state.model, ...payload() }, doing) : null;
+  };
+  let answer = await once();
+  if (answer?.gone) {
+    await load(image);
+    answer = await once();
+  }
+  if (!answer && image === state.image && line.lost) line.failed.add(again);
+  return answer;
 }
 
 // Regions that are pointed at
 
-function newRegion() {
-  const region = { id: ++state.next, color: colorOf(state.next - 1), prompt: { points: [], labels: [], box: null, bits: null } };
-  state.prompt.push(region);
-  state.active = region.id;
-  return region;
-}
-
-function colorOf(index) {
-  const palette = state.start.palette, turn = Math.floor(index / palette.length), pale = 1 - 0.75 ** turn;
-  return palette[index % palette.length].map((value) => Math.round(value + (255 - value) * pale));
-}
-
-const active = () => state.prompt.find((region) => region.id === state.active) || null;
+const active = () => state.prompt.find((region) => region.id === state.active.prompt) || null;
 
 // Prompts and results as they are now; a result is never changed, only replaced.
 function remember() {
   const copy = state.prompt.map((r) => ({ ...r, prompt: { ...r.prompt, points: [...r.prompt.points], labels: [...r.prompt.labels] } }));
-  state.past.push({ regions: copy, active: state.active });
+  state.past.push({ regions: copy, active: state.active.prompt });
   if (state.past.length > 100) state.past.shift();
 }
 
 function target(refine) {
-  return (refine || $("refine").checked) && active() ? active() : newRegion();
+  if ((refine || $("refine").checked) && active()) return active();
+  const region = { id: ++state.next, color: colorOf(state.next - 1), prompt: { points: [], labels: [], box: null, bits: null } };
+  state.prompt.push(region);
+  state.active.prompt = region.id;
+  return region;
 }
 
 function addPoint(point, label, refine) {
-  if (label === 0 && !active()) return say("Point at something first, then at what does not belong to it.");
+  if (label === 0 && !active()) return say("Point at something first, then at what does not belong to it.", "describe");
   remember();
   const region = target(refine || label === 0);
   region.prompt.points.push(point);
@@ -135,16 +161,19 @@ function asked(region) {
 
 async function describe(region) {
   const turn = (region.turn = (region.turn || 0) + 1), image = state.image;
-  region.pending = true;
+  Object.assign(region, { pending: true, failed: false });
   render();
-  const answer = await call("describe", { image_id: image.id, model: state.model, region: asked(region), options: options() });
+  const payload = () => ({ region: asked(region), options: options() });
+  const doing = state.own.name ? `Reading region ${region.id} …` : "Loading the model …";
+  const answer = await ask("describe", payload, doing, () => region.failed && state.prompt.includes(region) && describe(region));
   // Of several questions about a region only the last one counts, and none about another picture.
   if (turn !== region.turn || image !== state.image) return;
   region.pending = false;
-  if (answer) take(region, answer);
-  else if (!region.result) state.prompt = state.prompt.filter((other) => other !== region);
+  region.failed = !answer;
+  if (answer && !answer.error) take(region, answer);
+  else if (answer && !region.result) state.prompt = state.prompt.filter((other) => other !== region);
   render();
-  if (answer) status(`Region ${region.id}: ${text(region.result)}`);
+  if (region.result && answer && !answer.error) status(`Region ${region.id}: ${text(region.result)}`);
 }
 
 function take(region, result) {
@@ -154,33 +183,40 @@ function take(region, result) {
 }
 
 function choose(region, index) {
-  region.chosen = index;
-  region.mask = decodeMask(region.result.masks[index].view);
-  region.area = region.mask ? region.mask.bits.reduce((sum, bit) => sum + bit, 0) : 0;
-  region.paint = null;
+  const mask = region.result.masks[index];
+  Object.assign(region, { chosen: index, mask: decodeMask(mask.view), area: mask.area, spot: mask.spot, paint: null });
 }
 
-const text = (result) => [result.caption].flat().join(" / ") || "(no words)";
+function leave(regions) {
+  for (const region of regions) region.turn = (region.turn || 0) + 1;
+}
+
+function remove(region) {
+  remember();
+  leave([region]);
+  state.prompt = state.prompt.filter((other) => other !== region);
+  state.lit = null;
+  render();
+}
 
 function undo() {
   const before = state.past.pop();
   if (!before) return;
-  for (const region of state.prompt) region.turn = (region.turn || 0) + 1;
+  leave(state.prompt);
   state.prompt = before.regions.map((region) => ({ ...region, pending: false }));
-  state.active = before.active;
+  state.active.prompt = before.active;
+  say(null);
   render();
   for (const region of state.prompt) if (!region.result) describe(region);
   status("Undone.");
 }
 
 function clear() {
-  if (state.mode === "anything") state.anything = [];
-  else {
-    remember();
-    for (const region of state.prompt) region.turn = (region.turn || 0) + 1;
-    state.prompt = [];
-    state.active = null;
-  }
+  remember();
+  leave(state.prompt);
+  state.prompt = [];
+  state.active.prompt = null;
+  say(null);
   render();
   status("Cleared.");
 }
@@ -188,174 +224,49 @@ function clear() {
 // Everything in the picture
 
 async function captionEverything() {
-  if (!state.image) return say("Choose a picture first.");
+  if (!state.image) return say("Choose a picture first.", "everything");
   if (state.job) return;
-  const image = state.image, settings = {};
+  const image = state.image, settings = {}, job = (state.job = Math.random().toString(36).slice(2));
   for (const input of all("[data-set]")) settings[input.dataset.set] = input.type === "checkbox" ? input.checked : Number(input.value);
-  state.job = Math.random().toString(36).slice(2);
-  $("run").disabled = true;
-  $("progress").hidden = false;
-  const timer = setInterval(showProgress, 700);
-  const answer = await call("everything", {
-    image_id: image.id, model: state.model, settings, options: options(), job: state.job, session: state.start.session,
-  });
-  clearInterval(timer);
-  state.job = null;
-  $("run").disabled = false;
-  $("progress").hidden = true;
-  if (!answer || image !== state.image) return;
-  state.anything = answer.regions.map((record, index) => {
-    const region = { id: index + 1, color: colorOf(index), record };
-    region.mask = decodeMask(record.view);
-    region.area = record.area;
-    region.result = { caption: record.caption, score: record.score, masks: [{ iou: record.predicted_iou }] };
-    return region;
-  });
-  state.lit = null;
+  say(null);
   render();
-  status(`${state.anything.length} regions.` + (state.anything.length ? "" : " Lower thresholds find more."));
+  $("cancel").focus();
+  const timer = setInterval(() => showProgress(job), 500);
+  const payload = () => ({ settings, options: options(), job, session: state.start.session });
+  const answer = await ask("everything", payload, state.own.name ? "Finding things …" : "Loading the model …", captionEverything);
+  clearInterval(timer);
+  if (job !== state.job) return; // it was cancelled
+  const held = document.activeElement === $("cancel");
+  state.job = null;
+  render();
+  if (held) $("run").focus();
+  if (!answer || answer.error || image !== state.image) return;
+  state.anything = answer.regions.map((record, index) => ({
+    id: index + 1, color: colorOf(index), record, mask: decodeMask(record.view), area: record.area, spot: record.spot,
+    result: { caption: record.caption, score: record.score, masks: [{ iou: record.predicted_iou }] },
+  }));
+  Object.assign(state, { lit: null, active: { ...state.active, anything: null } });
+  render();
+  status(state.anything.length ? `${state.anything.length} regions. Choose one to read it.` : "Nothing was found. Dense finds more.");
 }
 
-async function showProgress() {
-  const job = state.job;
-  const news = job && (await server.progress({ job }).catch(() => null));
-  if (!news || job !== state.job) return;
-  $("progressbar").value = news.fraction;
-  $("progresstext").textContent = news.text;
+function cancel() {
+  if (!state.job) return;
+  state.job = null;
+  render();
+  $("run").focus();
+  for (const entry of line.waiting) if (entry.name === "everything") entry.doing = null;
+  showBusy();
+  call("cancel", { session: state.start.session });
+  status("Cancelled.");
 }
 
-// Lists
-
-function render() {
-  const list = $("regions"), regions = shown();
-  const focused = document.activeElement && list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-  list.replaceChildren(...regions.map(item));
-  if (focused) list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
-  $("downloads").hidden = !regions.some((region) => region.result);
-  element.querySelector('[data-act="undo"]').disabled = !state.past.length;
-  element.querySelector('[data-act="clear"]').disabled = !regions.length;
-  $("tools").hidden = state.mode !== "prompt";
-  $("controls").hidden = state.mode !== "anything";
-  $("brushsize").hidden = state.tool !== "brush";
-  $("canvas").classList.toggle("drag", state.mode === "prompt" && ["box", "brush"].includes(state.tool));
-  light();
-}
-
-function make(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function item(region) {
-  const mark = make("span", { class: "mark" }, String(region.id));
-  mark.style.background = `rgb(${region.color.join(" ")})`;
-  const words = region.result ? text(region.result) : "…";
-  const pick = make("button", { type: "button", class: "pick", "data-key": `pick${region.id}`, "aria-label": `Region ${region.id}: ${words}` }, mark, make("span", { class: "caption" }, region.pending ? `${words} …` : words));
-  pick.addEventListener("click", () => {
-    state.active = region.id;
-    light();
-  });
-  const row = make("li", { "data-region": region.id }, pick);
-  for (const [event, id] of [["pointerenter", region.id], ["pointerleave", null], ["focusin", region.id], ["focusout", null]])
-    row.addEventListener(event, () => {
-      state.lit = id;
-      light();
-    });
-  if (state.mode === "prompt") {
-    const remove = make("button", { type: "button", class: "remove", "aria-label": `Remove region ${region.id}`, title: "Remove" }, "✕");
-    remove.addEventListener("click", () => {
-      remember();
-      region.turn = (region.turn || 0) + 1;
-      state.prompt = state.prompt.filter((other) => other !== region);
-      state.lit = null;
-      render();
-    });
-    row.append(remove);
-  }
-  if (region.result) row.append(numbers(region));
-  return row;
-}
-
-function numbers(region) {
-  const { score, masks } = region.result, iou = masks[region.chosen || 0].iou;
-  const sure = [score].flat()[0];
-  const row = make("div", { class: "numbers" });
-  if (sure !== null && sure !== undefined) row.append(make("span", { title: "mean log-probability of the caption's tokens" }, `score ${sure.toFixed(2)}`));
-  row.append(make("span", { title: "the model's own estimate of the mask's IoU" }, `IoU ${iou.toFixed(2)}`));
-  if (masks.length > 1) {
-    const group = make("span", { role: "group", "aria-label": `Masks of region ${region.id}` }, "mask ");
-    masks.forEach((mask, index) => {
-      const button = make("button", { type: "button", "data-key": `mask${region.id}-${index}`, "aria-pressed": String(index === region.chosen), "aria-label": `Mask ${index + 1} of region ${region.id}, IoU ${mask.iou.toFixed(2)}` }, String(index + 1));
-      button.addEventListener("click", () => {
-        choose(region, index);
-        render();
-      });
-      group.append(button);
-    });
-    row.append(group);
-  }
-  return row;
-}
-
-function light() {
-  const lit = state.lit ?? (state.mode === "prompt" ? state.active : null);
-  for (const row of all("[data-region]")) row.classList.toggle("lit", Number(row.dataset.region) === lit);
-  stage.draw();
-}
-
-function hover(region, event) {
-  const id = region ? region.id : null;
-  const bubble = $("bubble");
-  if (id !== state.lit) {
-    state.lit = id;
-    light();
-    const list = $("regions"), row = list.querySelector(".lit");
-    // The list alone scrolls, never the page.
-    if (row && list.scrollHeight > list.clientHeight) list.scrollTop = row.offsetTop - list.offsetTop - list.clientHeight / 3;
-  }
-  bubble.hidden = !region || !region.result;
-  if (bubble.hidden) return;
-  bubble.textContent = text(region.result);
-  const frame = $("frame").getBoundingClientRect();
-  const x = event ? event.clientX - frame.left : frame.width / 2, y = event ? event.clientY - frame.top : 8;
-  bubble.style.left = `${Math.min(x + 14, Math.max(4, frame.width - bubble.offsetWidth - 4))}px`;
-  bubble.style.top = `${y + 18 + bubble.offsetHeight > frame.height ? Math.max(4, y - bubble.offsetHeight - 10) : y + 18}px`;
-}
-
-// Results to keep
-
-function records() {
-  return shown().filter((region) => region.result).map((region) => {
-    if (region.record) {
-      const { view, ...record } = region.record;
-      return record;
-    }
-    const { mask, iou, box, area } = region.result.masks[region.chosen];
-    const prompt = asked(region);
-    const bbox = box ? [box[0], box[1], box[2] - box[0], box[3] - box[1]] : [0, 0, 0, 0];
-    return { segmentation: mask, area, bbox, predicted_iou: iou, point_coords: prompt.points, box_prompt: prompt.box, caption: text(region.result), score: [region.result.score].flat()[0] };
-  });
-}
-
-function save(name, parts, type) {
-  const link = make("a", { href: URL.createObjectURL(new Blob(parts, { type })), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-}
-
-async function download(kind) {
-  const kept = records();
-  if (kind === "json") return save("regions.json", [JSON.stringify(kept, null, 1)], "application/json");
-  if (kind === "coco") {
-    const image = { id: 1, file_name: "image", width: state.image.width, height: state.image.height };
-    const annotations = kept.map((record, index) => ({ id: index + 1, image_id: 1, category_id: 1, iscrowd: 0, ...record }));
-    const categories = [{ id: 1, name: "object", supercategory: "object" }];
-    return save("coco.json", [JSON.stringify({ images: [image], annotations, categories })], "application/json");
-  }
-  const answer = await call("draw", { image_id: state.image.id, regions: kept.map(({ caption, segmentation }) => ({ caption, segmentation })) });
-  if (answer) save("regions.png", [Uint8Array.from(atob(answer.png), (letter) => letter.charCodeAt(0))], "image/png");
+async function showProgress(job) {
+  const news = await Promise.resolve(server.progress({ job })).catch(() => null);
+  const entry = line.waiting.find((one) => one.name === "everything");
+  if (!news?.fraction || !entry || job !== state.job) return;
+  Object.assign(entry, { doing: `${news.text} …`, fraction: news.fraction });
+  showBusy();
 }
 
 // Controls
@@ -375,53 +286,64 @@ function showNumbers() {
   $("temperature").hidden = !element.querySelector('[data-opt="do_sample"]').checked;
 }
 
-function showModel(model) {
-  state.model = model.name;
-  const task = element.querySelector('[data-opt="task"]');
-  task.replaceChildren(...model.tasks.map((name) => make("option", { value: name }, name)));
-  task.value = model.tasks.includes("caption") ? "caption" : model.tasks[model.tasks.length - 1];
-  for (const [name, value] of Object.entries(model.anything)) {
-    const input = element.querySelector(`[data-set="${name}"]`);
-    if (input) input.value = value;
+// Marks one of several buttons of which one holds; the Tab key goes to it, or to the first.
+function mark(selector, attribute, chosen) {
+  all(selector).forEach((one, index) => {
+    one.setAttribute(attribute, String(one === chosen));
+    one.tabIndex = one === chosen || (!chosen && !index) ? 0 : -1;
+  });
+}
+
+function setPreset(name) {
+  for (const [setting, value] of Object.entries({ ...state.own.anything, ...state.presets[name] })) {
+    const input = element.querySelector(`[data-set="${setting}"]`);
+    if (input?.type === "checkbox") input.checked = value;
+    else if (input) input.value = value;
   }
-  const facts = { Model: model.name, "Language model": model.language_model, "Image encoder": `${model.image_encoder}, ${model.image_size} px`, Parameters: model.parameters.toLocaleString("en") };
-  $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
+  mark("[data-preset]", "aria-checked", element.querySelector(`[data-preset="${name}"]`));
   showNumbers();
 }
 
+function showModel(model) {
+  Object.assign(state, { model: model.name, own: model, presets: model.presets });
+  const task = element.querySelector('[data-opt="task"]');
+  task.replaceChildren(...model.tasks.map((name) => make("option", { value: name }, name)));
+  task.value = model.tasks.includes("caption") ? "caption" : model.tasks[model.tasks.length - 1];
+  setPreset("normal");
+  const facts = { Model: model.name, "Language model": model.language_model, "Image encoder": `${model.image_encoder}, ${model.image_size} px`, Parameters: model.parameters.toLocaleString("en") };
+  $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
+  // A model of the Hub has its card there, one from a folder has it with it.
+  const card = model.card ? URL.createObjectURL(new Blob([model.card], { type: "text/plain;charset=utf-8" })) : `https://huggingface.co/${model.name}`;
+  $("card").href = card;
+  $("card").hidden = !model.card && !model.name.includes("/");
+}
+
 async function changeModel(name) {
-  const before = state.model, model = await call("describe_model", { model: name });
-  if (!model) {
+  const before = state.model, model = await call("describe_model", { model: name }, `Loading ${name} …`);
+  if (!model || model.error) {
     $("model").value = before;
     return;
   }
   showModel(model);
-  state.anything = [];
-  state.past = [];
+  Object.assign(state, { anything: [], past: [] });
   render();
   for (const region of state.prompt) describe(region);
   status(`Now with ${name}.`);
 }
 
 function setMode(mode) {
-  state.mode = mode;
-  state.lit = null;
-  $("bubble").hidden = true;
-  for (const tab of all("[data-mode]")) {
-    tab.setAttribute("aria-selected", String(tab.dataset.mode === mode));
-    tab.tabIndex = tab.dataset.mode === mode ? 0 : -1;
-  }
-  $("panel").setAttribute("aria-labelledby", `sca-tab-${mode}`);
-  if (state.image) status(mode === "prompt" ? "Click on something." : `${state.anything.length} regions.`);
+  Object.assign(state, { mode, lit: null });
+  const tab = element.querySelector(`[data-mode="${mode}"]`);
+  mark("[data-mode]", "aria-selected", tab);
+  $("panel").setAttribute("aria-labelledby", tab.id);
+  if (!line.lost) say(null); // it was about the other tab
+  if (state.image) status(mode === "prompt" ? "Click on something." : state.anything.length ? `${state.anything.length} regions.` : "Ready to caption everything.");
   render();
 }
 
 function setTool(tool) {
   state.tool = tool;
-  for (const button of all("[data-tool]")) {
-    button.setAttribute("aria-checked", String(button.dataset.tool === tool));
-    button.tabIndex = button.dataset.tool === tool ? 0 : -1;
-  }
+  mark("[data-tool]", "aria-checked", element.querySelector(`[data-tool="${tool}"]`));
   stage.corner = stage.far = null;
   render();
 }
@@ -429,9 +351,9 @@ function setTool(tool) {
 // Arrow keys move within tabs and tools, as they do in a native control.
 function arrows(selector, choose) {
   const buttons = all(selector);
-  buttons.forEach((button, index) => {
-    button.addEventListener("click", () => choose(button));
-    button.addEventListener("keydown", (event) => {
+  buttons.forEach((one, index) => {
+    one.addEventListener("click", () => choose(one));
+    one.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
       if (!step) return;
       event.preventDefault();
@@ -442,20 +364,21 @@ function arrows(selector, choose) {
   });
 }
 
-arrows("[data-mode]", (button) => setMode(button.dataset.mode));
-arrows("[data-tool]", (button) => setTool(button.dataset.tool));
-const acts = { choose: () => $("file").click(), undo, clear, json: () => download("json"), coco: () => download("coco"), png: () => download("png") };
-for (const button of all("[data-act]")) button.addEventListener("click", acts[button.dataset.act]);
+arrows("[data-mode]", (one) => setMode(one.dataset.mode));
+arrows("[data-tool]", (one) => setTool(one.dataset.tool));
+arrows("[data-preset]", (one) => setPreset(one.dataset.preset));
+const acts = {
+  choose: () => $("file").click(), undo, clear, run: captionEverything, cancel, retry, dismiss: () => say(null),
+  json: () => download("json"), coco: () => download("coco"), png: () => download("png"),
+};
+for (const one of all("[data-act]")) one.addEventListener("click", () => acts[one.dataset.act]());
 $("file").addEventListener("change", (event) => {
   readFile(event.target.files[0]);
   event.target.value = "";
 });
 $("model").addEventListener("change", (event) => changeModel(event.target.value));
-$("controls").addEventListener("submit", (event) => {
-  event.preventDefault();
-  captionEverything();
-});
 for (const input of all("[data-set], [data-opt]")) input.addEventListener("input", showNumbers);
+for (const input of all("[data-set]")) input.addEventListener("input", () => mark("[data-preset]", "aria-checked", null));
 for (const input of all("[data-opt]"))
   input.addEventListener("change", () => {
     if (state.mode === "prompt") for (const region of state.prompt) describe(region);
@@ -470,20 +393,33 @@ document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files || [])].find((one) => one.type.startsWith("image/"));
   if (file && element.isConnected) readFile(file);
 });
+addEventListener("resize", () => light());
 
-(async () => {
-  const start = await call("start", {});
-  if (!start) return;
+async function begin() {
+  const start = await call("start", {}, "Connecting …");
+  if (!start || start.error) return start || line.failed.add(begin);
   state.start = start;
+  state.model = start.models[0];
   $("limits").textContent = `Up to ${Math.floor(start.limits.bytes / 2 ** 20)} MB. It is kept in the server's memory for a while and never written to disk.`;
   $("model").replaceChildren(...start.models.map((name) => make("option", { value: name }, name)));
   $("examples").replaceChildren(...start.examples.map((example, index) => {
-    const button = make("button", { type: "button", "aria-label": `Example ${index + 1}`, title: `Example ${index + 1}` }, make("img", { src: example, alt: "" }));
-    button.addEventListener("click", () => openPicture({ example: index }));
-    return button;
+    const picture = make("img", { src: example.view, alt: "" });
+    const open = () => openPicture({ example: index }, picture, example.width, example.height);
+    return button({ "aria-label": `Example: ${example.name}`, title: example.name }, picture, open);
   }));
-  showModel(start.model);
+  $("credits").replaceChildren("Examples: ", ...start.examples.flatMap((example, index) => [
+    index ? ", " : "", make("a", { href: example.source, target: "_blank", rel: "noopener" }, `${example.name.toLowerCase()} by ${example.credit}`), ` (${example.license})`,
+  ]));
   status("Choose a picture, or one of the examples.");
   render();
   element.querySelector(".sca").dataset.ready = "yes";
-})();
+  loadModel();
+}
+
+async function loadModel() {
+  const model = await call("describe_model", { model: state.model }, `Loading ${state.model} …`);
+  if (!model) line.failed.add(loadModel);
+  else if (!model.error) showModel(model);
+}
+
+begin();

@@ -3,14 +3,14 @@
 
 function makeStage(canvas, page) {
   const context = canvas.getContext("2d");
-  const stage = { picture: null, corner: null, far: null, cross: null, stroke: null, hovered: null };
+  const stage = { picture: null, corner: null, far: null, cross: null, stroke: null, badges: [] };
 
-  stage.show = (picture) => {
+  stage.show = (picture, width, height) => {
     stage.picture = picture;
-    canvas.width = picture.naturalWidth;
-    canvas.height = picture.naturalHeight;
-    stage.corner = stage.far = stage.stroke = stage.hovered = null;
-    stage.cross = null;
+    canvas.width = width;
+    canvas.height = height;
+    canvas.style.setProperty("--ratio", width / height);
+    stage.corner = stage.far = stage.stroke = stage.cross = null;
     stage.draw();
   };
 
@@ -20,7 +20,7 @@ function makeStage(canvas, page) {
   stage.draw = () => {
     if (!stage.picture) return;
     context.clearRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(stage.picture, 0, 0);
+    context.drawImage(stage.picture, 0, 0, canvas.width, canvas.height);
     const line = 1.6 * unit();
     const regions = [...page.regions()].sort((a, b) => (b.area || 0) - (a.area || 0));
     const lit = page.lit();
@@ -38,6 +38,7 @@ function makeStage(canvas, page) {
       context.drawImage(region.paint[key], region.mask.x, region.mask.y);
     }
     for (const region of regions) drawPrompt(region, line);
+    drawNames(regions.reverse());
     if (stage.stroke) drawBits(stage.stroke, "rgb(255 210 60 / 0.6)");
     if (stage.corner) drawBox([...stage.corner, ...(stage.far || stage.corner)], "#ffd23c", line);
     if (stage.cross && document.activeElement === canvas) drawCross(line);
@@ -52,6 +53,53 @@ function makeStage(canvas, page) {
       inner.drawImage(stage.picture, mask.x, mask.y, mask.width, mask.height, 0, 0, mask.width, mask.height);
     }
     context.drawImage(mask.surface, mask.x, mask.y);
+  }
+
+  // A badge with its number in each region; of a few regions also what they are, where that hides no other badge.
+  function drawNames(regions) {
+    const size = unit() * (regions.length > 30 ? 0.75 : 1), height = 20 * size, pad = 5 * size;
+    context.font = `600 ${13 * size}px system-ui, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif`;
+    context.textBaseline = "middle";
+    const wide = (words) => context.measureText(words).width + 2 * pad;
+    const apart = (a, b) => a.x + a.width < b.x || b.x + b.width < a.x || a.y + height < b.y || b.y + height < a.y;
+    const fit = (at, width) => ({
+      x: Math.min(Math.max(at[0] - width / 2, 0), canvas.width - width),
+      y: Math.min(Math.max(at[1] - height / 2, 0), canvas.height - height), width,
+    });
+    stage.badges = regions.filter((region) => region.spot).map((region) => {
+      const marked = region.prompt?.points.some(([x, y]) => Math.hypot(x - region.spot[0], y - region.spot[1]) < 20 * size);
+      const at = [region.spot[0], region.spot[1] - (marked ? 22 * size : 0)], width = Math.max(height, wide(String(region.id)));
+      return { region, at, badge: width, ...fit(at, width) };
+    });
+    // Those of regions with one middle stand side by side.
+    stage.badges.forEach((one, index) => {
+      const before = stage.badges.slice(0, index), meets = () => before.some((other) => !apart(one, other));
+      for (let step = 0; step < 4 && meets(); step++) Object.assign(one, fit([one.x + 1.6 * one.badge, one.at[1]], one.badge));
+      one.at = [one.x + one.badge / 2, one.at[1]];
+    });
+    for (const one of stage.badges) {
+      // The words of the selected region are on the picture anyway, in full.
+      const words = regions.length <= 8 && one.region.id !== page.chosen() ? page.words(one.region) : "";
+      const width = one.badge + wide(words), leftwards = one.x + width > canvas.width;
+      const place = { ...one, x: leftwards ? one.x + one.badge - width : one.x, width };
+      if (words && stage.badges.every((other) => other === one || apart(place, other))) Object.assign(one, place, { words, leftwards });
+    }
+    for (const { region, x, y, width, badge, words, leftwards } of stage.badges) {
+      const number = leftwards ? x + width - badge : x;
+      const color = `rgb(${region.color.join(" ")})`;
+      for (const [style, grow, left, length] of [["#12141a", 1.5 * size, x, width], [color, 0, number, badge]]) {
+        context.fillStyle = style;
+        context.beginPath();
+        context.roundRect(left - grow, y - grow, length + 2 * grow, height + 2 * grow, 5 * size);
+        context.fill();
+      }
+      context.fillStyle = "#12141a";
+      context.textAlign = "center";
+      context.fillText(String(region.id), number + badge / 2, y + height / 2 + size);
+      context.fillStyle = "#f5f6f8";
+      context.textAlign = "left";
+      if (words) context.fillText(words, (leftwards ? x : x + badge) + pad, y + height / 2 + size);
+    }
   }
 
   function drawPrompt(region, line) {
@@ -148,6 +196,19 @@ function makeStage(canvas, page) {
   stage.regionAt = ({ x, y }) =>
     page.regions().filter((r) => r.mask && covers(r.mask, x, y)).sort((a, b) => a.area - b.area)[0] || null;
 
+  stage.badgeAt = ({ x, y }) => {
+    const reach = 6 * unit();
+    const hit = stage.badges.find((one) => x > one.x - reach && x < one.x + one.width + reach && y > one.y - reach && y < one.y + 20 * unit() + reach);
+    return hit ? hit.region : null;
+  };
+
+  // What a click or Enter selects there: in everything mode any region, else one whose number is hit.
+  function selected(at, refine) {
+    if (page.mode() === "anything") return { region: stage.badgeAt(at) || stage.regionAt(at) };
+    const region = ["point", "negative"].includes(page.tool()) && !refine && !page.refining() ? stage.badgeAt(at) : null;
+    return region && { region };
+  }
+
   function finishBox(corner, far) {
     const box = [Math.min(corner.x, far.x), Math.min(corner.y, far.y), Math.max(corner.x, far.x), Math.max(corner.y, far.y)];
     stage.corner = stage.far = null;
@@ -157,9 +218,10 @@ function makeStage(canvas, page) {
 
   let down = null;
   canvas.addEventListener("pointerdown", (event) => {
-    if (page.mode() !== "prompt" || event.button > 2) return;
-    const at = place(event);
-    down = { at, last: at, tool: event.button === 2 ? "negative" : page.tool(), refine: event.shiftKey };
+    if (event.button > 2) return;
+    const at = place(event), selects = event.button !== 2 && selected(at, event.shiftKey);
+    const tool = selects || page.mode() === "anything" ? "select" : event.button === 2 ? "negative" : page.tool();
+    down = { at, last: at, tool, refine: event.shiftKey, selects };
     stage.cross = null;
     if (down.tool === "brush") {
       stage.stroke = new Uint8Array(canvas.width * canvas.height);
@@ -182,12 +244,12 @@ function makeStage(canvas, page) {
     } else if (stage.corner) {
       stage.far = [at.x, at.y];
       stage.draw();
-    } else page.hover(stage.regionAt(at), event);
+    } else if (event.pointerType !== "touch") page.hover(stage.regionAt(at));
   });
 
   canvas.addEventListener("pointerup", (event) => {
     if (!down) return;
-    const at = place(event), { tool, refine, first } = down;
+    const at = place(event), { tool, refine, first, selects } = down;
     const moved = Math.hypot(at.x - down.at.x, at.y - down.at.y) * (canvas.getBoundingClientRect().width / canvas.width);
     down = null;
     if (tool === "brush") {
@@ -197,6 +259,8 @@ function makeStage(canvas, page) {
     } else if (tool === "box") {
       // A drag gives both corners, a click the first, another click the second.
       if (!first || moved > 4) finishBox({ x: stage.corner[0], y: stage.corner[1] }, at);
+    } else if (tool === "select") {
+      if (selects) page.select(selects.region);
     } else page.addPoint([at.x, at.y], tool === "point" ? 1 : 0, refine);
   });
 
@@ -220,8 +284,9 @@ function makeStage(canvas, page) {
       page.hover(stage.regionAt(stage.cross));
     } else if (event.key === "Enter" || event.key === " ") {
       stage.cross ??= { x: canvas.width / 2, y: canvas.height / 2 };
-      if (page.mode() !== "prompt") return;
-      if (page.tool() === "box") {
+      const selects = selected(stage.cross, event.shiftKey);
+      if (selects) page.select(selects.region);
+      else if (page.tool() === "box") {
         if (stage.corner) finishBox({ x: stage.corner[0], y: stage.corner[1] }, stage.cross);
         else stage.corner = [stage.cross.x, stage.cross.y];
       } else if (page.tool() === "brush") {

@@ -337,6 +337,11 @@ class ShardedCheckpoints(WholeCheckpoints):
                 output_dtype=None,
                 reduce_dtype=torch.float32,
             )
+            if plugin.ignored_modules is None:
+                # Nor may it cast SAM's Fourier features, which are tiny, and lose positions.
+                plugin.ignored_modules = [
+                    part for part in self.model.modules() if hasattr(part, "positional_embedding")
+                ]
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:

@@ -15,8 +15,8 @@ from ...modeling.base_models_sca import (
     BASE_MODELS,
     LANGUAGE_MODEL,
     SAM,
-    cast_but_positions,
     check_part,
+    keep_precision,
     without_dropout,
 )
 from ...modeling.composing_sca import __name__ as swap_warnings
@@ -78,7 +78,7 @@ class Configurations(Weights):
         config = without_dropout(deepcopy(config)) if part == LANGUAGE_MODEL else deepcopy(config)
         with torch.device("meta"):
             if part == SAM:
-                return cast_but_positions(auto_class.from_config(config), dtype)
+                return keep_precision(auto_class.from_config(config)).to(dtype)
             return auto_class.from_config(config, dtype=dtype)
 
     def name_sources(self, model: Any) -> None:
@@ -232,7 +232,7 @@ def check_whole(name: str, revision: str) -> ScaConfig:
 
 def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
     """Gives each part its precision, whatever it was stored in."""
-    cast_but_positions(model.sam, dtype)
+    model.sam.to(dtype)
     model.mixer.to(dtype)
     if model.detail_encoder is not None:
         model.detail_encoder.to(dtype)

@@ -102,9 +102,7 @@ def weight_memories(config: ScaConfig) -> dict[str, list[PartMemory]]:
     model = empty_model(config).requires_grad_(False)
     memories = {}
     for title, dtype, quantized in PRECISIONS:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        memories[title] = list(part_memories(model, quantized))
+        memories[title] = list(part_memories(model.to(dtype), quantized))
     return memories
 
 
