@@ -166,10 +166,12 @@ class Doors:
         regions = self.folder / "regions.json"
         regions.write_text(f"[{text}]")
         self.capsys.readouterr()
-        code = main(["caption", str(self.folder / "picture.png"), "--regions", str(regions), "--json", "-"])
+        picture = str(self.folder / "picture.png")
+        code = main(["caption", picture, "--regions", str(regions), "--json", "-", "--quiet"])
         shown = self.capsys.readouterr()
         if code:
-            return shown.err.removeprefix(f"sca-hf caption: error: {regions}: ").rstrip("\n")
+            whose = f"failed: {picture}: " if code == 1 else "error: "  # of the image, or of the file alone
+            return shown.err.removeprefix(f"sca-hf caption: {whose}{regions}: ").rstrip("\n")
         return json.loads(shown.out)[0]
 
     def http(self, text):

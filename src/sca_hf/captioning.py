@@ -1,6 +1,7 @@
 """Captioning the regions of image files: what `sca-hf caption` does, without the command line."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from .drawing import DrawnRegion, draw_regions
 from .model_names import check_repository
 from .modeling.modeling_sca import ScaForConditionalGeneration
-from .processing.images_sca import as_images
+from .processing.images_sca import as_image
 from .processing.masks_sca import encode_rle
 from .processing.processing_sca import ScaProcessor
 from .processing.region_prompts_sca import RegionPrompt, processor_arguments
@@ -66,59 +67,125 @@ def one_line(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
-def load(model: str | None = None, device: str | None = None) -> tuple[ScaForConditionalGeneration, ScaProcessor]:
+def load(
+    model: str | None = None,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+) -> tuple[ScaForConditionalGeneration, ScaProcessor]:
     """Loads a model and its processor.
 
     Args:
         model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`.
         device: None takes CUDA where it is present.
+        dtype: precision of the weights, for instance "bfloat16"; None: as saved.
+        revision: branch, tag or commit of a repository.
     """
-    name = check_repository(model)
+    name = check_repository(model, revision)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = ScaForConditionalGeneration.from_pretrained(name).to(chosen).eval()
-    return loaded, ScaProcessor.from_pretrained(name)
+    where: dict[str, Any] = {} if revision is None else {"revision": revision}
+    precision: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    loaded = ScaForConditionalGeneration.from_pretrained(name, **where, **precision)
+    return loaded.to(chosen).eval(), ScaProcessor.from_pretrained(name, **where)
+
+
+# What an image can do to us: not be there, not be a picture, be too large for the device.
+IMAGE_ERRORS = (OSError, ValueError, TypeError, torch.OutOfMemoryError, MemoryError)
+
+
+def image_error(error: BaseException) -> str:
+    """Returns what is wrong with an image in one line, without its number in a call that nobody made."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^image 0( \(.*?\))?(: |, | )", "", text) or type(error).__name__
 
 
 def caption_images(
     model: ScaForConditionalGeneration,
     processor: ScaProcessor,
-    images: Sequence[str],
+    images: Sequence[str] | Mapping[str, Any],
     prompts: Sequence[Sequence[RegionPrompt]],
     task: str | None = None,
     batch_size: int = 8,
+    failed: Callable[[str, BaseException], None] | None = None,
     **generation: Any,
 ) -> Iterator[tuple[Image.Image, list[CaptionedRegion]]]:
     """Yields each image, upright and RGB, with its captioned regions.
 
     Args:
-        images: paths or URLs.
+        images: paths or URLs; or, by the names that the records have, anything that the processor takes as an image.
         prompts: the regions of each image; none: the whole image is one.
         task: a task of the model; None takes its default.
         batch_size: images at a time.
+        failed: called with the name of an image that cannot be captioned, and the error, which is raised without it.
         generation: arguments of `generate`, for instance `num_beams`.
     """
-    for start in range(0, len(images), batch_size):
-        names = images[start : start + batch_size]
-        pictures = as_images(list(names))
-        # An image without prompts gets the box that the processor would give it.
-        checked = [
-            [
-                region.on_image((picture.height, picture.width))
-                for region in regions or [RegionPrompt(box=[0.0, 0.0, float(picture.width), float(picture.height)])]
-            ]
-            for regions, picture in zip(prompts[start : start + batch_size], pictures, strict=True)
-        ]
-        inputs = processor(pictures, task=task, **processor_arguments(checked)).to(model.device, model.dtype)
+    processor(original_sizes=[(8, 8)], task=task)  # an unknown task is a fault of no image
+    named = list(images.items() if isinstance(images, Mapping) else zip(images, images, strict=True))
+    if len(named) != len(prompts):
+        raise ValueError(f"{len(named)} images and {len(prompts)} lists of prompts; give a list for each image.")
+    for start in range(0, len(named), batch_size):
+        batch = []
+        for (name, image), regions in zip(named[start:], prompts[start : start + batch_size], strict=False):
+            try:
+                batch.append(_Asked(name, *_read_image(image, regions)))
+            except IMAGE_ERRORS as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+        yield from _caption_batch(model, processor, batch, task, failed, generation)
+
+
+@dataclass
+class _Asked:
+    """An image with its regions, each checked against it."""
+
+    name: str
+    picture: Image.Image
+    regions: list[RegionPrompt]
+
+
+def _read_image(image: Any, regions: Sequence[RegionPrompt]) -> tuple[Image.Image, list[RegionPrompt]]:
+    if isinstance(image, BaseException):
+        raise image
+    picture = as_image(image)
+    # An image without prompts gets the box that the processor would give it.
+    whole = RegionPrompt(box=[0.0, 0.0, float(picture.width), float(picture.height)])
+    return picture, [region.on_image((picture.height, picture.width)) for region in regions or [whole]]
+
+
+def _caption_batch(
+    model: ScaForConditionalGeneration,
+    processor: ScaProcessor,
+    batch: list[_Asked],
+    task: str | None,
+    failed: Callable[[str, BaseException], None] | None,
+    generation: dict[str, Any],
+) -> Iterator[tuple[Image.Image, list[CaptionedRegion]]]:
+    """Captions images in one call; where that fails, one by one, so that a single one is to blame."""
+    if not batch:
+        return
+    prompts = processor_arguments([asked.regions for asked in batch])
+    try:
+        inputs = processor([asked.picture for asked in batch], task=task, **prompts).to(model.device, model.dtype)
         outputs = model.generate(**inputs, output_caption_scores=True, **generation)
         results = processor.post_process_regions(outputs, inputs["original_sizes"], inputs["reshaped_input_sizes"])
-        for name, picture, regions, records in zip(names, pictures, checked, results, strict=True):
-            yield (
-                picture,
-                [
-                    CaptionedRegion(image=name, number=number, prompt=prompt, **record)
-                    for number, (prompt, record) in enumerate(zip(regions, records, strict=True), 1)
-                ],
-            )
+    except IMAGE_ERRORS as error:
+        if failed is None:
+            raise
+        if len(batch) == 1:
+            failed(batch[0].name, error)
+            return
+        results = None
+    if results is None:
+        for asked in batch:
+            yield from _caption_batch(model, processor, [asked], task, failed, generation)
+        return
+    for asked, records in zip(batch, results, strict=True):
+        pairs = enumerate(zip(asked.regions, records, strict=True), 1)
+        yield (
+            asked.picture,
+            [CaptionedRegion(asked.name, number, prompt, **record) for number, (prompt, record) in pairs],
+        )
 
 
 def draw_captions(picture: Image.Image, regions: Sequence[CaptionedRegion]) -> Image.Image:

@@ -48,17 +48,20 @@ def resolve_model(name: str | os.PathLike[str] | None) -> str:
     return str(bundled)
 
 
-def check_repository(name: str | os.PathLike[str] | None) -> str:
+def check_repository(name: str | os.PathLike[str] | None, revision: str | None = None) -> str:
     """Return what to load for a model's name, as `resolve_model` does, once it is known to be possible.
 
     Raises:
         FileNotFoundError: the name is neither a saved model's folder nor a repository id.
+        ValueError: a revision is named, of a folder.
     """
     source = resolve_model(name)
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json; give the folder of a saved model.")
+        if revision is not None:
+            raise ValueError(f"{name or BUNDLED_MODEL} is a folder, and folders have no revisions such as {revision}.")
     elif folder.exists() or not _REPOSITORY_ID.fullmatch(source):
         raise FileNotFoundError(f"{name} is neither the folder of a saved model nor a repository id.")
     return source

@@ -79,7 +79,7 @@ def check_coco(path, images):
 
 def test_a_folder_becomes_records_and_coco_json_and_what_is_broken_is_listed(model, tmp_path, capsys):
     folder = make_folder(tmp_path / "photos", 5, 3)
-    assert main(anything(model, folder, tmp_path / "out")) == 0
+    assert main(anything(model, folder, tmp_path / "out")) == 1
     records, _, failed = results(tmp_path / "out")
     assert [r["image"] for r in records] == ["a/001.png", "a/003.png", "b/000.png", "b/002.png", "b/004.png"]
     assert sorted(failed) == ["broken-0.png", "broken-1.png", "broken-2.png"] and all(failed.values())
@@ -90,10 +90,10 @@ def test_a_folder_becomes_records_and_coco_json_and_what_is_broken_is_listed(mod
 
 def test_done_is_done_and_other_settings_are_refused(model, tmp_path, capsys, monkeypatch):
     folder = make_folder(tmp_path / "photos", 2, 1)
-    assert main(anything(model, folder, tmp_path / "out")) == 0
+    assert main(anything(model, folder, tmp_path / "out")) == 1
     before = results(tmp_path / "out")
     monkeypatch.setattr("sca_hf.anything.folder.caption_anything", None)  # nothing is left to caption
-    assert main(anything(model, folder, tmp_path / "out")) == 0
+    assert main(anything(model, folder, tmp_path / "out")) == 1
     assert results(tmp_path / "out") == before
     assert main(anything(model, folder, tmp_path / "out", "--min-area=0.1")) == 2
     error = capsys.readouterr().err
@@ -103,12 +103,12 @@ def test_done_is_done_and_other_settings_are_refused(model, tmp_path, capsys, mo
 def test_what_tools_import_is_written_once_and_left_to_be_corrected(model, tmp_path, capsys):
     folder = make_folder(tmp_path / "photos", 3, 1)
     command = anything(model, folder, tmp_path / "out", "--write", "labelme", "--write", "cvat")
-    assert main(command) == 0
+    assert main(command) == 1
     (corrected,) = (tmp_path / "out" / "labelme" / "a").glob("*.json")
     content = json.loads(corrected.read_text())
     content["shapes"][0]["description"] = "corrected"
     corrected.write_text(json.dumps(content))
-    assert main(command) == 0
+    assert main(command) == 1
     assert "labelme is left as it is; remove or rename it" in capsys.readouterr().out
     read = {
         tool: list(RecordSource(tool, {"root": tmp_path / "out" / tool}, keep_empty=True).records(ReadReport()))
@@ -129,9 +129,9 @@ def test_what_tools_import_is_written_once_and_left_to_be_corrected(model, tmp_p
 
 def test_failed_images_can_be_tried_again(model, tmp_path):
     folder = make_folder(tmp_path / "photos", 2, 1)
-    assert main(anything(model, folder, tmp_path / "out")) == 0
+    assert main(anything(model, folder, tmp_path / "out")) == 1
     tiny_image(9, (30, 30)).save(folder / "broken-0.png")
-    assert main(anything(model, folder, tmp_path / "out")) == 0
+    assert main(anything(model, folder, tmp_path / "out")) == 1
     assert "broken-0.png" in results(tmp_path / "out")[2]
     assert main(anything(model, folder, tmp_path / "out", "--retry")) == 0
     records, _, failed = results(tmp_path / "out")
@@ -277,14 +277,14 @@ def test_500_images_with_10_broken_survive_5_kills_and_2_processes_equal_1(model
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "killed" / "coco.json").exists()
-    assert start(model, folder, tmp_path / "killed").wait() == 0
+    assert start(model, folder, tmp_path / "killed").wait() == 1
     records, _, failed = results(tmp_path / "killed")
     names = [record["image"] for record in records]
     assert len(names) == len(set(names)) == 490 and len(failed) == 10
     check_coco(tmp_path / "killed" / "coco.json", 490)
     assert lines_of(tmp_path / "killed") == 500, "no image was done twice"
     pair = [start(model, folder, tmp_path / "pair", rank, 2) for rank in (0, 1)]
-    assert [process.wait() for process in pair] == [0, 0]
+    assert [process.wait() for process in pair] == [1, 1]
     assert results(tmp_path / "pair") == results(tmp_path / "killed")
 
 
@@ -292,6 +292,6 @@ def test_500_images_with_10_broken_survive_5_kills_and_2_processes_equal_1(model
 def test_ray_gives_the_same(model, tmp_path):
     pytest.importorskip("ray", reason="the extra ray is not installed")
     folder = make_folder(tmp_path / "photos", 12, 2)
-    assert start(model, folder, tmp_path / "alone").wait() == 0
-    assert start(model, folder, tmp_path / "ray", 0, 1, "--ray", "2").wait() == 0
+    assert start(model, folder, tmp_path / "alone").wait() == 1
+    assert start(model, folder, tmp_path / "ray", 0, 1, "--ray", "2").wait() == 1
     assert results(tmp_path / "ray") == results(tmp_path / "alone")

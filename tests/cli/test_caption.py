@@ -139,9 +139,6 @@ def test_convert_makes_a_model_that_info_takes(tmp_path, capsys):
 MISTAKES = {
     "a box of three numbers": (["--box", "1,2,3"], "--box 1,2,3: expected x1,y1,x2,y2"),
     "a box of words": (["--box", "a,b,c,d"], "expected numbers as x1,y1,x2,y2"),
-    "an inverted box": (["--box", "50,10,20,40"], "box"),
-    "a box outside": (["--box", "500,500,600,600"], "box"),
-    "a point that is NaN": (["--point", "nan,3"], "point"),
     "a label of 2": (["--point", "3,4,2"], "1 (inside) or 0 (outside)"),
     "only a point outside": (["--point", "3,4,0"], "needs a region before it"),
     "no such mask": (["--mask", "missing.png"], "missing.png"),
@@ -152,10 +149,25 @@ MISTAKES = {
 }
 
 
+MISFITS = {
+    "an inverted box": (["--box", "50,10,20,40"], "--box 50,10,20,40"),
+    "a box outside": (["--box", "500,500,600,600"], "--box 500,500,600,600"),
+    "a point that is NaN": (["--point", "nan,3"], "--point nan,3: point 0"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_prompt_that_does_not_fit_its_image_fails_for_it(misfit, model, image, capsys):
+    arguments, expected = MISFITS[misfit]
+    assert caption(model, image, *arguments, "--quiet") == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(f"sca-hf caption: failed: {image}: ") and expected in output.err and not output.out
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gives_one_clear_error(mistake, model, image, capsys):
     arguments, expected = MISTAKES[mistake]
-    assert caption(model, image, *arguments) == 2
+    assert caption(model, image, *arguments, "--quiet") == 2
     output = capsys.readouterr()
     assert output.err.startswith("sca-hf caption: error: ") and expected in output.err
     assert "Traceback" not in output.err and not output.out
@@ -180,7 +192,8 @@ REGION_FILES = {
 def test_a_bad_regions_file_names_file_and_place(fault, model, image, tmp_path, capsys):
     content, expected = REGION_FILES[fault]
     (tmp_path / "bad.json").write_text(content)
-    assert caption(model, image, "--regions", tmp_path / "bad.json") == 2
+    # A mask is unpacked once its image is there.
+    assert caption(model, image, "--regions", tmp_path / "bad.json") == (1 if fault == "a broken RLE" else 2)
     error = capsys.readouterr().err
     assert "bad.json" in error and expected in error
 
@@ -195,7 +208,7 @@ def test_a_model_that_is_not_there_is_named(command, name, image, capsys):
 
 def test_a_picture_that_is_none_is_named(model, tmp_path, capsys):
     (tmp_path / "text.jpg").write_text("no picture")
-    assert caption(model, tmp_path / "text.jpg") == 2
+    assert caption(model, tmp_path / "text.jpg") == 1
     assert "text.jpg" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import sca_hf
+from benchmarks.startup import FIRST_LINES, seconds_to_first_line
 from sca_hf.cli import COMMANDS, main
 
 
@@ -56,11 +57,25 @@ def test_help_of_a_command_imports_nothing_heavy(command):
         (["paint"], 2, "invalid choice: 'paint' (choose from"),
         (["caption"], 2, "the following arguments are required: IMAGE"),
         (["caption", "x.png", "--num-beams", "0"], 2, "expected a whole number of at least 1"),
+        (["caption", "missing.png"], 2, "missing.png is not there"),
+        (["anything", "missing.png"], 2, "missing.png is not an image, a folder or a data spec"),
+        (["evaluate", "missing.jsonl"], 2, "missing.jsonl: No such file"),
+        (["compare", "missing.jsonl", "missing.jsonl"], 2, "missing.jsonl: No such file"),
+        (["data", "check", "scenes:split=test,count=3"], 0, "images      3"),
+        (["serve", "--host", "0.0.0.0"], 2, "set a token"),
+        (["demo", "--token", "short"], 2, "a token has 8 or more"),
     ],
 )
 def test_what_needs_no_model_imports_nothing_heavy(arguments, code, said):
     shown, wrong, last = run_light(*arguments)
     assert last == f"code {code} imported" and said in shown + wrong
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads CPU times from /proc")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_first_line_takes_less_than_a_second_of_cpu(command, tmp_path):
+    seconds, line = seconds_to_first_line(FIRST_LINES[command], str(tmp_path))
+    assert seconds < 1 and re.match(rf"sca-hf {command}: \w+", line)
 
 
 def test_one_command_does_not_import_the_others():
@@ -93,7 +108,7 @@ def test_ctrl_c_during_any_import_ends_in_one_line(moment, tmp_path):
     (tmp_path / "x.png").write_bytes(b"")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "sca_hf", "caption", str(tmp_path / "x.png")],
+        [sys.executable, "-m", "sca_hf", "caption", "--quiet", str(tmp_path / "x.png")],
         env={**os.environ, "PYTHONPATH": paths, "INTERRUPTED": moment},
         capture_output=True,
         text=True,
@@ -104,7 +119,9 @@ def test_ctrl_c_during_any_import_ends_in_one_line(moment, tmp_path):
 def test_ctrl_c_during_the_work_ends_in_one_line(tmp_path):
     """A named pipe as the file of regions keeps the command waiting where it works."""
     os.mkfifo(tmp_path / "regions.json")
-    command = [sys.executable, "-m", "sca_hf", "caption", "x.png", "--regions", str(tmp_path / "regions.json")]
+    (tmp_path / "x.png").write_bytes(b"")
+    image = str(tmp_path / "x.png")
+    command = [sys.executable, "-m", "sca_hf", "caption", image, "--regions", str(tmp_path / "regions.json")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with open(tmp_path / "regions.json", "w"):  # opens once the other side does
         process.send_signal(signal.SIGINT)

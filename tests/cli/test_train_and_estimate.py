@@ -56,7 +56,11 @@ def test_a_dry_run_prints_the_recipe_with_all_changes(recipe, tmp_path, capsys):
 def test_mistakes_are_one_sentence(recipe, command, arguments, message, capsys):
     assert main([command, recipe, *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith(f"sca-hf {command}: error: ") and "Traceback" not in error
+    assert (
+        message in error
+        and error.splitlines()[-1].startswith(f"sca-hf {command}: error: ")
+        and "Traceback" not in error
+    )
 
 
 def test_a_recipe_that_is_not_there(capsys):

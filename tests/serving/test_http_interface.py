@@ -318,7 +318,7 @@ def test_two_models_of_one_name_are_refused(tmp_path):
 def test_threads_share_memory_where_the_c_library_lets_them():
     import platform
 
-    from sca_hf.serving.api import limit_arenas
+    from sca_hf.serving.server import limit_arenas
 
     assert limit_arenas() == (platform.libc_ver()[0] == "glibc")
 

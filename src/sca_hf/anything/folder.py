@@ -10,21 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
+from ..captioning import IMAGE_ERRORS, image_error, load
 from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
+from ..environment import install_command
 from ..files import to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
 from ..run_log import RunLog
 from .sources import Boxes, ImageItem, boxes_of
-
-
-# What an image can do to us: not be there, not be a picture, be too large for the device.
-_IMAGE_ERRORS = (OSError, ValueError, TypeError, torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass
@@ -40,6 +37,8 @@ class FolderRun:
         overlays: Whether each image is also drawn into `output`/overlays.
         retry: Whether failed images are tried again.
         device: The device to run on; None takes CUDA where it is present.
+        dtype: The precision of the weights, for instance "bfloat16"; None: as saved.
+        revision: The branch, tag or commit of `model`, where it is a repository id.
     """
 
     output: str
@@ -50,6 +49,8 @@ class FolderRun:
     overlays: bool = False
     retry: bool = False
     device: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """Returns what must be the same for a run to be resumed."""
@@ -58,6 +59,8 @@ class FolderRun:
             boxes = f"sha256 {hashlib.sha256(json.dumps(boxes, sort_keys=True).encode()).hexdigest()}"
         return {
             "model": self.model or BUNDLED_MODEL,
+            "revision": self.revision,
+            "dtype": self.dtype,
             "settings": self.settings,
             "generation": self.generation,
             "boxes": boxes,
@@ -69,18 +72,16 @@ class ImageCaptioner:
     """A loaded model that turns images of a run into lines of its log."""
 
     def __init__(self, run: FolderRun) -> None:
-        from ..captioning import load
-
         self.run = run
-        self.model, self.processor = load(run.model, run.device)
+        self.model, self.processor = load(run.model, run.device, run.dtype, run.revision)
         self.settings = self.processor.anything_settings_for(run.settings)
 
     def __call__(self, item: ImageItem) -> dict[str, Any]:
         """Captions an image; what is wrong with it is part of the result."""
         try:
             return self._entry(item)
-        except _IMAGE_ERRORS as error:
-            return {"image": item.name, "error": " ".join(str(error).split()) or type(error).__name__}
+        except IMAGE_ERRORS as error:
+            return {"image": item.name, "error": image_error(error)}
 
     def _entry(self, item: ImageItem) -> dict[str, Any]:
         picture = item.load()
@@ -136,6 +137,7 @@ def run_folder(
     rank: int = 0,
     world: int = 1,
     caption: Callable[[list[ImageItem]], Iterable[dict[str, Any]]] | None = None,
+    progress: bool = True,
 ) -> FolderResult | None:
     """Captions the images of one process that are not done yet, and writes the result once all images are done.
 
@@ -145,6 +147,7 @@ def run_folder(
         rank: The number of this process.
         world: How many processes share the run.
         caption: Captions a list of images in any order; by default one after the other, in this process.
+        progress: Whether a bar shows how far the run is.
 
     Returns:
         What all processes together came to, or None where some images are not done yet.
@@ -154,7 +157,9 @@ def run_folder(
         lines = log.lines()
         todo = [item for item in own if item.name not in lines or (run.retry and lines[item.name].about)]
         done = len(own) - len(todo)
-        with tqdm(total=len(own), initial=done, unit="image", disable=rank != 0, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=len(own), initial=done, unit="image", disable=rank != 0 or not progress, dynamic_ncols=True
+        ) as bar:
             for entry in (caption or _one_by_one(run))(todo) if todo else ():
                 log.append([json.dumps(entry, ensure_ascii=False)])
                 bar.update()
@@ -206,12 +211,14 @@ def write_for_tool(
     folder = Path(output) / tool
     if folder.exists():
         return None
-    by_name = {item.name: item.image for item in items}
+    by_name = {item.name: item for item in items}
 
     def records() -> Iterator[dict[str, Any]]:
         with (Path(output) / "records.jsonl").open(encoding="utf-8") as lines:
             for entry in map(json.loads, lines):
-                image = by_name[entry["image"]]
+                image = by_name[entry["image"]].image
+                if isinstance(image, str) and not Path(image).is_file():  # an address
+                    image = by_name[entry["image"]].load()
                 # A data set's id is not a name for a file, but its picture has one.
                 named = (
                     {"image": image["image"]} if isinstance(image, dict) else {"image": image, "name": entry["image"]}
@@ -279,7 +286,7 @@ def ray_captions(run: FolderRun, workers: int) -> Callable[[list[ImageItem]], It
         import ray
         import ray.data
     except ModuleNotFoundError:
-        raise ImportError("Captioning on a Ray cluster needs ray: pip install 'sca-hf[ray]'.") from None
+        raise ImportError(f"Captioning on a Ray cluster needs ray: {install_command('ray')}") from None
 
     class Actor:
         def __init__(self) -> None:

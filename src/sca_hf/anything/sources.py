@@ -1,16 +1,20 @@
 """Which images to caption: files, folders, or the pictures of any data set; and the boxes of a detector in them."""
 
+import glob
+import hashlib
 import json
+import os
+import re
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
-from ..processing.images_sca import as_image
-from ..prompt_arguments import read_regions_file
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class ImageItem:
 
     Attributes:
         name: The name, unique in the run: the path inside its folder, or the id that a data set gives it.
-        image: A path, or a region record.
+        image: A path, an address, the bytes of a file, a region record, or the error that there is in its place.
     """
 
     name: str
@@ -27,11 +31,15 @@ class ImageItem:
 
     def load(self) -> Image.Image:
         """Opens the picture, upright and RGB; errors are ValueError or OSError and name it."""
+        if isinstance(self.image, Exception):
+            raise self.image
         if isinstance(self.image, dict):
             from ..data.region import record_image
 
             return record_image(self.image)
-        return as_image(Path(self.image))
+        from ..processing.images_sca import as_image  # imports torch, which finding images does not need
+
+        return as_image(self.image)
 
     def boxes(self) -> list[list[float]]:
         """The boxes that a data set has for this image, xyxy."""
@@ -40,34 +48,92 @@ class ImageItem:
         return [list(region["box"]) for region in self.image["regions"]]
 
 
-def find_images(sources: Sequence[str]) -> list[ImageItem]:
-    """Returns the images of files, folders (with all folders inside them) and data specs, each name once.
+def find_images(sources: Sequence[str], specs: bool = True) -> list[ImageItem]:
+    """Returns the images of all sources, each file once; a source without any becomes an item with the error.
 
     Args:
-        sources: Paths, or data specs as `sca-hf data check` takes them.
+        sources: Files, addresses, folders (with all folders inside them), patterns such as `photos/*.jpg`, `-` for a
+            picture on the standard input, or data specs as `sca-hf data check` takes them.
+        specs: Whether data specs are sources too.
+
+    Raises:
+        ValueError, FileNotFoundError: no source has an image, or a data spec is wrong.
     """
-    items: dict[str, ImageItem] = {}
-    for source in sources:
-        for item in _items(source):
-            if items.setdefault(item.name, item) is not item:
-                raise ValueError(f"two images are called {item.name}; caption their sources one by one.")
-    if not items:
-        raise ValueError(f"there is no image in {', '.join(sources)}.")
-    return list(items.values())
+    found: dict[str, ImageItem] = {}
+    for source in dict.fromkeys(sources):
+        for item in _items(source, specs):
+            found.setdefault(os.path.abspath(item.image) if _is_path(item) else f"{source} {item.name}", item)
+    items = list(found.values())
+    errors = [item.image for item in items if isinstance(item.image, Exception)]
+    if len(errors) == len(items):
+        raise errors[0] if len(errors) == 1 else FileNotFoundError(" ".join(map(str, errors)))
+    return _with_own_names(items)
 
 
-def _items(source: str) -> Iterator[ImageItem]:
+def _is_path(item: ImageItem) -> bool:
+    return isinstance(item.image, str) and not _ADDRESS.match(item.image)
+
+
+def _with_own_names(items: list[ImageItem]) -> list[ImageItem]:
+    """Names files of the same name in several folders by these folders too."""
+    counts = Counter(item.name for item in items)
+    alike = [os.path.abspath(item.image) for item in items if counts[item.name] > 1 and _is_path(item)]
+    if alike:
+        root = os.path.commonpath(alike)
+        items = [
+            replace(item, name=Path(os.path.relpath(item.image, root)).as_posix())
+            if counts[item.name] > 1 and _is_path(item)
+            else item
+            for item in items
+        ]
+        counts = Counter(item.name for item in items)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"two images are called {twice[0]}; caption their sources one by one.")
+    return items
+
+
+_ADDRESS = re.compile("https?://|data:image/")
+
+
+def _items(source: str, specs: bool) -> Iterator[ImageItem]:
     path = Path(source)
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if may_be_picture(file):
-                yield ImageItem(file.relative_to(path).as_posix(), str(file))
-    elif path.suffix.lower() in IMAGE_SUFFIXES or may_be_picture(path):
-        yield ImageItem(path.name, str(path))
-    elif path.suffix in (".yaml", ".yml") or ":" in source:
+    if source == "-":
+        yield _standard_input()
+    elif _ADDRESS.match(source):
+        yield ImageItem(source[:100], source)
+    elif os.path.isdir(source):
+        files = [file for file in sorted(path.rglob("*")) if may_be_picture(file)]
+        yield from (ImageItem(file.relative_to(path).as_posix(), str(file)) for file in files)
+        if not files:
+            yield ImageItem(source, FileNotFoundError(f"there is no image in {source}."))
+    elif specs and path.suffix in (".yaml", ".yml"):
+        yield from _records(source)
+    elif os.path.exists(source):
+        yield ImageItem(path.name, source)
+    elif glob.has_magic(source):
+        matches = sorted(glob.glob(source, recursive=True))
+        for match in matches:
+            yield from _items(match, specs=False)
+        if not matches:
+            yield ImageItem(source, FileNotFoundError(f"nothing matches {source}."))
+    elif specs and ":" in source and path.suffix.lower() not in IMAGE_SUFFIXES:
         yield from _records(source)
     else:
-        raise FileNotFoundError(f"{source} is not an image, a folder or a data spec (format:option=value,...).")
+        kinds = "is not an image, a folder or a data spec (format:option=value,...)" if specs else "is not there"
+        yield ImageItem(source, FileNotFoundError(f"{source} {kinds}."))
+
+
+def _standard_input() -> ImageItem:
+    """The picture that is piped in; its name has its content, so that a run is not resumed with another."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ValueError("- reads a picture from the standard input: pipe one in, as in `sca-hf caption - <a.jpg`.")
+    data = sys.stdin.buffer.read()
+    name = f"stdin-{hashlib.sha256(data).hexdigest()[:12]}"
+    if not data:
+        return ImageItem(name, ValueError("the standard input is empty."))
+    if any(os.path.exists(line) for line in data[:4096].splitlines()[:1]):
+        return ImageItem(name, ValueError("the standard input holds names; pass them with xargs."))
+    return ImageItem(name, data)
 
 
 def _records(spec: str) -> Iterator[ImageItem]:
@@ -100,6 +166,8 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     Returns:
         Image name -> boxes xyxy, pixels of the upright original.
     """
+    from ..prompt_arguments import read_regions_file
+
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

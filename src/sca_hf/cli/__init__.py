@@ -4,6 +4,7 @@ Nothing imports torch before a command runs, so that help and the errors of a co
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,41 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 after an error, or 130 when interrupted (143 by SIGTERM, where it is awaited)."""
+    """Runs one command.
+
+    Returns:
+        0; 1 where some of what was asked for failed; 2 after an error; 130 when interrupted (143 by SIGTERM, where it
+        is awaited); 141 where whoever read the output has gone, as after `| head`.
+    """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            _flush()
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+
+
+def _flush() -> None:
+    """Writes out what was printed, while an error can still be told."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"sca-hf: error: the output cannot be written: {error.strerror}.", file=sys.stderr)
+        _drop_output()
+        raise SystemExit(2) from None
+
+
+def _drop_output() -> None:
+    """Sends the rest of the output nowhere; Python would try again at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = parse(arguments)
         for stream in (sys.stdout, sys.stderr):
@@ -53,7 +88,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     Without a command the program prints its help and ends with 0, as pip does.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = [_file_name(text) for text in (sys.argv[1:] if arguments is None else arguments)]
     known = bool(arguments) and arguments[0] in COMMANDS
     parser = build_parser(arguments[:1] if known else COMMANDS)
     if not arguments:
@@ -67,6 +102,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         options.overrides = unknown
     options.line = shlex.join(["sca-hf", *arguments])
     return options
+
+
+def _file_name(text: str) -> str:
+    """Keeps a file's name that begins with "-", as `*.jpg` may give it, from being taken for an option."""
+    return f"./{text}" if text.startswith("-") and "." in text and os.path.lexists(text) else text
 
 
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
@@ -90,13 +130,14 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        options.run(options)
+        return options.run(options) or 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if options.debug:
             raise
         print(f"sca-hf {options.command}: error: {_sentence(error)}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
-    return 0
 
 
 def _sentence(error: Exception) -> str:

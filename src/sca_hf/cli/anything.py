@@ -4,20 +4,41 @@ import argparse
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import in_one_line
+from ..model_names import BUNDLED_MODEL
 from ..processing.anything_settings_sca import AnythingSettings, range_text
-from .parsing import add_tools, command, positive, process_device, quiet
+from .parsing import (
+    Failures,
+    add_loading,
+    add_tools,
+    command,
+    notice,
+    positive,
+    prepare,
+    process_device,
+    quiet,
+    resumable,
+    write_json,
+)
 
+
+if TYPE_CHECKING:
+    from ..anything.folder import FolderRun
+    from ..anything.sources import ImageItem
+
+# Without a folder for the result, so many images have a table each.
+_MAX_PRINTED = 16
 
 _HELP = """\
 caption everything in images
 
-SOURCE is an image, a folder with all folders in it, or a data spec as `sca-hf data check` takes it
-(coco:annotations=instances.json,images=photos). Each image is encoded once; a grid of points gives masks; masks that
-pass the thresholds are kept, of those that overlap the best one; only these are captioned. A model is saved with the
-settings that suit it; options change single ones.
+SOURCE is an image, its address, a folder with all folders in it, a pattern such as 'photos/*.jpg', - for an image on
+stdin, or a data spec as `sca-hf data check` takes it (coco:annotations=instances.json,images=photos).
+
+Each image is encoded once; a grid of points gives masks; masks that pass the thresholds are kept, of overlapping ones
+the best; only these are captioned. A model is saved with the settings that suit it; options change single ones.
 
 --output is a folder, which holds in the end
   records.jsonl   one line per image: its records, with the fields of SAM's automatic masks and caption, score
@@ -26,6 +47,8 @@ settings that suit it; options change single ones.
   overlays/       with --overlays, each image with its regions drawn
   TOOL/           with --write, what an annotation tool imports; never written over, it may hold corrections
   journal/        what is done so far: the same command resumes a run that was stopped
+
+An image that fails is reported on stderr and does not stop the others; the exit code is then 1.
 
 Several processes share a run under torchrun, on one machine or on several that share the folder; --ray uses a Ray
 cluster. The result does not depend on their number.
@@ -43,9 +66,15 @@ examples:
 def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "anything", run, _HELP, _EXAMPLE)
-    declared.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder or data spec")
+    declared.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder, pattern, - or data spec")
     declared.add_argument("--output", metavar="FOLDER", help="folder of the result; required for more than 16 images")
+    declared.add_argument(
+        "--json",
+        metavar="OUT",
+        help="write the records of each image into one file; - for stdout, and nothing else",
+    )
     declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
+    add_loading(declared)
     declared.add_argument(
         "--boxes",
         metavar="FILE.json",
@@ -57,7 +86,6 @@ def add(commands: Any) -> None:
     add_tools(declared)
     declared.add_argument("--retry", action="store_true", help="retry images that failed before")
     declared.add_argument("--ray", type=positive, metavar="N", help="caption with N actors of a Ray cluster")
-    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
     group = declared.add_argument_group("settings", "where left out, those that the model is saved with, else SAM's")
     for setting in fields(AnythingSettings):
         _add_setting(group, setting)
@@ -75,78 +103,100 @@ def _add_setting(group: Any, setting: Any) -> None:
         group.add_argument(option, choices=setting.metadata["choices"], help=text)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Runs the command; exits with 1 where no image could be captioned."""
-    quiet()
-    from ..anything.folder import FolderRun, run_folder, write_for_tool
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns 1 where an image could not be captioned."""
     from ..anything.sources import find_images, read_boxes
     from ..run_log import torchrun_rank
 
     values = {setting.name: getattr(options, setting.name) for setting in fields(AnythingSettings)}
     settings = {name: value for name, value in values.items() if value is not None}
     AnythingSettings(**settings)  # raises now, not after the model is loaded
+    _check_outputs(options)
     items = find_images(options.sources)
+    if options.output is None and options.json is None and len(items) > _MAX_PRINTED:
+        raise ValueError(f"{len(items)} images are too many to print; name a folder for the result with --output.")
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
-    generation = {} if options.num_beams is None else {"num_beams": options.num_beams}
-    if options.write and options.output is None:
-        raise ValueError("--write needs a folder for the result: say --output FOLDER.")
-    if options.output is None:
-        _print_images(options, items, settings, boxes, generation)
-        return
+    notice(options, f"{len(items)} image{'s' * (len(items) != 1)}, loading {options.model or BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
+    from ..anything.folder import FolderRun, run_folder, write_for_tool
+
     folder = FolderRun(
-        options.output,
+        options.output or "",
         options.model,
         settings,
-        generation,
+        {} if options.num_beams is None else {"num_beams": options.num_beams},
         boxes,
         options.overlays,
         options.retry,
         process_device(options.device),
+        options.dtype,
+        options.revision,
     )
-    rank, world = torchrun_rank()
+    failures = Failures(options, len(items))
+    if options.output is None:
+        return _print_images(options, folder, items, failures)
     caption = None
     if options.ray:
         from ..anything.folder import ray_captions
 
         caption = ray_captions(folder, options.ray)
-    result = run_folder(folder, items, rank, world, caption)
+    with resumable(options):
+        result = run_folder(folder, items, *torchrun_rank(), caption, progress=not options.quiet)
     if result is None:
-        return
+        return 0
     for name, error in result.failed.items():
-        print(f"failed: {in_one_line(name)}: {error}", file=sys.stderr)
-    failed = f", {len(result.failed)} failed" if result.failed else ""
-    print(f"{result.images} images, {result.regions} regions{failed}: {Path(options.output) / 'coco.json'}")
-    if not result.images:
-        raise SystemExit(1)
-    for tool in dict.fromkeys(options.write):
+        failures.add(name, error)
+    failed = f", {failures.count} failed" if failures.count else ""
+    if not options.quiet:
+        print(f"{result.images} images, {result.regions} regions{failed}: {Path(options.output) / 'coco.json'}")
+    for tool in dict.fromkeys(options.write if result.images else ()):
         report = write_for_tool(options.output, items, tool, options.shapes)
         kept = f"{Path(options.output) / tool} is left as it is; remove or rename it to have it written again"
-        print(f"{tool}: {kept if report is None else report}")
+        if report is None or not options.quiet:
+            print(f"{tool}: {kept if report is None else report}")
+    return failures.exit_code()
 
 
-def _print_images(
-    options: argparse.Namespace, items: list[Any], settings: dict[str, Any], boxes: Any, generation: dict[str, Any]
-) -> None:
-    """Prints a table for each of a few images."""
-    if len(items) > 16:
-        raise ValueError(f"{len(items)} images are too many to print; name a folder for the result with --output.")
-    from ..anything.folder import FolderRun, ImageCaptioner
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuses options that would have no effect on where the result goes."""
+    if options.output is not None and options.json is not None:
+        raise ValueError("--output writes records.jsonl: leave --json out.")
+    for name in ("write", "overlays", "retry", "ray"):
+        if options.output is None and getattr(options, name):
+            raise ValueError(f"--{name} needs a folder for the result: say --output FOLDER.")
+    if options.json is not None:
+        prepare(Path(options.json))
+
+
+def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[ImageItem]", failures: Failures) -> int:
+    """Captions images one by one, and prints a table for each, or writes them as JSON."""
+    from ..anything.folder import ImageCaptioner
     from ..captioning import one_line
 
-    captioner = ImageCaptioner(FolderRun("", options.model, settings, generation, boxes, device=options.device))
-    failed: list[str] = []
-    for item in items:
-        entry = captioner(item)
-        name = in_one_line(item.name)
-        if "error" in entry:
-            failed.append(f"{name}: {entry['error']}")
-            continue
-        print(f"{name}: {len(entry['records'])} regions")
-        for number, record in enumerate(entry["records"], 1):
-            x, y, width, height = record["bbox"]
-            place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
-            print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {one_line(record['caption'])}")
-    if len(failed) == len(items):
-        raise ValueError("; ".join(failed))
-    for text in failed:
-        print(f"failed: {text}", file=sys.stderr)
+    captioner = ImageCaptioner(run)
+    entries: list[dict[str, Any]] = []
+    try:
+        for item in items:
+            entry = captioner(item)
+            name = in_one_line(item.name)
+            if "error" in entry:
+                failures.add(item.name, entry["error"])
+                continue
+            entries.append(entry)
+            if options.json is not None:
+                continue
+            print(f"{name}: {len(entry['records'])} regions")
+            for number, record in enumerate(entry["records"], 1):
+                x, y, width, height = record["bbox"]
+                place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
+                print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {one_line(record['caption'])}")
+            sys.stdout.flush()
+    except KeyboardInterrupt as interruption:
+        done = len(entries) + failures.count
+        interruption.args = (f"after {done} of {len(items)} images; with --output FOLDER a run can be resumed",)
+        raise
+    if options.json is not None:
+        write_json(entries, options.json)
+        if options.json != "-" and not options.quiet:
+            print(f"records: {options.json}")
+    return failures.exit_code()

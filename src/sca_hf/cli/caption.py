@@ -2,16 +2,20 @@
 
 import argparse
 import shutil
+import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .parsing import check_picture_name, command, positive, prepare, quiet, write_json
+from ..model_names import BUNDLED_MODEL
+from .parsing import Failures, add_loading, check_picture_name, command, notice, positive, prepare, quiet, write_json
 
 
 if TYPE_CHECKING:
+    from ..anything.sources import ImageItem
     from ..captioning import CaptionedRegion
     from ..processing.region_prompts_sca import RegionPrompt
 
@@ -27,8 +31,12 @@ Where to look, in pixels of the image (x to the right, y down); repeat for more 
   --mask region.png                 the thing in this mask: white in a picture, true in an .npy, an RLE in a .json
   --regions prompts.json            [{"box": [20, 30, 120, 90]}, {"points": [[60, 45], [10, 10]], "labels": [1, 0]},
                                      {"mask": RLE or file name}], or {"image name": [...], ...}
-They hold for every IMAGE. Without any, the whole image is one region. Keys of your own in a regions file ("id",
-"category", ...) come back in the records of --json; those that records have too ("caption", ...) in their "input".
+They hold for every IMAGE. Without any, the whole image is one region; `sca-hf anything` finds and captions all there
+is in it. Keys of your own in a regions file ("id", "category", ...) come back in the records of --json; those that
+records have too ("caption", ...) in their "input".
+
+A folder stands for all images in it. An image that fails is reported on stderr and does not stop the others; the exit
+code is then 1.
 
 In the result, score is the mean log-probability of the caption's tokens (nearer to 0 is surer) and iou is the model's
 own estimate of its mask's IoU.
@@ -36,14 +44,18 @@ own estimate of its mask's IoU.
 _CAPTION_EXAMPLE = """\
 example:
   sca-hf caption street.jpg --box 40,60,210,300 --point 320,180 --json street.json --overlay street-captions.png
+  curl -s https://example.org/street.jpg | sca-hf caption - --json - | jq -r '.[].caption'
 """
 
 
 def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "caption", run, _CAPTION_HELP, _CAPTION_EXAMPLE)
-    declared.add_argument("images", nargs="+", metavar="IMAGE", help="file or URL")
+    declared.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="file, URL, folder, pattern such as 'photos/*.jpg', or - for stdin"
+    )
     declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
+    add_loading(declared)
     for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):
         # All in one list, in the order in which they stand.
         declared.add_argument(
@@ -60,8 +72,9 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: %(default)s)"
     )
-    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
-    declared.add_argument("--json", metavar="OUT", help="write the records, masks as COCO RLE; - for the terminal")
+    declared.add_argument(
+        "--json", metavar="OUT", help="write the records, masks as COCO RLE; - for stdout, and nothing else there"
+    )
     declared.add_argument(
         "--overlay", metavar="OUT.png", help="draw the result; several images go to OUT-<image name>.png"
     )
@@ -71,32 +84,57 @@ def _prompt(kind: str, text: str) -> tuple[str, str]:
     return kind, text
 
 
-def run(options: argparse.Namespace) -> None:
-    """Runs the command."""
-    overlays = _overlay_paths(options.overlay, options.images)
-    if options.json not in (None, "-"):
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns 1 where an image could not be captioned."""
+    from ..anything.sources import find_images
+
+    images = {_shown_name(item): item.image for item in find_images(options.images, specs=False)}
+    overlays = _overlay_paths(options.overlay, list(images))
+    if options.json:
         prepare(Path(options.json))
-    prompts = _prompts_per_image(options)
-    quiet()
+    prompts = _prompts_per_image(options, list(images))
+    notice(options, f"loading {options.model or BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
 
-    from ..captioning import caption_images, draw_captions, load
+    from ..captioning import caption_images, draw_captions, image_error, load
 
-    model, processor = load(options.model, options.device)
+    model, processor = load(options.model, options.device, options.dtype, options.revision)
     generation = {} if options.num_beams is None else {"num_beams": options.num_beams}
-    records = []
-    results = caption_images(model, processor, options.images, prompts, options.task, options.batch_size, **generation)
-    for index, (picture, regions) in enumerate(results):
-        if options.json != "-":
-            print(_format_table(options.images[index], regions, shutil.get_terminal_size((119, 24)).columns))
-        if overlays:
-            draw_captions(picture, regions).save(overlays[index])
-        records += [region.to_json() for region in regions] if options.json else []
+    failures, left = Failures(options, len(images)), list(images)
+
+    def failed(name: str, error: BaseException) -> None:
+        failures.add(name, image_error(error))
+        left.remove(name)
+
+    results = caption_images(model, processor, images, prompts, options.task, options.batch_size, failed, **generation)
+    records, drawn = [], []
+    try:
+        for picture, regions in results:
+            name = regions[0].image
+            if options.json != "-" and not (options.quiet and (options.json or overlays)):
+                print(_format_table(name, regions, shutil.get_terminal_size((119, 24)).columns), flush=True)
+            if overlays:
+                draw_captions(picture, regions).save(overlays[name])
+                drawn.append(overlays[name])
+            records += [region.to_json() for region in regions] if options.json else []
+            left.remove(name)
+    except KeyboardInterrupt as interruption:
+        rest = f"; to resume, give the others, from {left[0]}" if left else ""
+        interruption.args = (f"{len(images) - len(left)} of {len(images)} images are done{rest}",)
+        if records:
+            write_json(records, options.json)
+        raise
     if options.json:
         write_json(records, options.json)
-    if options.json not in (None, "-"):
-        print(f"records: {options.json}")
-    for path in overlays:
-        print(f"overlay: {path}")
+    files = [f"records: {options.json}"] if options.json not in (None, "-") else []
+    for line in [] if options.quiet else [*files, *(f"overlay: {path}" for path in drawn)]:
+        print(line, file=sys.stderr if options.json == "-" else sys.stdout)
+    return failures.exit_code()
+
+
+def _shown_name(item: "ImageItem") -> str:
+    """What an image is called in the result: its file as it was given."""
+    return item.image if isinstance(item.image, str) else item.name
 
 
 def _format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) -> str:
@@ -123,7 +161,7 @@ def _format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) 
     return "\n".join(lines)
 
 
-def _prompts_per_image(options: argparse.Namespace) -> "list[list[RegionPrompt]]":
+def _prompts_per_image(options: argparse.Namespace, images: list[str]) -> "list[list[RegionPrompt]]":
     from ..processing.region_prompts_sca import RegionPrompt
     from ..prompt_arguments import parse_prompt, read_mask_file, read_regions_file
 
@@ -134,31 +172,45 @@ def _prompts_per_image(options: argparse.Namespace) -> "list[list[RegionPrompt]]
         else:
             parse_prompt(kind, text, shared)
     if not options.regions:
-        return [shared] * len(options.images)
+        return [shared] * len(images)
     by_name = read_regions_file(options.regions)
     for name, regions in by_name.items():
         if not regions:
             raise ValueError(f"{options.regions}: {name or 'regions'} is empty; give at least one region.")
     shared = shared + by_name.pop(None, [])
-    names = [image if image in by_name else Path(image).name for image in options.images]
+    names = [image if image in by_name else Path(image).name for image in images]
     if unknown := set(by_name) - set(names):
         raise ValueError(
             f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is not an IMAGE of this call."
         )
+    for name in by_name:
+        if names.count(str(name)) > 1 and name not in images:
+            raise ValueError(f"{options.regions} names {name!r}, which several IMAGEs are called; give their folders.")
     return [shared + by_name.get(name, []) for name in names]
 
 
-def _overlay_paths(overlay: str | None, images: Sequence[str]) -> list[Path]:
+def _overlay_paths(overlay: str | None, images: Sequence[str]) -> dict[str, Path]:
+    """The file of each image's overlay, no two alike, on file systems without upper and lower case too."""
     if overlay is None:
-        return []
+        return {}
     path = Path(overlay)
     check_picture_name(path)
     prepare(path)
     if len(images) == 1:
-        return [path]
-    stems = [Path(image).stem for image in images]
-    named = [stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems, 1)]
-    return [path.with_name(f"{path.stem}-{stem}{path.suffix}") for stem in named]
+        return {images[0]: path}
+    stems = [Path(image).stem[:100] for image in images]
+    counts = Counter(stem.casefold() for stem in stems)
+    taken = {stem for stem, count in counts.items() if count == 1}
+    paths = {}
+    for number, (image, stem) in enumerate(zip(images, stems, strict=True), 1):
+        name = stem
+        if counts[stem.casefold()] > 1:
+            name = f"{stem}-{number}"
+            while name.casefold() in taken:
+                name += "-"
+            taken.add(name.casefold())
+        paths[image] = path.with_name(f"{path.stem}-{name}{path.suffix}")
+    return paths
 
 
 def _figures(value: float | list[float] | None, form: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import to_json, write_whole
-from .evaluate import add_scoring, align, bootstrap, measured_on, names, names_note, scoring_tools, span
-from .parsing import command, prepare
+from .evaluate import add_scoring, align, bootstrap, measured_on, names, names_note, scoring_tools, span, with_metrics
+from .parsing import command, notice, prepare
 
 
 _COMPARE_HELP = """\
@@ -15,7 +15,8 @@ compare two files of predictions of the same regions
 Both are scored as by `sca-hf evaluate`. The difference is B - A; its interval and its p-value (two-sided, of no
 difference) come from a paired bootstrap: the same regions are drawn for both. Regions belong together by their ids, or
 else by image and region; where one file lacks a region, or has other references for it, they cannot be compared.
-"""
+
+$METRICS"""
 _COMPARE_EXAMPLE = """\
 example:
   sca-hf compare baseline.jsonl ours.jsonl --metrics CIDEr-D METEOR --json difference.json
@@ -24,7 +25,7 @@ example:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    declared = command(commands, "compare", run, _COMPARE_HELP, _COMPARE_EXAMPLE)
+    declared = command(commands, "compare", run, with_metrics(_COMPARE_HELP), _COMPARE_EXAMPLE)
     declared.add_argument("first", metavar="A", help="file of predictions")
     declared.add_argument("second", metavar="B", help="another, of the same regions")
     add_scoring(declared)
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--resamples is 0: a comparison needs draws.")
     if options.json not in (None, "-"):
         prepare(Path(options.json))
+    notice(options, f"reading {options.first} and {options.second}")
     from ..evaluation.scoring import Bootstrap, compare_files, score_file, versions
 
     how, tools = bootstrap(options), scoring_tools(options)

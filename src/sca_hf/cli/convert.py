@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .parsing import command
+from .parsing import add_dtype, add_quiet, add_revision, command, notice
 
 
 _CONVERT_EXAMPLE = """\
@@ -24,10 +24,15 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "--sam", metavar="PATH_OR_ID", help="where to take the image processor from (default: SAM's)"
     )
+    add_revision(declared)
+    add_dtype(declared, "to store the weights in (default: the checkpoint's)")
+    add_quiet(declared)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    notice(options, f"reading {options.source}")
     from ..hub.convert import convert
 
-    print(convert(options.source, options.destination, tokenizer=options.tokenizer, sam=options.sam))
+    settings = {name: getattr(options, name) for name in ("tokenizer", "sam", "revision", "dtype")}
+    print(convert(options.source, options.destination, **settings))

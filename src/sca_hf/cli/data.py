@@ -1,11 +1,12 @@
 """`sca-hf data`: looks at data sets of regions."""
 
 import argparse
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from .parsing import check_picture_name, command, positive, prepare, quiet
+from ..files import to_json, write_whole
+from .parsing import check_picture_name, command, notice, positive, prepare, quiet
 
 
 _CHECK_HELP = """\
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
     check.add_argument("--sheet", metavar="OUT.png", help="draw some regions with their captions")
     check.add_argument("--tiles", type=positive, default=24, metavar="N", help="regions of the sheet (%(default)s)")
     check.add_argument("--seed", type=int, default=0, help="draws other regions (default: %(default)s)")
-    check.add_argument("--json", metavar="OUT", help="write the report")
+    check.add_argument("--json", metavar="OUT", help="write the report; - for stdout, and nothing else there")
     check.add_argument("--max-samples", type=positive, metavar="N", help="the first N images (default: all)")
     check.add_argument("--images", action="store_true", help="decode every picture too, which takes longer")
     check.add_argument("--tokenizer", metavar="MODEL", help="count tokens of captions as this model does")
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         check_picture_name(Path(options.sheet))
     for output in filter(None, (options.sheet, options.json)):
         prepare(Path(output))
+    notice(options, f"reading {options.spec}")
     quiet()
     from ..data.inspection import RegionSample, check_data, draw_contact_sheet, format_report
 
@@ -59,15 +61,17 @@ def run(options: argparse.Namespace) -> None:
         max_samples=options.max_samples,
         watch=sample.add if options.sheet else None,
     )
-    print(format_report(report))
-    if options.json:
-        text = json.dumps(report.to_dict(), ensure_ascii=False, indent=2)
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
+    out = sys.stderr if options.json == "-" else sys.stdout
+    print(format_report(report), file=out)
+    if options.json == "-":
+        print(to_json(report.to_dict(), indent=2), end="")
+    elif options.json:
+        write_whole(options.json, to_json(report.to_dict(), indent=2))
         print(f"report: {options.json}")
     if options.sheet:
         title = f"{report.read.source}: {report.read.records} images, {report.read.regions} regions"
         draw_contact_sheet(sample, title).save(options.sheet)
-        print(f"sheet: {options.sheet}")
+        print(f"sheet: {options.sheet}", file=out)
     report.read.require_records()
     if report.bad:
         raise SystemExit(1)

@@ -1,11 +1,12 @@
 """`sca-hf demo`: a page to click on."""
 
 import argparse
-import sys
 from typing import Any
 
-from .parsing import command, quiet
-from .serve import add_server_options
+from ..environment import require_extra
+from ..model_names import BUNDLED_MODEL
+from .parsing import command, notice, quiet
+from .serve import add_server_options, server_arguments
 
 
 _HELP = """\
@@ -27,13 +28,16 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the command until it is interrupted."""
-    quiet()
-    print("starting the page ...", file=sys.stderr, flush=True)
+    """Runs the command until it is interrupted or terminated."""
+    require_extra("demo", "The page", "gradio")
+    arguments = server_arguments(options)
+    notice(options, f"loading {options.model[0] if options.model else BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
     from ..demo import serve
 
-    def tell(engine: Any) -> None:
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"the page is at http://{host}:{options.port}, with {', '.join(engine.models)}", flush=True)
+    def tell(engine: Any, address: str) -> None:
+        if not options.quiet:
+            print(f"the page is at {address}, with {', '.join(engine.models)}", flush=True)
 
-    serve(options.model, options.host, options.port, options.device, tell)
+    serve(started=tell, **arguments)
+    notice(options, "stopped")

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .parsing import command, positive, quiet
+from .parsing import add_quiet, add_revision, command, notice, positive, quiet, size
 
 
 _ESTIMATE_HELP = """\
@@ -26,8 +26,10 @@ def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "estimate", run, _ESTIMATE_HELP, _ESTIMATE_EXAMPLE)
     declared.add_argument("what", metavar="RECIPE|MODEL", help="a recipe, as for train, or a model")
-    declared.add_argument("--gpu-memory", type=_size, metavar="SIZE", help="does it fit this? for instance 24GB")
+    declared.add_argument("--gpu-memory", type=size, metavar="SIZE", help="does it fit this? for instance 24GB")
     declared.add_argument("--images", type=positive, metavar="N", help="images for the size of the embedding cache")
+    add_revision(declared)
+    add_quiet(declared)
     declared.set_defaults(overrides=[])
 
 
@@ -39,28 +41,18 @@ def run(options: argparse.Namespace) -> None:
     if options.what not in recipe_names() and not options.what.endswith((".yaml", ".yml")):
         if options.images or options.overrides:
             raise ValueError(f"--images and keys of a recipe are for recipes; {options.what} is taken for a model.")
+        notice(options, f"reading {options.what}")
         from ..hub.info import read_config
         from ..training.recipe.memory_report import report_model
 
-        print(report_model(read_config(options.what), options.gpu_memory))
+        print(report_model(read_config(options.what, options.revision), options.gpu_memory))
         return
+    if options.revision is not None:
+        raise ValueError("--revision is for a model; a recipe names its own.")
+    path = recipe_path(options.what)
+    notice(options, f"reading {path}")
     from ..training.recipe.memory_report import report_recipe
     from ..training.recipe.schema import load_recipe
 
-    path = recipe_path(options.what)
     recipe = load_recipe(path, options.overrides)
     print(report_recipe(recipe, path.parent, options.gpu_memory, options.images))
-
-
-def _size(text: str) -> int:
-    """Reads a size such as 24GB as bytes; of memory, makers write GB for what is 2**30 bytes."""
-    units = {"gib": 2**30, "gb": 2**30, "mib": 2**20, "mb": 2**20}
-    lower = text.lower().replace(" ", "")
-    unit = next((name for name in units if lower.endswith(name)), None)
-    try:
-        size = float(lower.removesuffix(unit)) * units[unit] if unit else 0.0
-    except ValueError:
-        size = 0.0
-    if not 0 < size < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a size such as 24GB, got {text!r}")
-    return int(size)

@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
+from ..environment import install_command
 from ..files import to_json, write_whole
-from .parsing import command, natural, prepare
+from .parsing import command, natural, notice, prepare
 
 
 if TYPE_CHECKING:
@@ -18,19 +20,22 @@ score predictions of region captions
 PREDS is what `sca-hf predict` wrote (.jsonl, .parquet), or the original authors' .json. One region is one pair of a
 caption and its references; of several candidates the one with the best predicted IoU counts.
 
+$METRICS
+A protocol says what a score was measured on (sca-hf predict --help lists them); a name whose counts of images and
+regions do not hold is refused.
+"""
+_METRICS_HELP = """\
 Metrics, without --metrics the first three, after accuracy and macro recall where all references are class names; no
 Java is needed but where it is said:
   CIDEr-D  BLEU  ROUGE-L         of captions; CIDEr-D from 0 to 10, all others from 0 to 1
-  METEOR                         by its own program: pip install 'sca-hf[java]'
-  SPICE                          by its own program: pip install 'sca-hf[spice]', or the folder SPICE_HOME
+  METEOR                         by its own program: $java
+  SPICE                          by its own program: $spice
+                                 or the folder SPICE_HOME
   exact-match                    fraction of captions that equal a reference
-  content-recall                 nouns and verbs of the references that are said: pip install 'sca-hf[spacy]'
+  content-recall                 nouns and verbs of the references that are said: $spacy
   masks  IoU-error               mIoU, oracle mIoU (best of the kept masks), cIoU; error of the predicted IoU
   category-accuracy  category-macro-recall  semantic-IoU  semantic-similarity
                                  of captions that should name the region's category
-
-A protocol says what a score was measured on (sca-hf predict --help lists them); a name whose counts of images and
-regions do not hold is refused.
 """
 _EVALUATE_EXAMPLE = """\
 examples:
@@ -41,7 +46,7 @@ examples:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    declared = command(commands, "evaluate", run, _EVALUATE_HELP, _EVALUATE_EXAMPLE)
+    declared = command(commands, "evaluate", run, with_metrics(_EVALUATE_HELP), _EVALUATE_EXAMPLE)
     declared.add_argument("predictions", metavar="PREDS", help="file of predictions")
     add_scoring(declared)
     declared.add_argument("--json", metavar="OUT", help="write the results, raw scales; - for the terminal")
@@ -54,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--per-region writes into the JSON: give --json too.")
     if options.json not in (None, "-"):
         prepare(Path(options.json))
+    notice(options, f"reading {options.predictions}")
     from ..evaluation.scoring import score_file
 
     scored = score_file(
@@ -69,9 +75,20 @@ def run(options: argparse.Namespace) -> None:
         print(f"results: {options.json}")
 
 
+def with_metrics(text: str) -> str:
+    """Fills the list of metrics into a help text, in the place of $METRICS."""
+    extras = {extra: install_command(extra) for extra in ("java", "spice", "spacy")}
+    return text.replace("$METRICS", Template(_METRICS_HELP).substitute(extras))
+
+
 def add_scoring(declared: Any) -> None:
     """Declares what scoring commands have in common."""
-    declared.add_argument("--metrics", nargs="+", metavar="NAME", help="see above; separated by spaces or commas")
+    declared.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="names from the list under the usage, separated by spaces or commas",
+    )
     declared.add_argument("--protocol", metavar="NAME", help="what the predictions must be of (default: their run's)")
     declared.add_argument(
         "--resamples", type=natural, default=1000, metavar="N", help="bootstrap draws; 0: no intervals (%(default)s)"

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from ..model_names import BUNDLED_MODEL
-from .parsing import command, quiet
+from ..model_names import BUNDLED_MODEL, check_repository
+from .parsing import add_quiet, add_revision, command, notice, quiet
 
 
 _INFO_EXAMPLE = """\
@@ -24,11 +24,14 @@ def add(commands: Any) -> None:
         metavar="MODEL",
         help="folder, repository id or sca-tiny (default)",
     )
+    add_revision(declared)
+    add_quiet(declared)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     quiet()
+    notice(options, f"reading {check_repository(options.model, options.revision)}")
     from ..hub.info import describe_repository
 
-    print(describe_repository(options.model))
+    print(describe_repository(options.model, options.revision))

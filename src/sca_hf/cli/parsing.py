@@ -4,13 +4,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from ..files import in_one_line, write_whole
 
-def command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> Any:
+
+def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> Any:
     """Declares a command; the first line of `text` is its summary."""
     added = commands.add_parser(
         name,
@@ -25,6 +28,63 @@ def command(commands: Any, name: str, run: Callable[[argparse.Namespace], None],
     return added
 
 
+def add_loading(declared: Any) -> None:
+    """Declares the options of commands that load a model."""
+    add_revision(declared)
+    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
+    add_dtype(declared, "of the weights (default: as the model was saved)")
+    add_quiet(declared)
+
+
+def add_revision(declared: Any) -> None:
+    """Declares which state of a repository on the Hub is meant."""
+    declared.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repository")
+
+
+def add_dtype(declared: Any, text: str) -> None:
+    """Declares a precision."""
+    declared.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help=text)
+
+
+def add_quiet(declared: Any) -> None:
+    """Declares the option that `notice` heeds."""
+    declared.add_argument("--quiet", action="store_true", help="no progress and no notices: results and errors only")
+
+
+def notice(options: argparse.Namespace, text: str) -> None:
+    """Tells on stderr what goes on, once for all processes of a run, unless the command was asked to be quiet."""
+    if not getattr(options, "quiet", False) and os.environ.get("RANK", "0") == "0":
+        print(f"sca-hf {options.command}: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def resumable(options: argparse.Namespace) -> Iterator[None]:
+    """Within, Ctrl-C says how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        interruption.args = interruption.args or (f"to resume, run the same command: {options.line}",)
+        raise
+
+
+class Failures:
+    """What could not be done, told as it happens; the others go on, and the command ends with 1."""
+
+    def __init__(self, options: argparse.Namespace, total: int) -> None:
+        self._options, self._total, self.count = options, total, 0
+
+    def add(self, name: str, why: str) -> None:
+        """Tells of one."""
+        self.count += 1
+        print(f"sca-hf {self._options.command}: failed: {in_one_line(name)}: {why}", file=sys.stderr, flush=True)
+
+    def exit_code(self) -> int:
+        """Returns 0 without any, else 1."""
+        if self.count and self._total > 1:
+            notice(self._options, f"{self.count} of {self._total} images failed")
+        return int(self.count > 0)
+
+
 def positive(text: str) -> int:
     """Reads a whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
@@ -37,6 +97,20 @@ def natural(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a whole number, 0 or more, got {text!r}")
     return int(text)
+
+
+def size(text: str) -> int:
+    """Reads a size such as 24GB as bytes; of memory, makers write GB for what is 2**30 bytes."""
+    units = {"gib": 2**30, "gb": 2**30, "mib": 2**20, "mb": 2**20}
+    lower = text.lower().replace(" ", "")
+    unit = next((name for name in units if lower.endswith(name)), None)
+    try:
+        bytes_ = float(lower.removesuffix(unit)) * units[unit] if unit else 0.0
+    except ValueError:
+        bytes_ = 0.0
+    if not 0 < bytes_ < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a size such as 24GB, got {text!r}")
+    return int(bytes_)
 
 
 def add_tools(declared: Any) -> None:
@@ -64,19 +138,21 @@ def check_picture_name(path: Path) -> None:
 
 
 def prepare(path: Path) -> None:
-    """Makes the folder of an output before the work starts, so that a wrong name is reported early."""
+    """Makes the folder of an output before the work starts, so that a wrong name is reported early; `-` has none."""
+    if str(path) == "-":
+        return
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, expected a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(records: list[dict[str, Any]], output: str) -> None:
-    """Writes a JSON list with one record on each line; `-` stands for the terminal."""
+    """Writes a JSON list with one record on each line; `-` stands for stdout."""
     text = "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n"
     if output == "-":
         print(text, end="")
     else:
-        Path(output).write_text(text, encoding="utf-8")
+        write_whole(output, text)
 
 
 def wrapped(names: Iterable[str]) -> str:
@@ -104,11 +180,22 @@ def print_skipped() -> None:
             print(line, file=sys.stderr)
 
 
-def quiet() -> None:
-    """Keeps progress bars of loading and notices of retries off the terminal."""
+def quiet(downloads: bool = False) -> None:
+    """Keeps progress bars of loading and notices of retries off the terminal.
+
+    Args:
+        downloads: whether progress of downloads is shown where stderr is a terminal.
+    """
+    shown = downloads and sys.stderr.isatty()
+    if not shown and "transformers" not in sys.modules:  # they read these where they are imported, which takes long
+        os.environ |= dict.fromkeys(("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"), "error")
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        return
     import huggingface_hub
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
+    if shown:
+        huggingface_hub.utils.enable_progress_bars()

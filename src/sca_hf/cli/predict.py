@@ -4,7 +4,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .parsing import add_tools, command, positive, prepare, print_skipped, process_device, quiet, wrapped
+from ..model_names import BUNDLED_MODEL
+from .parsing import (
+    add_loading,
+    add_tools,
+    command,
+    notice,
+    positive,
+    prepare,
+    print_skipped,
+    process_device,
+    quiet,
+    resumable,
+    wrapped,
+)
 
 
 _PREDICT_HELP = """\
@@ -46,10 +59,12 @@ def add(commands: Any) -> None:
     declared = command(commands, "predict", run, _PREDICT_HELP + wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
     who = declared.add_mutually_exclusive_group()
     who.add_argument("--model", help="ours: folder, repository id or sca-tiny (default)")
-    who.add_argument("--captioner", metavar="SPEC", help="any other, see above")
+    who.add_argument("--captioner", metavar="SPEC", help="any other: NAME:option=value,..., or a YAML file")
     declared.add_argument("--data", required=True, metavar="SPEC", help="as for sca-hf data check (docs/data.md)")
     declared.add_argument("--output", required=True, metavar="OUT", help=".jsonl, .parquet, or the authors' .json")
-    declared.add_argument("--protocol", metavar="NAME", choices=list(PROTOCOLS), help="see above")
+    declared.add_argument(
+        "--protocol", metavar="NAME", choices=list(PROTOCOLS), help="one of the names listed before the options"
+    )
     declared.add_argument(
         "--prompt", choices=PROMPT_KINDS, help="how regions are shown (default: box, or the protocol's)"
     )
@@ -64,15 +79,15 @@ def add(commands: Any) -> None:
     declared.add_argument("--max-samples", type=positive, metavar="N", help="the first N images")
     declared.add_argument("--seed", type=int, default=0, help="of random points (default: %(default)s)")
     declared.add_argument("--system", metavar="NAME", help="what the records call the captioner")
-    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
-    declared.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights")
+    add_loading(declared)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     output = Path(options.output)
     prepare(output)
-    quiet()
+    notice(options, f"loading {options.captioner or options.model or BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
     from ..data.loading import parse_options, parse_spec
     from ..evaluation.captioners import CONTROLS, load_captioner
     from ..evaluation.predict import PredictSettings, predict, write_for_tool
@@ -90,6 +105,10 @@ def run(options: argparse.Namespace) -> None:
     beams = options.num_beams or (find_protocol(options.protocol).num_beams if options.protocol else 1)
     generation = {"num_beams": beams, "max_new_tokens": options.max_new_tokens}
     asked = {"captioner": "sca"} | ({} if options.model is None else {"model": options.model})
+    if options.revision is not None and options.captioner is not None:
+        raise ValueError("--revision is for --model; name that of another captioner in --captioner.")
+    if options.revision is not None:
+        asked["revision"] = options.revision
     if options.captioner is not None:
         asked = parse_options(options.captioner, "captioner", "captioner")
     if "captioner" not in asked:
@@ -99,9 +118,11 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.control is not None:
         captioner = CONTROLS[options.control](captioner)
-    written = predict(captioner, data, output, settings, command=options.line)
-    if torchrun_rank()[0] == 0:
+    with resumable(options):
+        written = predict(captioner, data, output, settings, command=options.line, progress=not options.quiet)
+    if torchrun_rank()[0] == 0 and not options.quiet:
         print(f"predictions: {written}")
+    if torchrun_rank()[0] == 0:
         for tool in dict.fromkeys(options.write):
             folder = output.with_name(f"{output.stem}_{tool}")
             report = None if folder.exists() else write_for_tool(written, data, folder, tool, options.shapes)

@@ -1,10 +1,11 @@
 """`sca-hf publish`: a trained or converted model onto the Hub."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .parsing import command, quiet
+from .parsing import add_quiet, command, notice, quiet, resumable
 
 
 _PUBLISH_EXAMPLE = """\
@@ -43,10 +44,12 @@ def add(commands: Any) -> None:
         help="scores for the card, as sca-hf evaluate --json writes them; may be given several times",
     )
     declared.add_argument("--space", action="store_true", help="publish the demo too, as the Space REPO")
+    add_quiet(declared)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    notice(options, f"checking {options.folder}")
     quiet()
     import tempfile
 
@@ -56,16 +59,17 @@ def run(options: argparse.Namespace) -> None:
     from ..hub.space import publish_space, write_space
 
     api = HfApi()
-    done = publish(
-        options.folder,
-        options.repository,
-        kind=options.kind,
-        private=options.private,
-        template=options.card,
-        evaluations=options.evaluation,
-        api=api,
-        say=print,
-    )
+    with resumable(options):
+        done = publish(
+            options.folder,
+            options.repository,
+            kind=options.kind,
+            private=options.private,
+            template=options.card,
+            evaluations=options.evaluation,
+            api=api,
+            say=partial(notice, options),
+        )
     print(done)
     if options.space:
         with tempfile.TemporaryDirectory() as temporary:

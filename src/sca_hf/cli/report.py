@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .evaluate import add_scoring, bootstrap, measured_on, names, scoring_tools
-from .parsing import command, natural, quiet
+from .evaluate import add_scoring, bootstrap, measured_on, names, scoring_tools, with_metrics
+from .parsing import command, natural, notice, quiet
 
 
 _REPORT_HELP = """\
@@ -16,7 +16,8 @@ and report.md: scores with intervals, differences from the first system, scores 
 best regions by the first metric of the first system (by accuracy and the recall of their class where all references
 are class names) and some random ones with all captions side by side, and the scores as a block for the head of a model
 card. Pictures come from --data, the set that was predicted on.
-"""
+
+$METRICS"""
 _REPORT_EXAMPLE = """\
 example:
   sca-hf report ours.jsonl baseline.jsonl --data scenes:split=test,count=100 --output report
@@ -25,7 +26,7 @@ example:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    declared = command(commands, "report", run, _REPORT_HELP, _REPORT_EXAMPLE)
+    declared = command(commands, "report", run, with_metrics(_REPORT_HELP), _REPORT_EXAMPLE)
     declared.add_argument("predictions", nargs="+", metavar="PREDS", help="files of predictions")
     declared.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
     declared.add_argument("--data", metavar="SPEC", help="data set with the pictures, as for sca-hf data check")
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a folder to write to.")
+    notice(options, f"reading {', '.join(options.predictions)}")
     quiet()
     from ..evaluation.report import build_contents, write_report
     from ..evaluation.scoring import score_file

@@ -1,9 +1,17 @@
 """`sca-hf serve`: masks and captions over HTTP."""
 
 import argparse
+import os
+from dataclasses import fields
+from textwrap import indent
 from typing import Any
 
-from .parsing import command, positive, quiet
+from ..environment import require_extra
+from ..model_names import BUNDLED_MODEL
+from ..serving.access import check_access
+from ..serving.examples import requests
+from ..serving.limits import Limits
+from .parsing import add_loading, command, natural, notice, quiet, size
 
 
 _HELP = """\
@@ -12,18 +20,16 @@ serve masks and captions over HTTP
 POST /v1/caption captions regions, POST /v1/anything captions everything in a picture; /docs describes them for people,
 /openapi.json for programs; /health and /metrics are for monitoring. Requests that arrive together share a call of the
 model. Only the models named here are served; nothing that a caller sends is opened as a path or an address.
+
+Ctrl-C and SIGTERM end it once the requests that run are answered. An address that other machines can reach needs a
+token, or --no-auth.
 """
-_EXAMPLE = """\
-example:
-  sca-hf serve --model ./my-model --port 8000
-  curl -s localhost:8000/v1/caption -d "{\\"image\\": \\"$(base64 -w0 street.jpg)\\", \\"regions\\": [{\\"box\\": [40, 60, 210, 300]}]}" -H "Content-Type: application/json"
-"""  # noqa: E501
 
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    declared = command(commands, "serve", run, _HELP, _EXAMPLE)
-    add_server_options(declared, port=8000)
+    example = f"example:\n  sca-hf serve --model ./my-model --port 8000\n{indent(requests('localhost:8000'), '  ')}"
+    add_server_options(command(commands, "serve", run, _HELP, example), port=8000)
 
 
 def add_server_options(declared: Any, port: int) -> None:
@@ -35,23 +41,49 @@ def add_server_options(declared: Any, port: int) -> None:
         metavar="MODEL",
         help="folder, repository id or sca-tiny (default) to serve; repeatable, requests that name none get the first",
     )
+    add_loading(declared)
     declared.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
-    declared.add_argument("--port", type=positive, default=port, metavar="N", help="port to listen on (%(default)s)")
-    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
+    declared.add_argument(
+        "--port", type=natural, default=port, metavar="N", help="port to listen on; 0 for a free one (%(default)s)"
+    )
+    declared.add_argument(
+        "--token", help="what requests must bring, as a bearer token or a password (default: the variable SCA_TOKEN)"
+    )
+    declared.add_argument("--no-auth", action="store_true", help="serve everyone who can reach the address")
+    group = declared.add_argument_group("limits", "what is above them is refused")
+    for each in fields(Limits):
+        kind: Any = size if each.name == "file_bytes" else natural
+        group.add_argument(
+            f"--limit-{each.name.replace('_', '-')}",
+            type=kind,
+            default=each.default,
+            metavar="SIZE" if kind is size else "N",
+            help=f"{each.metadata['help']} (%(default)s)",
+        )
+
+
+def server_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """What `serve_app` takes of the options, checked as far as that is possible without a model."""
+    token = options.token if options.token is not None else os.environ.get("SCA_TOKEN")
+    check_access(options.host, token, options.no_auth)
+    limits = Limits(**{each.name: getattr(options, f"limit_{each.name}") for each in fields(Limits)})
+    names = ("host", "port", "device", "dtype", "revision")
+    return {"models": options.model, "limits": limits, "token": token} | {n: getattr(options, n) for n in names}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the command until it is interrupted."""
-    quiet()
-    try:
-        from ..serving.api import create_app, serve_app
-    except ModuleNotFoundError as error:
-        raise ImportError(f"The server needs {error.name}: pip install 'sca-hf[serve]'.") from None
+    """Runs the command until it is interrupted or terminated."""
+    require_extra("serve", "The server", "fastapi", "uvicorn")
+    arguments = server_arguments(options)
+    notice(options, f"loading {options.model[0] if options.model else BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
+    from ..serving.api import create_app
+    from ..serving.server import serve_app
 
-    def tell(engine: Any) -> None:
-        print(
-            f"sca-hf serves {', '.join(engine.models)} at http://{options.host}:{options.port}, described at /docs",
-            flush=True,
-        )
+    def tell(engine: Any, address: str) -> None:
+        if not options.quiet:
+            print(f"sca-hf serves {', '.join(engine.models)} at {address}, described at {address}/docs", flush=True)
 
-    serve_app(create_app, options.model, options.host, options.port, options.device, tell)
+    documentation = ("/", "/docs", "/openapi.json", "/health")
+    serve_app(create_app, started=tell, open_paths=documentation, **arguments)
+    notice(options, "stopped")

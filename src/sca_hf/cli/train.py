@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..recipes import recipe_names, recipe_path
-from .parsing import command, print_skipped, wrapped
+from .parsing import add_quiet, command, notice, print_skipped, wrapped
 
 
 _TRAIN_HELP = """\
@@ -36,16 +36,21 @@ def add(commands: Any) -> None:
     shipped = "Recipes that come with sca-hf; NAME --dry-run > my.yaml writes one out:\n" + wrapped(recipe_names())
     text = f"{_TRAIN_HELP}\n{shipped}"
     declared = command(commands, "train", run, text, _TRAIN_EXAMPLE)
-    declared.add_argument("recipe", metavar="RECIPE", help="YAML file, or a name from above: what to train, and how")
+    declared.add_argument(
+        "recipe", metavar="RECIPE", help="YAML file, or a name of one that comes with sca-hf: what to train, and how"
+    )
     declared.add_argument("--dry-run", action="store_true", help="print the recipe with all changes and stop")
+    add_quiet(declared)
     declared.set_defaults(overrides=[])
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
+    path = recipe_path(options.recipe)
+    notice(options, f"reading {path}")
     from ..training.recipe.schema import load_recipe
 
-    recipe = load_recipe(recipe_path(options.recipe), options.overrides)
+    recipe = load_recipe(path, options.overrides)
     if options.dry_run:
         print(recipe.to_yaml(), end="")
         return

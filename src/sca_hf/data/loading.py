@@ -15,6 +15,7 @@ from pathlib import Path
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from ..environment import install_command
 from ..yaml_files import parse_yaml
 from .pictures import check_picture
 from .read_report import ReadReport
@@ -221,7 +222,7 @@ def load_regions(
     try:
         from datasets import IterableDataset
     except ModuleNotFoundError:
-        raise ImportError("Data sets of regions need datasets: pip install 'sca-hf[train]'.") from None
+        raise ImportError(f"Data sets of regions need datasets: {install_command('train')}") from None
     source = RecordSource(format, options, on_error, task, max_samples, keep_empty, group, decode=on_error == "skip")
     if streaming:
         arguments = {"sources": source.parts()}

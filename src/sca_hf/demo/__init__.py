@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..environment import require_extra
+
 
 def build(models: Sequence[str] = (), device: str | None = None) -> Any:
     """Builds the page as Gradio Blocks of its own, to be launched or mounted by the caller.
@@ -26,7 +28,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     device: str | None = None,
-    started: Callable[[Any], None] = lambda engine: None,
+    started: Callable[[Any, str], None] = lambda engine, address: None,
+    **options: Any,
 ) -> None:
     """Serves the page, and the HTTP interface beside it, until interrupted.
 
@@ -35,12 +38,15 @@ def serve(
         host: address to listen on.
         port: port to listen on.
         device: None takes CUDA where it is present.
-        started: called with the engine once the page can be opened; its model may still be loading.
+        started: called with the engine and the address once the page can be opened; its model may still be loading.
+        options: further ones of `serve_app`, as `token`.
     """
     page = _page()
-    from ..serving.api import serve_app
+    from ..serving.server import serve_app
 
-    serve_app(page.page_app, models, host, port, device, started, load_first=False)
+    # An open page never lets go of its connection.
+    settings = {"load_first": False, "grace": 2, **options}
+    serve_app(page.page_app, models, host, port, device, started, **settings)
 
 
 def main() -> None:
@@ -52,10 +58,9 @@ def main() -> None:
 
 
 def _page() -> Any:
-    try:
-        from . import blocks
-    except ModuleNotFoundError as error:
-        raise ImportError(f"The page needs {error.name}: pip install 'sca-hf[demo]'.") from None
+    require_extra("demo", "The page", "gradio")
+    from . import blocks
+
     return blocks
 
 

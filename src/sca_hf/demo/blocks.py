@@ -79,7 +79,7 @@ def build_page(engine: Engine) -> gr.Blocks:
 
 def page_app(engine: Engine) -> Any:
     """The page, and the HTTP interface beside it, as one application."""
-    app = create_app(engine)
+    app = create_app(engine, root=False)
     app.add_middleware(NoFiles)
     return gr.mount_gradio_app(app, build_page(engine), path="/", footer_links=[])
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..environment import install_command
 from ..processing.masks_sca import decode_rle
 from . import metrics as m
 
@@ -62,7 +63,7 @@ def _module_class(name: str) -> type:
     try:
         import evaluate
     except ImportError as error:
-        raise ImportError("modules of `evaluate` need that library: pip install 'sca-hf[eval]'.") from error
+        raise ImportError(f"modules of `evaluate` need that library: {install_command('eval')}") from error
     kind = EVALUATE_METRICS[name]
 
     def _info(self: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.prompts import PROMPT_KINDS
+from ..environment import install_command
 from ..files import has_lone_surrogate, replacing
 from ..processing.masks_sca import decode_rle, encode_rle
 
@@ -279,7 +280,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow  # type: ignore[import-untyped]
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError("predictions in Parquet need pyarrow: pip install 'sca-hf[eval]'.") from error
+        raise ImportError(f"predictions in Parquet need pyarrow: {install_command('eval')}") from error
     return pyarrow, parquet
 
 

@@ -79,17 +79,18 @@ def scope_lines(scope: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def read_config(name: str) -> ScaConfig:
+def read_config(name: str, revision: str | None = None) -> ScaConfig:
     """Reads the configuration of a folder or repository id; refuses one of another kind of model."""
-    config = ScaConfig.from_pretrained(check_repository(name))
+    where = {} if revision is None else {"revision": revision}
+    config = ScaConfig.from_pretrained(check_repository(name, revision), **where)
     if config.model_type != ScaConfig.model_type:
         raise ValueError(f"{name} is a {config.model_type!r} model, not {ScaConfig.model_type!r}.")
     return config
 
 
-def describe_repository(name: str) -> RepositoryInfo:
-    """Reads configuration and weight headers of a folder or repository id."""
-    config = read_config(name)
+def describe_repository(name: str, revision: str | None = None) -> RepositoryInfo:
+    """Reads configuration and weight headers of a folder or repository id, at a branch, tag or commit."""
+    config = read_config(name, revision)
     base_models = config.base_model_repos or {}
     with torch.device("meta"):
         model = ScaForConditionalGeneration(config)
@@ -107,7 +108,8 @@ def describe_repository(name: str) -> RepositoryInfo:
     loaded = str(config.dtype or torch.float32).removeprefix("torch.")
     kind = "mixer-only" if base_models else "whole"
     tasks, scope = list(config.mixer_config.tasks), config.scope or {}
-    return RepositoryInfo(name, kind, parts, _stored(check_repository(name)), loaded, tasks, scope)
+    stored = _stored(check_repository(name), revision)
+    return RepositoryInfo(name, kind, parts, stored, loaded, tasks, scope)
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:
@@ -140,9 +142,10 @@ def _describe_text(config: ScaConfig) -> str:
     return f"{text.model_type}, {text.num_hidden_layers} layers x {text.hidden_size}, {text.vocab_size:,} tokens"
 
 
-def _stored(name: str) -> dict[str, int]:
+def _stored(name: str, revision: str | None) -> dict[str, int]:
     if not Path(name).is_dir():
-        return {str(dtype): count for dtype, count in get_safetensors_metadata(name).parameter_count.items()}
+        counted = get_safetensors_metadata(name, revision=revision).parameter_count
+        return {str(dtype): count for dtype, count in counted.items()}
     counts: dict[str, int] = {}
     for file in sorted(Path(name).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from string import Template
 
 from huggingface_hub import HfApi
 
+from ..environment import requirements
 from .publish import upload
 
 
@@ -56,20 +57,10 @@ def write_space(folder: Path, repo_id: str, revision: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "app.py").write_text(_APP.substitute(names), encoding="utf-8")
     (folder / "README.md").write_text(_CARD.substitute(names), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements("", "demo", "serve")) + "\n", encoding="utf-8")
     package = Path(str(resources.files("sca_hf")))
     shutil.copytree(package, folder / "sca_hf", ignore=shutil.ignore_patterns("__pycache__", "assets", "*.pyc"))
     return folder
-
-
-def requirements() -> list[str]:
-    """What this package needs to show a demo, as its own metadata has it."""
-    needed = []
-    for line in metadata.requires("sca-hf") or []:
-        requirement, _, marker = line.replace('"', "'").partition(";")
-        if not marker or "'demo'" in marker or "'serve'" in marker:
-            needed.append(requirement.strip())
-    return sorted(needed)
 
 
 def publish_space(api: HfApi, folder: Path, repo_id: str, private: bool = False) -> str:

@@ -3,10 +3,7 @@
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-
-from .images_sca import is_picture, open_picture, read_picture
 
 
 # The logit of a cell that lies wholly in the mask; wholly outside it is the negative of it.
@@ -77,9 +74,11 @@ def _as_array(mask: Any, where: str) -> np.ndarray:
     """Return the values of a mask, (height, width)."""
     if isinstance(mask, dict) and not mask.keys() & {"bytes", "path"}:
         return decode_rle(mask, where)
+    from .images_sca import is_picture, open_picture, read_picture  # imports torch, which masks as RLE do without
+
     if is_picture(mask):
         array = read_picture(mask, where, lambda: _picture_values(open_picture(mask)))
-    elif isinstance(mask, (np.ndarray, torch.Tensor)):
+    elif isinstance(mask, np.ndarray) or hasattr(mask, "detach"):
         array = to_numpy(mask, where)
     else:
         raise TypeError(
@@ -301,7 +300,7 @@ def _short(value: Any) -> str:
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
     """Turn a numpy or torch array into numpy, refusing dtypes that hold no plain numbers."""
-    if isinstance(value, torch.Tensor):
+    if hasattr(value, "detach"):  # a tensor; torch takes a second to import, and masks are read without it
         if value.is_sparse or value.is_complex() or value.is_quantized or value.device.type == "meta":
             raise TypeError(f"{name}: expected a dense tensor of plain numbers, got {value.dtype} on {value.device}.")
         value = value.detach().cpu()

@@ -1,22 +1,16 @@
 """The HTTP interface: masks and captions for regions, or for everything in a picture. `/docs` describes it."""
 
 import asyncio
-import contextlib
-import ctypes
 import json
 import math
-import socket
-import sys
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from starlette.exceptions import HTTPException
 
@@ -24,6 +18,7 @@ from .. import __version__
 from ..data.writers import coco_annotations
 from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.region_prompts_sca import REGION_SCHEMA
+from .docs_page import docs_page
 from .engine import Engine, ImageStore, StoredImage
 from .limits import RequestError
 
@@ -183,14 +178,16 @@ def _answers(model: Any, *refusals: int, status: int = 200) -> dict[int | str, d
 
 
 _FILE = {"type": "string", "format": "binary"}
-_REFUSED = (400, 404, 410, 413, 415, 422, 429)
+_REFUSED = (400, 401, 404, 410, 413, 415, 422, 429)
 
 
-def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
-    """Builds the application over an engine."""
-    app = FastAPI(title="sca-hf", version=__version__, description=_DESCRIPTION)
-    pictures = store or ImageStore()
+def create_app(engine: Engine, store: ImageStore | None = None, root: bool = True) -> FastAPI:
+    """Builds the application over an engine; `root`: whether `GET /` points to its documentation, or is a page's."""
+    # The library's own documentation takes its script, style and icon from elsewhere.
+    app = FastAPI(title="sca-hf", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    pictures = store or ImageStore(engine.limits.kept_pixels)
     _add_errors(app)
+    _add_documentation(app, engine, root)
     _add_state(app, engine)
     app.add_middleware(BodyLimit, limit=2 * engine.limits.file_bytes)
 
@@ -205,7 +202,7 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
         "/v1/images",
         summary="Keep a picture for several requests: its file is the body",
         status_code=201,
-        responses=_answers(KeptImage, 413, 415, 422, status=201),
+        responses=_answers(KeptImage, 401, 413, 415, 422, status=201),
         openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _FILE}}}},
     )
     async def keep(request: Request) -> dict[str, Any]:
@@ -241,6 +238,24 @@ def create_app(engine: Engine, store: ImageStore | None = None) -> FastAPI:
         return {"images": [size], "annotations": list(coco_annotations(records, 1, 1)), "categories": [category]}
 
     return app
+
+
+def _add_documentation(app: FastAPI, engine: Engine, root: bool) -> None:
+    """Adds the page that describes the interface, and the way to it."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        address = str(request.base_url).rstrip("/")
+        return HTMLResponse(docs_page(app.openapi(), engine.models, engine.limits, address))
+
+    if not root:
+        return
+
+    @app.get("/", include_in_schema=False)
+    async def point(request: Request) -> Any:
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("docs")
+        return {"name": app.title, "version": app.version, "documentation": "/docs", "openapi": "/openapi.json"}
 
 
 def _add_state(app: FastAPI, engine: Engine) -> None:
@@ -349,94 +364,3 @@ class BodyLimit:
             await self.app(scope, counted, send)
         except RequestError:
             await refusal(scope, receive, send)
-
-
-_M_ARENA_MAX = -8  # of glibc's malloc.h
-
-
-def serve_app(
-    make_app: Callable[[Engine], Any],
-    models: Sequence[str],
-    host: str,
-    port: int,
-    device: str | None,
-    started: Callable[[Engine], None] = lambda engine: None,
-    load_first: bool = True,
-) -> None:
-    """Serves an application over an engine until interrupted.
-
-    Args:
-        make_app: makes the ASGI application for the engine.
-        models: see [`Engine`].
-        host: address to listen on.
-        port: port to listen on.
-        device: see [`Engine`].
-        started: called with the engine once requests are taken.
-        load_first: whether requests are taken only when the default model is loaded; else it is loaded meanwhile.
-
-    Raises:
-        OSError: the port is taken, or is not for everybody.
-    """
-    limit_arenas()
-    with bind(host, port) as listener:  # before the model is loaded for nothing
-        engine = Engine(models, device)
-        if load_first:
-            engine.model()  # the first request should not wait for it
-        server = _Server(uvicorn.Config(make_app(engine), log_level="warning"), lambda: started(engine))
-        failures: list[BaseException] = []
-
-        def load() -> None:
-            try:
-                engine.model()
-            except BaseException as error:  # noqa: BLE001, raised below, where somebody sees it
-                failures.append(error)
-                server.should_exit = True
-
-        if not load_first:
-            threading.Thread(target=load, daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
-        if failures:
-            raise failures[0]
-        if not server.started:
-            raise RuntimeError("the server did not start; the reason is above.")
-
-
-class _Server(uvicorn.Server):
-    """Tells when it takes requests."""
-
-    def __init__(self, config: uvicorn.Config, told: Callable[[], None]) -> None:
-        super().__init__(config)
-        self.told = told
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen."""
-        await super().startup(sockets)
-        if self.started:
-            self.told()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Reserves an address; nobody can connect until somebody listens there."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        if sys.platform != "win32":  # where it would let two programs share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot listen at {host}, port {port}: {reason}. Name another with --port.") from None
-    return listener
-
-
-def limit_arenas(count: int = 2) -> bool:
-    """Limits the number of glibc's memory arenas; returns whether glibc is the C library.
-
-    By default each of the server's many threads gets an arena of its own, which keeps freed memory: the server would
-    grow for as long as some thread meets a larger request than before.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    library = ctypes.CDLL(None)
-    return hasattr(library, "gnu_get_libc_version") and library.mallopt(_M_ARENA_MAX, count) == 1

@@ -75,6 +75,8 @@ class Engine:
         limits: the most that a request may take.
         cached_images: number of encodings that are kept.
         loaded_models: number of models that are kept loaded.
+        dtype: precision of the weights, for instance "bfloat16"; None: as saved.
+        revision: branch, tag or commit of the one repository among the models.
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class Engine:
         limits: Limits | None = None,
         cached_images: int = 64,
         loaded_models: int = 2,
+        dtype: str | None = None,
+        revision: str | None = None,
     ) -> None:
         self.limits, self.device = limits or Limits(), device
         self._folders: dict[str, str] = {}
@@ -93,6 +97,10 @@ class Engine:
             if known in self._folders:
                 raise ValueError(f"two models are called {known}.")
             self._folders[known] = source
+        remote = [name for name, source in self._folders.items() if not Path(source).is_dir()]
+        if revision is not None and len(remote) != 1:
+            raise ValueError(f"the revision {revision} is of one repository, and {len(remote)} of the models are one.")
+        self._loading_options = {name: (dtype, revision if name in remote else None) for name in self._folders}
         self._cached_images, self._loaded_models = cached_images, loaded_models
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._encodings: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -113,7 +121,7 @@ class Engine:
         name = self.known(name)
         with self._loading:
             if name not in self._models:
-                self._models[name] = load(self._folders[name], self.device)
+                self._models[name] = load(self._folders[name], self.device, *self._loading_options[name])
                 while len(self._models) > self._loaded_models:
                     self._models.popitem(last=False)
             self._models.move_to_end(name)

@@ -2,15 +2,16 @@
 
 import io
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..processing.anything_settings_sca import AnythingSettings
-from ..processing.images_sca import as_image
-from ..processing.region_prompts_sca import RegionLimitError, RegionPrompt, read_regions
 
+
+if TYPE_CHECKING:
+    from ..processing.region_prompts_sca import RegionPrompt
 
 # What people have. A decoder that nobody needs is an attack surface that nobody watches.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -24,34 +25,39 @@ class RequestError(ValueError):
         self.status = status
 
 
+def limit(default: int, text: str) -> int:
+    """Declares a limit with what it is of."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Limits:
     """The most that one request may take.
 
-    Attributes:
-        file_bytes: bytes of a picture's file.
-        pixels: pixels of the picture.
-        regions: regions in one request.
-        mask_pixels: pixels of all mask prompts of one request together.
-        points_per_side, points_per_batch, crop_n_layers: these settings of anything mode.
-        new_tokens: tokens of a caption.
-        beams: beams of the search for a caption.
-        waiting: requests that wait at once; those above it are answered with status 429.
+    What each field is, is its metadata's `help`.
     """
 
-    file_bytes: int = 16 << 20
-    pixels: int = 24_000_000
-    regions: int = 128
-    mask_pixels: int = 256_000_000
-    points_per_side: int = 32
-    points_per_batch: int = 256
-    crop_n_layers: int = 1
-    new_tokens: int = 64
-    beams: int = 8
-    waiting: int = 64
+    file_bytes: int = limit(16 << 20, "bytes of a picture's file")
+    pixels: int = limit(24_000_000, "pixels of a picture")
+    regions: int = limit(128, "regions in a request")
+    mask_pixels: int = limit(256_000_000, "pixels of all mask prompts of a request together")
+    points_per_side: int = limit(32, "points_per_side of anything mode")
+    points_per_batch: int = limit(256, "points_per_batch of anything mode")
+    crop_n_layers: int = limit(1, "crop_n_layers of anything mode")
+    new_tokens: int = limit(64, "tokens of a caption")
+    beams: int = limit(8, "beams of the search for a caption")
+    waiting: int = limit(64, "requests that wait at once; those above it are answered with status 429")
+    kept_pixels: int = limit(200_000_000, "pixels of all pictures that are kept for later requests")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) < (each.name != "crop_n_layers"):
+                raise ValueError(f"the limit {each.name} is {getattr(self, each.name)}, expected a number above 0.")
 
     def open_image(self, data: bytes) -> Image.Image:
         """Decodes a picture, upright and RGB; its header is checked first."""
+        from ..processing.images_sca import as_image  # imports torch; the command line lists limits without it
+
         if not data:
             raise RequestError("The picture is an empty file.")
         if len(data) > self.file_bytes:
@@ -76,7 +82,7 @@ class Limits:
 
     def read_regions(
         self, values: Any, size: tuple[int, int], shown_size: tuple[int, int] | None = None
-    ) -> list[RegionPrompt]:
+    ) -> "list[RegionPrompt]":
         """Reads the regions of a request, see `processing/region_prompts_sca.py`.
 
         Args:
@@ -84,6 +90,8 @@ class Limits:
             size: height and width of the picture.
             shown_size: height and width at which a page shows it; masks may be painted at this size too.
         """
+        from ..processing.region_prompts_sca import RegionLimitError, read_regions
+
         try:
             return read_regions(
                 values, size, max_regions=self.regions, max_mask_pixels=self.mask_pixels, shown_size=shown_size

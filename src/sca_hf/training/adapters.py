@@ -9,11 +9,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
+from ..environment import install_command
 from ..modeling.base_models_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter, made_by_peft
 from .quantization import is_quantized
-
-
-_MISSING = "LoRA needs peft: pip install 'sca-hf[train]'."
 
 
 def add_lora(
@@ -35,7 +33,7 @@ def add_lora(
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise ImportError(_MISSING) from error
+        raise ImportError(f"LoRA needs peft: {install_command('train')}") from error
     language_model = model.language_model
     if has_adapter(language_model):
         raise ValueError("the language model has adapters already; merge_lora(model) makes them a part of it.")

