@@ -79,6 +79,14 @@ def scope_lines(scope: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
+def scope_notice(name: str, scope: Mapping[str, Any] | None) -> str | None:
+    """What to say before a model of narrow scope is used; None of others."""
+    if not scope or not scope.get("narrow"):
+        return None
+    knows = scope.get("knows") or f"little more than {scope.get('trained_on') or 'its training data'}"
+    return f"{name} knows {knows.rstrip('.')}. {scope.get('limits', '')}".strip()
+
+
 def read_config(name: str, revision: str | None = None) -> ScaConfig:
     """Reads the configuration of a folder or repository id; refuses one of another kind of model."""
     where = {} if revision is None else {"revision": revision}
