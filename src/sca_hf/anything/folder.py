@@ -113,8 +113,8 @@ def draw_records(picture: Any, records: Iterable[dict[str, Any]]) -> Any:
     """Draws the masks and captions of an image, numbered in their order, large ones below small ones."""
     ordered = sorted(enumerate(records, 1), key=lambda numbered: -numbered[1]["area"])
     drawn = [
-        DrawnRegion(with_doubt(r["caption"], r.get("confidence")), decode_rle(r["segmentation"]), number=number)
-        for number, r in ordered
+        DrawnRegion(with_doubt(one["caption"], one.get("confidence")), decode_rle(one["segmentation"]), number=number)
+        for number, one in ordered
     ]
     return draw_regions(picture, drawn)
 

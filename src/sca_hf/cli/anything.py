@@ -191,9 +191,8 @@ def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[Im
             for number, record in enumerate(entry["records"], 1):
                 x, y, width, height = record["bbox"]
                 place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
-                print(
-                    f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {one_line(with_doubt(record['caption'], record.get('confidence')))}"
-                )
+                said = with_doubt(one_line(record["caption"]), record.get("confidence"))
+                print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {said}")
             sys.stdout.flush()
     except KeyboardInterrupt as interruption:
         done = len(entries) + failures.count
