@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 from importlib import resources
 from pathlib import Path
 
@@ -156,14 +157,15 @@ def test_a_cancelled_job_ends_and_the_next_one_is_taken_at_once(answers, picture
     def cancelling(session, job, *step):
         steps.append((job, *step))
         if step[:2] == ("masks", 0) and job == "first":
-            assert answers.cancel({"session": "mine"}) == {}
+            assert answers.cancel({"session": "mine", "job": "first"}) == {}
         note(session, job, *step)
 
     monkeypatch.setattr(answers, "_note", cancelling)
     job = {"image_id": picture["image_id"], "session": "mine"}
     assert answers.everything({**job, "job": "first"})["error"] == "This was cancelled."
     assert "captions" not in [step[1] for step in steps]
-    assert answers.everything({**job, "job": "second"})["regions"]
+    monkeypatch.setattr(answers, "_note", lambda *step: (answers.cancel({**job, "job": "first"}), note(*step)))
+    assert answers.everything({**job, "job": "second"})["regions"], "a late word to the first ends no other"
     assert answers.progress({"job": "first"})["fraction"] == 0
 
 
@@ -222,6 +224,32 @@ def test_the_application_has_page_and_interface_and_no_way_to_files(engine):
         assert client.post(path, files=upload).status_code == 404
     for path in ("/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/"):
         assert client.get(path).status_code == 404
+
+
+def free_port(listen=False):
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    if not listen:
+        taken.close()
+    return port, taken
+
+
+def test_a_taken_port_is_said_before_a_model_is_loaded_and_nothing_is_announced(monkeypatch):
+    from sca_hf.demo import serve
+
+    monkeypatch.setattr(Engine, "model", lambda *arguments: pytest.fail("a model was loaded"))
+    port, taken = free_port(listen=True)
+    with taken, pytest.raises(OSError, match=f"port {port}: .* Name another with --port"):
+        serve(port=port, device="cpu", started=lambda engine: pytest.fail("announced"))
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_page(tmp_path):
+    from sca_hf.demo import serve
+
+    (tmp_path / "config.json").write_text("{}")
+    announced = []
+    with pytest.raises((ValueError, OSError, KeyError, TypeError)):
+        serve([str(tmp_path)], port=free_port()[0], device="cpu", started=announced.append)
 
 
 @pytest.mark.parametrize("command", ["anything", "demo", "serve"])

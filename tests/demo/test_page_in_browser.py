@@ -78,6 +78,16 @@ def test_the_keyboard_is_enough(browser, url):
     page.tab.keyboard.press("Enter")
     page.captions(1)
     page.shot("keyboard")
+    page.tab.focus('[data-tool="brush"]')
+    page.tab.keyboard.press("ArrowLeft")
+    page.tab.focus("canvas")
+    for key in ("Enter", "Shift+ArrowDown", "Shift+ArrowRight", "Enter"):  # the corners of a box
+        page.tab.keyboard.press(key)
+    page.captions(2)
+    page.tab.focus('[data-key="remove2"]')
+    page.tab.keyboard.press("Enter")
+    page.captions(1)
+    assert page.tab.evaluate("() => document.activeElement.dataset.key") == "pick1", "the focus is not lost"
     page.tab.focus('[data-tool="point"]')
     page.tab.keyboard.press("ArrowRight")
     assert page.tab.get_attribute('[data-tool="negative"]', "aria-checked") == "true"

@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.demo.page_in_browser import PORT, SCENE, Page, Server, api
@@ -58,6 +59,8 @@ def test_an_upload_is_seen_at_once_and_can_be_clicked_on(browser, url):
     page.tab.wait_for_selector("canvas:not([hidden])")
     page.tab.wait_for_selector('[data-id="busy"]:not([hidden])')
     assert time.monotonic() - began < 1.2 and "Opening" in page.tab.inner_text('[data-id="busy"]')
+    moves = "() => getComputedStyle(document.querySelector('[data-id=progress]')).backgroundPositionX"
+    assert page.tab.evaluate(moves) != (page.tab.wait_for_timeout(100) or page.tab.evaluate(moves))
     at = page.place()
     page.tap(*SCENE.objects[0].point)
     page.shot("opening")
@@ -118,6 +121,30 @@ def test_a_tap_shows_the_caption_on_the_picture(browser, url, width):
     page.shot("tapped")
     page.tab.locator(".regions .pick").last.click()  # far down on a phone, where the picture comes along
     assert shown()[0] == page.tab.locator(".regions .mark").last.inner_text()
+    assert not page.errors
+
+
+def test_a_finger_draws_boxes_and_brushes_and_scrolls_beside_the_picture(browser, url):
+    page = Page(browser, url, 390).open()
+    touch = page.tab.context.new_cdp_session(page.tab)
+
+    def swipe(*places):
+        for kind, place in [("touchStart", places[0]), *(("touchMove", place) for place in places[1:])]:
+            points = [dict(zip("xy", page.at(*place), strict=True))]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    page.tab.tap('[data-tool="box"]')
+    left, top, right, bottom = SCENE.objects[1].box
+    swipe((left, top), (left + 9, top + 9), (right, bottom))
+    (caption,) = page.captions(1)
+    (kept,) = json.loads(page.saved("json"))
+    assert np.abs(np.subtract(kept["box_prompt"], SCENE.objects[1].box)).max() < 1.5
+    page.tab.tap('[data-tool="brush"]')
+    x, y = SCENE.objects[2].point
+    swipe((x - 6, y), (x + 6, y), (x, y + 5))
+    assert page.captions(2)[0] == caption
+    assert page.tab.evaluate("() => scrollY") == 0, "a drawing finger does not scroll"
     assert not page.errors
 
 
@@ -209,6 +236,27 @@ def test_a_lost_server_is_said_and_the_click_is_kept(browser, stops):
             server.process.send_signal(signal.SIGCONT)
         told = page.captions(2)
         assert told[0] == first and told[1] and page.tab.is_hidden(".error")
+        assert not page.errors
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+def test_what_is_begun_without_a_server_is_done_when_there_is_one(browser):
+    server = Server(PORT + 1).start()
+    try:
+        page = Page(browser, server.url)
+        server.stop(signal.SIGKILL)
+        page.tab.click(".examples button >> nth=0")
+        page.tab.wait_for_selector(".error:not([hidden])")
+        page.tap(*SCENE.objects[0].point)  # on what the browser shows of it
+        assert page.tab.locator(".regions li").count() == 1
+        page.tab.click('[data-mode="anything"]')
+        assert page.tab.is_visible(".error"), "the server is still lost"
+        page.tab.click('[data-id="run"]')
+        server.start()
+        page.tab.wait_for_selector(".regions .numbers")
+        page.tab.click('[data-mode="prompt"]')
+        assert page.captions(1)[0] and page.tab.is_hidden(".error")
         assert not page.errors
     finally:
         server.stop(signal.SIGKILL)

@@ -253,8 +253,10 @@ class PageAnswers:
     @_answering
     def cancel(self, payload: Payload) -> Payload:
         """Ends `everything` of a session: the session may begin again at once, the work ends with its current step."""
+        session, job = _text(payload, "session") or "", _text(payload, "job") or ""
         with self._lock:
-            self._busy.pop(_text(payload, "session") or "", None)
+            if self._busy.get(session) == job:
+                del self._busy[session]
         return {}
 
     @_answering

@@ -6,8 +6,8 @@ const PING = 600, PATIENCE = 1200; // milliseconds; a lost server is said within
 const LOST = "The server does not answer. What you did is kept.";
 
 // What is being waited for; `lost` where a call failed, `down` where the server was asked and did not answer either;
-// what is to be done once more.
-const line = { waiting: [], lost: false, down: false, watch: null, about: null, failed: new Set() };
+// what is to be done once more; which picture was chosen last.
+const line = { waiting: [], lost: false, down: false, watch: null, about: null, failed: new Set(), chosen: 0 };
 
 // `about` is what an error is about: it is shown until that succeeds, or is given up.
 function say(message, about = null, retry = false) {
@@ -81,6 +81,10 @@ function retry() {
   line.failed.clear();
   for (const again of failed) again();
 }
+
+// Style sheets of Gradio's components cannot hold animations.
+if (!matchMedia("(prefers-reduced-motion: reduce)").matches)
+  $("progress").animate({ backgroundPosition: ["100% 0", "0% 0"] }, { duration: 1400, iterations: Infinity });
 
 // The last of what is being done is shown, and how far it is, where that is known.
 function showBusy() {

@@ -32,6 +32,7 @@ function viewSize(width, height) {
 async function openPicture(source, preview, width, height) {
   const before = { ...state, picture: stage.picture, view: [$("canvas").width, $("canvas").height] };
   if (state.job) cancel();
+  line.chosen++;
   const image = { source, id: null, width, height };
   Object.assign(state, { image, prompt: [], anything: [], past: [], active: { prompt: null, anything: null }, lit: null, next: 0 });
   say(null);
@@ -75,15 +76,16 @@ function showPicture(picture, width, height) {
 }
 
 async function readFile(file) {
-  if (!file || !state.start) return;
+  if (!state.start) return say("The page is not connected yet.", "start");
+  if (!file) return say("Only files can be dropped here; save the picture first.", "open_picture");
   if (file.size > state.start.limits.bytes)
     return say(`This file is too large; pictures of up to ${Math.floor(state.start.limits.bytes / 2 ** 20)} MB are taken.`, "open_picture");
   status(`Opening ${file.name || "the picture"} …`);
-  const preview = new Image(), reader = new FileReader();
+  const preview = new Image(), reader = new FileReader(), turn = ++line.chosen;
   preview.src = URL.createObjectURL(file);
   const shows = await preview.decode().then(() => preview, () => null); // of some kinds only the server can
   reader.onload = () => {
-    openPicture({ data: reader.result.slice(reader.result.indexOf(",") + 1) }, shows, preview.naturalWidth, preview.naturalHeight);
+    if (turn === line.chosen) openPicture({ data: reader.result.slice(reader.result.indexOf(",") + 1) }, shows, preview.naturalWidth, preview.naturalHeight);
     URL.revokeObjectURL(preview.src);
   };
   reader.onerror = () => say("This file cannot be read.", "open_picture");
@@ -233,6 +235,7 @@ async function captionEverything() {
   $("cancel").focus();
   const timer = setInterval(() => showProgress(job), 500);
   const payload = () => ({ settings, options: options(), job, session: state.start.session });
+  await line.cancelled; // before the next one begins
   const answer = await ask("everything", payload, state.own.name ? "Finding things …" : "Loading the model …", captionEverything);
   clearInterval(timer);
   if (job !== state.job) return; // it was cancelled
@@ -252,12 +255,12 @@ async function captionEverything() {
 
 function cancel() {
   if (!state.job) return;
+  line.cancelled = call("cancel", { session: state.start.session, job: state.job });
   state.job = null;
   render();
   $("run").focus();
   for (const entry of line.waiting) if (entry.name === "everything") entry.doing = null;
   showBusy();
-  call("cancel", { session: state.start.session });
   status("Cancelled.");
 }
 
@@ -320,10 +323,8 @@ function showModel(model) {
 
 async function changeModel(name) {
   const before = state.model, model = await call("describe_model", { model: name }, `Loading ${name} …`);
-  if (!model || model.error) {
-    $("model").value = before;
-    return;
-  }
+  if (!model) return line.failed.add(() => $("model").value === name && changeModel(name));
+  if (model.error) return ($("model").value = before);
   showModel(model);
   Object.assign(state, { anything: [], past: [] });
   render();
@@ -373,7 +374,7 @@ const acts = {
 };
 for (const one of all("[data-act]")) one.addEventListener("click", () => acts[one.dataset.act]());
 $("file").addEventListener("change", (event) => {
-  readFile(event.target.files[0]);
+  if (event.target.files.length) readFile(event.target.files[0]);
   event.target.value = "";
 });
 $("model").addEventListener("change", (event) => changeModel(event.target.value));

@@ -79,7 +79,8 @@ function makeStage(canvas, page) {
     });
     for (const one of stage.badges) {
       // The words of the selected region are on the picture anyway, in full.
-      const words = regions.length <= 8 && one.region.id !== page.chosen() ? page.words(one.region) : "";
+      const few = regions.length <= (canvas.clientWidth < 500 ? 3 : 8);
+      const words = few && one.region.id !== page.chosen() ? page.words(one.region) : "";
       const width = one.badge + wide(words), leftwards = one.x + width > canvas.width;
       const place = { ...one, x: leftwards ? one.x + one.badge - width : one.x, width };
       if (words && stage.badges.every((other) => other === one || apart(place, other))) Object.assign(one, place, { words, leftwards });
