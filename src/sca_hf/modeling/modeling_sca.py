@@ -108,6 +108,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         self.confidence_head = ScaConfidenceHead(config.mixer_config.hidden_size, size) if size else None
         self.post_init()
         self._freeze_base_models()
+        if self.confidence_head is not None:  # captions teach it nothing
+            self.confidence_head.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

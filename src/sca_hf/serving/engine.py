@@ -148,6 +148,7 @@ class Engine:
             "parameters": model.num_parameters(),
             "tasks": processor.tasks,
             "anything": asdict(processor.anything_settings_for()),
+            "scope": model.config.scope or {},
         }
 
     def model_card(self, name: str) -> str | None:
