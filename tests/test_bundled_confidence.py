@@ -10,11 +10,11 @@ from sca_hf.model_names import bundled_model
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", ["box", "point"])
 def test_regions_from_elsewhere_are_unsure_and_its_own_are_not(prompt, measured):
-    for side, least, most in (("elsewhere", 0.9, 1.0), ("own", 0.0, 0.1)):
+    for side, low, high in (("elsewhere", 0.9, 1.0), ("own", 0.0, 0.1)):
         sets = measured[side].values()
         count = sum(found["regions"] for found in sets)
         unsure = sum(found[prompt] * found["regions"] for found in sets) / count
-        assert count >= 200 and least <= unsure <= most, (side, unsure)
+        assert count >= 200 and low <= unsure <= high, (side, unsure)
 
 
 @pytest.fixture(scope="module")

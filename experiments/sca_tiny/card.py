@@ -2,7 +2,8 @@
 
 python -m experiments.sca_tiny.card experiments/sca_tiny/card.md --model MODEL --report runs/sca-tiny/report.json \
     --stages runs/sca_tiny_real runs/sca_tiny_settled \
-    --scores runs/scores/scenes_report.json --naming runs/shipped/naming.json --confidence runs/sca_tiny_confident/confidence.json
+    --scores runs/scores/scenes_report.json --naming runs/shipped/naming.json \
+    --confidence runs/sca_tiny_confident/confidence.json
 """
 
 import argparse
