@@ -8,7 +8,7 @@ const shown = () => (state.mode === "prompt" ? state.prompt : state.anything);
 
 const stage = makeStage($("canvas"), {
   regions: shown, lit: () => litRegion()?.id, chosen: () => state.active[state.mode], mode: () => state.mode, tool: () => state.tool, refining: () => $("refine").checked,
-  brushWidth: () => Number($("brushwidth").value), words: (region) => (region.result ? brief(text(region.result)) : ""),
+  brushWidth: () => Number($("brushwidth").value), words: (region) => (region.result ? brief(said(region.result)) : ""),
   addPoint, addBox, addStroke, select: (region) => select(region ? region.id : null),
   hover: (region) => {
     if ((region ? region.id : null) === state.lit) return;
@@ -175,7 +175,7 @@ async function describe(region) {
   if (answer && !answer.error) take(region, answer);
   else if (answer && !region.result) state.prompt = state.prompt.filter((other) => other !== region);
   render();
-  if (region.result && answer && !answer.error) status(`Region ${region.id}: ${text(region.result)}`);
+  if (region.result && answer && !answer.error) status(`Region ${region.id}: ${said(region.result)}`);
 }
 
 function take(region, result) {
