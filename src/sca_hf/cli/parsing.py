@@ -184,8 +184,12 @@ def quiet(downloads: bool = False) -> None:
     """Keeps progress bars of loading and notices of retries off the terminal.
 
     Args:
-        downloads: whether progress of downloads is shown where stderr is a terminal.
+        downloads: whether progress of downloads is shown where stderr is a terminal, and that of reading data sets.
     """
+    if not downloads:
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
     shown = downloads and sys.stderr.isatty()
     if not shown and "transformers" not in sys.modules:  # they read these where they are imported, which takes long
         os.environ |= dict.fromkeys(("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"), "error")
