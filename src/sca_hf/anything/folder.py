@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..captioning import IMAGE_ERRORS, image_error, load
+from ..captioning import IMAGE_ERRORS, image_error, load, with_doubt
 from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
 from ..environment import install_command
@@ -112,7 +112,10 @@ def _file_name(name: str) -> str:
 def draw_records(picture: Any, records: Iterable[dict[str, Any]]) -> Any:
     """Draws the masks and captions of an image, numbered in their order, large ones below small ones."""
     ordered = sorted(enumerate(records, 1), key=lambda numbered: -numbered[1]["area"])
-    drawn = [DrawnRegion(r["caption"], decode_rle(r["segmentation"]), number=number) for number, r in ordered]
+    drawn = [
+        DrawnRegion(with_doubt(one["caption"], one.get("confidence")), decode_rle(one["segmentation"]), number=number)
+        for number, one in ordered
+    ]
     return draw_regions(picture, drawn)
 
 

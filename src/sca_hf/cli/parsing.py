@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from ..files import in_one_line, write_whole
+from ..model_names import BUNDLED_MODEL
 
 
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> Any:
@@ -55,6 +56,19 @@ def notice(options: argparse.Namespace, text: str) -> None:
     """Tells on stderr what goes on, once for all processes of a run, unless the command was asked to be quiet."""
     if not getattr(options, "quiet", False) and os.environ.get("RANK", "0") == "0":
         print(f"sca-hf {options.command}: {text}", file=sys.stderr, flush=True)
+
+
+def notice_scope(options: argparse.Namespace, *models: str | None) -> None:
+    """Tells what models know, if that is little."""
+    if options.quiet:
+        return
+    from ..hub.info import read_config, scope_notice
+
+    for model in models or (None,):
+        name = model or BUNDLED_MODEL
+        text = scope_notice(name, read_config(name, options.revision).scope)
+        if text is not None:
+            notice(options, text)
 
 
 @contextmanager

@@ -191,7 +191,7 @@ def check_picture(record: Mapping[str, Any], decode: bool = False) -> dict[str, 
     they are, unless a box lies outside of those and all lie inside the upright picture.
 
     Args:
-        record: as a reader yields it; pictures that are no files, and files that are missing, are left to others.
+        record: as a reader yields it; pictures that are not files, and files that are missing, are left to others.
         decode: decode the whole picture too.
 
     Raises:

@@ -98,6 +98,9 @@ class ErrorResponse(BaseModel):
     error: str = Field(description="a sentence")
 
 
+_CONFIDENCE = "how sure it may be that the model was trained on the like: below 0.5 the caption is a guess"
+
+
 class Mask(BaseModel):
     """A mask of a region, as large as the picture."""
 
@@ -112,6 +115,7 @@ class Region(Mask):
     model_config = ConfigDict(extra="allow")
     caption: str
     score: float = Field(description="mean log-probability of the caption's tokens")
+    confidence: float | None = Field(None, description=_CONFIDENCE)
     masks: list[Mask] | None = Field(None, description="the candidates, where all_masks is true")
     input: dict[str, Any] | None = Field(None, description="your own keys that are named like one of the answer's")
 
@@ -134,6 +138,7 @@ class AnythingRegion(BaseModel):
     crop_box: tuple[float, float, float, float] = Field(description="x, y, width, height of the crop it was found in")
     caption: str
     score: float
+    confidence: float | None = Field(None, description=_CONFIDENCE)
 
 
 class AnythingResponse(BaseModel):

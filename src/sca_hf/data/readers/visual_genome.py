@@ -37,7 +37,7 @@ def read_visual_genome(
             not list are errors: their size is unknown.
         splits: densecap_splits.json (default: in root). Needed for `split` alone.
         split: train, val or test of densecap (default: all images).
-        task: "caption"; phrases are no categories.
+        task: "caption"; phrases are not categories.
         clip: Visual Genome's boxes often reach out of their image. "rounding" cuts what does so by at most a pixel,
             the rest are bad regions; "image" cuts all. Cut ones are counted.
     """
@@ -84,7 +84,7 @@ def read_grit(
         annotations: the file, COCO's form with a `caption` in each annotation.
         images: the folder with the pictures, or with VG_100K and VG_100K_2.
         image_data: Visual Genome's image_data.json, if the two archives are not to be searched by name.
-        task: "caption"; phrases are no categories.
+        task: "caption"; phrases are not categories.
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     choice(clip, "clip", ("rounding", "image"))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, cast
 
 import torch
 import transformers
@@ -21,6 +22,10 @@ from ...hub.card import CARD, draft_card
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.integrity import clear_leftovers, last_checkpoint
+from ..collator import RegionCollator
+from ..confidence import ConfidenceFit, fit_confidence
+from ..detail_pretraining import region_names
+from ..evaluation import IndexedRecords, asks_for_names
 from ..stopping import StoppedError, early_stopping_of
 from ..trainer import ScaTrainer
 from .build import build_model
@@ -112,8 +117,41 @@ def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list
         if trainer.args.eval_generate and trainer.evaluates_names:
             metrics["note"] = NAMES_NOTE
     metrics |= {"trained_from_scratch": new, "versions": _versions()}
+    if recipe.data.outside:
+        metrics["confidence"] = fit_recipe_confidence(trainer, recipe.data).to_json()
+    trainer.accelerator.unwrap_model(trainer.model).config.scope = _scope(trainer, recipe)
     _save(trainer, recipe, metrics)
     return metrics
+
+
+def fit_recipe_confidence(trainer: ScaTrainer, section: DataSection) -> ConfidenceFit:
+    """Gives the finished model its confidence; every process does the same."""
+    from ...data.loading import load_spec
+    from ...data.mixing import mix_regions
+
+    outside = [load_spec(section.reader_spec(spec)) for spec in section.outside]
+    mixed = outside[0] if len(outside) == 1 else mix_regions(outside, by_size=True, seed=0)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    fit = fit_confidence(model, cast(RegionCollator, trainer.data_collator), trainer.train_dataset, mixed)
+    logger.info(str(fit))
+    return fit
+
+
+def _scope(trainer: ScaTrainer, recipe: Recipe) -> dict[str, Any]:
+    """What the finished model knows, as far as its data tell; what the recipe says counts."""
+    section = recipe.data
+    sets = ", ".join(dict.fromkeys(section.name_of(spec) for spec in section.train))
+    before = trainer.accelerator.unwrap_model(trainer.model).config.scope or {}
+    told: dict[str, Any] = {"trained_on": sets}
+    if before.get("trained_on"):
+        told["trained_on"] = f"{sets}; before that: {before['trained_on']}"
+    told |= {key: before[key] for key in ("languages", "licenses", "narrow") if key in before}
+    records = trainer.train_dataset.dataset
+    if hasattr(records, "__len__") and asks_for_names(IndexedRecords(records), trainer.args.task):
+        names = region_names(records)
+        told |= {"knows": shorten(f"{len(names)} names: {', '.join(names)}", 900, placeholder=" ..."), "narrow": True}
+        told["limits"] = "It says one of these names of anything else too."
+    return {**told, "trained_on": shorten(told["trained_on"], 900, placeholder=" ..."), **recipe.model.scope}
 
 
 def _where_stopped(trainer: ScaTrainer) -> str:
