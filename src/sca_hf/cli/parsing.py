@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from ..files import in_one_line, write_whole
-from ..model_names import BUNDLED_MODEL
+from ..model_names import BUNDLED_MODEL, resolve_model
 
 
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> Any:
@@ -66,7 +66,8 @@ def notice_scope(options: argparse.Namespace, *models: str | None) -> None:
 
     for model in models or (None,):
         name = model or BUNDLED_MODEL
-        text = scope_notice(name, read_config(name, options.revision).scope)
+        revision = None if os.path.isdir(resolve_model(name)) else options.revision
+        text = scope_notice(name, read_config(name, revision).scope)
         if text is not None:
             notice(options, text)
 
