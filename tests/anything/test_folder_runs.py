@@ -284,7 +284,8 @@ def test_500_images_with_10_broken_survive_5_kills_and_2_processes_equal_1(model
     check_coco(tmp_path / "killed" / "coco.json", 490)
     assert lines_of(tmp_path / "killed") == 500, "no image was done twice"
     pair = [start(model, folder, tmp_path / "pair", rank, 2) for rank in (0, 1)]
-    assert [process.wait() for process in pair] == [1, 1]
+    # Only whoever is last knows that images failed; torchrun would end the others at once.
+    assert max([process.wait() for process in pair]) == 1
     assert results(tmp_path / "pair") == results(tmp_path / "killed")
 
 

@@ -266,14 +266,14 @@ def _add_documentation(app: FastAPI, engine: Engine, root: bool) -> None:
 def _add_state(app: FastAPI, engine: Engine) -> None:
     """Adds the endpoints that report on the engine."""
 
-    @app.get("/v1/models", summary="List the models", responses=_answers(Models))
+    @app.get("/v1/models", summary="List the models", responses=_answers(Models, 401))
     async def models() -> dict[str, Any]:
         return {"models": engine.models}
 
     @app.get(
         "/v1/models/{name:path}",
         summary="Describe one of the models",
-        responses={404: {"model": ErrorResponse}, 422: {"model": ErrorResponse}},
+        responses={code: {"model": ErrorResponse} for code in (401, 404, 422)},
     )
     async def model(name: str) -> dict[str, Any]:
         return await run_in_threadpool(engine.describe, name)
@@ -282,7 +282,12 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, "waiting": engine.waiting()}
 
-    @app.get("/metrics", summary="Counters, in Prometheus' text format", response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        summary="Counters, in Prometheus' text format",
+        response_class=PlainTextResponse,
+        responses={401: {"model": ErrorResponse}},
+    )
     async def metrics() -> str:
         lines = [f"# TYPE sca_{n}_total counter\nsca_{n}_total {v:g}" for n, v in engine.counts.items()]
         return "\n".join([*lines, f"# TYPE sca_waiting gauge\nsca_waiting {engine.waiting()}"]) + "\n"

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from ...evaluation.naming import NAMES_NOTE
@@ -65,11 +65,15 @@ class RunResult:
         return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
 
-def run_recipe(recipe: Recipe) -> RunResult:
+def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
     """Trains to the end, from the last whole checkpoint in the recipe's output if there is one.
 
     Writes `model/` (with its processor and a card), `metrics.json` and `recipe.yaml` into `recipe.output`. Where
     `model/` is there already the run is finished and nothing is done. Runs under torchrun and accelerate too.
+
+    Args:
+        recipe: What to do.
+        progress: Whether bars and losses are shown meanwhile.
 
     Raises:
         StoppedError: A callback, or SIGTERM with `enable_jit_checkpoint`, ended training before its last step. Then
@@ -77,6 +81,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     """
     output = Path(recipe.output)
     args = ScaTrainingArguments(output_dir=str(output), **recipe.training)
+    args.disable_tqdm = args.disable_tqdm or not progress
     if (output / MODEL).is_dir():
         return _finished(recipe, args)
     set_seed(args.seed)
@@ -84,6 +89,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
     with args.main_process_first(desc="reading the data"):
         train, evaluation = build_datasets(recipe.data)
     trainer = ScaTrainer(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
+    if not progress:
+        trainer.remove_callback(PrinterCallback)  # which the library puts in the place of a bar
     with args.main_process_first(desc="looking for a checkpoint"):
         if args.should_save:
             output.mkdir(parents=True, exist_ok=True)
