@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 16
 _PATIENCE = 0.2  # seconds between two looks at whether the other processes are done
-_SAY_AFTER = 10.0  # seconds of waiting that need a word
+SAY_SECONDS = 10.0  # of waiting that need a word
 WAIT_SECONDS = 600.0  # without a new line of any process, after which nobody is taken to be at work
 
 
@@ -202,15 +202,13 @@ class RunLog:
                 return lines
             now = time.monotonic()
             news = now if missing != before else news
-            what = (
-                f"{self.output}: {missing} of {len(keys)} are missing, which other processes of this run should write"
-            )
+            what = f"{self.output}: {missing} of {len(keys)} are missing, which other processes should write"
             if now - news >= WAIT_SECONDS:
                 raise RunLogError(
                     f"{what}, and none did for {now - news:.0f} seconds. Start all processes of the run (RANK 0 to "
                     "WORLD_SIZE - 1, as torchrun does); what is done is kept."
                 )
-            if not said and now - began >= min(_SAY_AFTER, WAIT_SECONDS):
+            if not said and now - began >= SAY_SECONDS:
                 said = True
                 logger.warning("%s; waiting for them, at most %.0f seconds for the next.", what, WAIT_SECONDS)
             time.sleep(max(_PATIENCE, 4 * (now - looked)))

@@ -332,12 +332,13 @@ def test_what_is_written_is_read_before_it_is_called_complete(model, tmp_path, m
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_process_alone_of_several_waits_with_a_word_and_a_limit(
-    model, tmp_path, capsys, caplog, monkeypatch, rank
+    rank, model, tmp_path, capsys, caplog, monkeypatch
 ):
     folder = make_folder(tmp_path / "photos", 4, 0)
     monkeypatch.setattr("sca_hf.run_log.WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("sca_hf.run_log.SAY_SECONDS", 0.1)
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(anything(model, folder, tmp_path / "out")) == 2
-    assert "2 of 4 are missing, which other processes of this run should write" in capsys.readouterr().err
+    assert "2 of 4 are missing, which other processes should write" in capsys.readouterr().err
     assert "waiting for them" in caplog.text

@@ -285,7 +285,7 @@ def test_an_output_that_is_removed_meanwhile_is_an_error_and_not_complete(data, 
             if path != run_file(output):
                 path.unlink()
 
-    with pytest.raises(PredictionError, match="removed while it was written|lacks 34 of the 34"):
+    with pytest.raises(PredictionError, match=r"removed while it was written|lacks 34 of the 34"):
         predict(Meddling(captioner, remove), data, output, progress=False)
     assert not json.loads(run_file(output).read_text())["complete"]
     predict(captioner, data, output, progress=False)
@@ -326,9 +326,10 @@ def test_a_finished_run_is_compared_with_its_data(captioner, tmp_path, suffix):
 
 def test_one_process_alone_of_several_waits_with_a_word_and_a_limit(data, captioner, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("sca_hf.run_log.WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("sca_hf.run_log.SAY_SECONDS", 0.1)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PredictionError, match="of 34 are missing, which other processes of this run should write"):
+    with pytest.raises(PredictionError, match="of 34 are missing, which other processes should write"):
         predict(captioner, data, tmp_path / "said.jsonl", progress=False)
     assert "waiting for them" in caplog.text
     assert not json.loads(run_file(tmp_path / "said.jsonl").read_text())["complete"]
