@@ -204,7 +204,7 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
 
 
 def wait_and_finish(run: FolderRun, items: list[ImageItem], rank: int = 0) -> FolderResult | None:
-    """Waits until the other processes have done their shares; process 0 then returns what they all came to.
+    """Waits until the other processes have done their parts; process 0 then returns what they all came to.
 
     Raises:
         RunLogError: The others do not get on, see [`RunLog.wait_for`].
