@@ -24,7 +24,6 @@ from .common import (
     FolderIndex,
     Record,
     bounds,
-    choice,
     find_file,
     inside,
     read_json,
@@ -117,8 +116,6 @@ class _CocoFile:
     plain: Callable[[str], str] = str
 
     def records(self) -> Iterator[Record]:
-        choice(self.crowd, "crowd", ("skip", "keep"))
-        choice(self.clip, "clip", ("rounding", "image"))
         content = read_json(self.path)
         categories = self._categories(content)
         images = rows_of(content, "images", self.path)

@@ -14,7 +14,7 @@ import numpy as np
 from ...processing.masks_sca import encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, choice, inside, read_json_list, region_fields
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, inside, read_json_list, region_fields
 
 
 Source = Literal["annotations", "predictions"]
@@ -53,9 +53,6 @@ def read_label_studio(
         text: The name of the text area, where regions have several.
         clip: How boxes are cut: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(source, "source", ("annotations", "predictions"))
-    choice(version, "version", ("only", "first", "latest"))
-    choice(clip, "clip", ("rounding", "image"))
     path = Path(annotations)
     reader = _Export(path, Path(images) if images else path.parent, task, names, image, source, version, text, clip)
     seen: set[str] = set()

@@ -15,7 +15,7 @@ from PIL import Image
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, choice, read_json, region_fields
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, read_json, region_fields
 
 
 # Shapes without an inside.
@@ -43,7 +43,6 @@ def read_labelme(
         names: Words for labels, `{"do_not_turn_r": "do not turn right"}`.
         clip: How boxes are cut: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(clip, "clip", ("rounding", "image"))
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"root: {root} is not a directory, expected the one with the JSON files.")

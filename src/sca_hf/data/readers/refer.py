@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .coco import mask_fields, segmentation_mask, xywh_box
-from .common import Clip, Record, choice, find_file, read_json, region_fields
+from .common import Clip, Record, find_file, read_json, region_fields
 
 
 # Where the toolkit's own instructions put the pictures, seen from the folder of a data set.
@@ -55,8 +55,6 @@ def read_refcoco(
         masks: read the segmentations, all parts of each; an empty one leaves the region its box alone.
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(text, "text", ("sent", "raw"))
-    choice(clip, "clip", ("rounding", "image"))
     root = Path(root)
     source = root / f"refs({split_by}).p"
     refs = _refs(source, split)
