@@ -34,8 +34,8 @@ Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
 READERS: dict[str, str | Reader] = {
     "coco": "coco:read_coco",
     "lvis": "coco:read_lvis",
-    "objects365": "coco:read_objects365",
-    "v3det": "coco:read_v3det",
+    "objects365": "coco:read_boxes",
+    "v3det": "coco:read_boxes",
     "coco_captions": "whole_images:read_coco_captions",
     "sbu": "whole_images:read_sbu",
     "sa1b": "sa1b:read_sa1b",

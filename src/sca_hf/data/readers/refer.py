@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
@@ -191,28 +191,14 @@ def load_plain_pickle(path: str | Path) -> Any:
     Strings of Python 2 are read as UTF-8, or, where they are not, all of them as Latin-1. Whatever else the file asks
     for is a ValueError that names it, and nothing of it is run.
     """
-    try:
-        with Path(path).open("rb") as file:
+    with Path(path).open("rb") as file:
+        try:
             try:
-                return _load(file, "utf-8")
+                return _PlainUnpickler(file, encoding="utf-8").load()
             except UnicodeDecodeError:
                 file.seek(0)
-                return _load(file, "latin-1")
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is not a pickle of plain values: {error}.") from None
-    # What a damaged file does to the unpickler.
-    except (
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        MemoryError,
-        OverflowError,
-    ) as error:
-        raise ValueError(f"{path} is not a pickle of plain values: {type(error).__name__}: {error}.") from None
-
-
-def _load(file: BinaryIO, encoding: str) -> Any:
-    return _PlainUnpickler(file, encoding=encoding).load()
+                return _PlainUnpickler(file, encoding="latin-1").load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{path} is not a pickle of plain values: {error}.") from None
+        except Exception as error:  # noqa: BLE001, a damaged file does whatever it likes to the unpickler
+            raise ValueError(f"{path} is not a pickle of plain values: {type(error).__name__}: {error}.") from None
