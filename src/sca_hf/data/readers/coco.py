@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from ...environment import install_command
 from ...processing.masks_sca import decode_rle, encode_rle
-from ..region import RegionRecordError, category_text, check_names
+from ..region import RegionRecordError, category_text, check_names, mask_extent
 from .common import (
     Clip,
     Crowd,
@@ -336,10 +334,9 @@ def _segmentation_box(segmentation: Any) -> list[float]:
     """Returns the box, xyxy, around polygons or a run-length code."""
     if isinstance(segmentation, Mapping):
         mask = decode_rle(dict(segmentation), "segmentation")
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows):
+        if not mask.any():
             raise ValueError("there is no bbox, and the segmentation covers no pixel")
-        return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+        return [float(side) for side in mask_extent(mask)]
     points = [value for polygon in segmentation for value in _polygon(polygon)]
     if len(points) < 6:
         raise ValueError("there is no bbox, and no polygon of three points or more")
