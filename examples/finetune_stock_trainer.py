@@ -19,11 +19,12 @@ arguments = TrainingArguments(
     output_dir="runs/my-boxes",
     max_steps=600,
     learning_rate=1e-3,
+    weight_decay=1e-4,
     lr_scheduler_type="cosine",
     warmup_steps=100,
     eval_strategy="steps",
     label_names=["labels"],  # by default the labels of points count too, and there is no eval_loss
-    remove_unused_columns=False,  # records are no arguments of the model: the collator makes those
+    remove_unused_columns=False,  # records are not arguments of the model: the collator makes those
 )
 trainer = Trainer(
     model,

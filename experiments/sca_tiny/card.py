@@ -2,7 +2,8 @@
 
 python -m experiments.sca_tiny.card experiments/sca_tiny/card.md --model MODEL --report runs/sca-tiny/report.json \
     --stages runs/sca_tiny_real runs/sca_tiny_settled \
-    --scores runs/scores/scenes_report.json --naming runs/shipped/naming.json
+    --scores runs/scores/scenes_report.json --naming runs/shipped/naming.json \
+    --confidence runs/sca_tiny_confident/confidence.json
 """
 
 import argparse
@@ -18,6 +19,7 @@ from sca_hf.card_metadata import card_head, markdown_rows, score_results
 from sca_hf.hub.card import CARD, fill_template, split_card
 from sca_hf.hub.info import RepositoryInfo, describe_repository
 
+from .confidence import markdown_table as confidence_table
 from .scenes_report import markdown_table
 
 
@@ -45,7 +47,8 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
         template: Markdown with `$name` for each of the fields below; one that is not known is an error.
         model: folder of the saved model.
         report: what `sca_tiny` writes: scores, versions, recipe, history; and `naming`, what `experiments.naming`
-            writes of the finished model on pictures kept out of its training: by data set, runs with their scores.
+            writes of the finished model on pictures kept out of its training: by data set, runs with their scores; and
+            `confidence`, what `sca_tiny.confidence` measured.
     """
     # JSON has null for what could not be scored, the table wants not-a-number.
     scores = {
@@ -67,6 +70,7 @@ def write_model_card(template: Path, model: Path, report: Mapping[str, Any]) -> 
         "losses": _losses(report["history"]),
         "curve": _curve(report["history"]),
         "naming": _naming(report["naming"]),
+        "confidence": confidence_table(report["confidence"]),
     }
     head, text = split_card(template)
     card = model / CARD
@@ -148,19 +152,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", type=Path, nargs="+", required=True, help="outputs of the recipes that came after")
     parser.add_argument("--scores", type=Path, required=True, help="scenes_report.json of the finished model")
     parser.add_argument("--naming", type=Path, required=True, help="naming.json of the finished model")
+    parser.add_argument("--confidence", type=Path, required=True, help="confidence.json of the finished model")
     options = parser.parse_args(arguments)
-    report, scores, naming, *states = (
+    report, scores, naming, confidence, *states = (
         json.loads(path.read_text(encoding="utf-8"))
         for path in (
             options.report,
             options.scores,
             options.naming,
+            options.confidence,
             *(stage / "trainer_state.json" for stage in options.stages),
         )
     )
     logs = {stage.name: state["log_history"] for stage, state in zip(options.stages, states, strict=True)}
     history = {**report["history"], **logs}
-    write_model_card(options.template, options.model, {**report, **scores, "history": history, "naming": naming})
+    report |= {**scores, "history": history, "naming": naming, "confidence": confidence["measured"]}
+    write_model_card(options.template, options.model, report)
 
 
 if __name__ == "__main__":

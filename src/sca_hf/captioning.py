@@ -18,6 +18,10 @@ from .processing.processing_sca import ScaProcessor
 from .processing.region_prompts_sca import RegionPrompt, processor_arguments
 
 
+# Confidences below this are guesses.
+UNSURE = 0.5
+
+
 @dataclass
 class CaptionedRegion:
     """One region of one image and what the model says of it; coordinates in pixels of the original image.
@@ -30,6 +34,7 @@ class CaptionedRegion:
         score: mean log-probability of the caption's tokens.
         mask: (height, width) bool.
         iou: the model's own estimate of the mask's IoU.
+        confidence: how sure it may be that the model was trained on the like, in [0, 1]; None where it has none.
         box: xyxy around the mask, None where it is empty.
     """
 
@@ -41,11 +46,13 @@ class CaptionedRegion:
     mask: np.ndarray
     iou: float
     box: list[float] | None
+    confidence: float | None = None
 
     @property
     def text(self) -> str:
         """The caption in one line, without control characters."""
-        return one_line(self.caption if isinstance(self.caption, str) else " | ".join(self.caption))
+        text = one_line(self.caption if isinstance(self.caption, str) else " | ".join(self.caption))
+        return with_doubt(text, self.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """The record that `--json` writes: the mask as COCO RLE, and the keys that came with the prompt."""
@@ -54,12 +61,18 @@ class CaptionedRegion:
             "region": self.number,
             "caption": self.caption,
             "score": self.score,
+            "confidence": self.confidence,
             "iou": self.iou,
             "box": self.box,
             "prompt": self.prompt.to_json(),
             "mask": encode_rle(self.mask),
         }
         return self.prompt.with_extra(record)
+
+
+def with_doubt(text: str, confidence: float | None) -> str:
+    """Returns a caption, marked where the model cannot know what it is: it was trained on nothing of the kind."""
+    return text if confidence is None or confidence >= UNSURE else f"{text} (unsure)"
 
 
 def one_line(text: str) -> str:

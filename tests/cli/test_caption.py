@@ -39,7 +39,7 @@ def test_caption_writes_table_json_and_overlay(model, image, tmp_path, capsys):
     prompts = ["--box", "10,10,60,50", "--point", "30,20", "--point", "2,2,0"]
     assert caption(model, image, *prompts, "--json", records, "--overlay", overlay) == 0
     first, second = json.loads(records.read_text())
-    assert first.keys() == {"image", "region", "caption", "score", "iou", "box", "prompt", "mask"}
+    assert first.keys() == {"image", "region", "caption", "score", "confidence", "iou", "box", "prompt", "mask"}
     assert first["prompt"] == {"box": [10, 10, 60, 50]} and first["region"] == 1
     assert second["prompt"] == {"points": [[30, 20], [2, 2]], "labels": [1, 0]} and second["image"] == image
     assert decode_rle(second["mask"]).shape == (60, 80)

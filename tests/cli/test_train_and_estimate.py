@@ -35,6 +35,12 @@ def test_train_trains_and_says_where_the_model_is(recipe, tmp_path, capsys):
     assert "finished before" in capsys.readouterr().out
 
 
+def test_a_quiet_training_prints_its_result_and_nothing_else(recipe, tmp_path, capfd):
+    assert main(["train", recipe, "--quiet", "--training.logging_steps=1"]) == 0
+    told = capfd.readouterr()
+    assert told.err == "" and told.out.startswith("model: ") and "{" not in told.out and "%" not in told.out
+
+
 def test_a_dry_run_prints_the_recipe_with_all_changes(recipe, tmp_path, capsys):
     changes = ["--training.learning_rate=1e-4", "--data.train.count=9", "--training.prompt_probabilities={point: 1}"]
     assert main(["train", recipe, "--dry-run", *changes]) == 0

@@ -267,7 +267,7 @@ def test_a_page_opened_before_the_model_is_loaded_paints_and_opens_pictures(brow
         "import sys, time; from sca_hf.serving.engine import Engine; model = Engine.model\n"
         "def slow(self, name=None):\n    time.sleep(6)\n    return model(self, name)\n"
         "Engine.model = slow\n"
-        "from sca_hf.demo import serve; serve(port=int(sys.argv[1]), device='cpu', started=lambda _: print('up'))"
+        "from sca_hf.demo import serve; serve(port=int(sys.argv[1]), device='cpu', started=lambda *_: print('up'))"
     )
     slow = subprocess.Popen([sys.executable, "-uc", code, str(PORT + 2)], stdout=subprocess.PIPE, text=True)
     try:

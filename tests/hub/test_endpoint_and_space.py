@@ -64,7 +64,10 @@ def mask():
 def test_regions_of_every_kind_get_the_models_own_answers(handler, repository):
     regions = [{"box": [5, 5, 40, 30]}, {"points": [[60, 40], [2, 2]], "labels": [1, 0]}, {"mask": mask()}]
     status, records = post(handler, {"inputs": {"image": picture(), "regions": regions}})
-    assert status == 200 and [sorted(record) for record in records] == [["box", "caption", "iou", "mask", "score"]] * 3
+    assert (
+        status == 200
+        and [sorted(record) for record in records] == [["box", "caption", "confidence", "iou", "mask", "score"]] * 3
+    )
     model, processor = (
         ScaForConditionalGeneration.from_pretrained(repository),
         ScaProcessor.from_pretrained(repository),

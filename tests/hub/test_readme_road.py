@@ -26,7 +26,7 @@ DATA = {
     "coco": ("coco:annotations=my-boxes/instances.json,images=my-boxes/images", "finetune_coco"),
     "yolo": ("yolo:root=my-boxes", "finetune_voc --data.train.format=yolo --data.train.root=my-boxes"),
 }
-QUICK = "--training.max_steps=2 --training.eval_steps=2 --training.sample_sheet=0"
+QUICK = "--training.detail_steps=2 --training.max_steps=2 --training.eval_steps=2 --training.sample_sheet=0"
 LOAD = """
 import sys
 sys.modules["sca_hf"] = None

@@ -15,6 +15,7 @@ from .parsing import (
     add_tools,
     command,
     notice,
+    notice_scope,
     positive,
     prepare,
     process_device,
@@ -118,7 +119,8 @@ def run(options: argparse.Namespace) -> int:
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
     notice(options, f"{len(items)} image{'s' * (len(items) != 1)}, loading {options.model or BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
-    from ..anything.folder import FolderRun, run_folder, write_for_tool
+    notice_scope(options, options.model)
+    from ..anything.folder import FolderRun, run_folder, wait_and_finish, write_for_tool
 
     folder = FolderRun(
         options.output or "",
@@ -142,6 +144,8 @@ def run(options: argparse.Namespace) -> int:
         caption = ray_captions(folder, options.ray)
     with resumable(options):
         result = run_folder(folder, items, *torchrun_rank(), caption, progress=not options.quiet)
+        if result is None:
+            result = wait_and_finish(folder, items, torchrun_rank()[0])
     if result is None:
         return 0
     for name, error in result.failed.items():
@@ -171,7 +175,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[ImageItem]", failures: Failures) -> int:
     """Captions images one by one, and prints a table for each, or writes them as JSON."""
     from ..anything.folder import ImageCaptioner
-    from ..captioning import one_line
+    from ..captioning import one_line, with_doubt
 
     captioner = ImageCaptioner(run)
     entries: list[dict[str, Any]] = []
@@ -189,7 +193,8 @@ def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[Im
             for number, record in enumerate(entry["records"], 1):
                 x, y, width, height = record["bbox"]
                 place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
-                print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {one_line(record['caption'])}")
+                said = with_doubt(one_line(record["caption"]), record.get("confidence"))
+                print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {said}")
             sys.stdout.flush()
     except KeyboardInterrupt as interruption:
         done = len(entries) + failures.count

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model_names import BUNDLED_MODEL
-from .parsing import Failures, add_loading, check_picture_name, command, notice, positive, prepare, quiet, write_json
+from .parsing import (
+    Failures,
+    add_loading,
+    check_picture_name,
+    command,
+    notice,
+    notice_scope,
+    positive,
+    prepare,
+    quiet,
+    write_json,
+)
 
 
 if TYPE_CHECKING:
@@ -38,8 +49,8 @@ records have too ("caption", ...) in their "input".
 A folder stands for all images in it. An image that fails is reported on stderr and does not stop the others; the exit
 code is then 1.
 
-In the result, score is the mean log-probability of the caption's tokens (nearer to 0 is surer) and iou is the model's
-own estimate of its mask's IoU.
+(unsure) behind a caption: the model was trained on nothing like this region, and guesses. Score is the mean
+log-probability of the caption's tokens (nearer to 0 is surer) and iou the model's own estimate of its mask's IoU.
 """
 _CAPTION_EXAMPLE = """\
 example:
@@ -95,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
     prompts = _prompts_per_image(options, list(images))
     notice(options, f"loading {options.model or BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
+    notice_scope(options, options.model)
 
     from ..captioning import caption_images, draw_captions, image_error, load
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..environment import require_extra
 from ..model_names import BUNDLED_MODEL
-from .parsing import command, notice, quiet
+from .parsing import command, notice, notice_scope, quiet
 from .serve import add_server_options, server_arguments
 
 
@@ -33,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
     arguments = server_arguments(options)
     notice(options, f"loading {options.model[0] if options.model else BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
+    notice_scope(options, *(options.model or ()))
     from ..demo import serve
 
     def tell(engine: Any, address: str) -> None:

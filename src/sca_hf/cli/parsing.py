@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from ..files import in_one_line, write_whole
+from ..model_names import BUNDLED_MODEL, resolve_model
 
 
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> Any:
@@ -55,6 +56,20 @@ def notice(options: argparse.Namespace, text: str) -> None:
     """Tells on stderr what goes on, once for all processes of a run, unless the command was asked to be quiet."""
     if not getattr(options, "quiet", False) and os.environ.get("RANK", "0") == "0":
         print(f"sca-hf {options.command}: {text}", file=sys.stderr, flush=True)
+
+
+def notice_scope(options: argparse.Namespace, *models: str | None) -> None:
+    """Tells what models know, if that is little."""
+    if options.quiet:
+        return
+    from ..hub.info import read_config, scope_notice
+
+    for model in models or (None,):
+        name = model or BUNDLED_MODEL
+        revision = None if os.path.isdir(resolve_model(name)) else options.revision
+        text = scope_notice(name, read_config(name, revision).scope)
+        if text is not None:
+            notice(options, text)
 
 
 @contextmanager
@@ -184,8 +199,12 @@ def quiet(downloads: bool = False) -> None:
     """Keeps progress bars of loading and notices of retries off the terminal.
 
     Args:
-        downloads: whether progress of downloads is shown where stderr is a terminal.
+        downloads: whether progress of downloads is shown where stderr is a terminal, and that of reading data sets.
     """
+    if not downloads:
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
     shown = downloads and sys.stderr.isatty()
     if not shown and "transformers" not in sys.modules:  # they read these where they are imported, which takes long
         os.environ |= dict.fromkeys(("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"), "error")

@@ -10,6 +10,7 @@ from .parsing import (
     add_tools,
     command,
     notice,
+    notice_scope,
     positive,
     prepare,
     print_skipped,
@@ -88,6 +89,8 @@ def run(options: argparse.Namespace) -> None:
     prepare(output)
     notice(options, f"loading {options.captioner or options.model or BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
+    if options.captioner is None:
+        notice_scope(options, options.model)
     from ..data.loading import parse_options, parse_spec
     from ..evaluation.captioners import CONTROLS, load_captioner
     from ..evaluation.predict import PredictSettings, predict, write_for_tool

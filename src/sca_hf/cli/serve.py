@@ -11,7 +11,7 @@ from ..model_names import BUNDLED_MODEL
 from ..serving.access import check_access
 from ..serving.examples import requests
 from ..serving.limits import Limits
-from .parsing import add_loading, command, natural, notice, quiet, size
+from .parsing import add_loading, command, natural, notice, notice_scope, quiet, size
 
 
 _HELP = """\
@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
     arguments = server_arguments(options)
     notice(options, f"loading {options.model[0] if options.model else BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
+    notice_scope(options, *(options.model or ()))
     from ..serving.api import create_app
     from ..serving.server import serve_app
 

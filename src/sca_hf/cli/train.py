@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..recipes import recipe_names, recipe_path
-from .parsing import add_quiet, command, notice, print_skipped, wrapped
+from .parsing import add_quiet, command, notice, print_skipped, quiet, wrapped
 
 
 _TRAIN_HELP = """\
@@ -60,8 +60,10 @@ def run(options: argparse.Namespace) -> None:
     from ..training.stopping import raise_terminated, sigterm_calls
 
     logging.disable_progress_bar()  # of loading and saving; that of training stays
+    if options.quiet:
+        quiet()
     with sigterm_calls(raise_terminated):
-        result = run_recipe(recipe)
+        result = run_recipe(recipe, progress=not options.quiet)
     if result.is_main_process:
         print(result)
         print_skipped()

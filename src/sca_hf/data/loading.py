@@ -13,7 +13,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from struct import pack, unpack
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..environment import install_command
 from ..yaml_files import parse_yaml
@@ -34,8 +34,8 @@ Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
 READERS: dict[str, str | Reader] = {
     "coco": "coco:read_coco",
     "lvis": "coco:read_lvis",
-    "objects365": "coco:read_objects365",
-    "v3det": "coco:read_v3det",
+    "objects365": "coco:read_boxes",
+    "v3det": "coco:read_boxes",
     "coco_captions": "whole_images:read_coco_captions",
     "sbu": "whole_images:read_sbu",
     "sa1b": "sa1b:read_sa1b",
@@ -102,11 +102,13 @@ class RecordSource:
         texts = text_options(find_reader(self.format))
         numbers = {key: str(value) for key, value in self.options.items() if key in texts and _is_number(value)}
         object.__setattr__(self, "options", {**self.options, **numbers})  # a folder may be called 2007
+        reader, given = find_reader(self.format), self._reader_options()
         try:
-            inspect.signature(find_reader(self.format)).bind(**self._reader_options())
+            inspect.signature(reader).bind(**given)
         except TypeError as error:
             names = ", ".join(self._parameters())
             raise ValueError(f"{self.format}: {error}; its options are {names}") from None
+        check_choices(reader, given)
 
     @property
     def name(self) -> str:
@@ -346,6 +348,19 @@ def text_options(reader: Reader) -> set[str]:
     kinds = {name: str(parameter.annotation) for name, parameter in inspect.signature(reader).parameters.items()}
     texts = {name for name, kind in kinds.items() if re.search(r"\b(str|Path)\b", kind)}
     return {name for name in texts if not re.search(r"\b(int|float|Mapping|Sequence)\b", kinds[name])}
+
+
+def check_choices(reader: Reader, options: Mapping[str, Any]) -> None:
+    """Raises where an option has none of the values that its annotation, a `Literal`, admits."""
+    try:
+        kinds = get_type_hints(reader)
+    except (NameError, TypeError):  # a reader of your own may be annotated as it likes
+        return
+    for name, value in options.items():
+        kind = kinds.get(name)
+        admitted = [one for part in (kind, *get_args(kind)) if get_origin(part) is Literal for one in get_args(part)]
+        if admitted and value not in admitted and not (value is None and type(None) in get_args(kind)):
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(admitted)}.")
 
 
 def _is_number(value: Any) -> bool:

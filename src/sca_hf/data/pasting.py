@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..processing.masks_sca import decode_rle, encode_rle
 from .augmentation import Augmentation, augmentation_from
-from .region import record_image
+from .region import mask_extent, record_image
 
 
 # The longest side of a crop that is kept, and how many bytes of crops are kept.
@@ -204,11 +204,9 @@ class RegionPaster:
             return {"box": box.tolist()}
         mask = np.zeros(picture.size[::-1], bool)
         mask[top:bottom, left:right] = np.asarray(stencil) > 127
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows):
+        if not mask.any():
             return None
-        bounds = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        return {"box": [float(value) for value in bounds], "mask": encode_rle(mask)}
+        return {"box": [float(value) for value in mask_extent(mask)], "mask": encode_rle(mask)}
 
     def _recolored(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
         brightness, contrast = 1 + rng.uniform(-self.color, self.color, 2)

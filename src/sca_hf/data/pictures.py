@@ -5,7 +5,6 @@ Frame of reference of all records: pixels of the picture as it is seen, that is 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ _ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"
 # What the last bytes of a complete file hold; some cameras and tools write more behind it.
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
 _TAIL = 64
-# What is read of a head at a time, in bytes.
-_BLOCK = 4096
 # How much longer the long side may be: shrunk to the 192 pixels of sca-tiny, the short one must be half a pixel.
 _MAX_ASPECT = 384
 Size = tuple[int, int]
@@ -58,8 +55,8 @@ def read_head(picture: str | Path | bytes) -> PictureHead:
         RegionRecordError: the picture cannot be read, or is cut short.
     """
     try:
-        with BytesIO(picture) if isinstance(picture, bytes) else open(picture, "rb", buffering=0) as file:
-            return _quick_head(file) or _pillow_head(file)
+        with BytesIO(picture) if isinstance(picture, bytes) else open(picture, "rb") as file:
+            return _head(file)
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001, decoders raise whatever they like on a damaged file
@@ -81,9 +78,7 @@ def image_size(picture: str | Path | bytes) -> Size:
         raise RegionRecordError(f"{picture!s}: the picture cannot be read: there is no such file") from None
 
 
-def _pillow_head(file: Any) -> PictureHead:
-    """Has Pillow read a head, and all of a file that does not end as its format has it."""
-    file.seek(0)
+def _head(file: Any) -> PictureHead:
     with Image.open(file) as image:
         told = image.format == "JPEG" or any(key in image.info for key in _ORIENTATION_KEYS)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if told else 1
@@ -108,82 +103,6 @@ def _is_complete(file: Any, format: str) -> bool:
     return end.rstrip(b"\0").endswith(_ENDS[format]) if format == "GIF" else _ENDS[format] in end
 
 
-def _quick_head(file: Any) -> PictureHead | None:
-    """Reads the head of a common JPEG or PNG in a fraction of Pillow's time; None where there is more to it."""
-    start = file.read(_BLOCK)
-    if start.startswith(b"\xff\xd8\xff"):
-        head = _jpeg_head(file, start)
-    elif start.startswith(b"\x89PNG\r\n\x1a\n"):
-        head = _png_head(start)
-    else:
-        return None
-    # Pillow refuses pictures that are too large, and says why.
-    if head is None or head.stored[0] * head.stored[1] > (Image.MAX_IMAGE_PIXELS or math.inf) or not all(head.stored):
-        return None
-    return head if _is_complete(file, "PNG" if start[1:4] == b"PNG" else "JPEG") else None
-
-
-def _jpeg_head(file: Any, block: bytes) -> PictureHead | None:
-    """Walks along a JPEG's segments up to the one with its size; `block` is the file's beginning."""
-    base, place, orientation = 0, 2, 1
-    while True:
-        if place + 10 > len(block):
-            base, place = base + place, 0
-            file.seek(base)
-            block = file.read(_BLOCK)
-            if len(block) < 10:
-                return None
-        mark, length = block[place + 1], int.from_bytes(block[place + 2 : place + 4])
-        if block[place] != 0xFF or length < 2:
-            return None
-        if mark in (0xC0, 0xC1, 0xC2):  # what Pillow decodes too, of 8 bits
-            height, width = (int.from_bytes(block[at : at + 2]) for at in (place + 5, place + 7))
-            return PictureHead((width, height), orientation) if block[place + 4] == 8 else None
-        if mark == 0xE1:  # EXIF, or XMP, which may say an orientation too
-            if place + 2 + length > len(block):
-                base, place = base + place, 0
-                file.seek(base)
-                block = file.read(max(_BLOCK, length + 12))
-            found = _exif_orientation(block[place + 4 : place + 2 + length])
-            if found is None:
-                return None
-            orientation = found
-        elif not 0xE0 <= mark <= 0xEF and mark not in (0xDB, 0xC4, 0xDD, 0xFE):
-            return None
-        place += 2 + length
-
-
-def _exif_orientation(segment: bytes) -> int | None:
-    """Returns the orientation that an EXIF segment of a JPEG tells, 1 to 8; None where Pillow should look."""
-    order = {b"II": "little", b"MM": "big"}.get(segment[6:8])
-    if not segment.startswith(b"Exif\0\0") or order is None:
-        return None
-
-    def number(at: int, count: int) -> int:
-        return int.from_bytes(segment[6 + at : 6 + at + count], order)  # type: ignore[arg-type]
-
-    first = number(4, 4)
-    for entry in range(number(first, 2)):
-        at = first + 2 + 12 * entry
-        if number(at, 2) == ExifTags.Base.Orientation:
-            return value if number(at + 2, 2) == 3 and (value := number(at + 8, 2)) in range(1, 9) else None
-    return None
-
-
-def _png_head(start: bytes) -> PictureHead | None:
-    """Walks along a PNG's chunks up to the pixels; None where one may tell an orientation."""
-    size = (int.from_bytes(start[16:20]), int.from_bytes(start[20:24]))
-    place = 8
-    while place + 8 <= len(start):
-        kind = start[place + 4 : place + 8]
-        if kind == b"IDAT":
-            return PictureHead(size)
-        if kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
-            return None
-        place += 12 + int.from_bytes(start[place : place + 4])
-    return None
-
-
 def check_picture(record: Mapping[str, Any], decode: bool = False) -> dict[str, Any]:
     """Compares a record's size with its picture's; a record in stored, not upright pixels is turned upright.
 
@@ -191,7 +110,7 @@ def check_picture(record: Mapping[str, Any], decode: bool = False) -> dict[str, 
     they are, unless a box lies outside of those and all lie inside the upright picture.
 
     Args:
-        record: as a reader yields it; pictures that are no files, and files that are missing, are left to others.
+        record: as a reader yields it; pictures that are not files, and files that are missing, are left to others.
         decode: decode the whole picture too.
 
     Raises:

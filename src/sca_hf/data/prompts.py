@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from .region import RegionRecordError
+from .region import RegionRecordError, mask_extent, region_mask
 
 
 # What can be drawn from a record alone.
@@ -65,18 +65,8 @@ class PromptSource:
     @cached_property
     def mask(self) -> np.ndarray | None:
         """(height, width) bool, or None."""
-        mask = self.region.get("mask")
-        if mask is None or (isinstance(mask, Mapping) and mask.get("counts") is None):
-            return None
-        from ..processing.masks_sca import decode_rle  # with torch; the names of the kinds are wanted without
-
-        mask = decode_rle(dict(mask), f"{self.where}: mask") if isinstance(mask, Mapping) else np.asarray(mask) != 0
-        if mask.shape != self.size[::-1]:
-            raise RegionRecordError(
-                f"{self.where}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {self.size[0]} x "
-                f"{self.size[1]}."
-            )
-        if not mask.any():
+        mask = region_mask(self.region, self.size, self.where)
+        if mask is not None and not mask.any():
             raise RegionRecordError(f"{self.where}: the mask is empty; give None where there is none.")
         return mask
 
@@ -90,8 +80,8 @@ class PromptSource:
     def bounds(self) -> tuple[slice, slice]:
         """The rows and columns that hold the mask."""
         assert self.mask is not None
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        left, top, right, bottom = mask_extent(self.mask)
+        return slice(top, bottom), slice(left, right)
 
 
 def draw_prompt(

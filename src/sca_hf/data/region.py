@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from ..files import has_lone_surrogate
@@ -108,19 +109,11 @@ class RegionRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values, the image as it is."""
-        return (
-            {**asdict(self), "image": self.image} if not isinstance(self.image, Image.Image) else self._with_picture()
-        )
-
-    def _with_picture(self) -> dict[str, Any]:
-        regions = [asdict(region) for region in self.regions]
-        return {**vars(self), "regions": regions}
+        return {**vars(self), "regions": [asdict(region) for region in self.regions]}
 
     def load_image(self) -> Image.Image:
         """Opens the picture as the processor would: upright by its EXIF orientation, 8-bit RGB."""
-        from ..processing.images_sca import as_image
-
-        return as_image(_open_image(self.image))
+        return record_image(vars(self))
 
     def validate(self, source: str = "record") -> None:
         """Raises `RegionRecordError` on the first thing that is wrong; does not decode the picture."""
@@ -273,18 +266,6 @@ def region_features() -> Features:
     )
 
 
-def _open_image(image: Any) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, Mapping):
-        if image.get("bytes") is not None:
-            from io import BytesIO
-
-            return Image.open(BytesIO(image["bytes"]))
-        image = image["path"]
-    return Image.open(image)
-
-
 def _image_problem(image: Any, size: tuple[int, int]) -> str | None:
     if isinstance(image, Image.Image):
         same = image.size == size
@@ -388,6 +369,33 @@ def record_image(record: Mapping[str, Any]) -> Image.Image:
             f"{record['height']}; regions are given in pixels of the upright picture."
         )
     return picture
+
+
+def mask_extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Returns the box of a mask's pixels: xyxy, far edges exclusive. The mask (height, width) is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def region_mask(region: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray | None:
+    """Returns the mask of a region, RLE or array, as (height, width) bool; None where there is none.
+
+    Args:
+        region: of a record; the schema has an RLE without counts where a region has no mask.
+        size: (width, height) of the image.
+        where: names the region in errors.
+    """
+    mask = region.get("mask")
+    if mask is None or (isinstance(mask, Mapping) and mask.get("counts") is None):
+        return None
+    from ..processing.masks_sca import decode_rle  # imports torch, which checking records does not need
+
+    mask = decode_rle(dict(mask), f"{where}: mask") if isinstance(mask, Mapping) else np.asarray(mask) != 0
+    if mask.shape != size[::-1]:
+        raise RegionRecordError(
+            f"{where}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[0]} x {size[1]}."
+        )
+    return mask
 
 
 def category_text(name: str, names: Mapping[str, str] | None = None) -> str:

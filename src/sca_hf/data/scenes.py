@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .region import mask_extent
+
 
 IMAGE_SIZE = 192
 SPLIT_STARTS = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
@@ -310,8 +312,7 @@ def _texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np.ndarra
 
 def _locate(mask: np.ndarray) -> tuple[tuple[float, float, float, float], tuple[float, float]]:
     """Returns the xyxy box (far edges exclusive) of a mask and its deepest interior pixel (x, y)."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    left, top, right, bottom = mask_extent(mask)
     depth = interior_distance(mask[top:bottom, left:right])
     y, x = np.unravel_index(int(depth.argmax()), depth.shape)
     return (float(left), float(top), float(right), float(bottom)), (float(left + x), float(top + y))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..processing.masks_sca import decode_rle, encode_rle
-from .region import RegionRecordError
+from ..processing.masks_sca import encode_rle
+from .region import mask_extent, region_mask
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,9 @@ class View:
 
     def mask(self, mask: np.ndarray) -> _MovedMask:
         """Resamples a mask (height, width) bool into the view."""
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows):
+        if not mask.any():
             return _MovedMask(np.zeros((0, 0), bool), (0, 0), self.size)
-        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        left, top, right, bottom = mask_extent(mask)
         # One pixel around it, in which the resampling fades out.
         part = np.pad(mask[top:bottom, left:right], 1).astype(np.uint8) * 255
         corners = self.points([[x, y] for x in (left - 1, right + 1) for y in (top - 1, bottom + 1)])
@@ -107,9 +106,7 @@ class _MovedMask:
 
     def box(self) -> np.ndarray:
         """Its box along pixel edges; the mask is not empty."""
-        rows, columns = np.flatnonzero(self.part.any(1)), np.flatnonzero(self.part.any(0))
-        bounds = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
-        return bounds + np.tile(self.corner, 2)
+        return np.array(mask_extent(self.part), np.float64) + np.tile(self.corner, 2)
 
     def array(self) -> np.ndarray:
         """The whole mask, (height, width) bool."""
@@ -153,7 +150,7 @@ def moved_region(region: Mapping[str, Any], view: View, min_visible: float) -> d
     if (sides < 1).any():
         return None
     visible = float(np.prod(sides) / np.prod(old_sides))
-    old, seen = _mask(region, view), None
+    old, seen = region_mask(region, view.picture, f"region {region.get('region_id', '?')}"), None
     if old is not None:
         seen = view.mask(old)
         area = int(np.count_nonzero(seen.part))
@@ -169,21 +166,6 @@ def moved_region(region: Mapping[str, Any], view: View, min_visible: float) -> d
     if mask is not None and isinstance(region["mask"], Mapping):
         return {**region, "box": box.tolist(), "mask": encode_rle(mask), "points": points, "labels": labels}
     return {**region, "box": box.tolist(), "mask": mask, "points": points, "labels": labels}
-
-
-def _mask(region: Mapping[str, Any], view: View) -> np.ndarray | None:
-    mask, where = region.get("mask"), f"region {region.get('region_id', '?')}"
-    if isinstance(mask, Mapping):
-        mask = None if mask.get("counts") is None else decode_rle(dict(mask), f"{where}: mask")
-    if mask is None:
-        return None
-    mask = np.asarray(mask) != 0
-    if mask.shape != view.picture[::-1]:
-        raise RegionRecordError(
-            f"{where}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {view.picture[0]} x "
-            f"{view.picture[1]}."
-        )
-    return mask
 
 
 def _moved_points(

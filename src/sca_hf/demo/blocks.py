@@ -276,9 +276,13 @@ class PageAnswers:
         records = []
         for region in regions:
             mask = _sampled(_mask(region, image), size)
-            records.append(
-                {"caption": str(region.get("caption"))[:500], "segmentation": encode_rle(mask), "area": mask.sum()}
-            )
+            record = {
+                "caption": str(region.get("caption"))[:500],
+                "segmentation": encode_rle(mask),
+                "area": mask.sum(),
+            }
+            sure = region.get("confidence")
+            records.append(record | ({"confidence": sure} if isinstance(sure, int | float) else {}))
         picture = image.picture.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image.picture
         return {"png": base64.b64encode(_bytes_of(draw_records(picture, records), "PNG")).decode()}
 

@@ -22,8 +22,8 @@ def make_compute_metrics(
     It takes an `EvalPrediction`:
         predictions: Generated ids (regions, heads, length) with predicted IoUs (regions, heads), as a pair; or ids
             (regions, length) alone. -100 counts as padding.
-        label_ids: (regions, length), or (regions, references, length); all -100 is no reference, and a region without
-            one is padding and not scored.
+        label_ids: (regions, length), or (regions, references, length); a row of -100 is not a reference; a region
+            without one is padding and not scored.
 
     Args:
         tokenizer: The language model's tokenizer.

@@ -25,7 +25,7 @@ from ..evaluation.naming import leading
 from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
 from ..yaml_files import parse_yaml
-from .info import RepositoryInfo, describe_repository
+from .info import RepositoryInfo, describe_repository, scope_lines
 
 
 CARD = "README.md"
@@ -160,6 +160,7 @@ class _Card:
             "revision": self.revision or "main",
             "intro": _INTRO,
             "snippet": Template(_SNIPPET).substitute(repo_id=self.repo_id, pin=pin) + (_PINNED if pin else ""),
+            "scope": _scope(info.scope),
             "parts": parts_table(info),
             "memory": memory_table(info),
             "base_models": _base_models(named, mixer_only),
@@ -309,6 +310,11 @@ def _licences(info: RepositoryInfo, own: Any, frozen: Mapping[str, Any]) -> str:
         text = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
         rows.append([part.name, "trained" if part.trainable else "frozen", text])
     return markdown_rows(["part", "", "licence"], rows)
+
+
+def _scope(scope: Mapping[str, Any]) -> str:
+    lines = [f"- {line[:1].upper()}{line[1:]}" for line in scope_lines(scope)]
+    return "\n".join(lines) or "Its configuration has no `scope`: nobody wrote down what it was trained on."
 
 
 def _training(recipe: str | None) -> str:

@@ -1,8 +1,9 @@
 """What a saved model consists of, without loading its weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import get_safetensors_metadata
@@ -11,6 +12,10 @@ from safetensors import safe_open
 from ..model_names import check_repository
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
+
+
+_SCOPE_NAMES = {"knows": "knows", "trained_on": "trained on", "limits": "limits", "languages": "languages"}
+_SCOPE_NAMES |= {"licenses": "licenses"}
 
 
 @dataclass
@@ -34,6 +39,7 @@ class RepositoryInfo:
         stored: number of stored values by precision, as in the weight files.
         loaded: precision of each part as `from_pretrained` loads it without further arguments.
         tasks: names of the tasks.
+        scope: what it knows, as [`ScaConfig`] has it; empty where nobody said.
     """
 
     name: str
@@ -42,6 +48,7 @@ class RepositoryInfo:
     stored: dict[str, int]
     loaded: str
     tasks: list[str]
+    scope: dict[str, Any]
 
     def __str__(self) -> str:
         width = max(len(part.description) for part in self.parts)
@@ -57,7 +64,27 @@ class RepositoryInfo:
         lines.append(f"{'total':<15} {'':<{width}} {total:>14,} {trainable:>14,}")
         stored = ", ".join(f"{count:,} in {dtype}" for dtype, count in sorted(self.stored.items()))
         lines.append(f"stored: {stored or 'no weights'}; loaded as {self.loaded}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *scope_lines(self.scope)])
+
+
+def scope_lines(scope: Mapping[str, Any] | None) -> list[str]:
+    """What a model knows, a line for each field that its `scope` has, for a terminal, a card or a page."""
+    lines = []
+    for field, name in _SCOPE_NAMES.items():
+        value = (scope or {}).get(field)
+        if isinstance(value, Mapping):
+            value = "; ".join(f"{part} {of}" for part, of in value.items())
+        if value:
+            lines.append(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+    return lines
+
+
+def scope_notice(name: str, scope: Mapping[str, Any] | None) -> str | None:
+    """What to say before a model of narrow scope is used; None of others."""
+    if not scope or not scope.get("narrow"):
+        return None
+    knows = scope.get("knows") or f"little more than {scope.get('trained_on') or 'its training data'}"
+    return f"{name} knows {knows.rstrip('.')}. {scope.get('limits', '')}".strip()
 
 
 def read_config(name: str, revision: str | None = None) -> ScaConfig:
@@ -82,14 +109,15 @@ def describe_repository(name: str, revision: str | None = None) -> RepositoryInf
             ("mixer", "mixer", model.mixer, _describe_mixer(config)),
             ("language model", "language_model", model.language_model, _describe_text(config)),
             ("detail encoder", "detail_encoder", model.detail_encoder, f"convolutions of {config.detail_widths}"),
+            ("confidence", "confidence_head", model.confidence_head, f"one layer of {config.confidence_size}"),
         )
         if module is not None
     ]
     loaded = str(config.dtype or torch.float32).removeprefix("torch.")
     kind = "mixer-only" if base_models else "whole"
-    return RepositoryInfo(
-        name, kind, parts, _stored(check_repository(name), revision), loaded, list(config.mixer_config.tasks)
-    )
+    tasks, scope = list(config.mixer_config.tasks), config.scope or {}
+    stored = _stored(check_repository(name), revision)
+    return RepositoryInfo(name, kind, parts, stored, loaded, tasks, scope)
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> tuple[int, int]:

@@ -14,13 +14,13 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .validation_sca import check_base_models, check_format, check_numbers, check_references
+from .validation_sca import check_base_models, check_format, check_numbers, check_references, check_scope
 
 
 SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
 
 # A configuration must not make a load ask for absurd amounts of memory.
-_MAX_DETAIL_WIDTH = 4096
+_MAX_DETAIL_WIDTH = _MAX_CONFIDENCE_SIZE = 4096
 
 # What the library's language models call their dropout probabilities.
 _DROPOUT_FIELDS = (
@@ -109,6 +109,10 @@ class ScaConfig(PreTrainedConfig):
         base_model_repos: for a mixer-only repository, where `"sam"` and `"language_model"` come from; written by
             `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
         language_model_adapter: for a mixer-only repository, that it also holds adapters of the language model.
+        confidence_size: inner width of a [`ScaConfidenceHead`]; None: without one, as published.
+        scope: what the model knows, for people and programs: a dict with any of `trained_on`, `knows` and `limits`
+            (texts), `languages` (list of texts), `licenses` (dict of texts by part), and `narrow` (bool): whether it
+            is lost on pictures of the world at large, which commands then say.
         format_version: version of the repository's format; a newer one than this code knows is refused, never misread.
     """
 
@@ -134,6 +138,8 @@ class ScaConfig(PreTrainedConfig):
     max_caption_length: int = 20
     freeze_base_models: bool = True
     detail_widths: list[int] | tuple[int, ...] | None = None
+    confidence_size: int | None = None
+    scope: dict | None = None
     base_model_repos: dict | None = None
     language_model_adapter: bool = False
     # A repository without the field has the first format.
@@ -150,6 +156,7 @@ class ScaConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         check_base_models(self.base_model_repos)
         check_numbers(vars(self))
+        check_scope(self.scope)
         self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
         self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")
         if self.sam_config.model_type not in SUPPORTED_SAM_TYPES:
@@ -157,6 +164,8 @@ class ScaConfig(PreTrainedConfig):
                 f"sam_config has model_type {self.sam_config.model_type!r}; supported are "
                 f"{' and '.join(map(repr, SUPPORTED_SAM_TYPES))}."
             )
+        if self.confidence_size is not None and not 1 <= self.confidence_size <= _MAX_CONFIDENCE_SIZE:
+            raise ValueError(f"confidence_size is {self.confidence_size}, expected 1 to {_MAX_CONFIDENCE_SIZE}.")
         if self.detail_widths is not None:
             self.detail_widths = list(self.detail_widths)
             check_detail_widths(self.detail_widths, self.sam_config)

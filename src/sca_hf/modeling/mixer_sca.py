@@ -330,7 +330,30 @@ class ScaTextFeatureMixer(PreTrainedModel):
         return torch.cat([tasks, self.language_project(queries)], dim=2)
 
 
+class ScaConfidenceHead(nn.Module):
+    """How sure it may be that a region is of what the model was trained on, read from its caption queries.
+
+    A caption's own probability cannot tell: a language model that learned twenty names says one of them of anything.
+    `sca_hf.training.fit_confidence` fits the head, on regions that the model was trained on and regions of pictures
+    from elsewhere, so that 0.5 is the boundary. The paper of SCA has no such head.
+    """
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, inner_size)
+        self.output = nn.Linear(inner_size, 1)
+
+    def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        """Caption queries (n, A, Q, C) to confidences (n,), float32 in [0, 1]."""
+        return self.logits(queries.mean(dim=(1, 2)).to(self.hidden.weight.dtype)).float().sigmoid()
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean caption queries (n, C) to logits (n,); negative ones are unsure."""
+        return self.output(F.gelu(self.hidden(features)))[:, 0]
+
+
 __all__ = [
+    "ScaConfidenceHead",
     "ScaTwoWayTransformer",
     "without_autocast",
     "embedding_rows",

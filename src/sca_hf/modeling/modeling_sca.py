@@ -43,7 +43,7 @@ from .generation_sca import (
 from .grouping_sca import PromptGroup, RegionInputs, RegionPlan
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
-from .mixer_sca import ScaTextFeatureMixer
+from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .placement_sca import check_blocks, execution_device, weights_at_hand
 from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, encode_images
@@ -106,8 +106,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             self.generation_config = caption_generation_config(self.language_model)
         self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
         self.detail_encoder = ScaDetailEncoder(config) if config.detail_widths else None
+        size = config.confidence_size
+        self.confidence_head = ScaConfidenceHead(config.mixer_config.hidden_size, size) if size else None
         self.post_init()
         self._freeze_base_models()
+        if self.confidence_head is not None:  # captions teach it nothing
+            self.confidence_head.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -298,6 +302,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             return sequences
         real = torch.ones(len(plan), dtype=torch.bool, device=sequences.device)
         results = {"region_mask": plan.padded(real, fill=False), **regions.padded_masks()}
+        if self.confidence_head is not None:
+            results["confidences"] = plan.padded(self.confidence_head(regions.queries))
         if with_scores:
             results["caption_scores"] = plan.padded(scores.squeeze(1).to(device))
         return ScaGenerateOutput(sequences=sequences, **results)

@@ -47,6 +47,8 @@ class ScaGenerateOutput(ModelOutput):
             times `num_return_sequences`, heads outermost).
         caption_scores: (B, R) or (B, R, n) mean log-probability of the caption's tokens, its end token included, under
             the language model's unprocessed distribution. None if not asked for.
+        confidences: (B, R) in [0, 1], how sure it may be that a region is of what the model was trained on; below 0.5
+            its caption is a guess. None without a [`ScaConfidenceHead`].
         pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input. None if not asked for.
         iou_scores: (B, R, M) predicted IoU of each mask.
         region_mask: (B, R) True for real regions; values of the others are padding.
@@ -54,6 +56,7 @@ class ScaGenerateOutput(ModelOutput):
 
     sequences: torch.LongTensor | None = None
     caption_scores: torch.FloatTensor | None = None
+    confidences: torch.FloatTensor | None = None
     pred_masks: torch.FloatTensor | None = None
     iou_scores: torch.FloatTensor | None = None
     region_mask: torch.BoolTensor | None = None

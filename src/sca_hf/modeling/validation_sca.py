@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 _CLASS_BESIDE = re.compile(r"\w+\.\w+")
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part"}
+_SCOPE_FIELDS = {"trained_on": str, "knows": str, "limits": str, "languages": list, "licenses": dict, "narrow": bool}
+_MAX_TEXT = 1000
 # Far above any model that exists. A layer costs time even where it costs no memory.
 _MAX = {"layers": 1024, "size": 2**24}
 _LAYERS = re.compile(r"(num_.*layers?|n_layers?|num_hidden_layers|.*_layers)")
@@ -108,6 +110,25 @@ def check_base_models(repos: Any) -> None:
         for key in ("subfolder", "revision"):
             if any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x"))):
                 raise ValueError(f"{where}: the {key} {source[key]!r} leads out of the repository.")
+
+
+def check_scope(scope: Any) -> None:
+    """Refuse a `scope` that is not short plain text: it is printed wherever the model is used."""
+    if scope is None:
+        return
+    if not isinstance(scope, Mapping) or (unknown := sorted(set(map(str, scope)) - set(_SCOPE_FIELDS))):
+        got = unknown if isinstance(scope, Mapping) else scope
+        raise ValueError(f"scope must be a mapping with any of {', '.join(_SCOPE_FIELDS)}, got {got!r}.")
+    for field, value in scope.items():
+        kind = _SCOPE_FIELDS[field]
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        texts = [*inner, *value] if isinstance(value, dict) else inner
+        plain = all(isinstance(text, str) and text.isprintable() and len(text) <= _MAX_TEXT for text in texts)
+        if not isinstance(value, kind) or len(texts) > _MAX_TEXT or not (plain or kind is bool):
+            raise ValueError(
+                f"scope[{field!r}] must be a {kind.__name__} of printable text of up to {_MAX_TEXT} characters, got "
+                f"{str(value)[:80]!r}."
+            )
 
 
 def check_shard_index(path: Path) -> list[str]:
@@ -281,6 +302,7 @@ __all__ = [
     "as_mask_table",
     "check_prompts",
     "check_regional",
+    "check_scope",
     "check_training_inputs",
     "refuse_unknown",
     "warn_of_lost_tasks",

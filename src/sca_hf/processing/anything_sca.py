@@ -120,7 +120,8 @@ def caption_anything(
         Records, best estimated IoU first (boxes: in their order): `segmentation` (COCO RLE), `area` (pixels), `bbox`
         (x, y, width, height), `predicted_iou`, `stability_score`, `point_coords` ([[x, y]]; of boxes instead
         `box_prompt`, xyxy), `crop_box` (x, y, width, height), `caption`, `score` (mean log-probability of the
-        caption's tokens). All in pixels of the original, upright image.
+        caption's tokens), and `confidence` where the model has a [`ScaConfidenceHead`]. All in pixels of the original,
+        upright image.
     """
     settings = settings or AnythingSettings()
     report = progress or (lambda step, done, total: None)
@@ -330,6 +331,8 @@ def _caption(
     for one, place in zip(found, keys, strict=True):
         record = places[place]
         one.record["caption"], one.record["score"] = best_caption(record["caption"], record["score"])
+        if record["confidence"] is not None:
+            one.record["confidence"] = record["confidence"]
 
 
 def _caption_prompt(view: _View, one: _Mask, prompt: int, kind: str) -> Any:

@@ -360,7 +360,8 @@ class ScaProcessor(ProcessorMixin):
             mask_threshold: logit above which a pixel is in the mask.
 
         Returns:
-            Per image a list of dicts: `caption` (str), `score` (float, mean log-probability), `mask` ((height, width)
+            Per image a list of dicts: `caption` (str), `score` (float, mean log-probability), `confidence` (float in
+            [0, 1], how sure it may be that the model was trained on the like), `mask` ((height, width)
             bool numpy array of the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy
             along the mask's pixel edges, pixels of the original; None where the mask is empty). What the output
             lacks is None. Several captions of a region are a list, scores as well; with `all_masks`, `mask` is
@@ -368,10 +369,11 @@ class ScaProcessor(ProcessorMixin):
         """
         outputs = dict(outputs)
         sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
-        masks, sequences, scores = (outputs.get(name) for name in ("pred_masks", "sequences", "caption_scores"))
+        masks, sequences = outputs.get("pred_masks"), outputs.get("sequences")
         real = real_regions(outputs, region_mask, sizes, resized)
         captions = self.batch_decode(sequences) if sequences is not None else None
-        scores = to_list(scores) if scores is not None else None
+        said = {"caption": captions, "score": outputs.get("caption_scores"), "confidence": outputs.get("confidences")}
+        said = {name: None if values is None else to_list(values) for name, values in said.items()}
         records = []
         for image, regions in enumerate(real):
             picked: list[dict[str, Any]] = [{"mask": None, "iou": None, "box": None}] * len(regions)
@@ -387,11 +389,7 @@ class ScaProcessor(ProcessorMixin):
                 picked = mask_records(*found, upscale, pixels, all_masks)
             records.append(
                 [
-                    {
-                        "caption": None if captions is None else captions[image][region],
-                        "score": None if scores is None else scores[image][region],
-                        **mask,
-                    }
+                    {name: None if values is None else values[image][region] for name, values in said.items()} | mask
                     for region, mask in zip(regions, picked, strict=True)
                 ]
             )

@@ -98,6 +98,9 @@ class ErrorResponse(BaseModel):
     error: str = Field(description="a sentence")
 
 
+_CONFIDENCE = "how sure it may be that the model was trained on the like: below 0.5 the caption is a guess"
+
+
 class Mask(BaseModel):
     """A mask of a region, as large as the picture."""
 
@@ -112,6 +115,7 @@ class Region(Mask):
     model_config = ConfigDict(extra="allow")
     caption: str
     score: float = Field(description="mean log-probability of the caption's tokens")
+    confidence: float | None = Field(None, description=_CONFIDENCE)
     masks: list[Mask] | None = Field(None, description="the candidates, where all_masks is true")
     input: dict[str, Any] | None = Field(None, description="your own keys that are named like one of the answer's")
 
@@ -134,6 +138,7 @@ class AnythingRegion(BaseModel):
     crop_box: tuple[float, float, float, float] = Field(description="x, y, width, height of the crop it was found in")
     caption: str
     score: float
+    confidence: float | None = Field(None, description=_CONFIDENCE)
 
 
 class AnythingResponse(BaseModel):
@@ -261,14 +266,14 @@ def _add_documentation(app: FastAPI, engine: Engine, root: bool) -> None:
 def _add_state(app: FastAPI, engine: Engine) -> None:
     """Adds the endpoints that report on the engine."""
 
-    @app.get("/v1/models", summary="List the models", responses=_answers(Models))
+    @app.get("/v1/models", summary="List the models", responses=_answers(Models, 401))
     async def models() -> dict[str, Any]:
         return {"models": engine.models}
 
     @app.get(
         "/v1/models/{name:path}",
         summary="Describe one of the models",
-        responses={404: {"model": ErrorResponse}, 422: {"model": ErrorResponse}},
+        responses={code: {"model": ErrorResponse} for code in (401, 404, 422)},
     )
     async def model(name: str) -> dict[str, Any]:
         return await run_in_threadpool(engine.describe, name)
@@ -277,7 +282,12 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
     async def health() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, "waiting": engine.waiting()}
 
-    @app.get("/metrics", summary="Counters, in Prometheus' text format", response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        summary="Counters, in Prometheus' text format",
+        response_class=PlainTextResponse,
+        responses={401: {"model": ErrorResponse}},
+    )
     async def metrics() -> str:
         lines = [f"# TYPE sca_{n}_total counter\nsca_{n}_total {v:g}" for n, v in engine.counts.items()]
         return "\n".join([*lines, f"# TYPE sca_waiting gauge\nsca_waiting {engine.waiting()}"]) + "\n"

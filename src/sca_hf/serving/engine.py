@@ -148,6 +148,7 @@ class Engine:
             "parameters": model.num_parameters(),
             "tasks": processor.tasks,
             "anything": asdict(processor.anything_settings_for()),
+            "scope": model.config.scope or {},
         }
 
     def model_card(self, name: str) -> str | None:
@@ -333,13 +334,16 @@ class Engine:
             generation["stopping_criteria"] = StoppingCriteriaList([watch])
         outputs = model.generate(**inputs, **images.as_inputs(), output_caption_scores=True, **generation)
         texts = processor.batch_decode(outputs)
+        sure = outputs.confidences
+        sure = [[None] * len(row) for row in texts] if sure is None else sure.tolist()
         return [
             [
-                region.with_extra({"caption": caption, "score": score, **masks})
-                for region, caption, score, masks in zip(
+                region.with_extra({"caption": caption, "score": score, "confidence": confidence, **masks})
+                for region, caption, score, confidence, masks in zip(
                     job.regions,
                     texts[index],
                     outputs.caption_scores[index].tolist(),
+                    sure[index],
                     _masks(processor, outputs, index, len(job.regions), job.image.size, encoded[index][1]),
                     strict=False,  # scores have padding
                 )

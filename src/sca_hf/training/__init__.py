@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..data.pasting import training_augmentation
     from .arguments import PRESETS, ScaTrainingArguments
     from .collator import RegionCollator
+    from .confidence import fit_confidence
     from .detail_pretraining import pretrain_detail_encoder
     from .draws import DrawnStream, SeededDataset
     from .image_size import add_detail_encoder, increase_input_resolution, set_image_size
@@ -21,6 +22,7 @@ else:
             "..data.pasting": ["training_augmentation"],
             ".arguments": ["PRESETS", "ScaTrainingArguments"],
             ".collator": ["RegionCollator"],
+            ".confidence": ["fit_confidence"],
             ".detail_pretraining": ["pretrain_detail_encoder"],
             ".draws": ["DrawnStream", "SeededDataset"],
             ".image_size": ["add_detail_encoder", "increase_input_resolution", "set_image_size"],
@@ -43,4 +45,5 @@ __all__ = [
     "pretrain_detail_encoder",
     "PRESETS",
     "apply_preset",
+    "fit_confidence",
 ]

@@ -28,6 +28,13 @@ def report():
     columns = {**dict.fromkeys(("box", "commonest class"), named), "point": {"accuracy": 0.25, "macro_recall": 0.125}}
     return {
         "naming": {"red_things": [{**columns, "held out": {"pictures": 7, "regions": 12}}]},
+        "confidence": {
+            "own": {
+                "red_things": {"regions": 10, "box": 0.1, "point": 0.2},
+                "blue": {"regions": 30, "box": 0, "point": 0},
+            },
+            "elsewhere": {"photos": {"regions": 5, "box": 1.0, "point": 0.6}},
+        },
         "split": "test",
         "scenes": 17,
         "scores": rows,
@@ -50,6 +57,7 @@ def test_the_card_holds_what_was_measured(report, folder, model):
     assert f"{model.num_parameters():,}" in card and f"{model.num_parameters(only_trainable=True):,}" in card
     assert "steps 3, seed 4" in card and "0.010 at 100" in card and "| 500 | 0.500 |" in card
     assert "| red things | 7 | 12 | 0.951 | 0.250 | 0.876 | 0.125 | 0.951 |" in card
+    assert "| red things | 10 | 0.100 | 0.200 |" in card and "| all own | 40 | 0.025 | 0.050 |" in card
     assert "$" not in card
 
 

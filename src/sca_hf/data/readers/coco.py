@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from ...environment import install_command
 from ...processing.masks_sca import decode_rle, encode_rle
-from ..region import RegionRecordError, category_text, check_names
+from ..region import RegionRecordError, category_text, check_names, mask_extent
 from .common import (
     Clip,
     Crowd,
     FolderIndex,
     Record,
     bounds,
-    choice,
     find_file,
     inside,
     read_json,
@@ -95,6 +92,21 @@ class Locator:
         return self.index.find(name) or inside(self.index.folder, name)
 
 
+def place_image(
+    image: Mapping[str, Any], locate: Callable[[Mapping[str, Any]], Path | None], where: str
+) -> tuple[Path, tuple[int, int]]:
+    """Returns the file, width and height of an image; raises a `RegionRecordError` that names `where`."""
+    try:
+        path, size = locate(image), (int(image["width"]), int(image["height"]))
+    except RegionRecordError as error:
+        raise RegionRecordError(f"{where}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})") from None
+    if path is None:
+        raise RegionRecordError(f"{where}: its file name leads out of the folder of images")
+    return path, size
+
+
 # Fields of annotations that may hold what captions are made for.
 _UNREAD_TEXTS = frozenset(("description", "text", "phrase", "sentence", "expression", "label"))
 
@@ -117,8 +129,6 @@ class _CocoFile:
     plain: Callable[[str], str] = str
 
     def records(self) -> Iterator[Record]:
-        choice(self.crowd, "crowd", ("skip", "keep"))
-        choice(self.clip, "clip", ("rounding", "image"))
         content = read_json(self.path)
         categories = self._categories(content)
         images = rows_of(content, "images", self.path)
@@ -168,22 +178,20 @@ class _CocoFile:
     ) -> Record:
         where = f"{self.path}, image {image.get('id')}"
         try:
-            path, size = self.locate(image), (int(image["width"]), int(image["height"]))
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, RegionRecordError):
-                return RegionRecordError(f"{where}: {error}")
-            return RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
-        if path is None:
-            return RegionRecordError(f"{where}: its file name leads out of the folder of images")
-        kept = [row for row in rows if self.crowd == "keep" or not row.get("iscrowd")]
+            path, size = place_image(image, self.locate, where)
+        except RegionRecordError as error:
+            return error
+        crowds: list[str] = []
         regions: list[Record] = []
-        for row in kept:
+        for row in rows:
+            if self.crowd != "keep" and row.get("iscrowd"):
+                crowds.append(categories.get(id_key(row.get("category_id")), "?"))
+                continue
             try:
                 regions.append(self._region(row, size, categories, seen))
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {row.get('id')}: {error}"))
         extra = image.get("extra")
-        crowds = [row for row in rows if self.crowd != "keep" and row.get("iscrowd")]
         return {
             "image": str(path),
             "image_id": str(image.get("id")),
@@ -194,7 +202,7 @@ class _CocoFile:
             # Roboflow names the picture that augmented copies were made of.
             "group": image.get("group", extra.get("name") if isinstance(extra, dict) else None),
             "source": str(self.path),
-            "left_out": _left_out(crowds, kept, categories),
+            "left_out": {"crowd annotations": crowds} if crowds else {},
             "notes": self.notes,
         }
 
@@ -237,15 +245,6 @@ def _captions(row: Mapping[str, Any]) -> list[str]:
             if captions:
                 return captions
     return []
-
-
-def _left_out(
-    crowds: Sequence[Mapping[str, Any]], kept: Sequence[Mapping[str, Any]], categories: Mapping[Any, str]
-) -> dict[str, int | list[str]]:
-    left: dict[str, int | list[str]] = {}
-    if crowds:
-        left["crowd annotations"] = [categories.get(id_key(row.get("category_id")), "?") for row in crowds]
-    return left
 
 
 def _in_fractions(boxes: Iterable[Any]) -> bool:
@@ -335,10 +334,9 @@ def _segmentation_box(segmentation: Any) -> list[float]:
     """Returns the box, xyxy, around polygons or a run-length code."""
     if isinstance(segmentation, Mapping):
         mask = decode_rle(dict(segmentation), "segmentation")
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows):
+        if not mask.any():
             raise ValueError("there is no bbox, and the segmentation covers no pixel")
-        return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
+        return [float(side) for side in mask_extent(mask)]
     points = [value for polygon in segmentation for value in _polygon(polygon)]
     if len(points) < 6:
         raise ValueError("there is no bbox, and no polygon of three points or more")
@@ -453,7 +451,7 @@ def _without_brackets(name: str) -> str:
     return name.split("_(")[0]
 
 
-def read_objects365(
+def read_boxes(
     annotations: str | Path,
     images: str | Path,
     task: str = "caption",
@@ -461,37 +459,15 @@ def read_objects365(
     crowd: Crowd = "skip",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
-    """Yields one record per image of `zhiyuan_objv2_train.json` or `zhiyuan_objv2_val.json`.
+    """Yields one record per image of `zhiyuan_objv2_*.json` (Objects365) or of `v3det_2023_v1_*.json` (V3Det).
 
-    Three photographs that the training file names were never published: read it with `on_error="skip"`.
-
-    Args:
-        annotations: the file.
-        images: the folder that holds `images/v1/patch0/...` as the file names them, or `patch0/...`, or all pictures.
-        crowd: whether the boxes that are marked as a group are regions.
-        task, names, clip: as for COCO.
-    """
-    locate = Locator(Path(images))
-    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
-
-
-def read_v3det(
-    annotations: str | Path,
-    images: str | Path,
-    task: str = "caption",
-    names: Mapping[str, str] | None = None,
-    crowd: Crowd = "skip",
-    clip: Clip = "rounding",
-) -> Iterator[Record]:
-    """Yields one record per image of `v3det_2023_v1_train.json` or `v3det_2023_v1_val.json`.
-
-    A few photographs can no longer be fetched: read it with `on_error="skip"`.
+    A few photographs of either were never published or are gone: read it with `on_error="skip"`.
 
     Args:
         annotations: the file.
-        images: the folder that holds `images/a00000066/...` as the file names them, or `a00000066/...`.
+        images: the folder that holds `images/v1/patch0/...` and `images/a00000066/...` as the files name them, or
+            `patch0/...` and `a00000066/...`, or all pictures.
         crowd: whether the boxes that are marked as a group are regions.
         task, names, clip: as for COCO.
     """
-    locate = Locator(Path(images))
-    yield from _CocoFile(Path(annotations), locate, task, names, crowd, masks=False, clip=clip).records()
+    yield from read_coco(annotations, images, task, names, crowd, masks=False, clip=clip)

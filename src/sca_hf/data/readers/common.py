@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 from urllib.parse import unquote, urlsplit
 
 from ..region import RegionRecordError, category_text
-from ..scenes import SPLIT_STARTS, scenes
+from ..scenes import scenes
 
 
 Clip = Literal["rounding", "image"]
@@ -100,12 +100,6 @@ class _JsonText:
         more = self.file.read(max(_BLOCK, len(rest)))
         self.text, self.place = rest + more, 0
         return bool(more)
-
-
-def choice(value: str, name: str, options: Sequence[str]) -> None:
-    """Raises unless an option of a reader has one of its values."""
-    if value not in options:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(options)}.")
 
 
 def inside(folder: Path, name: str) -> Path | None:
@@ -292,6 +286,5 @@ def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: s
         start: The index of the first scene.
         task: "caption" for their free captions, "recognition" for texture, color and shape.
     """
-    choice(split, "split", list(SPLIT_STARTS))
     for scene in scenes(split, count, start):
         yield {**scene.to_record(), "task": task}

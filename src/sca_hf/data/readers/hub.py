@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
 from .coco import mask_fields
-from .common import Clip, Record, choice, region_fields
+from .common import Clip, Record, region_fields
 
 
-_BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
 _COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height", "group")
 
 
@@ -20,7 +19,7 @@ def read_hub(
     path: str,
     columns: Mapping[str, str],
     split: str = "train",
-    box_format: str | None = None,
+    box_format: Literal["xyxy", "xywh", "cxcywh"] | None = None,
     normalized: bool = False,
     task: str = "caption",
     names: Mapping[str, str] | None = None,
@@ -46,9 +45,6 @@ def read_hub(
         clip: as for COCO.
         download: whether to fetch the data set to this disk or to read it over the network on each pass.
     """
-    if box_format is not None:
-        choice(box_format, "box_format", _BOX_FORMATS)
-    choice(clip, "clip", ("rounding", "image"))
     _check_columns(columns)
     rows = _load(path, config, data_files, split, revision, download, columns["image"])
     label = _label_names(rows.features, columns.get("categories"))

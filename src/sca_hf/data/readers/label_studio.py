@@ -13,8 +13,8 @@ import numpy as np
 
 from ...processing.masks_sca import encode_rle
 from ..pictures import image_size
-from ..region import RegionRecordError, category_text
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, choice, inside, read_json_list, region_fields
+from ..region import RegionRecordError, category_text, mask_extent
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, inside, read_json_list, region_fields
 
 
 Source = Literal["annotations", "predictions"]
@@ -53,9 +53,6 @@ def read_label_studio(
         text: The name of the text area, where regions have several.
         clip: How boxes are cut: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(source, "source", ("annotations", "predictions"))
-    choice(version, "version", ("only", "first", "latest"))
-    choice(clip, "clip", ("rounding", "image"))
     path = Path(annotations)
     reader = _Export(path, Path(images) if images else path.parent, task, names, image, source, version, text, clip)
     seen: set[str] = set()
@@ -285,9 +282,7 @@ def _brush(value: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float]
     mask = decode_brush(rle, size)
     if not mask.any():
         raise ValueError("the brush covers no pixel; delete the region")
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
-    return box, encode_rle(mask)
+    return [float(side) for side in mask_extent(mask)], encode_rle(mask)
 
 
 def _names_picture(value: str) -> bool:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..pictures import image_size
-from ..region import RegionRecordError
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, choice, read_json, region_fields
+from ..region import RegionRecordError, mask_extent
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, read_json, region_fields
 
 
 # Shapes without an inside.
@@ -43,7 +43,6 @@ def read_labelme(
         names: Words for labels, `{"do_not_turn_r": "do not turn right"}`.
         clip: How boxes are cut: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(clip, "clip", ("rounding", "image"))
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"root: {root} is not a directory, expected the one with the JSON files.")
@@ -204,6 +203,4 @@ def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -
         raise ValueError("its mask covers no pixel; delete the shape")
     mask = np.zeros(size[::-1], bool)
     mask[y0 : y1 + 1, x0 : x1 + 1] = part
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
-    return box, encode_rle(mask)
+    return [float(side) for side in mask_extent(mask)], encode_rle(mask)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .coco import mask_fields, segmentation_mask, xywh_box
-from .common import Clip, Record, choice, find_file, read_json, region_fields
+from .common import Clip, Record, find_file, read_json, region_fields
 
 
 # Where the toolkit's own instructions put the pictures, seen from the folder of a data set.
@@ -55,8 +55,6 @@ def read_refcoco(
         masks: read the segmentations, all parts of each; an empty one leaves the region its box alone.
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(text, "text", ("sent", "raw"))
-    choice(clip, "clip", ("rounding", "image"))
     root = Path(root)
     source = root / f"refs({split_by}).p"
     refs = _refs(source, split)
@@ -193,28 +191,14 @@ def load_plain_pickle(path: str | Path) -> Any:
     Strings of Python 2 are read as UTF-8, or, where they are not, all of them as Latin-1. Whatever else the file asks
     for is a ValueError that names it, and nothing of it is run.
     """
-    try:
-        with Path(path).open("rb") as file:
+    with Path(path).open("rb") as file:
+        try:
             try:
-                return _load(file, "utf-8")
+                return _PlainUnpickler(file, encoding="utf-8").load()
             except UnicodeDecodeError:
                 file.seek(0)
-                return _load(file, "latin-1")
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is not a pickle of plain values: {error}.") from None
-    # What a damaged file does to the unpickler.
-    except (
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        MemoryError,
-        OverflowError,
-    ) as error:
-        raise ValueError(f"{path} is not a pickle of plain values: {type(error).__name__}: {error}.") from None
-
-
-def _load(file: BinaryIO, encoding: str) -> Any:
-    return _PlainUnpickler(file, encoding=encoding).load()
+                return _PlainUnpickler(file, encoding="latin-1").load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{path} is not a pickle of plain values: {error}.") from None
+        except Exception as error:  # noqa: BLE001, a damaged file does whatever it likes to the unpickler
+            raise ValueError(f"{path} is not a pickle of plain values: {type(error).__name__}: {error}.") from None

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..region import RegionRecordError
 from .coco import segmentation_mask, xywh_box
-from .common import Clip, Record, choice, region_fields
+from .common import Clip, Record, region_fields
 
 
 _MEMBER = re.compile(r"sa_(\d+)\.(jpg|json)")
@@ -45,7 +45,6 @@ def read_sa1b(
         masks, clip: as for COCO.
         task: only "caption".
     """
-    choice(clip, "clip", ("rounding", "image"))
     if task != "caption":
         raise ValueError(f'task is {task!r}, but SA-1B has no categories: expected "caption".')
     table = _caption_table(Path(captions), min_score, os.stat(captions).st_mtime_ns)

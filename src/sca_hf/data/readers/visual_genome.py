@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..region import RegionRecordError
 from .coco import xywh_box
-from .common import Clip, Record, choice, find_file, inside, read_json, read_json_list, region_fields
+from .common import Clip, Record, find_file, inside, read_json, read_json_list, region_fields
 
 
 # The two archives of pictures; whoever unpacks them into one folder is understood too.
@@ -23,7 +23,7 @@ def read_visual_genome(
     image_data: str | Path | None = None,
     splits: str | Path | None = None,
     split: str | None = None,
-    task: str = "caption",
+    task: Literal["caption"] = "caption",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of region_descriptions.json, in its order; a region has one phrase, as written.
@@ -37,12 +37,10 @@ def read_visual_genome(
             not list are errors: their size is unknown.
         splits: densecap_splits.json (default: in root). Needed for `split` alone.
         split: train, val or test of densecap (default: all images).
-        task: "caption"; phrases are no categories.
+        task: "caption"; phrases are not categories.
         clip: Visual Genome's boxes often reach out of their image. "rounding" cuts what does so by at most a pixel,
             the rest are bad regions; "image" cuts all. Cut ones are counted.
     """
-    choice(clip, "clip", ("rounding", "image"))
-    choice(task, "task", ("caption",))
     regions_file = _file(root, region_descriptions, "region_descriptions")
     pictures = _image_table(_file(root, image_data, "image_data"))
     chosen = _split_ids(_file(root, splits, "densecap_splits"), split) if split is not None else None
@@ -75,7 +73,7 @@ def read_grit(
     annotations: str | Path,
     images: str | Path,
     image_data: str | Path | None = None,
-    task: str = "caption",
+    task: Literal["caption"] = "caption",
     clip: Clip = "rounding",
 ) -> Iterator[Record]:
     """Yields one record per image of GRiT's train.json or test.json, in its order; a region has one phrase.
@@ -84,11 +82,9 @@ def read_grit(
         annotations: the file, COCO's form with a `caption` in each annotation.
         images: the folder with the pictures, or with VG_100K and VG_100K_2.
         image_data: Visual Genome's image_data.json, if the two archives are not to be searched by name.
-        task: "caption"; phrases are no categories.
+        task: "caption"; phrases are not categories.
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(clip, "clip", ("rounding", "image"))
-    choice(task, "task", ("caption",))
     source = Path(annotations)
     content = read_json(source)
     pictures = _image_table(Path(image_data)) if image_data is not None else {}

@@ -20,7 +20,6 @@ from .common import (
     Record,
     bounds,
     category_fields,
-    choice,
     find_file,
     inside,
     read_lines,
@@ -65,10 +64,6 @@ def read_voc(
             image is an error).
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(size, "size", ("check", "picture", "scale"))
-    choice(clip, "clip", ("rounding", "image"))
-    if picture is not None:
-        choice(picture, "picture", ("filename", "stem"))
     folder = _annotation_folder(Path(root), annotations)
     source = _VocFolder(Path(root), folder, Path(images) if images else None, picture)
     based, notes = source.counting(one_based)

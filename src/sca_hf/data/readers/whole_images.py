@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pictures import image_size
 from ..region import RegionRecordError
-from .coco import Locator, default_images, rows_of, unnamed_images
+from .coco import Locator, default_images, place_image, rows_of, unnamed_images
 from .common import FolderIndex, Record, inside, read_json, read_json_list
 
 
@@ -40,15 +40,9 @@ def read_coco_captions(
     for image in content["images"]:
         where = f"{source}, image {image.get('id')}"
         try:
-            path, size = locate(image), (int(image["width"]), int(image["height"]))
+            path, size = place_image(image, locate, where)
         except RegionRecordError as error:
-            yield RegionRecordError(f"{where}: {error}")
-            continue
-        except (KeyError, TypeError, ValueError) as error:
-            yield RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})")
-            continue
-        if path is None:
-            yield RegionRecordError(f"{where}: its file name leads out of the folder of images")
+            yield error
             continue
         yield _record(path, str(image["id"]), size, captions[image["id"]], source)
 

@@ -19,7 +19,6 @@ from .common import (
     Record,
     bounds,
     category_fields,
-    choice,
     inside,
     may_be_picture,
     read_lines,
@@ -57,7 +56,6 @@ def read_yolo(
             0: none, lines of more than four numbers are polygons (default: kpt_shape of data.yaml).
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
-    choice(clip, "clip", ("rounding", "image"))
     base, config = _open_root(Path(root))
     class_names = _class_names(classes, base, config)
     check_names(names, [name for name in class_names if name], str(base))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ...files import staged
-from ..readers.common import choice
 from .coco import coco_annotations, write_coco, write_cvat
 from .common import SHAPES, Shapes, WriteReport
 from .label_studio import write_label_studio
@@ -39,7 +38,8 @@ def write_regions(
         shapes: What regions with a mask are: "pixels", "polygons" that follow the mask to about a pixel (YOLO has no
             pixels), or "boxes", without the mask.
     """
-    choice(shapes, "shapes", SHAPES)
+    if shapes not in SHAPES:
+        raise ValueError(f"shapes is {shapes!r}, expected one of {', '.join(SHAPES)}.")
     if tool not in WRITERS:
         raise ValueError(f"tool is {tool!r}, expected one of {', '.join(WRITERS)}.")
     output = Path(output)

@@ -11,7 +11,8 @@ from ...processing.masks_sca import encode_rle
 from .common import NO_CATEGORY, PictureFolder, Shapes, WriteReport, WrittenRegion, mask_polygons, written_regions
 
 
-_ALSO = ("caption", "score", "predicted_iou", "stability_score", "point_coords", "box_prompt", "crop_box")
+_SAID = ("caption", "score", "confidence")
+_ALSO = (*_SAID, "predicted_iou", "stability_score", "point_coords", "box_prompt", "crop_box")
 
 
 def coco_annotations(

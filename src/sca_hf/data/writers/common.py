@@ -16,6 +16,7 @@ from PIL import Image
 
 from ...processing.masks_sca import decode_rle
 from ..readers.common import IMAGE_SUFFIXES
+from ..region import mask_extent
 
 
 Shapes = Literal["pixels", "polygons", "boxes"]
@@ -90,12 +91,6 @@ def written_regions(
     report.regions += len(found)
     report.lost = +report.lost
     return found
-
-
-def mask_extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Returns the box of a mask's pixels: xyxy, far edges exclusive."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def note_box(region: WrittenRegion, report: WriteReport) -> None:

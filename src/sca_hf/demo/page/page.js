@@ -8,7 +8,7 @@ const shown = () => (state.mode === "prompt" ? state.prompt : state.anything);
 
 const stage = makeStage($("canvas"), {
   regions: shown, lit: () => litRegion()?.id, chosen: () => state.active[state.mode], mode: () => state.mode, tool: () => state.tool, refining: () => $("refine").checked,
-  brushWidth: () => Number($("brushwidth").value), words: (region) => (region.result ? brief(text(region.result)) : ""),
+  brushWidth: () => Number($("brushwidth").value), words: (region) => (region.result ? brief(said(region.result)) : ""),
   addPoint, addBox, addStroke, select: (region) => select(region ? region.id : null),
   hover: (region) => {
     if ((region ? region.id : null) === state.lit) return;
@@ -175,7 +175,7 @@ async function describe(region) {
   if (answer && !answer.error) take(region, answer);
   else if (answer && !region.result) state.prompt = state.prompt.filter((other) => other !== region);
   render();
-  if (region.result && answer && !answer.error) status(`Region ${region.id}: ${text(region.result)}`);
+  if (region.result && answer && !answer.error) status(`Region ${region.id}: ${said(region.result)}`);
 }
 
 function take(region, result) {
@@ -246,7 +246,7 @@ async function captionEverything() {
   if (!answer || answer.error || image !== state.image) return;
   state.anything = answer.regions.map((record, index) => ({
     id: index + 1, color: colorOf(index), record, mask: decodeMask(record.view), area: record.area, spot: record.spot,
-    result: { caption: record.caption, score: record.score, masks: [{ iou: record.predicted_iou }] },
+    result: { caption: record.caption, score: record.score, confidence: record.confidence, masks: [{ iou: record.predicted_iou }] },
   }));
   Object.assign(state, { lit: null, active: { ...state.active, anything: null } });
   render();
@@ -313,6 +313,8 @@ function showModel(model) {
   task.replaceChildren(...model.tasks.map((name) => make("option", { value: name }, name)));
   task.value = model.tasks.includes("caption") ? "caption" : model.tasks[model.tasks.length - 1];
   setPreset("normal");
+  const { knows, limits } = model.scope;
+  $("scope").textContent = [knows && `It knows ${knows}.`, limits].filter(Boolean).join(" ");
   const facts = { Model: model.name, "Language model": model.language_model, "Image encoder": `${model.image_encoder}, ${model.image_size} px`, Parameters: model.parameters.toLocaleString("en") };
   $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
   // A model of the Hub has its card there, one from a folder has it with it.

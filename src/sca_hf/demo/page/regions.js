@@ -1,6 +1,8 @@
 // Regions: their list, their captions on the picture, and what is saved of them.
 
 const text = (result) => [result.caption].flat().join(" / ") || "(no words)";
+const unsure = (result) => typeof result.confidence === "number" && result.confidence < 0.5;
+const said = (result) => `${text(result)}${unsure(result) ? " (unsure)" : ""}`;
 const percent = (share) => `${Math.round(100 * share)} %`;
 
 function colorOf(index) {
@@ -46,7 +48,7 @@ function render() {
 function item(region) {
   const mark = make("span", { class: "mark" }, String(region.id));
   mark.style.background = `rgb(${region.color.join(" ")})`;
-  const words = region.result ? text(region.result) : region.failed ? "No answer yet" : "…";
+  const words = region.result ? said(region.result) : region.failed ? "No answer yet" : "…";
   const pick = button(
     { class: "pick", "data-key": `pick${region.id}` }, mark,
     () => select(region.id),
@@ -69,6 +71,7 @@ function item(region) {
 function numbers(region) {
   const { score, masks } = region.result, sure = [score].flat()[0];
   const row = make("div", { class: "numbers" });
+  if (unsure(region.result)) row.append(make("strong", { title: "The model was trained on nothing like this: its caption is a guess." }, "unsure: nothing it knows looks like this"));
   if (sure !== null && sure !== undefined)
     row.append(make("span", { title: `mean log-probability of the caption's tokens: ${sure.toFixed(2)}` }, `words ${percent(Math.exp(sure))}`));
   row.append(make("span", { title: "the model's own estimate of the mask's IoU" }, `outline ${percent(masks[region.chosen || 0].iou)}`));
@@ -97,7 +100,7 @@ function select(id) {
   state.lit = null;
   light();
   const region = litRegion();
-  if (region?.result) status(`Region ${region.id}: ${text(region.result)}`);
+  if (region?.result) status(`Region ${region.id}: ${said(region.result)}`);
 }
 
 function light() {
@@ -115,7 +118,7 @@ function showBubble(region) {
   const bubble = $("bubble");
   bubble.hidden = !region?.result;
   if (bubble.hidden) return;
-  bubble.textContent = `${region.id}  ${text(region.result)}`;
+  bubble.textContent = `${region.id}  ${said(region.result)}`;
   bubble.style.borderColor = `rgb(${region.color.join(" ")})`;
   const frame = $("frame").getBoundingClientRect(), canvas = $("canvas").getBoundingClientRect();
   const scale = canvas.width / $("canvas").width;
@@ -141,7 +144,7 @@ function records() {
     const { mask, iou, box, area } = region.result.masks[region.chosen];
     const prompt = asked(region);
     const bbox = box ? [box[0], box[1], box[2] - box[0], box[3] - box[1]] : [0, 0, 0, 0];
-    return { segmentation: mask, area, bbox, predicted_iou: iou, point_coords: prompt.points, box_prompt: prompt.box, caption: text(region.result), score: [region.result.score].flat()[0] };
+    return { segmentation: mask, area, bbox, predicted_iou: iou, point_coords: prompt.points, box_prompt: prompt.box, caption: text(region.result), score: [region.result.score].flat()[0], confidence: region.result.confidence };
   });
 }
 

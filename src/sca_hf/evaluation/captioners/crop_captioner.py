@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...data.region import mask_extent
 from .image_text import ImageTextModel
 from .interface import ImageQuery, RegionPrediction, RegionQuery
 from .sca import SegmentedRegion, Segmenter
@@ -198,7 +199,7 @@ def cut_region(
         mask = mask.copy()
         # The authors' stand-in for an empty mask.
         mask[0, 0] = mask[min(2, mask.shape[0] - 1), min(2, mask.shape[1] - 1)] = True
-    frame = mask_extent(mask, style.edges) if style.area == "mask" and mask is not None else box_extent(box)
+    frame = _mask_frame(mask, style.edges) if style.area == "mask" and mask is not None else box_extent(box)
     frame = _with_margin(frame, style.margin, image.size)
     plain = image.crop(frame)
     if style.background == "keep" or mask is None:
@@ -213,13 +214,12 @@ def paint_background(image: Image.Image, mask: np.ndarray, background: Backgroun
     return Image.fromarray(pixels)
 
 
-def mask_extent(mask: np.ndarray, edges: Edges = "whole") -> tuple[int, int, int, int]:
-    """Returns the box xyxy of a mask's pixels, far edges exclusive; see `CropStyle.edges`. The mask is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+def _mask_frame(mask: np.ndarray, edges: Edges) -> tuple[int, int, int, int]:
+    """Returns the box xyxy of a mask's pixels, see `CropStyle.edges`."""
+    left, top, right, bottom = mask_extent(mask)
     if edges == "published":
-        return left, top, max(right, left + _MIN_SIDE), max(bottom, top + _MIN_SIDE)
-    return left, top, right + 1, bottom + 1
+        return left, top, max(right - 1, left + _MIN_SIDE), max(bottom - 1, top + _MIN_SIDE)
+    return left, top, right, bottom
 
 
 def box_extent(box: list[float]) -> tuple[int, int, int, int]:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, cast
 
 import torch
 import transformers
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from ...evaluation.naming import NAMES_NOTE
@@ -21,6 +22,10 @@ from ...hub.card import CARD, draft_card
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.integrity import clear_leftovers, last_checkpoint
+from ..collator import RegionCollator
+from ..confidence import ConfidenceFit, fit_confidence
+from ..detail_pretraining import region_names
+from ..evaluation import IndexedRecords, asks_for_names
 from ..stopping import StoppedError, early_stopping_of
 from ..trainer import ScaTrainer
 from .build import build_model
@@ -60,11 +65,15 @@ class RunResult:
         return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
 
-def run_recipe(recipe: Recipe) -> RunResult:
+def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
     """Trains to the end, from the last whole checkpoint in the recipe's output if there is one.
 
     Writes `model/` (with its processor and a card), `metrics.json` and `recipe.yaml` into `recipe.output`. Where
     `model/` is there already the run is finished and nothing is done. Runs under torchrun and accelerate too.
+
+    Args:
+        recipe: What to do.
+        progress: Whether bars and losses are shown meanwhile.
 
     Raises:
         StoppedError: A callback, or SIGTERM with `enable_jit_checkpoint`, ended training before its last step. Then
@@ -72,6 +81,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     """
     output = Path(recipe.output)
     args = ScaTrainingArguments(output_dir=str(output), **recipe.training)
+    args.disable_tqdm = args.disable_tqdm or not progress
     if (output / MODEL).is_dir():
         return _finished(recipe, args)
     set_seed(args.seed)
@@ -79,6 +89,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
     with args.main_process_first(desc="reading the data"):
         train, evaluation = build_datasets(recipe.data)
     trainer = ScaTrainer(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
+    if not progress:
+        trainer.remove_callback(PrinterCallback)  # which the library puts in the place of a bar
     with args.main_process_first(desc="looking for a checkpoint"):
         if args.should_save:
             output.mkdir(parents=True, exist_ok=True)
@@ -105,8 +117,41 @@ def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list
         if trainer.args.eval_generate and trainer.evaluates_names:
             metrics["note"] = NAMES_NOTE
     metrics |= {"trained_from_scratch": new, "versions": _versions()}
+    if recipe.data.outside:
+        metrics["confidence"] = fit_recipe_confidence(trainer, recipe.data).to_json()
+    trainer.accelerator.unwrap_model(trainer.model).config.scope = _scope(trainer, recipe)
     _save(trainer, recipe, metrics)
     return metrics
+
+
+def fit_recipe_confidence(trainer: ScaTrainer, section: DataSection) -> ConfidenceFit:
+    """Gives the finished model its confidence; every process does the same."""
+    from ...data.loading import load_spec
+    from ...data.mixing import mix_regions
+
+    outside = [load_spec(section.reader_spec(spec)) for spec in section.outside]
+    mixed = outside[0] if len(outside) == 1 else mix_regions(outside, by_size=True, seed=0)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    fit = fit_confidence(model, cast(RegionCollator, trainer.data_collator), trainer.train_dataset, mixed)
+    logger.info(str(fit))
+    return fit
+
+
+def _scope(trainer: ScaTrainer, recipe: Recipe) -> dict[str, Any]:
+    """What the finished model knows, as far as its data tell; what the recipe says counts."""
+    section = recipe.data
+    sets = ", ".join(dict.fromkeys(section.name_of(spec) for spec in section.train))
+    before = trainer.accelerator.unwrap_model(trainer.model).config.scope or {}
+    told: dict[str, Any] = {"trained_on": sets}
+    if before.get("trained_on"):
+        told["trained_on"] = f"{sets}; before that: {before['trained_on']}"
+    told |= {key: before[key] for key in ("languages", "licenses", "narrow") if key in before}
+    records = trainer.train_dataset.dataset
+    if hasattr(records, "__len__") and asks_for_names(IndexedRecords(records), trainer.args.task):
+        names = region_names(records)
+        told |= {"knows": shorten(f"{len(names)} names: {', '.join(names)}", 900, placeholder=" ..."), "narrow": True}
+        told["limits"] = "It says one of these names of anything else too."
+    return {**told, "trained_on": shorten(told["trained_on"], 900, placeholder=" ..."), **recipe.model.scope}
 
 
 def _where_stopped(trainer: ScaTrainer) -> str:

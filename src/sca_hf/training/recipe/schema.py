@@ -26,6 +26,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from ...modeling.validation_sca import check_scope
 from ...yaml_files import parse_yaml, read_yaml, write_yaml
 
 
@@ -69,6 +70,7 @@ class ModelSection(_Section):
     detail_widths: The widths of a new [`ScaDetailEncoder`], for small models.
     dtype: The precision of the weights that are trained; frozen ones follow `training.frozen_dtype`.
     label_smoothing, max_caption_length, caption_add_bos: Fields of [`ScaConfig`]; None leaves them as they are.
+    scope: What the finished model knows, as [`ScaConfig`] has it; what it leaves out is told by the data.
     """
 
     place: ClassVar[str] = "model"
@@ -92,6 +94,7 @@ class ModelSection(_Section):
     label_smoothing: float | None = None
     max_caption_length: int | None = None
     caption_add_bos: bool | None = None
+    scope: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _is_one_model(self) -> ModelSection:
@@ -104,6 +107,7 @@ class ModelSection(_Section):
         for name, owner in owners.items():
             if getattr(self, name) is not None and getattr(self, "from_" if owner == "from" else owner) is None:
                 raise ValueError(f"model.{name} needs model.{owner}.")
+        check_scope(self.scope)
         return self
 
     @property
@@ -142,6 +146,8 @@ class DataSection(_Section):
     eval: The sets to evaluate on; several are scored one by one, each under the name in its `as`, else its format.
     holdout: The fraction of the training images that is kept out of training and evaluated on, in place of `eval`.
     holdout_seed: The seed by which they are chosen.
+    outside: Sets of pictures that show other things than the model learns, for its confidence; see
+        `sca_hf.training.confidence`. None: the model has no confidence.
     """
 
     place: ClassVar[str] = "data"
@@ -150,13 +156,14 @@ class DataSection(_Section):
     eval: _Specs = []
     holdout: float | None = None
     holdout_seed: int = 0
+    outside: _Specs = []
     mixing: MixingSection = Field(default_factory=MixingSection)
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSection:
         if not self.train:
             raise ValueError("data.train is empty; it needs at least one data spec.")
-        for name in ("train", "eval"):
+        for name in ("train", "eval", "outside"):
             for place, spec in enumerate(getattr(self, name)):
                 _check_spec(spec, f"data.{name}.{place}")
         if self.holdout is not None and self.eval:
@@ -236,6 +243,8 @@ class Recipe:
             data["eval"] = self.data.eval
         if self.data.holdout is not None:
             data |= {"holdout": self.data.holdout, "holdout_seed": self.data.holdout_seed}
+        if self.data.outside:
+            data["outside"] = self.data.outside
         if len(self.data.train) > 1 or self.data.mixing.max_samples is not None:
             data["mixing"] = self.data.mixing.model_dump()
         return {
