@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_tie_weights
 
 from sca_hf import ScaForConditionalGeneration
 from sca_hf.modeling import base_models_sca
@@ -76,13 +76,13 @@ def test_another_thread_that_builds_a_model_of_the_library_is_waited_for(whole):
     inside, done = threading.Event(), threading.Event()
 
     def other():
-        with transformers.initialization.no_tie_weights():
+        with no_tie_weights():
             inside.set()
             done.wait(1.0)
 
     thread = threading.Thread(target=other)
     thread.start()
-    inside.wait()
+    assert inside.wait(10.0)
     loaded = ScaForConditionalGeneration.from_pretrained(whole)
     thread.join()
     assert loaded.language_model.lm_head.weight is loaded.language_model.transformer.wte.weight
@@ -92,5 +92,5 @@ def test_another_thread_that_builds_a_model_of_the_library_is_waited_for(whole):
 
 def test_a_library_that_threads_have_spoiled_is_named(whole, monkeypatch):
     monkeypatch.setattr(base_models_sca, "_PATIENCE_SECONDS", 0.2)
-    with transformers.initialization.no_tie_weights(), pytest.raises(RuntimeError, match=r"#41782.*[\s\S]*Restart"):
+    with no_tie_weights(), pytest.raises(RuntimeError, match=r"#41782.*[\s\S]*Restart"):
         ScaForConditionalGeneration.from_pretrained(whole)
