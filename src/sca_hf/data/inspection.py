@@ -15,8 +15,8 @@ from PIL import Image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
 from .loading import RecordSource, leave_undecoded, parse_spec
-from .read_report import ReadReport
-from .region import RegionRecordError, check_records, record_image
+from .read_report import ReadReport, check_records
+from .region import RegionRecordError, record_image
 
 
 # The length that captions are cut to in training, the end token included.

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_
 from ..environment import install_command
 from ..yaml_files import parse_yaml
 from .pictures import check_picture
-from .read_report import ReadReport
-from .region import TASKS, RegionRecordError, check_records, load_names, region_features
+from .read_report import ReadReport, check_records
+from .region import TASKS, RegionRecordError, load_names, region_features
 
 
 if TYPE_CHECKING:
