@@ -120,7 +120,8 @@ class ScaLoadingMixin:
             # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
+            packed = bool(kwargs.get("quantization_config") or getattr(peeked, "quantization_config", None))
+            check_weight_files(path, where, lambda: _describe_weights(cls, peeked), packed)
         base_arguments = _take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
@@ -381,10 +382,12 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
     return config_class.from_pretrained(path if config is None else config, **hub)
 
 
-def _count_parameters(model_class: type, config: Any) -> int:
-    """How many parameters a repository of this configuration holds; none of them is made."""
+def _describe_weights(model_class: type, config: Any) -> tuple[int, frozenset[str]]:
+    """How many parameters a repository of this configuration holds, and which tensors hold other than floats."""
     with torch.device("meta"):
-        return model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos).num_parameters()
+        model = model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos)
+    others = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    return model.num_parameters(), frozenset(others)
 
 
 def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,15 @@ from .captions_sca import (
     split_output,
     text_tasks,
 )
-from .images_sca import URL_SECONDS, as_images, check_size, check_sizes, longest_edge, sam_image_processor
+from .images_sca import (
+    URL_SECONDS,
+    as_images,
+    check_normalization,
+    check_size,
+    check_sizes,
+    longest_edge,
+    sam_image_processor,
+)
 from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
@@ -89,6 +97,7 @@ class ScaProcessor(ProcessorMixin):
         self.mask_size = mask_size or longest_edge(image_processor.mask_size)
         for size in (image_processor.size, self.mask_size):
             longest_edge(size)
+        check_normalization(image_processor)
         self.anything_settings = dict(anything_settings or {})
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
