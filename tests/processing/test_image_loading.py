@@ -199,7 +199,7 @@ def test_floats_that_resizing_left_a_little_outside_are_clipped(kind):
         values = np.asarray(values, np.float32)
         if kind == "mode F":
             return np.asarray(as_image(Image.fromarray(values)))[..., 0]
-        image = values if kind == "numpy" else torch.from_numpy(values)
+        image = values if kind == "numpy" else torch.tensor(values)
         return np.asarray(as_image(image))[..., 0]
 
     assert picture([[0.0, 0.5], [1.0, 1.0001]]).tolist() == [[0, 128], [255, 255]]
@@ -215,5 +215,5 @@ def test_floats_that_resizing_left_a_little_outside_are_clipped(kind):
     "values", [[0.0, 1.2], [0.5, 1.9], [-0.2, 0.5], [-0.05, 1.5], [-2.1, 2.6], [0.0, float("nan")]]
 )
 def test_floats_that_may_be_meant_either_way_are_refused(values):
-    with pytest.raises(ValueError, match="image 0 holds (floats up to|values from)"):
-        as_image(np.full((2, 2, 3), 0.5, np.float32) * 0 + np.resize(np.float32(values), (2, 2, 1)))
+    with pytest.raises(ValueError, match=r"image 0 holds (floats up to|values from)"):
+        as_image(np.resize(np.float32(values), (2, 2, 1)))
