@@ -222,6 +222,27 @@ class ScaLoadingMixin:
                 f"model.resize_token_embeddings({largest + 1}) was not called."
             )
 
+    def check_processor(self, processor: Any) -> None:
+        """Raise unless a processor is this model's: image size, mask size, tasks in their order, tokenizer."""
+        self.check_tokenizer(processor.tokenizer)
+        vision = self.config.sam_config.vision_config
+        side, size = vision.image_size, processor.image_processor.size
+        pad = processor.image_processor.pad_size
+        expected = {
+            "size": {"longest_edge": side},
+            "pad_size": {"height": side, "width": side},
+            "mask_size": 4 * (side // vision.patch_size),
+            "tasks": list(self.config.mixer_config.tasks),
+        }
+        found = {"size": dict(size), "pad_size": dict(pad), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        for name, value in expected.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"the processor's {name} is {found[name]}, but the model needs {value}: it is another model's "
+                    "processor, or one of both was changed. ScaProcessor.from_config(model.config, tokenizer) makes "
+                    "one that fits."
+                )
+
     def _load_base_models(
         self,
         repos: dict[str, dict[str, str]],

@@ -118,8 +118,9 @@ def longest_edge(size: Any) -> int:
     return side
 
 
-def check_normalization(image_processor: Any) -> None:
+def check_image_processor(image_processor: Any) -> None:
     """Refuse numbers that no picture survives: those of an image processor come from a repository."""
+    longest_edge(image_processor.size)
     for name, positive in (("rescale_factor", True), ("image_mean", False), ("image_std", True)):
         given = getattr(image_processor, name, None)
         values = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
