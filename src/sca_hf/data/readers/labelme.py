@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, mask_extent
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, read_json, region_fields
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, region_fields
 
 
 # Shapes without an inside.
