@@ -127,15 +127,11 @@ class ScaLoadingMixin:
             # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-<<<<<<< HEAD
             packed = bool(kwargs.get("quantization_config") or getattr(peeked, "quantization_config", None))
             check_weight_files(path, where, lambda: _describe_weights(cls, peeked), packed)
-=======
-            check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
             if kwargs.get("device_map") is not None:
                 kwargs["device_map"] = _resolve_device_map(cls, peeked, kwargs)
         device_map = kwargs.get("device_map")
->>>>>>> main
         base_arguments = _take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
