@@ -242,7 +242,7 @@ def check_loads_alone(folder: Path) -> list[str]:
             )
         alone = json.loads(result.read_text(encoding="utf-8"))
     model, processor = ScaForConditionalGeneration.from_pretrained(folder), ScaProcessor.from_pretrained(folder)
-    model.check_tokenizer(processor.tokenizer)
+    model.check_processor(processor)
     here = describe_probe(model.eval(), processor)
     if not alone["module"].startswith("transformers_modules."):
         raise PublishError(f"the check of {folder} ran code of {alone['module']}, not that of the folder.")
