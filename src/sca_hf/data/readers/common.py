@@ -268,6 +268,22 @@ def region_fields(
     return {**row, **fields, **({"clipped": True} if allowed and cut != box else {})}
 
 
+def image_fields(image: Any, image_id: Any, size: tuple[int, int], source: Any, **fields: Any) -> dict[str, Any]:
+    """Returns an image's row.
+
+    Args:
+        image: a path, or a picture as `RegionRecord` has it.
+        image_id: unique in the data set.
+        size: width and height.
+        source: what errors name.
+        fields: any other field of `RegionRecord`, and what a reader may say to the loader.
+    """
+    image = str(image) if isinstance(image, Path) else image
+    width, height = size
+    row = {"image": image, "image_id": str(image_id), "width": width, "height": height, "source": str(source)}
+    return {**row, **fields}
+
+
 def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: str = "caption") -> Iterator[Record]:
     """Yields the records of `count` scenes; those without an object that can be described have no regions.
 

@@ -21,6 +21,7 @@ from .common import (
     bounds,
     category_fields,
     find_file,
+    image_fields,
     inside,
     read_lines,
     region_fields,
@@ -163,16 +164,7 @@ class _VocFolder:
                 remedy += ', size="scale" if the picture was resized' if known else ""
                 raise RegionRecordError(f"{where}: {stated}, the picture is {actual[0]} x {actual[1]}; say {remedy}")
             scale = (actual[0] / told[0], actual[1] / told[1])
-        return {
-            "image": str(image),
-            "image_id": image_id,
-            "width": actual[0],
-            "height": actual[1],
-            "regions": [],
-            "source": str(path),
-            "scale": scale,
-            "measured": not stored,
-        }
+        return image_fields(image, image_id, actual, path, regions=[], scale=scale, measured=not stored)
 
     def _find_picture(self, path: Path, annotation: ElementTree.Element, where: str) -> Path:
         # Of a path, as some tools write, only the name counts; a subfolder counts that the XML lies in as well.
