@@ -26,6 +26,7 @@ from .common import (
     find_file,
     image_fields,
     inside,
+    read_degrees,
     region_fields,
     rotated_corners,
 )
@@ -315,13 +316,7 @@ def _rotation(row: Mapping[str, Any]) -> float:
             raise ValueError(
                 f"its box is turned by {key} = {row[key]!r}, in what unit and direction is not known; export polygons"
             )
-    if not given:
-        return 0.0
-    try:
-        degrees = float(given)
-    except (TypeError, ValueError):
-        raise ValueError(f"attributes.rotation is {given!r}, expected degrees") from None
-    return degrees % 360
+    return read_degrees(given)
 
 
 def _segmentation_box(segmentation: Any) -> list[float]:

@@ -235,6 +235,14 @@ def rotated_corners(box: Sequence[float], degrees: float) -> list[float]:
     return [value for dx, dy in corners for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)]
 
 
+def read_degrees(given: Any) -> float:
+    """Returns an angle in degrees from 0 to 360; what is not given, or empty, is 0."""
+    try:
+        return float(given or 0) % 360
+    except (TypeError, ValueError):
+        raise ValueError(f"its rotation is {given!r}, expected degrees") from None
+
+
 def bounds(polygon: Sequence[float]) -> list[float]:
     """Returns the box, xyxy, around points x, y, x, y, ..."""
     return [min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])]

@@ -23,6 +23,7 @@ from .common import (
     find_file,
     image_fields,
     inside,
+    read_degrees,
     read_lines,
     region_fields,
     rotated_corners,
@@ -242,7 +243,7 @@ def _shape(
         box = bounds([value for polygon in polygons for value in polygon])
     else:
         box = _box(item, one_based, scale)
-        degrees = _degrees(_attributes(item).get("rotation"))
+        degrees = read_degrees(_attributes(item).get("rotation"))
         if degrees and not polygons:  # as CVAT has it
             polygons = [rotated_corners(box, degrees)]
             # Tools keep a box inside the picture, but not the corners that come of turning it.
@@ -274,13 +275,6 @@ def _attributes(item: ElementTree.Element) -> dict[str, str]:
     """Returns what CVAT writes of an object beyond VOC."""
     found = item.findall("attributes/attribute")
     return {(each.findtext("name") or "").strip(): (each.findtext("value") or "").strip() for each in found}
-
-
-def _degrees(rotation: str | None) -> float:
-    try:
-        return float(rotation or 0) % 360
-    except ValueError:
-        raise ValueError(f"its rotation is {rotation!r}, expected degrees") from None
 
 
 def _caption(item: ElementTree.Element) -> dict[str, list[str]]:
