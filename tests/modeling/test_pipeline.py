@@ -54,7 +54,7 @@ def test_records_are_those_of_processor_and_model(describe, repository):
 
     records = describe(tiny_image(), input_boxes=BOXES[0], num_beams=2)
 
-    assert len(records) == 2 and records[0].keys() == {"caption", "score", "mask", "iou", "box"}
+    assert len(records) == 2 and records[0].keys() == {"caption", "score", "confidence", "mask", "iou", "box"}
     assert [record["caption"] for record in records] == [record["caption"] for record in expected]
     assert all(np.array_equal(ours["mask"], theirs["mask"]) for ours, theirs in zip(records, expected, strict=True))
     assert records[0]["mask"].shape == (60, 80)
