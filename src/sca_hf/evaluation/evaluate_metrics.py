@@ -167,9 +167,9 @@ EVALUATE_METRICS: dict[str, _Kind] = {
     "METEOR": _Kind("captions", _on_tokens("METEOR", m.meteor), "METEOR 1.5 by its own program, 0 to 1."),
     "SPICE": _Kind("captions", _on_tokens("SPICE", m.spice), "SPICE 1.0 by its own program, 0 to 1."),
     "exact-match": _Kind("captions", _on_tokens("exact-match", m.exact_match), "Fraction that equals a reference."),
-    "content-recall": _Kind("captions", _content, "Nouns and verbs of the references that are said, 0 to 1."),
+    "content-recall": _Kind("captions", _content, "Share of the references' nouns and verbs in the captions, 0 to 1."),
     "category-accuracy": _Kind(
-        "names", _on_names("category-accuracy", m.category_accuracy), "Fraction of right names."
+        "names", _on_names("category-accuracy", m.category_accuracy), "Fraction of correct names."
     ),
     "semantic-IoU": _Kind("names", _on_names("semantic-IoU", m.semantic_iou), "Shared words over all words."),
     "semantic-similarity": _Kind(

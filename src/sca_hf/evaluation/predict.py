@@ -116,7 +116,7 @@ def predict(
     """
     settings = settings or PredictSettings()
     if settings.shown_by == "random_point_in_mask" and not captioner.segments:
-        raise ValueError(f"{captioner.name} finds no masks, so no point can be drawn in one; choose another prompt.")
+        raise ValueError(f"{captioner.name} predicts no masks to draw a point from; choose another prompt.")
     rows = _rows(data)
     if settings.protocol is not None:
         check_counts(settings.protocol, *_counts(rows))
@@ -173,13 +173,11 @@ def _unique(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         ids = [region["region_id"] for region in row["regions"]]
         if row["image_id"] in images:
-            raise PredictionError(
-                f"the image id {row['image_id']} comes twice in the data, and records are found by it."
-            )
+            raise PredictionError(f"the image id {row['image_id']} occurs twice in the data, but must be unique.")
         if len(set(ids)) < len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
             raise PredictionError(
-                f"image {row['image_id']} has two regions of the id {twice}, and records are found by it."
+                f"image {row['image_id']} has two regions with the id {twice}, but it must be unique."
             )
         images.add(row["image_id"])
         yield row
@@ -381,7 +379,7 @@ class PredictionRun:
             keys: Of all records of the run, in the order of the data, see [`record_key`].
         """
         if self._place < len(self._log.own):
-            raise PredictionError(f"{self.part} has {len(self._log.own)} records, the data only {self._place}.")
+            raise PredictionError(f"{self.part} has {len(self._log.own)} records, but the data only {self._place}.")
         self._log.close()
         if self.rank != 0:
             return
@@ -400,7 +398,7 @@ class PredictionRun:
             if not missing:
                 return lines
             if self.processes == 1:
-                raise PredictionError(f"{self.part} lacks {missing} of the records.")
+                raise PredictionError(f"{self.part} is missing {missing} records.")
             time.sleep(max(_PATIENCE, 4 * (time.monotonic() - begun)))
 
     def _part(self, rank: int) -> Path:

@@ -30,7 +30,8 @@ def read_coco_captions(
     for row in rows_of(content, "annotations", source):
         if row.get("image_id") not in captions:
             yield RegionRecordError(
-                f"{source}, image {row.get('image_id')}: there is no such image, but the caption {row.get('id')} of it"
+                f"{source}, image {row.get('image_id')}: caption {row.get('id')} refers to this image, which does "
+                "not exist"
             )
             continue
         captions[row["image_id"]].append(str(row.get("caption") or "").strip())
