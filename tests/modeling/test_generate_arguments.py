@@ -120,7 +120,7 @@ def test_a_streamer_tells_one_region(model, processor, capsys):
 
 
 def test_a_streamer_is_refused_where_it_would_tell_parts(model, processor, inputs):
-    with pytest.raises(ValueError, match="streamer follows one call"):
+    with pytest.raises(ValueError, match="streamer supports one call"):
         model.generate(**inputs, streamer=TextStreamer(processor.tokenizer), language_model_batch_size=2)
 
 

@@ -153,7 +153,7 @@ def test_a_region_without_a_category_is_an_error(model, processor, tmp_path):
 
 
 def test_a_stream_is_an_error(model, processor, tmp_path):
-    with pytest.raises(ValueError, match="not on a streamed one"):
+    with pytest.raises(ValueError, match="not a streamed one"):
         pretrain_detail_encoder(model, processor, DrawnStream(Pictures(2), 0), tmp_path)
 
 

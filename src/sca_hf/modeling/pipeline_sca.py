@@ -248,7 +248,7 @@ def _read_item(item: Any) -> tuple[Any, dict[str, Any]]:
     if unknown := sorted(map(repr, item.keys() - {"image", "images", *_PROMPTS})):
         raise ValueError(
             f"a dict of an image and its prompts has the unknown keys {', '.join(unknown)}; known are image, "
-            f'{", ".join(_PROMPTS)}. Of a data set with other columns take KeyDataset(rows, "image") or '
+            f'{", ".join(_PROMPTS)}. For a data set with other columns use KeyDataset(rows, "image") or '
             "rows.select_columns."
         )
     if len(names) != 1:

@@ -123,7 +123,7 @@ def test_captions_of_unknown_or_doubled_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="two images have the same id"):
         read("coco_captions", annotations=file, images=tmp_path)
     file = write(tmp_path / "a.json", CAPTIONS.replace('"image_id": 57870,"id": 789366', '"image_id": 5,"id": 789366'))
-    with pytest.raises(RegionRecordError, match="image 5: there is no such image, but the caption 789366 of it"):
+    with pytest.raises(RegionRecordError, match="image 5: caption 789366 refers to this image, which does not exist"):
         read("coco_captions", annotations=file, images=tmp_path)
 
 

@@ -140,7 +140,7 @@ def test_what_is_not_a_region_is_counted_or_noted(export):
     found = read("label_studio", report=report, annotations=export(task(labelled(), point, whole)))
     assert len(regions(found)) == 1
     assert report.left_out == {"keypointlabels regions": 1} and report.left_out_classes == {"tip": 1}
-    assert report.notes == ["results of the type choices that belong to no region are not read"]
+    assert report.notes == ["results of type choices without a region are not read"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_bad_region_is_named(export, results, message):
 def test_other_exports_are_refused_with_the_right_one(export):
     with pytest.raises(RegionRecordError, match="export as JSON, not as JSON-MIN"):
         read("label_studio", annotations=export({"image": "a.jpg", "label": []}))
-    with pytest.raises(RegionRecordError, match=r'image="KEY"; it has left, right'):
+    with pytest.raises(RegionRecordError, match=r'image="KEY"; its data has left, right'):
         read("label_studio", annotations=export({**task(), "data": {"left": "a.jpg", "right": "b.jpg"}}))
     with pytest.raises(ValueError, match="two tasks have the id 5"):
         read("label_studio", annotations=export(task(labelled()), task(labelled())))

@@ -153,7 +153,7 @@ def test_grits_file_of_the_same_pictures(root, options):
     assert [record["image"] for record in records] == [str(root / "VG_100K/2.jpg"), str(root / "VG_100K_2/1.jpg")]
     assert regions(records)[1]["captions"] == ["a clock"] and regions(records)[1]["box"] == [5, 6, 15.5, 18]
     assert report.skipped_records == 1 and "region 13: there is no image 9" in report.messages[0]
-    with pytest.raises(ValueError, match="is not as GRiT's: 'images' is missing"):
+    with pytest.raises(ValueError, match="is not in GRiT's format: 'images' is missing"):
         read("grit", annotations=root / "densecap_splits.json", images=root)
 
 
