@@ -7,8 +7,10 @@ appends JSON lines to a part of its own; a line that a kill cut short is dropped
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 
+logger = logging.getLogger(__name__)
+
 _BLOCK = 1 << 16
+_PATIENCE = 0.2  # seconds between two looks at whether the other processes are done
+SAY_SECONDS = 10.0  # of waiting that need a word
+WAIT_SECONDS = 600.0  # without a new line of any process, after which nobody is taken to be at work
 
 
 class RunLogError(ValueError):
@@ -178,6 +185,33 @@ class RunLog:
                 if former is None or self._replaces(former.about, line.about):
                     found[line.key] = line
         return found
+
+    def wait_for(self, keys: Collection[str]) -> dict[str, Line]:
+        """Returns the line of each key once other processes have written all of them; says what is waited for.
+
+        Raises:
+            RunLogError: None of them wrote a line for `WAIT_SECONDS`, so that some are not running.
+        """
+        began = news = time.monotonic()
+        missing, said = -1, False
+        while True:
+            looked = time.monotonic()
+            lines = self.lines()
+            before, missing = missing, sum(key not in lines for key in keys)
+            if not missing:
+                return lines
+            now = time.monotonic()
+            news = now if missing != before else news
+            what = f"{self.output}: {missing} of {len(keys)} are missing, which other processes should write"
+            if now - news >= WAIT_SECONDS:
+                raise RunLogError(
+                    f"{what}, and none did for {now - news:.0f} seconds. Start all processes of the run (RANK 0 to "
+                    "WORLD_SIZE - 1, as torchrun does); what is done is kept."
+                )
+            if not said and now - began >= SAY_SECONDS:
+                said = True
+                logger.warning("%s; waiting for them, at most %.0f seconds for the next.", what, WAIT_SECONDS)
+            time.sleep(max(_PATIENCE, 4 * (now - looked)))
 
     def entries(self, lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
         """Yields the content of lines, in this order, one at a time."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import pytest
 from pycocotools.coco import COCO
 
 from sca_hf import ScaProcessor
+from sca_hf.anything import folder as folder_module
 from sca_hf.anything.folder import FolderRun, open_log, run_folder
 from sca_hf.anything.sources import find_images
 from sca_hf.cli import main
 from sca_hf.data.loading import RecordSource
 from sca_hf.data.read_report import ReadReport
 from sca_hf.files import LockedError
-from sca_hf.run_log import RunMismatchError
+from sca_hf.run_log import RunLogError, RunMismatchError
 from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
 
 
@@ -296,3 +298,47 @@ def test_ray_gives_the_same(model, tmp_path):
     assert start(model, folder, tmp_path / "alone").wait() == 1
     assert start(model, folder, tmp_path / "ray", 0, 1, "--ray", "2").wait() == 1
     assert results(tmp_path / "ray") == results(tmp_path / "alone")
+
+
+def test_a_folder_that_is_removed_meanwhile_is_an_error_not_a_success(model, tmp_path, capsys, monkeypatch):
+    folder = make_folder(tmp_path / "photos", 2, 0)
+    real = folder_module.ImageCaptioner.__call__
+
+    def removes(self, item):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return real(self, item)
+
+    monkeypatch.setattr(folder_module.ImageCaptioner, "__call__", removes)
+    assert main(anything(model, folder, tmp_path / "out")) == 2
+    output = capsys.readouterr()
+    assert f"{tmp_path / 'out'} was removed while the run wrote to it" in output.err and not output.out
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "coco.json", "failed.json"])
+def test_what_is_written_is_read_before_it_is_called_complete(model, tmp_path, monkeypatch, name):
+    run = FolderRun(str(tmp_path / "out"), model, SETTINGS, device="cpu")
+    real = folder_module.write_whole
+
+    def cuts(path, content, *more):
+        real(path, content, *more)
+        if Path(path).name == name:
+            Path(path).write_bytes(Path(path).read_bytes()[:-2])
+
+    monkeypatch.setattr(folder_module, "write_whole", cuts)
+    with pytest.raises(RunLogError, match=f"{name} does not hold what was written"):
+        run_folder(run, find_images([str(make_folder(tmp_path / "photos", 2, 1))]))
+    assert not json.loads((tmp_path / "out" / "journal" / "run.json").read_text())["complete"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_alone_of_several_waits_with_a_word_and_a_limit(
+    rank, model, tmp_path, capsys, caplog, monkeypatch
+):
+    folder = make_folder(tmp_path / "photos", 4, 0)
+    monkeypatch.setattr("sca_hf.run_log.WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("sca_hf.run_log.SAY_SECONDS", 0.1)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(anything(model, folder, tmp_path / "out")) == 2
+    assert "2 of 4 are missing, which other processes should write" in capsys.readouterr().err
+    assert "waiting for them" in caplog.text

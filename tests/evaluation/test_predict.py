@@ -2,13 +2,15 @@
 
 import json
 import random
+import re
 import time
 
 import pytest
 
 from sca_hf.evaluation.captioners import BlankImages, PredictionsFile
 from sca_hf.evaluation.predict import PredictSettings, predict
-from sca_hf.evaluation.predictions import PredictionError, read_predictions, read_run, run_file
+from sca_hf.evaluation.predictions import PredictionError, read_predictions, read_run, run_file, write_predictions
+from sca_hf.evaluation.scoring import score_file
 from tests.evaluation.predict_runs import finish, kill, start, tiny_captioner
 from tests.evaluation.region_files import tiny_record, write_regions
 
@@ -258,3 +260,76 @@ def test_repeated_ids_are_refused(captioner, tmp_path):
     file.write_text(text.replace("1-1", "1-0"))
     with pytest.raises(PredictionError, match="image picture 1 has two regions with the id 1-0"):
         predict(captioner, spec, tmp_path / "one.jsonl", progress=False)
+
+
+class Meddling:
+    """A captioner during whose work something happens to the files of the run."""
+
+    def __init__(self, captioner, meddle):
+        self.captioner, self.meddle = captioner, meddle
+
+    def __getattr__(self, name):
+        return getattr(self.captioner, name)
+
+    def caption_regions(self, *arguments, **options):
+        self.meddle()
+        return self.captioner.caption_regions(*arguments, **options)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_an_output_that_is_removed_meanwhile_is_an_error_and_not_complete(data, captioner, tmp_path, suffix):
+    output = tmp_path / f"said.{suffix}"
+
+    def remove():
+        for path in tmp_path.glob(f"said.{suffix}*"):
+            if path != run_file(output):
+                path.unlink()
+
+    with pytest.raises(PredictionError, match=r"removed while it was written|lacks 34 of the 34"):
+        predict(Meddling(captioner, remove), data, output, progress=False)
+    assert not json.loads(run_file(output).read_text())["complete"]
+    predict(captioner, data, output, progress=False)
+    assert len(read_predictions(output)) == 34
+
+
+@pytest.mark.parametrize("kept", [10, 0])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_a_finished_file_that_was_cut_is_no_result(data, captioner, tmp_path, kept, suffix):
+    output = tmp_path / f"said.{suffix}"
+    predict(captioner, data, output, progress=False)
+    whole = output.read_bytes()
+    write_predictions(read_predictions(output)[:kept], output) if kept else output.write_bytes(b"")
+    words = "10 of the 34 records that its run wrote" if kept else re.escape(str(output))
+    for use in (lambda: predict(captioner, data, output, progress=False), lambda: score_file(output)):
+        with pytest.raises(PredictionError, match=words):
+            use()
+    output.unlink()
+    predict(captioner, data, output, progress=False)
+    assert output.read_bytes() == whole or suffix == "parquet"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_a_finished_run_is_compared_with_its_data(captioner, tmp_path, suffix):
+    output, data = tmp_path / f"said.{suffix}", write_regions(tmp_path / "data", images=4)
+    predict(captioner, data, output, progress=False)
+    predict(captioner, data, output, progress=False)
+    file = tmp_path / "data" / "regions.jsonl"
+    text = file.read_text()
+    for changed in (
+        "".join(text.splitlines(True)[:1]),
+        text.replace(tiny_record(0)["regions"][0]["captions"][0], "a"),
+    ):
+        file.write_text(changed)
+        with pytest.raises(PredictionError, match="is of other data: it has"):
+            predict(captioner, data, output, progress=False)
+
+
+def test_one_process_alone_of_several_waits_with_a_word_and_a_limit(data, captioner, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("sca_hf.run_log.WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("sca_hf.run_log.SAY_SECONDS", 0.1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PredictionError, match="of 34 are missing, which other processes should write"):
+        predict(captioner, data, tmp_path / "said.jsonl", progress=False)
+    assert "waiting for them" in caplog.text
+    assert not json.loads(run_file(tmp_path / "said.jsonl").read_text())["complete"]

@@ -20,7 +20,7 @@ from ..files import to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
-from ..run_log import RunLog
+from ..run_log import RunLog, RunLogError
 from .sources import Boxes, ImageItem, boxes_of
 
 
@@ -166,7 +166,10 @@ def run_folder(
             for entry in (caption or _one_by_one(run))(todo) if todo else ():
                 log.append([json.dumps(entry, ensure_ascii=False)])
                 bar.update()
-    return finish(run, items)
+    result = finish(run, items)
+    if result is None and world == 1:
+        raise RunLogError(f"{run.output}: some images came to no result; give the same command once more.")
+    return result
 
 
 def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
@@ -174,6 +177,8 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
 
     Whoever is last does this; where two are, both write the same.
     """
+    if not (Path(run.output) / "journal" / "run.json").is_file():
+        raise RunLogError(f"{run.output} was removed while the run wrote to it: start it again.")
     log = open_log(run)
     found = log.lines()
     if any(item.name not in found for item in items):
@@ -193,8 +198,36 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
     write_whole(output / "records.jsonl", records())
     write_whole(output / "coco.json", write_coco(lambda: log.entries(good)))
     write_whole(output / "failed.json", to_json(failed))
+    _look(output, len(good), regions, len(failed))
     log.update(complete=True, images=len(good))
     return FolderResult(len(good), regions, failed)
+
+
+def wait_and_finish(run: FolderRun, items: list[ImageItem], rank: int = 0) -> FolderResult | None:
+    """Waits until the other processes have done their parts; process 0 then returns what they all came to.
+
+    Raises:
+        RunLogError: The others do not get on, see [`RunLog.wait_for`].
+    """
+    open_log(run).wait_for({item.name for item in items})
+    return finish(run, items) if rank == 0 else None
+
+
+def _look(output: Path, images: int, regions: int, failed: int) -> None:
+    """Raises unless what was written is there and whole; line by line, as it may be larger than the memory."""
+    # What a line begins with, and how many of these there are.
+    expected = {"records.jsonl": ('{"image"', images), "coco.json": ('{"id"', images + regions)}
+    expected |= {"failed.json": (' "', failed)}
+    for name, (start, count) in expected.items():
+        with (output / name).open(encoding="utf-8", newline="\n") as lines:
+            last, found = "}\n", 0
+            for last in lines:
+                found += last.startswith(start)
+        if found != count or not last.endswith("}\n"):
+            raise RunLogError(
+                f"{output / name} does not hold what was written to it: it was changed meanwhile. Nothing is marked "
+                "as complete; give the same command once more."
+            )
 
 
 def write_for_tool(

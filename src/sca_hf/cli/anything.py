@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     notice(options, f"{len(items)} image{'s' * (len(items) != 1)}, loading {options.model or BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
     notice_scope(options, options.model)
-    from ..anything.folder import FolderRun, run_folder, write_for_tool
+    from ..anything.folder import FolderRun, run_folder, wait_and_finish, write_for_tool
 
     folder = FolderRun(
         options.output or "",
@@ -144,6 +144,8 @@ def run(options: argparse.Namespace) -> int:
         caption = ray_captions(folder, options.ray)
     with resumable(options):
         result = run_folder(folder, items, *torchrun_rank(), caption, progress=not options.quiet)
+        if result is None:
+            result = wait_and_finish(folder, items, torchrun_rank()[0])
     if result is None:
         return 0
     for name, error in result.failed.items():

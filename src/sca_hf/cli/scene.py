@@ -1,6 +1,7 @@
 """`sca-hf scene`: a picture of the synthetic data set."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
     check_picture_name(output)
     prepare(output)
     scene.to_pil().save(output)
+    print(f"picture: {output}", file=sys.stderr if options.regions == "-" else sys.stdout)
     if options.regions:
         prepare(Path(options.regions))
         # Boxes and points by turns, so that both are seen at work.
@@ -48,3 +50,5 @@ def run(options: argparse.Namespace) -> None:
             for prompt, thing in zip(prompts, scene.objects, strict=True)
         ]
         write_json(truth, options.regions)
+        if options.regions != "-":
+            print(f"regions: {options.regions}")

@@ -10,7 +10,6 @@ import glob
 import hashlib
 import json
 import platform
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +35,7 @@ from .captioners.interface import Captioner, ImageQuery, RegionPrediction, Regio
 from .predictions import (
     PredictionError,
     PredictionRecord,
+    check_complete,
     check_output,
     read_predictions,
     run_file,
@@ -45,7 +45,6 @@ from .protocols import check_counts, find_protocol
 
 
 Masks = Literal["none", "best", "all"]
-_PATIENCE = 0.2  # seconds between two looks at whether the other processes are done
 # What a record must share with the data that it is about.
 _OF_THE_DATA = ("image_id", "region_id", "box", "references")
 
@@ -124,7 +123,9 @@ def predict(
     about, notes = _identity(captioner, data, settings), _notes(settings, command)
     try:
         run = PredictionRun(Path(output), about, notes, rank, processes)
-        if not run.complete:
+        if run.complete:
+            run.compare(row for image in _unique(rows) for row in _expected(image))
+        else:
             with run, tqdm(total=_length(rows), desc="predict", unit=" images", disable=not progress or rank) as bar:
                 _fill(run, rows, captioner, settings, bar)
     except (RunLogError, LockedError) as error:
@@ -354,12 +355,7 @@ class PredictionRun:
         """
         found = self._log.own[self._place : self._place + len(rows)]
         for line, row in zip(found, rows, strict=False):
-            if any(line.about[name] != row[name] for name in _OF_THE_DATA):
-                raise PredictionError(
-                    f"{self.part} is of other data: it has image {line.about['image_id']}, region "
-                    f"{line.about['region_id']} where the data have image {row['image_id']}, region "
-                    f"{row['region_id']}, or another box or other references for it."
-                )
+            self._same(line.about, row, self.part)
         if len(found) == len(rows):
             self._place += len(rows)
             return True
@@ -379,27 +375,61 @@ class PredictionRun:
             keys: Of all records of the run, in the order of the data, see [`record_key`].
         """
         if self._place < len(self._log.own):
-            raise PredictionError(f"{self.part} has {len(self._log.own)} records, but the data only {self._place}.")
+            raise PredictionError(f"{self.part} has {len(self._log.own)} records, the data only {self._place}.")
         self._log.close()
         if self.rank != 0:
             return
         if self.part != self.output:
-            lines = self._wait_for(keys)
+            lines = self._log.wait_for(keys) if self.processes > 1 else self._own_lines(keys)
             entries = self._log.entries(lines[key] for key in keys)
             write_predictions((PredictionRecord.from_dict(entry) for entry in entries), self.output)
+        self._look(keys)
         self._log.update(complete=True, records=len(keys))
         self._drop_parts()
 
-    def _wait_for(self, keys: Sequence[str]) -> dict[str, Line]:
-        while True:
-            begun = time.monotonic()
-            lines = self._log.lines()
-            missing = sum(key not in lines for key in keys)
-            if not missing:
-                return lines
-            if self.processes == 1:
-                raise PredictionError(f"{self.part} is missing {missing} records.")
-            time.sleep(max(_PATIENCE, 4 * (time.monotonic() - begun)))
+    def _own_lines(self, keys: Sequence[str]) -> dict[str, Line]:
+        lines = self._log.lines()
+        if missing := sum(key not in lines for key in keys):
+            raise PredictionError(
+                f"{self.part} is missing {missing} of the {len(keys)} records: it was changed in the meantime."
+            )
+        return lines
+
+    def _look(self, keys: Sequence[str]) -> None:
+        """Reads what was written: only what is there may be called complete."""
+        again = "Nothing is marked as complete; run the same command again."
+        if not self.output.is_file():
+            raise PredictionError(f"{self.output} was removed while it was being written. {again}")
+        if keys and [record_key(vars(record)) for record in read_predictions(self.output)] != list(keys):
+            raise PredictionError(
+                f"{self.output} does not contain what was written to it: it was changed in the meantime. {again}"
+            )
+
+    def compare(self, expected: Iterable[Mapping[str, Any]]) -> None:
+        """Raises unless the finished file is whole and of these rows, see [`skip`].
+
+        Args:
+            expected: What is known of all records, in the order of the data.
+        """
+        count = self._log.state.get("records")
+        records = [] if count == 0 and not self.output.stat().st_size else read_predictions(self.output)
+        check_complete(records, self.output, self._log.state)
+        rows = list(expected)
+        if len(rows) != len(records):
+            raise PredictionError(
+                f"{self.output} is of other data: it has {len(records)} regions, the data {len(rows)}."
+            )
+        for record, row in zip(records, rows, strict=True):
+            self._same(vars(record), row, self.output)
+
+    @staticmethod
+    def _same(found: Mapping[str, Any], row: Mapping[str, Any], where: Path) -> None:
+        if any(found[name] != row[name] for name in _OF_THE_DATA):
+            raise PredictionError(
+                f"{where} is of other data: it has image {found['image_id']}, region {found['region_id']} where the "
+                f"data have image {row['image_id']}, region {row['region_id']}, or another box or other references "
+                "for it."
+            )
 
     def _part(self, rank: int) -> Path:
         return self.output.with_name(f"{self.output.name}.part-{rank + 1}-of-{self.processes}")

@@ -215,6 +215,16 @@ def read_run(output: str | Path) -> dict[str, Any] | None:
     return state
 
 
+def check_complete(records: Sequence[PredictionRecord], output: Path, run: Mapping[str, Any] | None) -> None:
+    """Raises where a file of predictions does not hold as many records as the run that wrote it."""
+    expected = None if run is None else run.get("records")
+    if expected is not None and len(records) != expected:
+        raise PredictionError(
+            f"{output} has {len(records)} of the {expected} records that its run wrote: it was changed since. Remove "
+            "it and give the command that began it once more."
+        )
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
     # In binary, a line ends with \n and with nothing else.
     with path.open("rb") as lines:

@@ -22,7 +22,7 @@ from .metrics.dense import mask_ciou_sums
 from .metrics.java_programs import meteor_sums
 from .metrics.results import Sums, mean_sums
 from .naming import NAME_METRICS, NAMES_NOTE, are_names, macro_recall_sums, true_name
-from .predictions import PredictionError, PredictionRecord, read_predictions, read_run
+from .predictions import PredictionError, PredictionRecord, check_complete, read_predictions, read_run
 from .protocols import ProtocolCheck, check_protocol
 
 
@@ -390,8 +390,8 @@ def score_file(
         ProtocolError: The counts are not the protocol's.
     """
     path, bootstrap = Path(path), bootstrap or Bootstrap()
-    run = read_run(path)
-    records = read_predictions(path)
+    run, records = read_run(path), read_predictions(path)
+    check_complete(records, path, run)
     protocol = protocol or (run or {}).get("protocol")
     checked = None if protocol is None else check_protocol(protocol, records)
     evaluation = score_records(records, names, tools)

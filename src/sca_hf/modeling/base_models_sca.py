@@ -90,6 +90,12 @@ def load_part(
     if kwargs.get("config") is not None:
         _check_architecture(name, source, kwargs["config"], stored)
     if stored.get("model_type") == ScaConfig.model_type:
+        places = kwargs.get("device_map")
+        if isinstance(places, Mapping) and set(places) != {""}:
+            # What is not asked for stays on disk.
+            others = {SAM, LANGUAGE_MODEL, "mixer", *(("detail_encoder",) if stored.get("detail_widths") else ())}
+            places = {f"{name}.{key}".rstrip("."): place for key, place in places.items()}
+            kwargs = {**kwargs, "device_map": dict.fromkeys(others - {name}, "disk") | places}
         whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})
         return getattr(whole, name), {**where, "part": name}
     trust = kwargs.get("trust_remote_code")
@@ -306,7 +312,10 @@ def keep_precision(model: PreTrainedModel) -> PreTrainedModel:
     """
     for module in model.modules():
         frequencies = any("inv_freq" in name for name, _ in module.named_buffers(recurse=False))
-        if frequencies or hasattr(module, "positional_embedding"):
+        if (features := getattr(module, "positional_embedding", None)) is not None and features.is_meta:
+            # What is then fetched from disk for each call takes the precision that is noted here.
+            features.data = features.data.float()
+        if frequencies or features is not None:
             # Of the instance, so that the base models' classes stay the library's.
             module._apply = partial(_apply_in_float32, module)
     return model

@@ -10,6 +10,7 @@ from transformers.utils import logging
 from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, keep_precision, load_part, one_at_a_time
 from .configuration_sca import ScaConfig, ScaMixerConfig, check_detail_widths, text_embedding_size
 from .generation_sca import caption_generation_config
+from .placement_sca import check_blocks, execution_device
 
 
 logger = logging.get_logger(__name__)
@@ -48,7 +49,7 @@ class ScaComposingMixin:
             sam_config=sam_model.config, mixer_config=mixer_config, text_config=language_model.config, **fields
         )
         model = cls(config, build_base_models=False)
-        model.to(device=sam_model.device, dtype=as_dtype(kwargs.get("dtype")))
+        model.to(device=execution_device(sam_model), dtype=as_dtype(kwargs.get("dtype")))
         model.generation_config = caption_generation_config(language_model)
         model._attach(sam_model, language_model)
         model.base_sources = complete_sources({SAM: sam_source, LANGUAGE_MODEL: text_source})
@@ -118,7 +119,7 @@ class ScaComposingMixin:
     ) -> None:
         """Attach one new base model, on the device of the rest, and note where it came from."""
         if kwargs.get("device_map") is None and not getattr(part, "is_quantized", False):
-            part.to(self.mixer.device)
+            part.to(execution_device(self.mixer))
         self._attach(**{SAM: self.sam, LANGUAGE_MODEL: self.language_model, name: part})
         self.base_sources = complete_sources({**(self.base_sources or {}), name: source})
         # What a mixer-only save leaves out has other names now; without a source the weights must be in it.
@@ -127,6 +128,8 @@ class ScaComposingMixin:
 
     def attach_base_models(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
         """Make `sam` and `language_model`, which are not copied, parts of a model built without them."""
+        places = getattr(sam, "hf_device_map", {})
+        check_blocks({f"{SAM}.{name}".rstrip("."): place for name, place in places.items()})
         self.sam, self.language_model = keep_precision(sam), keep_precision(language_model)
         self.config.sam_config, self.config.text_config = sam.config, language_model.config
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)

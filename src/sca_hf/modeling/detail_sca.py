@@ -8,6 +8,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_sca import ScaConfig
+from .placement_sca import execution_device
 from .segmentation_sca import per_region
 
 
@@ -70,7 +71,7 @@ class ScaDetailEncoder(nn.Module):
         """
         cells = per_region(features.flatten(2), image_index)  # (n, W, hw)
         mean = torch.einsum("nk,nck->nc", weights.flatten(1).to(features.dtype), cells)
-        return self.projection(mean)
+        return self.projection(mean.to(execution_device(self.projection)))
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

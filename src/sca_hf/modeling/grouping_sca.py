@@ -5,7 +5,7 @@ alone. Regions are therefore grouped by their *layout*: which kinds of prompt th
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,12 @@ class RegionInputs:
         """Remove the inputs from keyword arguments, and return them with those that are `given` beside."""
         taken = {field.name: arguments.pop(field.name) for field in fields(cls) if field.name in arguments}
         return cls(**taken, **given)
+
+    def to(self, device: torch.device) -> "RegionInputs":
+        """The same inputs on a device; images stay where they are."""
+        images = ("pixel_values", "image_embeddings", "intermediate_embeddings")
+        moved = {name: x.to(device) for name, x in vars(self).items() if name not in images and x is not None}
+        return replace(self, **moved)
 
     def plan(self, image_embeddings: torch.Tensor, num_tasks: int = 0) -> tuple["RegionPlan", torch.Tensor | None]:
         """Check the prompts, and group the regions by them.

@@ -22,6 +22,7 @@ from .base_models_sca import (
     HUB_ARGUMENTS,
     LANGUAGE_MODEL,
     SAM,
+    as_dtype,
     changed_weights,
     check_loading_info,
     check_savable_adapter,
@@ -39,6 +40,7 @@ from .base_models_sca import (
     source_of,
     wait_for_the_library,
 )
+from .placement_sca import execution_device, part_of, resolve_device_map
 from .validation_sca import FORMAT_VERSION, check_weight_files
 
 
@@ -60,6 +62,11 @@ class ScaLoadingMixin:
     def dtype(self) -> torch.dtype:
         """Precision of the model. The first weight, which the library asks, is SAM's Fourier features in float32."""
         return self.mixer.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes, and takes its inputs; its weights may lie elsewhere."""
+        return execution_device(self)
 
     @property
     def base_sources(self) -> dict[str, dict[str, str]] | None:
@@ -121,6 +128,9 @@ class ScaLoadingMixin:
             kwargs.setdefault("use_safetensors", True)
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
+            if kwargs.get("device_map") is not None:
+                kwargs["device_map"] = _resolve_device_map(cls, peeked, kwargs)
+        device_map = kwargs.get("device_map")
         base_arguments = _take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
@@ -129,6 +139,8 @@ class ScaLoadingMixin:
         if repos:
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             model._load_base_models(repos, base_models or {}, base_arguments, where)
+            if device_map is not None and (len(set(device_map.values())) > 1 or "disk" in device_map.values()):
+                model.hf_device_map = device_map
         elif path is not None:
             model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASE_MODELS}
         # The library makes new parameters of what it reads, and they take gradients.
@@ -246,9 +258,10 @@ class ScaLoadingMixin:
         self._attach(**parts)
         if self.config.language_model_adapter:
             load_adapter(self.language_model, self.name_or_path, where)
-        for part in (self.mixer, self.detail_encoder):
-            if part is not None:
-                part.to(self.sam.device)
+        if "device_map" not in arguments[SAM]:
+            for part in (self.mixer, self.detail_encoder):
+                if part is not None:
+                    part.to(execution_device(self.sam))
         self.base_sources = complete_sources(sources)
         # A mixer-only model stays one when it is saved again.
         if self.base_sources and not self._trainable_base_weights():
@@ -387,28 +400,31 @@ def _count_parameters(model_class: type, config: Any) -> int:
         return model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos).num_parameters()
 
 
+def _resolve_device_map(model_class: type, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The device map of a load by names of modules, refused before weights are read if it cannot work."""
+    dtype = as_dtype(_explicit(kwargs.get("dtype") or kwargs.get("torch_dtype"))) or as_dtype(config.dtype)
+    with torch.device("meta"):
+        model = model_class(copy.deepcopy(config))
+    return resolve_device_map(model.to(dtype), kwargs["device_map"], kwargs.get("max_memory"))
+
+
 def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Turn the arguments of a mixer-only repository into those of its mixer; return those of each base model."""
     requested = _explicit(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
     shared = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
     device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
+    if device_map is not None:
+        own = {key: place for key, place in device_map.items() if key.split(".")[0] not in BASE_MODELS}
+        kwargs["device_map"] = own
     kwargs.update(build_base_models=False, dtype=requested or config.mixer_config.dtype or "auto")
     arguments = {}
     for part, (_, config_name) in BASE_MODELS.items():
-        arguments[part] = {**shared, "device_map": _device_map_of(part, device_map)}
+        arguments[part] = {**shared, "device_map": None if device_map is None else part_of(device_map, part)}
         arguments[part]["dtype"] = requested or getattr(config, config_name).dtype
         arguments[part] = {name: value for name, value in arguments[part].items() if value is not None}
     if quantization is not None:
         arguments[LANGUAGE_MODEL]["quantization_config"] = quantization
     return arguments
-
-
-def _device_map_of(name: str, device_map: Any) -> Any:
-    """The part of a device map that concerns one base model."""
-    if not isinstance(device_map, dict):
-        return device_map
-    own = {key.removeprefix(name).lstrip("."): value for key, value in device_map.items() if key.split(".")[0] == name}
-    return own or ({"": device_map[""]} if "" in device_map else None)
 
 
 def _explicit(dtype: Any) -> Any:

@@ -120,7 +120,7 @@ def fold_positions(transformer: nn.Module, positions: torch.Tensor) -> list[Imag
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Within, products are made in the precision of their factors: positions need all of it."""
-    if not torch.amp.is_autocast_available(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

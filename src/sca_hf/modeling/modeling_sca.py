@@ -34,6 +34,7 @@ from .generation_sca import (
     GENERATE_ARGUMENTS,
     caption_generation_config,
     check_positions,
+    checkpoint_without_dropout,
     continue_prefixes,
     lm_head_at,
     resolve_generation_config,
@@ -44,6 +45,7 @@ from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
+from .placement_sca import check_blocks, execution_device, weights_at_hand
 from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, encode_images
 from .validation_sca import check_regional, check_training_inputs, refuse_unknown, warn_of_lost_tasks
 
@@ -126,7 +128,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             # Gradients pass through the frozen language model, so its layers are worth checkpointing.
             for layer in self.language_model.modules():
                 if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing:
-                    _checkpoint_without_dropout(layer)
+                    checkpoint_without_dropout(layer)
         return self
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
@@ -163,7 +165,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         if self.detail_encoder is not None:
             encoding.intermediate_embeddings = [
                 *(encoding.intermediate_embeddings or ()),
-                self.detail_encoder(pixel_values),
+                self.detail_encoder(pixel_values.to(execution_device(self.detail_encoder))),
             ]
         return encoding
 
@@ -294,7 +296,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         sequences, scores = continue_prefixes(
             self.language_model, self._prefix(regions), config, with_scores, language_model_batch_size, extra
         )  # (N, n, T), (N, n)
-        sequences = plan.padded(sequences.squeeze(1), fill=config.pad_token_id or 0)
+        device = regions.encoding.image_embeddings.device
+        sequences = plan.padded(sequences.squeeze(1).to(device), fill=config.pad_token_id or 0)
         if not return_dict:
             return sequences
         real = torch.ones(len(plan), dtype=torch.bool, device=sequences.device)
@@ -302,7 +305,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         if self.confidence_head is not None:
             results["confidences"] = plan.padded(self.confidence_head(regions.queries))
         if with_scores:
-            results["caption_scores"] = plan.padded(scores.squeeze(1))
+            results["caption_scores"] = plan.padded(scores.squeeze(1).to(device))
         return ScaGenerateOutput(sequences=sequences, **results)
 
     def check_new_tokens(self, max_new_tokens: int | None = None) -> None:
@@ -328,11 +331,17 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             queries: also run the mixer.
             region_chunk_size: regions that run at once; None fits the device.
         """
+        check_blocks(getattr(self, "hf_device_map", {}))
         encoding = self._encode(inputs, masks=bool(masks), queries=queries)
-        plan, input_masks = inputs.plan(encoding.image_embeddings, len(self.config.mixer_config.tasks))
-        segmenter = SamSegmenter(self.sam, encoding, input_masks)
-        mix = self._mix(segmenter, encoding) if queries else None
-        found, mixed = segmenter.segment_regions(plan, masks, region_chunk_size, mix)
+        sam = self.sam
+        read = (sam.mask_decoder, sam.prompt_encoder, sam.shared_image_embedding, self.mixer if queries else None)
+        with weights_at_hand(*read):
+            device = execution_device(sam.mask_decoder)
+            encoding, inputs = encoding.to(device), inputs.to(device)
+            plan, input_masks = inputs.plan(encoding.image_embeddings, len(self.config.mixer_config.tasks))
+            segmenter = SamSegmenter(sam, encoding, input_masks)
+            mix = self._mix(segmenter, encoding) if queries else None
+            found, mixed = segmenter.segment_regions(plan, masks, region_chunk_size, mix)
         return RegionFeatures(plan, encoding, found, mixed, inputs.task_ids)
 
     def _encode(self, inputs: RegionInputs, masks: bool, queries: bool) -> ImageEncoding:
@@ -364,12 +373,13 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         self, segmenter: SamSegmenter, encoding: ImageEncoding
     ) -> Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor]:
         """What reads the caption queries (n, A, Q, C) of each chunk of regions out of SAM's decoder."""
-        folded = self.mixer.fold_positions(segmenter.positions)
+        device = execution_device(self.mixer)
+        folded = self.mixer.fold_positions(segmenter.positions.to(device))
         vision = self.config.sam_config.vision_config
         grid = vision.image_size // vision.patch_size
 
         def mix(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
-            queries = self.mixer(regions.tokens, regions.image_tokens, folded)
+            queries = self.mixer(regions.tokens.to(device), regions.image_tokens.to(device), folded)
             if self.detail_encoder is None or not encoding.intermediate_embeddings:
                 return queries
             # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
@@ -378,21 +388,21 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             else:
                 weights = mask_weights(*(masks.get(True) or segmenter.masks(regions, True)))
             details = self.detail_encoder.describe(encoding.intermediate_embeddings[-1], chunk.image_index, weights)
-            return queries + details[:, None, None].to(queries.dtype)
+            return queries + details[:, None, None].to(queries)
 
         return mix
 
     def _prefix(self, regions: RegionFeatures) -> torch.Tensor:
         """Language model prefix of every region, (N, A, L, D)."""
+        tasks, queries = self.config.mixer_config.tasks, regions.queries
         if regions.task_ids is not None:
-            return self.mixer.prefix(regions.queries, regions.plan.real(regions.task_ids))
-        if "caption" not in self.config.mixer_config.tasks:
-            raise ValueError(
-                f"task_ids are required: none of the tasks {self.config.mixer_config.tasks} is 'caption'."
-            )
-        row = self.config.mixer_config.tasks.index("caption")
-        ids = torch.full((len(regions.queries),), row, device=regions.queries.device)
-        return self.mixer.prefix(regions.queries, ids)
+            ids = regions.plan.real(regions.task_ids).to(queries.device)
+        elif "caption" in tasks:
+            ids = torch.full((len(queries),), tasks.index("caption"), device=queries.device)
+        else:
+            raise ValueError(f"task_ids are required: none of the tasks {tasks} is 'caption'.")
+        with weights_at_hand(self.mixer):
+            return self.mixer.prefix(queries, ids)
 
     def _read_captions(
         self,
@@ -405,7 +415,9 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         output_attentions: bool | None,
     ) -> dict[str, Any]:
         """Have the language model read each region's prefix and caption; its fields of [`ScaOutput`], and the loss."""
-        plan = regions.plan
+        plan, device = regions.plan, regions.encoding.image_embeddings.device
+        captions = (input_ids, attention_mask, labels)
+        input_ids, attention_mask, labels = (x if x is None else x.to(device) for x in captions)
         check_regional(plan.shape, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
         self._check_positions(input_ids.shape[-1], "input_ids")
         prefix = self._prefix(regions)
@@ -422,15 +434,16 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         logits = output.logits  # (N * A, T, V), or (positions, V)
         results = {name: output.get(name) for name in ("hidden_states", "attentions")}
         if targets is not None:
-            chosen = targets if positions is None else targets[positions]
+            chosen = (targets if positions is None else targets[positions]).to(logits.device)
             # Every caption head learns the same caption.
             items = None if num_items is None else num_items * self.config.mixer_config.num_caption_heads
-            results["loss"] = caption_loss(logits.flatten(0, -2), chosen, self.config.label_smoothing, items)
+            loss = caption_loss(logits.flatten(0, -2), chosen, self.config.label_smoothing, items)
+            results["loss"] = loss.to(device)
         if positions is not None:
             logits = scatter_logits(logits, positions, len(targets))
         logits = logits.reshape(*prefix.shape[:2], input_ids.shape[-1], -1)  # (N, A, T, V)
-        results |= {"logits": plan.padded(logits.squeeze(1)), "prefix_embeds": plan.padded(prefix)}
-        return results | {"query_embeds": plan.padded(regions.queries)}
+        wide = {"logits": logits.squeeze(1), "prefix_embeds": prefix, "query_embeds": regions.queries}
+        return results | {name: plan.padded(values.to(device)) for name, values in wide.items()}
 
     def _mask_loss(
         self,
@@ -440,12 +453,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         num_items: torch.Tensor | int | None,
     ) -> torch.Tensor:
         """The loss of the masks that were asked for; in training also that of the others."""
-        plan, weights = regions.plan, None
+        plan, weights, device = regions.plan, None, regions.encoding.image_embeddings.device
         if labels is not None:
             # Tokens weigh regions as they weigh captions: only their number is known over all parts of a step.
-            tokens = (plan.real(labels) != -100).sum(dim=1)
+            tokens = (plan.real(labels.to(device)) != -100).sum(dim=1)
             weights = tokens / (tokens.sum().clamp(min=1) if num_items is None else num_items)
-        known = plan.real(mask_labels)
+        known = plan.real(mask_labels.to(device))
         # Whoever trains three masks will also be asked for one, and the encoder changes under both.
         losses = [mask_loss(masks, scores, known, weights) for masks, scores in regions.masks.values()]
         return losses[0] if len(losses) == 1 else losses[0] + losses[1]
@@ -463,13 +476,13 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
 
         The last vector of `prefix` (N, A, L, D) predicts the first.
         """
-        heads, length = prefix.shape[1], ids.shape[1]
-        embeds = self.get_input_embeddings()(ids[:, :-1]).unsqueeze(1).expand(-1, heads, -1, -1)
+        heads, length, device = prefix.shape[1], ids.shape[1], execution_device(self.language_model)
+        embeds = self.get_input_embeddings()(ids[:, :-1].to(device)).unsqueeze(1).expand(-1, heads, -1, -1)
         # A frozen language model may be held in half precision beside a float32 mixer.
-        embeds = torch.cat([prefix.to(embeds.dtype), embeds], dim=2).flatten(0, 1)  # (N*A, L + T - 1, D)
+        embeds = torch.cat([prefix.to(embeds), embeds], dim=2).flatten(0, 1)  # (N*A, L + T - 1, D)
         mask = None
         if attention_mask is not None:
-            mask = plan.real(attention_mask)[:, :-1].repeat_interleave(heads, dim=0)
+            mask = plan.real(attention_mask)[:, :-1].repeat_interleave(heads, dim=0).to(embeds.device)
             mask = torch.cat([mask.new_ones(len(mask), prefix.shape[2]), mask], dim=1)
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         wanted = {name: getattr(self.config, name) if value is None else value for name, value in wanted.items()}
@@ -482,14 +495,6 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             return_dict=True,
             **{name: value for name, value in wanted.items() if value},
         )
-
-
-def _checkpoint_without_dropout(layer: nn.Module) -> None:
-    # A checkpointed layer looks at its own flag; what is inside it stays in evaluation mode.
-    layer.training = True
-    # OPT's layers apply dropout themselves, under the same flag.
-    if isinstance(getattr(layer, "dropout", None), float):
-        layer.dropout = 0.0
 
 
 __all__ = ["ScaForConditionalGeneration", "ScaGenerateOutput", "ScaOutput"]

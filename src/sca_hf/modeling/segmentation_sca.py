@@ -17,6 +17,7 @@ from torch import nn
 from .generation_sca import region_chunk_size as default_chunk_size
 from .grouping_sca import PromptGroup, RegionPlan
 from .mixer_sca import ImageProjection, embedding_rows, fold_positions, run_two_way, without_autocast
+from .placement_sca import execution_device
 
 
 @dataclass
@@ -42,6 +43,13 @@ class ImageEncoding:
         layers = zip(*(part.intermediate_embeddings or () for part in parts), strict=True)
         return cls(embeddings, [torch.cat(layer) for layer in layers])
 
+    def to(self, device: torch.device) -> "ImageEncoding":
+        """The same encoding on a device."""
+        early = self.intermediate_embeddings
+        return ImageEncoding(
+            self.image_embeddings.to(device), None if early is None else [part.to(device) for part in early]
+        )
+
     def as_inputs(self) -> dict[str, Any]:
         """What `forward` and `generate` take in place of `pixel_values`."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -60,7 +68,7 @@ def encode_images(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
         raise ValueError(
             f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
         )
-    output = sam.vision_encoder(pixel_values.to(weight.dtype))
+    output = sam.vision_encoder(pixel_values.to(execution_device(sam.vision_encoder), weight.dtype))
     return ImageEncoding(output[0], list(output[1]) if sam.config.model_type == "sam_hq" else None)
 
 

@@ -75,7 +75,10 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
         parameter.requires_grad_(trained and parameter.is_floating_point() and not _within(parameter_name, idle))
     model.config.freeze_base_models = not preset.trains_base_models
     if model.confidence_head is not None:
-        logger.warning("The model's confidence was fitted before this training: call fit_confidence again.")
+        logger.warning(
+            "The model's confidence is dropped: it was fitted before this training. Fit a new one with data.outside "
+            "in a recipe, or fit_confidence."
+        )
         model.confidence_head = model.config.confidence_size = None
     if mask_loss_weight is not None:
         model.config.mask_loss_weight = mask_loss_weight
