@@ -289,7 +289,7 @@ def test_specifications_are_read():
     [
         ("jitter", "expected .lsj-MIN-MAX. such as"),
         ("lsj-2.0-0.1", "two factors above 0, the smaller first"),
-        ({"tint": 0.1}, "unknown tint; it has flip, scale, rotate, quarter_turns, color"),
+        ({"tint": 0.1}, "unknown keys tint; known are flip, scale, rotate, quarter_turns, color"),
         ({"flip": 2}, "flip is 2, expected a number from 0 to 1"),
         ({"scale": 2}, "scale is 2, expected two factors"),
         ({"crop": 0}, "crop is 0, expected at least 8 pixels"),

@@ -105,7 +105,7 @@ def test_counts_of_any_kind_become_the_string_that_json_holds():
         ({"references": "a star"}, "references is 'a star', expected a list"),
         ({"references": [None]}, "references is .None., expected a list"),
         ({"candidates": []}, "there is no candidate"),
-        ({"candidates": ["\ud800", "b"]}, "half of a character"),
+        ({"candidates": ["\ud800", "b"]}, "an unpaired surrogate"),
         ({"iou_scores": None, "masks": None}, "scene-1/0: there are 2 candidates but no iou_scores"),
         ({"iou_scores": [0.5]}, "2 candidates and 1 iou_scores"),
         ({"iou_scores": [0.5, float("nan")]}, "expected a list of finite numbers"),

@@ -45,7 +45,7 @@ def test_others_may_not():
         check_protocol("refcoco-testA", records(750, 1_975, prompt="center_point"))
     with pytest.raises(ProtocolError, match=r"vg-5k has 1 reference\(s\) for each region; record 0/0 has 2"):
         check_protocol("vg-5k", records(5_000, 5_000, references=2))
-    with pytest.raises(ProtocolError, match="the id 3 comes twice"):
+    with pytest.raises(ProtocolError, match="the id 3 occurs twice"):
         check_protocol("vg-5k", [PredictionRecord(["a"], ["b"], image_id=str(i), id="3") for i in range(2)])
     with pytest.raises(ProtocolError, match="does not name its image"):
         check_protocol("vg-5k", [PredictionRecord(["a"], ["b"], id="3")])

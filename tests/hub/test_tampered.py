@@ -175,7 +175,7 @@ WHOLE = {
 }
 MIXER = {
     "a base that is a path": (base_models(repo_id="../../etc"), "is not a repository id"),
-    "a base in a folder above": (base_models(subfolder="../../secret"), "leads out of the repository"),
+    "a base in a folder above": (base_models(subfolder="../../secret"), "points outside the repository"),
     "a base that is not pinned": (base_models(revision=None), "is not pinned: it has no revision"),
     "a base with code": (base_models(trust_remote_code="yes"), r"unknown fields \['trust_remote_code'\]"),
     "a base that is two": (base_models(path="/etc"), "either a repo_id or a path"),

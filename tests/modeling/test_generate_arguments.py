@@ -188,7 +188,7 @@ def test_settings_without_a_meaning_here_are_refused_by_name(model, inputs, name
         ("assistant_model", "assisted generation"),
         ("assistant_tokenizer", "assisted generation"),
         ("negative_prompt_ids", "guidance"),
-        ("custom_generate", "replaces"),
+        ("custom_generate", "custom generation code"),
         ("trust_remote_code", "from_pretrained"),
     ],
 )

@@ -144,7 +144,7 @@ def test_masks_nest_as_they_are_whatever_form_they_have():
     [
         (np.array([[0, 3, 15, 255]] * 4), r"got 0 to 255; .*\(mask == label\) for labels"),
         (np.arange(21).repeat(9).reshape(9, 21), "got 0 to 20; .*mask == label"),
-        (Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10), "P"), "of labels"),
+        (Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10), "P"), "for labels"),
         (tiny_image().convert("L").point(lambda v: 64 + v // 2), "mask > 127"),
         (tiny_image(), "color picture"),
         (Image.new("RGBA", (50, 30), (9, 9, 9, 0)), "transparency"),
@@ -177,7 +177,7 @@ def test_floats_of_the_low_resolution_are_logits_as_they_are():
         (np.ones((50, 30), bool), r"the mask is 30 x 50 pixels \(width x height\), the image 50 x 30"),
         (np.ones((31, 50), bool), "the mask is 50 x 31"),
         (np.zeros(SIZE, bool), "the mask is empty"),
-        (np.full(SIZE, 7), r"holds \{0, 1\} or \{0, 255\}, got 7 to 7"),
+        (np.full(SIZE, 7), r"must be \{0, 1\} or \{0, 255\}, got 7 to 7"),
         (np.eye(30, 50, dtype=int) * 2 - 1, "got -1 to 1"),
         (np.full((CELLS, CELLS), np.nan), "not finite"),
         (np.ones((2, 2, 2), bool), "two axes"),

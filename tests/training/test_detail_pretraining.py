@@ -121,7 +121,7 @@ def test_the_seed_decides_whatever_was_drawn_before(model, processor, tmp_path):
 def test_what_was_taught_otherwise_is_not_taken(model, processor, tmp_path):
     teach(model, processor, tmp_path, steps=2)
     with pytest.raises(
-        ValueError, match=r"trained otherwise \(steps was 2 and is 3\): remove .*details to train it again"
+        ValueError, match=r"trained with other settings \(steps was 2 and is 3\): remove .*details to train it again"
     ):
         teach(model, processor, tmp_path, steps=3)
     pictures = Pictures(8)

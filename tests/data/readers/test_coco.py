@@ -195,7 +195,7 @@ def test_a_picture_is_looked_for_inside_its_folder_only(coco):
     report = ReadReport()
     (record,) = read("coco", "skip", report, **options)
     assert record["image"].endswith("000000000009.jpg") and record["image_id"] == "9"
-    assert "image 10: its file name leads out" in report.messages[0] and "there is no file" in report.messages[1]
+    assert "image 10: its file name points outside" in report.messages[0] and "there is no file" in report.messages[1]
 
 
 def test_names_become_words_for_the_task(coco):

@@ -73,7 +73,7 @@ def test_a_rotation_beside_a_polygon_and_angles_of_unknown_units(coco):
     )
     first, second = regions(read("coco", **options))
     assert first["box"] == pytest.approx(second["box"], abs=0.1) and first["mask"] == second["mask"]
-    with pytest.raises(RegionRecordError, match=r"region 0: its box is turned by angle = 0\.5.*export polygons"):
+    with pytest.raises(RegionRecordError, match=r"region 0: its box is rotated by angle = 0\.5.*export polygons"):
         read("coco", **coco({"bbox": [14, 9, 12, 12], "angle": 0.5}))
 
 

@@ -152,7 +152,7 @@ def test_what_is_not_a_region_is_counted_or_noted(export):
         ([labelled("brushlabels", {"rle": [1, 2]})], "cut short"),
         ([labelled("brushlabels", {"rle": encode_brush(np.ones((2, 3), bool))})], "24 values, a picture of 40 x 30"),
         ([labelled("brushlabels", {"rle": encode_brush(np.zeros((30, 40), bool))})], "covers no pixel"),
-        ([labelled(), labelled(label="dog")], "has the labels cat, dog; a region has one"),
+        ([labelled(), labelled(label="dog")], "has the labels cat, dog; a region must have only one"),
         ([labelled(), text(["a"]), text(["b"], name="notes")], r'text areas caption, notes.*text="NAME"'),
         ([labelled("polygonlabels", {"points": [[1, 1], [2, 2]]})], "has 2 points, expected at least 3"),
         ([result("rectangle", BOX)], "there is no caption"),

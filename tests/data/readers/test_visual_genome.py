@@ -159,7 +159,7 @@ def test_grits_file_of_the_same_pictures(root, options):
 
 def test_what_is_not_given_is_asked_for(root):
     for options, message in (
-        ({}, "region_descriptions: say where"),
+        ({}, "region_descriptions: pass the path"),
         ({"root": root / "VG_100K"}, "region_descriptions: there is no file"),
         ({"root": root, "images": root / "gone"}, "images: there is no folder"),
         ({"root": root, "task": "recognition"}, "task is 'recognition'"),

@@ -38,7 +38,7 @@ def test_an_empty_file_and_no_file_are_an_image_without_regions(root):
     picture(root / "images" / "train" / "c.jpg")
     write(root / "labels" / "train" / "b.txt", "\n")
     assert [len(record["regions"]) for record in read("yolo", root=root, split="train")] == [2, 0, 0]
-    with pytest.raises(RegionRecordError, match=r"c\.txt.*no such file"):
+    with pytest.raises(RegionRecordError, match=r"c\.txt.*no such label file"):
         read("yolo", root=root, split="train", unlabeled=False)
 
 
@@ -74,7 +74,7 @@ def test_roboflows_paths_beside_the_file(tmp_path):
     write(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['red_light']\n")
     assert regions(read("yolo", root=tmp_path, split="train"))[0]["category"] == "red light"
     assert read("yolo", root=tmp_path / "data.yaml", split="train") == read("yolo", root=tmp_path, split="train")
-    with pytest.raises(ValueError, match=r"names '../valid/images', which is not there"):
+    with pytest.raises(ValueError, match=r"names '../valid/images', which does not exist"):
         read("yolo", root=tmp_path, split="val")
 
 
@@ -115,7 +115,7 @@ def test_what_is_missing_is_said(tmp_path, root):
         file.write("val: images/val\n")
     for options, message in (
         ({"root": root}, "choose a split.*: train, val"),
-        ({"root": root, "split": "dev"}, "has no 'dev', but train, val"),
+        ({"root": root, "split": "dev"}, "has no 'dev'; it has train, val"),
         ({"root": root, "split": "train", "names": {"tram": "x"}}, "no class 'tram'"),
         ({"root": root / "images"}, "classes=FILE"),
         ({"root": root / "gone"}, "no file or folder"),

@@ -71,7 +71,7 @@ def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption")
         try:
             path = index.find(row["image"], whole=True) or inside(index.folder, row["image"])
             if path is None:
-                raise RegionRecordError("its file name leads out of the folder of images")
+                raise RegionRecordError("its file name points outside the image folder")
             size = image_size(path)
         except RegionRecordError as error:
             yield RegionRecordError(f"{where}: {error}")
