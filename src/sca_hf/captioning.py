@@ -99,7 +99,9 @@ def load(
     where: dict[str, Any] = {} if revision is None else {"revision": revision}
     precision: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     loaded = ScaForConditionalGeneration.from_pretrained(name, **where, **precision)
-    return loaded.to(chosen).eval(), ScaProcessor.from_pretrained(name, **where)
+    processor = ScaProcessor.from_pretrained(name, **where)
+    loaded.check_processor(processor)
+    return loaded.to(chosen).eval(), processor
 
 
 # What an image can do to us: not be there, not be a picture, be too large for the device.

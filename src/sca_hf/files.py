@@ -128,6 +128,15 @@ def differences(former: Any, present: Any, name: str = "") -> list[str]:
     return [] if former == present else [f"{name} was {former!r} and is {present!r}"]
 
 
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file; errors name it."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
+
+
 def to_json(value: Any, indent: int | None = 1) -> str:
     """Returns a value as JSON that every parser takes, with a line end: what is not a number is null."""
     return json.dumps(without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent) + "\n"

@@ -3,13 +3,13 @@
 All coordinates are pixels of the original image, boxes xyxy.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .files import read_json
 from .processing.masks_sca import read_mask
 from .processing.region_prompts_sca import RegionPrompt, parse_region
 
@@ -41,12 +41,9 @@ def read_mask_file(path: str | Path) -> np.ndarray:
     A picture, an array in .npy, or a COCO RLE in .json; `processing/masks_sca.py` has the rule.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".json":
-            return read_mask(json.loads(path.read_text(encoding="utf-8")), str(path))
-        return read_mask(np.load(path, allow_pickle=False) if path.suffix == ".npy" else path, str(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
+    if path.suffix == ".json":
+        return read_mask(read_json(path), str(path))
+    return read_mask(np.load(path, allow_pickle=False) if path.suffix == ".npy" else path, str(path))
 
 
 def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
@@ -60,10 +57,7 @@ def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
         [`RegionPrompt.on_image`].
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
+    content = read_json(path)
     if isinstance(content, Mapping) and "regions" in content:
         content = content["regions"]
     if isinstance(content, list):

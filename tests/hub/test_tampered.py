@@ -170,6 +170,40 @@ WHOLE = {
         weights(lambda w: w.update({"mixer.task_tokens.weight": torch.ones(3, 3)})),
         "mis-shaped: mixer.task_tokens.weight",
     ),
+    "weights that are not numbers": (
+        weights(lambda w: w["mixer.task_tokens.weight"].view(-1)[:1].fill_(float("nan"))),
+        "mixer.task_tokens.weight of .* holds infinite values or NaN",
+    ),
+    "infinite weights of a base model": (
+        weights(lambda w: w["language_model.transformer.h.0.ln_1.weight"].fill_(float("-inf"))),
+        "language_model.transformer.h.0.ln_1.weight of .* holds infinite values or NaN",
+    ),
+    **{
+        f"weights of {dtype}": (
+            weights(lambda w, d=dtype: w.update({"mixer.task_tokens.weight": w["mixer.task_tokens.weight"].to(d)})),
+            f"mixer.task_tokens.weight of .* holds {dtype}, expected floating-point numbers",
+        )
+        for dtype in (torch.int64, torch.int8, torch.bool, torch.complex64)
+    },
+    **{
+        f"{name} of {value}": (config(**{field: value}), f"{name} of the configuration is {value!r}")
+        for name, field, value in (
+            ("layer_norm_eps", "mixer_config__layer_norm_eps", -1e-6),
+            ("layer_norm_eps", "sam_config__vision_config__layer_norm_eps", float("inf")),
+            ("layer_norm_epsilon", "text_config__layer_norm_epsilon", "1e-5"),
+        )
+    },
+    **{
+        f"{name} of {value}": (processor(image_processor={name: value}), f"the image processor's {name} is")
+        for name, value in (
+            ("image_mean", [0.5, float("nan"), 0.5]),
+            ("image_mean", "mean"),
+            ("image_std", [0.2, 0.0, 0.2]),
+            ("image_std", [-0.2, 0.2, 0.2]),
+            ("rescale_factor", float("inf")),
+            ("rescale_factor", 0),
+        )
+    },
     "an image size without end": (processor(image_processor={"size": BIG}), "longest_edge is 1000000000"),
     "a processor newer than this code": (processor(format_version=2), "the processor's settings have format 2"),
 }

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
+from ..files import read_json
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,7 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     from ..prompt_arguments import read_regions_file
 
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
+    content = read_json(path)
     if isinstance(content, Mapping) and "annotations" in content:
         names = {image["id"]: str(image["file_name"]) for image in content.get("images", [])}
         return _coco_boxes(path, content["annotations"], names, min_score)

@@ -15,8 +15,8 @@ from PIL import Image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
 from .loading import RecordSource, leave_undecoded, parse_spec
-from .read_report import ReadReport
-from .region import RegionRecordError, check_records, record_image
+from .read_report import ReadReport, check_records
+from .region import RegionRecordError, record_image
 
 
 # The length that captions are cut to in training, the end token included.
@@ -149,9 +149,10 @@ def check_data(
     counter = _Counter(report, tokenizer)
     for record in islice(good_records(data, report.read), max_samples):
         if report.unreadable is not None:
-            problem = _picture_problem(record)
-            if problem is not None:
-                report.unreadable.append(problem)
+            try:
+                record_image(record)
+            except RegionRecordError as error:
+                report.unreadable.append(str(error))
                 continue
         counter.count(record)
         if watch is not None:
@@ -175,14 +176,6 @@ def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
         return
     for record in check_records(leave_undecoded(data), "records", "skip", read):
         yield {**vars(record), "regions": [vars(region) for region in record.regions]}
-
-
-def _picture_problem(record: Record) -> str | None:
-    try:
-        record_image(record)
-    except RegionRecordError as error:
-        return str(error)
-    return None
 
 
 class _Counter:
@@ -330,12 +323,12 @@ class RegionSample:
         return [shuffled[key][turn] for key in order for turn, name in shown if name == key]
 
 
-def draw_contact_sheet(sample: RegionSample, title: str = "", columns: int = 4) -> Image.Image:
+def draw_contact_sheet(sample: RegionSample, title: str = "") -> Image.Image:
     """Draws the chosen regions with box, mask and points, with category, captions and origin below."""
     chosen = sample.chosen()
     if not chosen:
         raise ValueError("there are no regions to draw.")
-    return draw_sheet([_tile(record, record["regions"][index]) for record, index in chosen], title, columns)
+    return draw_sheet([_tile(record, record["regions"][index]) for record, index in chosen], title)
 
 
 def _tile(record: Mapping[str, Any], region: Mapping[str, Any]) -> SheetTile:

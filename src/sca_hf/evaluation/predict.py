@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -252,11 +252,8 @@ def _identity(captioner: Captioner, data: Mapping[str, Any], settings: PredictSe
     return {
         "data": dict(data),
         "captioner": captioner.settings(),
+        **asdict(settings),
         "prompt": settings.shown_by,
-        "protocol": settings.protocol,
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
-        "masks": settings.masks,
         "system": settings.system or captioner.name,
     }
 

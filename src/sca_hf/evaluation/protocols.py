@@ -172,14 +172,3 @@ def check_protocol(name: str, records: Iterable[PredictionRecord]) -> ProtocolCh
         regions.add(record.id)
     edition = check_counts(name, len(images), len(regions))
     return ProtocolCheck(name, protocol.title, edition, len(images), len(regions), protocol.prompt)
-
-
-def describe_protocols() -> str:
-    """Returns the protocols as a Markdown table."""
-    lines = ["| protocol | what | images | regions |", "|---|---|---|---|"]
-    for name, protocol in PROTOCOLS.items():
-        counts = ", ".join(
-            f"{count:,}" + (f" ({edition})" if edition else "") for count, edition in protocol.regions.items()
-        )
-        lines.append(f"| `{name}` | {protocol.title} | {protocol.images:,} | {counts} |")
-    return "\n".join(lines) + "\n"

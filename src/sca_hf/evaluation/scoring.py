@@ -214,7 +214,7 @@ def _content(sample: Sample) -> dict[str, Score]:
     for part in parts:
         for name, inexact in ((f"{part}-recall", None), (f"{part}-recall-fuzzy", similarity)):
             result = m.content_recall(said, wanted, tagger, part, inexact)
-            scores[name] = Score(result["corpus"], result["per_item"], mean_sums(result["per_item"]))
+            scores[name] = _mean(result)
             sample.notes[f"without_{part}_in_references"] = result["without_target"]
     return scores
 

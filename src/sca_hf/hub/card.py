@@ -8,7 +8,6 @@ in. In its text stand `$name`, `$repo_id`, `$revision`, `$intro`, `$snippet`, `$
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..card_metadata import DRAFT, card_head, markdown_rows, score_results
 from ..evaluation.naming import leading
+from ..files import read_json
 from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
 from ..yaml_files import parse_yaml
@@ -178,10 +178,7 @@ def fill_template(source: Path, text: str, fields: Mapping[str, str]) -> str:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """An evaluation file, as `sca-hf evaluate --json` writes it: checked, scores as they stand there."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+    content = read_json(path)
     for name, kind in _EVALUATION.items():
         if not isinstance(content, dict) or name not in content or not isinstance(content[name], kind):
             raise ValueError(f"{path} is not an evaluation: it needs {', '.join(_EVALUATION)}; {name!r} is not there.")

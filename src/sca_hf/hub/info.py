@@ -1,5 +1,7 @@
 """What a saved model consists of, without loading its weights."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,13 +156,10 @@ def _stored(name: str, revision: str | None) -> dict[str, int]:
     if not Path(name).is_dir():
         counted = get_safetensors_metadata(name, revision=revision).parameter_count
         return {str(dtype): count for dtype, count in counted.items()}
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for file in sorted(Path(name).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 part = tensors.get_slice(key)
-                size = 1
-                for side in part.get_shape():
-                    size *= side
-                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + size
-    return counts
+                counts[part.get_dtype()] += math.prod(part.get_shape())
+    return dict(counts)

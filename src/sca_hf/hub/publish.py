@@ -242,7 +242,7 @@ def check_loads_alone(folder: Path) -> list[str]:
             )
         alone = json.loads(result.read_text(encoding="utf-8"))
     model, processor = ScaForConditionalGeneration.from_pretrained(folder), ScaProcessor.from_pretrained(folder)
-    model.check_tokenizer(processor.tokenizer)
+    model.check_processor(processor)
     here = describe_probe(model.eval(), processor)
     if not alone["module"].startswith("transformers_modules."):
         raise PublishError(f"the check of {folder} ran the code of {alone['module']}, not of the folder.")
@@ -372,12 +372,8 @@ def handler_code() -> bytes:
     return (resources.files("sca_hf.hub") / "templates" / HANDLER).read_bytes()
 
 
-def package_code() -> dict[str, bytes]:
-    """The files that travel with a model, by name, as this package has them."""
-    return {name: path.read_bytes() for name, path in _code_files().items()}
-
-
 def _code_files() -> dict[str, Path]:
+    """The files that travel with a model, by name, as this package has them."""
     folders = [Path(str(resources.files("sca_hf"))).resolve() / name for name in ("modeling", "processing")]
     return {path.name: path for folder in folders for path in folder.glob("*_sca.py")}
 
@@ -417,7 +413,7 @@ def _is_known(path: PurePosixPath) -> bool:
 
 def _check_code(facts: FolderFacts) -> None:
     """The copies must be this package's own: what people run must be what was reviewed and tested."""
-    own = {**package_code(), HANDLER: handler_code()}
+    own = {**{name: path.read_bytes() for name, path in _code_files().items()}, HANDLER: handler_code()}
     copies = [name for name in facts.files if name.endswith(".py")]
     for name in copies:
         if name not in own:

@@ -127,7 +127,8 @@ class ScaLoadingMixin:
             # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
+            packed = bool(kwargs.get("quantization_config") or getattr(peeked, "quantization_config", None))
+            check_weight_files(path, where, lambda: _describe_weights(cls, peeked), packed)
             if kwargs.get("device_map") is not None:
                 kwargs["device_map"] = _resolve_device_map(cls, peeked, kwargs)
         device_map = kwargs.get("device_map")
@@ -232,6 +233,27 @@ class ScaLoadingMixin:
                 f"model embeds only {rows} tokens: it is another model's tokenizer, or tokens were added and "
                 f"model.resize_token_embeddings({largest + 1}) was not called."
             )
+
+    def check_processor(self, processor: Any) -> None:
+        """Raise unless a processor is this model's: image size, mask size, tasks in their order, tokenizer."""
+        self.check_tokenizer(processor.tokenizer)
+        vision = self.config.sam_config.vision_config
+        side, size = vision.image_size, processor.image_processor.size
+        pad = processor.image_processor.pad_size
+        expected = {
+            "size": {"longest_edge": side},
+            "pad_size": {"height": side, "width": side},
+            "mask_size": 4 * (side // vision.patch_size),
+            "tasks": list(self.config.mixer_config.tasks),
+        }
+        found = {"size": dict(size), "pad_size": dict(pad), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        for name, value in expected.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"the processor's {name} is {found[name]}, but the model needs {value}: it is another model's "
+                    "processor, or one of both was changed. ScaProcessor.from_config(model.config, tokenizer) makes "
+                    "one that fits."
+                )
 
     def _load_base_models(
         self,
@@ -394,10 +416,12 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
     return config_class.from_pretrained(path if config is None else config, **hub)
 
 
-def _count_parameters(model_class: type, config: Any) -> int:
-    """How many parameters a repository of this configuration holds; none of them is made."""
+def _describe_weights(model_class: type, config: Any) -> tuple[int, frozenset[str]]:
+    """How many parameters a repository of this configuration holds, and which tensors hold other than floats."""
     with torch.device("meta"):
-        return model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos).num_parameters()
+        model = model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos)
+    others = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    return model.num_parameters(), frozenset(others)
 
 
 def _resolve_device_map(model_class: type, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class RegionCaptioningPipeline(Pipeline):
                 f"{self.model.name_or_path or 'the model'} has no processor: save one there with "
                 "ScaProcessor.save_pretrained, or pass processor=."
             )
-        self.model.check_tokenizer(self.processor.tokenizer)
+        self.model.check_processor(self.processor)
 
     def __call__(
         self, images: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
@@ -31,6 +32,7 @@ _SCOPE_FIELDS = {"trained_on": str, "knows": str, "limits": str, "languages": li
 _MAX_TEXT = 1000
 # Far above any model that exists. A layer costs time even where it costs no memory.
 _MAX = {"layers": 1024, "size": 2**24}
+_EPSILON = re.compile(r".*(_eps|epsilon)|eps")
 _LAYERS = re.compile(r"(num_.*layers?|n_layers?|num_hidden_layers|.*_layers)")
 _SIZES = re.compile(r"(.*(size|width|dim|channels|heads|tokens|num_pos_feats|n_embd|n_inner|n_head))")
 
@@ -74,10 +76,17 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
     for name, value in _leaves(fields):
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name} of the configuration is not a number (NaN).")
+        if _EPSILON.fullmatch(_field(name)) and value is not None and not (is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name} of the configuration is {value!r}, expected a number from 0 to below 1.")
     for name, value in sizes(fields):
         kind = "layers" if _LAYERS.fullmatch(_field(name)) else "size"
         if not -1 <= value <= _MAX[kind]:
             raise ValueError(f"{name} of the configuration is {value}; no model has more than {_MAX[kind]} there.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a configuration is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def sizes(fields: Any) -> Iterator[tuple[str, int]]:
@@ -147,15 +156,19 @@ def check_shard_index(path: Path) -> list[str]:
     return sorted(names)
 
 
-def check_weight_files(path: Any, where: Mapping[str, Any], count: Callable[[], int]) -> None:
-    """Refuse weight files outside the repository, or far fewer weights than the configuration describes.
+def check_weight_files(
+    path: Any, where: Mapping[str, Any], describe: Callable[[], tuple[int, frozenset[str]]], packed: bool = False
+) -> None:
+    """Refuse weight files outside the repository, far fewer weights than described, and what are no numbers.
 
     Missing weights are initialized before their absence is noticed, and would fill the memory.
 
     Args:
         path: folder or repository id.
         where: `revision`, `token`, `cache_dir`, ...
-        count: returns the number of parameters that the configuration describes.
+        describe: returns the number of parameters that the configuration describes, and the names of buffers that
+            are not floating-point numbers.
+        packed: the weights are quantized, so that integers hold them.
     """
     absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **absent)
@@ -165,13 +178,49 @@ def check_weight_files(path: Any, where: Mapping[str, Any], count: Callable[[], 
         if index is None:
             return  # the library says what it looked for
         files = [cached_file(path, name, **where) for name in check_shard_index(Path(index))]
-    described, stored = count(), sum(os.path.getsize(file) for file in files)
+    (described, integers), stored = describe(), sum(os.path.getsize(file) for file in files)
     # Quantized weights have up to two parameters a byte; small models may be as they like.
     if described > 4 * max(stored, 2**24):
         raise ValueError(
             f"the configuration of {path} describes {described:,} parameters, but its weight files hold {stored:,} "
             "bytes: they do not belong together."
         )
+    for file in files:
+        check_weights(file, integers, packed)
+
+
+def check_weights(file: Any, integers: frozenset[str] = frozenset(), packed: bool = False) -> None:
+    """Refuse a safetensors file with weights that are not finite floating-point numbers: captions would be empty.
+
+    Reads each weight once, at the speed of the memory.
+
+    Args:
+        file: the file.
+        integers: names of buffers that may be of another type.
+        packed: quantized weights, which may all be.
+    """
+    with safe_open(file, "pt") as weights:
+        for name in weights.keys():  # noqa: SIM118, it is not a mapping
+            weight = weights.get_tensor(name)
+            if not weight.is_floating_point() and not packed and name not in integers:
+                raise ValueError(
+                    f"{name} of {file} holds {weight.dtype}, expected floating-point numbers: restore the file as it "
+                    "was saved."
+                )
+            if weight.is_floating_point() and not is_finite(weight):
+                raise ValueError(
+                    f"{name} of {file} holds infinite values or NaN: the file is damaged, or training diverged before "
+                    "it was saved."
+                )
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is infinite or NaN, at the cost of a sum."""
+    if values.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        values = values.float()
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    # The sum of finite values may be infinite too; that is rare enough to be looked at more closely.
+    return bool(torch.isfinite(values.sum(dtype=wide))) or bool(torch.isfinite(values).all())
 
 
 def _field(name: str) -> str:
@@ -311,7 +360,10 @@ __all__ = [
     "check_format",
     "check_numbers",
     "check_references",
+    "is_number",
     "check_shard_index",
     "check_weight_files",
+    "check_weights",
+    "is_finite",
     "sizes",
 ]

@@ -1,5 +1,7 @@
 """Captions and tasks: text of regions to ids and back."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -205,3 +207,18 @@ def _text_use(tasks: Sequence[str]) -> str:
         "the model takes no prompt text, only the name of a task "
         f"({', '.join(map(repr, tasks))}) or an empty text; pass training captions as captions="
     )
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 of the words of a tokenizer with their ids."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def check_vocabulary(tokenizer: Any, digest: str | None) -> None:
+    """Refuse a tokenizer that is not the one that a processor was saved with; None: it was not said."""
+    if digest is not None and vocabulary_digest(tokenizer) != digest:
+        raise ValueError(
+            "the tokenizer has other words or ids than the one that the processor was saved with, and would say other "
+            "words: restore its files; where it was changed on purpose, save both with ScaProcessor.save_pretrained."
+        )

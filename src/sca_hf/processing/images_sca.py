@@ -1,6 +1,7 @@
 """Images in any form a user has them, brought to upright 8-bit RGB."""
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from transformers.utils import is_torchvision_available
 
 # Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
 _MAX_SIDE = 16_384
+# How far floats in 0..1 may lie outside: resizing with a bicubic or Lanczos filter goes beyond bright and dark edges.
+_OVERSHOOT = 0.1
+# Floats whose largest value is between may be meant as either.
+_DARKEST = 2.0
 # How long a server may be silent.
 URL_SECONDS = 30.0
 _Read = TypeVar("_Read")
@@ -30,7 +35,8 @@ def as_images(
         images: a PIL image, an array or tensor (2 to 4 axes; 4 are a batch), a path, URL, data URI or base64 string,
             the bytes of a file, an open file, or `{"bytes": ..., "path": ...}` as `datasets` has it undecoded; or a
             list, tuple or column of those. Transparency is dropped, as the library does. Arrays hold 8-bit values,
-            16-bit values, or floats in 0..1 or 0..255.
+            16-bit values, or floats in 0..1 or 0..255. Floats up to 0.1 outside 0..1, as resizing leaves them, are
+            clipped; where the largest is between 1.1 and 2, they may be meant as either and are refused.
         input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the axis of 1, 3 or 4
             channels (of two such axes, the last for numpy and the first for torch).
         timeout: seconds that the server of a URL may be silent; None waits forever.
@@ -110,6 +116,21 @@ def longest_edge(size: Any) -> int:
     if side > _MAX_SIDE:
         raise ValueError(f"the image processor's longest_edge is {side}; the limit is {_MAX_SIDE} pixels.")
     return side
+
+
+def check_image_processor(image_processor: Any) -> None:
+    """Refuse numbers that no picture survives: those of an image processor come from a repository."""
+    longest_edge(image_processor.size)
+    for name, positive in (("rescale_factor", True), ("image_mean", False), ("image_std", True)):
+        given = getattr(image_processor, name, None)
+        values = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        for value in values:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or (positive and value <= 0):
+                raise ValueError(
+                    f"the image processor's {name} is {given!r}, expected {'positive' if positive else 'finite'} "
+                    "numbers."
+                )
 
 
 def sam_image_processor(side: int, mask_size: int) -> Any:
@@ -218,11 +239,18 @@ def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{where}: pixel values are numbers, got dtype {array.dtype}.")
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= (255 if array.dtype.kind == "f" else 65535)):  # NaN fails as well
+    is_float = array.dtype.kind == "f"
+    if is_float and low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
+        array, low, high = array.clip(0, 1), 0, 1
+    if is_float and low >= 0 and 1 < high < _DARKEST:
+        raise ValueError(
+            f"{where} holds floats up to {high:g}, which may be meant in 0..1 or in 0..255: clip or scale them first."
+        )
+    if not (low >= 0 and high <= (255 if is_float else 65535)):  # NaN fails as well
         raise ValueError(
             f"{where} holds values from {low} to {high}; give 0..255, 16 bits or floats in 0..1, not normalized ones."
         )
-    if array.dtype.kind == "b" or (array.dtype.kind == "f" and high <= 1):
+    if array.dtype.kind == "b" or (is_float and high <= 1):
         array = array * 255.0
     elif array.dtype.kind in "iu" and high > 255:
         array = array >> 8

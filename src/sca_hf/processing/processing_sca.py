@@ -14,6 +14,7 @@ from .anything_settings_sca import AnythingSettings
 from .batch_sca import ScaBatch, column_arguments
 from .captions_sca import (
     as_id_array,
+    check_vocabulary,
     decode_nested,
     decode_rows,
     encode_captions,
@@ -22,8 +23,17 @@ from .captions_sca import (
     region_tasks,
     split_output,
     text_tasks,
+    vocabulary_digest,
 )
-from .images_sca import URL_SECONDS, as_images, check_size, check_sizes, longest_edge, sam_image_processor
+from .images_sca import (
+    URL_SECONDS,
+    as_images,
+    check_image_processor,
+    check_size,
+    check_sizes,
+    longest_edge,
+    sam_image_processor,
+)
 from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
@@ -55,6 +65,7 @@ class ScaProcessor(ProcessorMixin):
             the image processor makes of segmentation maps.
         format_version: of the settings, as stored; what newer code wrote is refused.
         anything_settings: fields of [`AnythingSettings`] that suit the model better than SAM's own defaults.
+        vocabulary_sha256: of the tokenizer's vocabulary, as stored; another one says other words and is refused.
     """
 
     valid_processor_kwargs = ScaProcessorKwargs
@@ -71,6 +82,7 @@ class ScaProcessor(ProcessorMixin):
         anything_settings: dict[str, Any] | None = None,
         chat_template: str | None = None,
         format_version: int = FORMAT_VERSION,
+        vocabulary_sha256: str | None = None,
     ) -> None:
         if format_version != FORMAT_VERSION:
             raise ValueError(
@@ -86,9 +98,9 @@ class ScaProcessor(ProcessorMixin):
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
         self.format_version = format_version
-        self.mask_size = mask_size or longest_edge(image_processor.mask_size)
-        for size in (image_processor.size, self.mask_size):
-            longest_edge(size)
+        self.mask_size = longest_edge(mask_size or image_processor.mask_size)
+        check_image_processor(image_processor)
+        check_vocabulary(tokenizer, vocabulary_sha256)
         self.anything_settings = dict(anything_settings or {})
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -486,7 +498,7 @@ class ScaProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the processor's settings and those of its image processor."""
-        settings = super().to_dict()
+        settings = super().to_dict() | {"vocabulary_sha256": vocabulary_digest(self.tokenizer)}
         # The library also notes our class in the image processor, which is not ours.
         settings.get("image_processor", {}).pop("auto_map", None)
         return settings

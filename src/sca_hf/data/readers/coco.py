@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...environment import install_command
+from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names, mask_extent
 from .common import (
@@ -24,7 +25,6 @@ from .common import (
     bounds,
     find_file,
     inside,
-    read_json,
     region_fields,
     rotated_corners,
 )

@@ -34,15 +34,6 @@ _BLOCK = 1 << 20
 Record = dict[str, Any] | RegionRecordError
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; errors name it."""
-    try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-
-
 def read_json_list(path: str | Path) -> Iterator[Any]:
     """Yields the items of a JSON list one by one, so that a file of any size takes little memory."""
     with Path(path).open(encoding="utf-8-sig") as file:

@@ -14,6 +14,7 @@ import numpy as np
 from ...processing.masks_sca import encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text, mask_extent
+from .coco import segmentation_mask
 from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, inside, read_json_list, region_fields
 
 
@@ -257,8 +258,6 @@ def _box_and_mask(place: Mapping[str, Any], size: tuple[int, int]) -> tuple[list
     box = [*points.min(0).tolist(), *points.max(0).tolist()]
     if shape == "rectangle" and not value.get("rotation"):
         return box, None
-    from .coco import segmentation_mask
-
     return box, segmentation_mask([points.ravel().tolist()], size)
 
 

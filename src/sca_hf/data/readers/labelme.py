@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, mask_extent
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, read_json, region_fields
+from .coco import segmentation_mask
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, region_fields
 
 
 # Shapes without an inside.
@@ -181,8 +183,6 @@ def _place(shape: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float]
     # Some forks write the four corners of an upright rectangle.
     if kind == "rectangle" and all(point[0] in box[::2] and point[1] in box[1::2] for point in points.tolist()):
         return box, None
-    from .coco import segmentation_mask
-
     return box, segmentation_mask([points.ravel().tolist()], size)
 
 

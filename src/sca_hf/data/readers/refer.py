@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .coco import mask_fields, segmentation_mask, xywh_box
-from .common import Clip, Record, find_file, read_json, region_fields
+from .common import Clip, Record, find_file, region_fields
 
 
 # Where the toolkit's own instructions put the pictures, seen from the folder of a data set.

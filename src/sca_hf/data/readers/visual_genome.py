@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from ...files import read_json
 from ..region import RegionRecordError
 from .coco import xywh_box
-from .common import Clip, Record, find_file, inside, read_json, read_json_list, region_fields
+from .common import Clip, Record, find_file, inside, read_json_list, region_fields
 
 
 # The two archives of pictures; whoever unpacks them into one folder is understood too.

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import read_json
 from ..pictures import image_size
 from ..region import RegionRecordError
 from .coco import Locator, default_images, place_image, rows_of, unnamed_images
-from .common import FolderIndex, Record, inside, read_json, read_json_list
+from .common import FolderIndex, Record, inside, read_json_list
 
 
 def read_coco_captions(

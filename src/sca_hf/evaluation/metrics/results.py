@@ -38,11 +38,9 @@ class Sums:
         return float(self.finish(self.values.sum(0)))
 
 
-def mean_sums(per_item: Sequence[float], counted: Sequence[bool] | None = None) -> Sums:
-    """A plain mean as sums; items that are not `counted` add nothing. Not a number where nothing is counted."""
-    values = np.asarray(per_item, float)
-    weights = np.ones(len(values)) if counted is None else np.asarray(counted, float)
-    return Sums(np.stack([np.where(weights > 0, values, 0.0), weights], 1), ratio)
+def mean_sums(per_item: Sequence[float]) -> Sums:
+    """A plain mean as sums."""
+    return Sums(np.stack([np.asarray(per_item, float), np.ones(len(per_item))], 1), ratio)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

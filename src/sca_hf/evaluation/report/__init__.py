@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .contents import ReportContents, build_contents
+from .contents import ReportContents, add_pictures, build_contents
 from .tables import render_html, render_markdown
 
 
@@ -29,8 +29,6 @@ def write_report(
     if data is None:
         contents.notes.append("There are no pictures because no --data was given.")
     else:
-        from .contents import add_pictures
-
         add_pictures(examples, data)
         missing = sum(example.picture is None for example in examples)
         if missing:

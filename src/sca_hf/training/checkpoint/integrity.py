@@ -25,9 +25,15 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, is incomplete, or belongs to another run."""
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """Returns the newest whole checkpoint of a folder, ours or the stock Trainer's; None where there is none."""
-    for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
+def last_checkpoint(folder: str | Path, before: int | None = None) -> Path | None:
+    """Returns the newest whole checkpoint of a folder, ours or the stock Trainer's; None where there is none.
+
+    Args:
+        folder: The folder of the run.
+        before: Only checkpoints of earlier steps than this one.
+    """
+    paths = [path for path in _checkpoints(Path(folder)) if before is None or _step(path) < before]
+    for path in sorted(paths, key=_step, reverse=True):
         reason = incomplete_reason(path)
         if reason is None:
             return path
