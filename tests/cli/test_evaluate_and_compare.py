@@ -91,7 +91,10 @@ def test_images_are_drawn_with_all_their_regions(tmp_path, capsys):
         (["--metrics", "nothing"], "there is no metric 'nothing'"),
         (["--metrics", "masks"], "30 of 30 records have no reference_mask"),
         (["--protocol", "vg-full"], "vg-full has 1 reference"),
-        (["--protocol", "refcoco-val"], "refcoco-val is 1,500 images with 3,811 regions; here are 10 images with 30"),
+        (
+            ["--protocol", "refcoco-val"],
+            "refcoco-val has 1,500 images with 3,811 regions; this data has 10 images with 30",
+        ),
         (["--per-region"], "pass --json too"),
         (["--df", "absent.json"], "absent.json: No such file"),
     ],

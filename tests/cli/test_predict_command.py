@@ -79,7 +79,7 @@ def test_what_was_said_is_written_for_people_to_correct(tmp_path, capsys):
         (("--captioner", "grit:model=x"), "the captioner is 'grit', expected one of sca, crop"),
         (("--captioner", "crop:modle=x"), "its options are model, sam, vcot"),
         (("--captioner", "crop:model"), "captioner 'crop:model': 'model' is not option=value"),
-        (("--protocol", "vg-full"), "vg-full is 5,000 images with 232,935 regions"),
+        (("--protocol", "vg-full"), "vg-full has 5,000 images with 232,935 regions"),
         (("--protocol", "vg-full", "--prompt", "mask"), "vg-full shows regions by box, not by mask"),
         (("--model", "nowhere"), "nowhere is neither a folder with a saved model"),
         (("--data", "voc"), "voc:"),

@@ -109,7 +109,7 @@ def test_counts_of_any_kind_become_the_string_that_json_holds():
         ({"iou_scores": None, "masks": None}, "scene-1/0: there are 2 candidates but no iou_scores"),
         ({"iou_scores": [0.5]}, "2 candidates and 1 iou_scores"),
         ({"iou_scores": [0.5, float("nan")]}, "expected a list of finite numbers"),
-        ({"scores": [1.0]}, "2 candidates and 1 scores"),
+        ({"scores": [1.0]}, "2 candidates but 1 scores"),
         ({"masks": [MASK]}, "1 masks and 2 iou_scores"),
         ({"box": [1, 2, 3]}, "box is .1, 2, 3., expected four"),
         ({"prompt": "circle"}, "prompt is 'circle', expected one of box"),

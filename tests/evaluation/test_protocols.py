@@ -38,7 +38,7 @@ def test_predictions_of_a_protocol_may_be_printed_under_its_name():
 
 def test_others_may_not():
     with pytest.raises(
-        ProtocolError, match=r"refcoco-testB is 750 images with 1,810 regions; this data has 750 images"
+        ProtocolError, match=r"refcoco-testB has 750 images with 1,810 regions; this data has 750 images"
     ):
         check_protocol("refcoco-testB", records(750, 1_975))
     with pytest.raises(ProtocolError, match="refcoco-testA shows regions by box; record 0/0 by center_point"):
@@ -62,7 +62,7 @@ def test_nothing_is_predicted_under_a_name_that_does_not_hold(tmp_path, monkeypa
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     data, output = write_regions(tmp_path / "data", images=5), tmp_path / "said.jsonl"
     with pytest.raises(
-        ProtocolError, match="refcoco-val is 1,500 images with 3,811 regions; this data has 3 images with 4"
+        ProtocolError, match="refcoco-val has 1,500 images with 3,811 regions; this data has 3 images with 4"
     ):
         predict(tiny_captioner(), data, output, PredictSettings(protocol="refcoco-val"), progress=False)
     assert not list(tmp_path.glob("said*"))

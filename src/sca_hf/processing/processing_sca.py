@@ -125,9 +125,7 @@ class ScaProcessor(ProcessorMixin):
         if image_processor is None:
             image_processor = sam_image_processor(side, mask_size)
         if longest_edge(image_processor.size) != side:
-            raise ValueError(
-                f"the image processor resizes to {image_processor.size}, but the model takes {side} pixels."
-            )
+            raise ValueError(f"the image processor gives {image_processor.size}, but the model takes {side} pixels.")
         return cls(
             image_processor,
             tokenizer,
@@ -259,9 +257,7 @@ class ScaProcessor(ProcessorMixin):
         max_length = options.get("max_length") or self.max_caption_length
         padding = options.get("padding", True)
         if padding not in (None, True, "longest", "max_length"):
-            raise ValueError(
-                f"padding={padding!r}: captions of a batch can be padded to the longest, or to max_length."
-            )
+            raise ValueError(f"padding={padding!r}: captions can be padded to the longest, or to max_length.")
         pad_to = max_length if padding == "max_length" else 0
         by_region = region_captions(captions, counts) if captions is not None else [[] for _ in counts]
         encoded = encode_captions(by_region, self.tokenizer, shape, max_length, self.caption_add_bos, pad_to)
