@@ -285,7 +285,7 @@ def test_an_output_that_is_removed_meanwhile_is_an_error_and_not_complete(data, 
             if path != run_file(output):
                 path.unlink()
 
-    with pytest.raises(PredictionError, match=r"removed while it was written|lacks 34 of the 34"):
+    with pytest.raises(PredictionError, match=r"removed while it was being written|is missing 34 of the 34"):
         predict(Meddling(captioner, remove), data, output, progress=False)
     assert not json.loads(run_file(output).read_text())["complete"]
     predict(captioner, data, output, progress=False)

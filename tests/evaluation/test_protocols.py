@@ -41,7 +41,7 @@ def test_others_may_not():
         ProtocolError, match=r"refcoco-testB has 750 images with 1,810 regions; this data has 750 images"
     ):
         check_protocol("refcoco-testB", records(750, 1_975))
-    with pytest.raises(ProtocolError, match="refcoco-testA shows regions by box; record 0/0 by center_point"):
+    with pytest.raises(ProtocolError, match="refcoco-testA prompts with box; record 0/0 used center_point"):
         check_protocol("refcoco-testA", records(750, 1_975, prompt="center_point"))
     with pytest.raises(ProtocolError, match=r"vg-5k has 1 reference\(s\) for each region; record 0/0 has 2"):
         check_protocol("vg-5k", records(5_000, 5_000, references=2))

@@ -14,6 +14,7 @@ from .parsing import (
     add_loading,
     add_tools,
     command,
+    look,
     notice,
     notice_scope,
     positive,
@@ -202,6 +203,7 @@ def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[Im
         raise
     if options.json is not None:
         write_json(entries, options.json)
+        look(options.json)
         if options.json != "-" and not options.quiet:
             print(f"records: {options.json}")
     return failures.exit_code()

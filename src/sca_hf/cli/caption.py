@@ -16,6 +16,7 @@ from .parsing import (
     add_loading,
     check_picture_name,
     command,
+    look,
     notice,
     notice_scope,
     positive,
@@ -138,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     if options.json:
         write_json(records, options.json)
+    look(*([options.json] if options.json else []), *drawn)
     files = [f"records: {options.json}"] if options.json not in (None, "-") else []
     for line in [] if options.quiet else [*files, *(f"overlay: {path}" for path in drawn)]:
         print(line, file=sys.stderr if options.json == "-" else sys.stdout)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..files import to_json, write_whole
 from .evaluate import add_scoring, align, bootstrap, measured_on, names, names_note, scoring_tools, span, with_metrics
-from .parsing import command, notice, prepare
+from .parsing import command, look, notice, prepare
 
 
 _COMPARE_HELP = """\
@@ -70,4 +70,5 @@ def run(options: argparse.Namespace) -> None:
     print(align(rows, titles), *names_note(files[0]), sep="\n")
     if options.json:
         write_whole(options.json, to_json(results))
+        look(options.json)
         print(f"comparison: {options.json}")

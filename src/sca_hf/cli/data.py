@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import to_json, write_whole
-from .parsing import check_picture_name, command, notice, positive, prepare, quiet
+from .parsing import check_picture_name, command, look, notice, positive, prepare, quiet
 
 
 _CHECK_HELP = """\
@@ -67,10 +67,12 @@ def run(options: argparse.Namespace) -> None:
         print(to_json(report.to_dict(), indent=2), end="")
     elif options.json:
         write_whole(options.json, to_json(report.to_dict(), indent=2))
+        look(options.json)
         print(f"report: {options.json}")
     if options.sheet:
         title = f"{report.read.source}: {report.read.records} images, {report.read.regions} regions"
         draw_contact_sheet(sample, title).save(options.sheet)
+        look(options.sheet)
         print(f"sheet: {options.sheet}", file=out)
     report.read.require_records()
     if report.bad:

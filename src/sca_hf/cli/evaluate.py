@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import install_command
 from ..files import to_json, write_whole
-from .parsing import command, natural, notice, prepare
+from .parsing import command, look, natural, notice, prepare
 
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     print(_format_scores(scored))
     if options.json:
         write_whole(options.json, to_json(results))
+        look(options.json)
         print(f"results: {options.json}")
 
 

@@ -14,6 +14,9 @@ from ..files import in_one_line, write_whole
 from ..model_names import BUNDLED_MODEL, resolve_model
 
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> Any:
     """Declares a command; the first line of `text` is its summary."""
     added = commands.add_parser(
@@ -148,7 +151,7 @@ def add_tools(declared: Any) -> None:
 
 def check_picture_name(path: Path) -> None:
     """Raises unless a picture can be saved under this name."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+    if path.suffix.lower() not in _PICTURES:
         raise ValueError(f"{path}: the name of a picture must end with .png, .jpg or .webp.")
 
 
@@ -168,6 +171,24 @@ def write_json(records: list[dict[str, Any]], output: str) -> None:
         print(text, end="")
     else:
         write_whole(output, text)
+
+
+def look(*outputs: str | Path) -> None:
+    """Opens files that a command wrote, before it says so; raises where one is gone, empty or damaged."""
+    for path in (Path(output) for output in outputs if str(output) != "-"):
+        if not path.is_file() or not path.stat().st_size:
+            state = "empty" if path.is_file() else "gone"
+            raise OSError(f"{path} was written, but is {state} now: something else changed it. Run the command again.")
+        try:
+            if path.suffix.lower() == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix.lower() in _PICTURES:
+                from PIL import Image
+
+                with Image.open(path) as picture:
+                    picture.verify()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise OSError(f"{path} was written, but cannot be read ({error}). Run the command again.") from error
 
 
 def wrapped(names: Iterable[str]) -> str:

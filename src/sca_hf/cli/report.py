@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluate import add_scoring, bootstrap, measured_on, names, scoring_tools, with_metrics
-from .parsing import command, natural, notice, quiet
+from .parsing import command, look, natural, notice, quiet
 
 
 _REPORT_HELP = """\
@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
     for file in files:
         print(measured_on(file))
     page, text = write_report(contents, folder, options.data)
+    look(page, text)
     for note in contents.notes:
         print(note)
     print(f"page: {page}\ntext: {text}")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .parsing import check_picture_name, command, prepare, write_json
+from .parsing import check_picture_name, command, look, prepare, write_json
 
 
 _SCENE_EXAMPLE = """\
@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
     check_picture_name(output)
     prepare(output)
     scene.to_pil().save(output)
+    look(output)
     print(f"picture: {output}", file=sys.stderr if options.regions == "-" else sys.stdout)
     if options.regions:
         prepare(Path(options.regions))
@@ -50,5 +51,6 @@ def run(options: argparse.Namespace) -> None:
             for prompt, thing in zip(prompts, scene.objects, strict=True)
         ]
         write_json(truth, options.regions)
+        look(options.regions)
         if options.regions != "-":
             print(f"regions: {options.regions}")

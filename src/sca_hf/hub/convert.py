@@ -18,7 +18,9 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, Pr
 
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
+from ..modeling.validation_sca import is_finite
 from ..processing.processing_sca import ScaProcessor
+from .info import check_saved_model
 from .original import KeyPlan, OriginalFormatError, check_format, plan_keys, translate_config, translate_state_dict
 
 
@@ -92,6 +94,11 @@ def convert(
     original = read_config(folder)
     state = read_state_dict(folder)
     check_format(original, state)
+    if broken := [name for name, weight in state.items() if weight.is_floating_point() and not is_finite(weight)]:
+        raise OriginalFormatError(
+            f"{len(broken)} weights of {folder} hold infinite values or NaN ({', '.join(broken[:3])}): the checkpoint "
+            "is damaged, or its training diverged."
+        )
     report = ConversionReport(destination)
     loaded = _find_tokenizer(tokenizer, folder, original, report)
     if caption_add_bos is None and loaded is not None:
@@ -109,6 +116,7 @@ def convert(
     model.save_pretrained(destination)
     if processor is not None:
         processor.save_pretrained(destination)
+    check_saved_model(destination, with_processor=processor is not None)
     return report
 
 

@@ -14,8 +14,12 @@ from safetensors import safe_open
 from ..model_names import check_repository
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
+from ..modeling.validation_sca import check_weights
+from ..processing.processing_sca import ScaProcessor
 
 
+# Beside the model's.
+_PROCESSOR = "processor_config.json"
 _SCOPE_NAMES = {"knows": "knows", "trained_on": "trained on", "limits": "limits", "languages": "languages"}
 _SCOPE_NAMES |= {"licenses": "licenses"}
 
@@ -163,3 +167,23 @@ def _stored(name: str, revision: str | None) -> dict[str, int]:
                 part = tensors.get_slice(key)
                 counts[part.get_dtype()] += math.prod(part.get_shape())
     return dict(counts)
+
+
+def check_saved_model(folder: str | Path, with_processor: bool = True) -> None:
+    """Opens all that was saved of a model; it must be there, readable and finite.
+
+    Args:
+        folder: The folder of the model.
+        with_processor: Whether its processor was saved there too.
+    """
+    folder = Path(folder)
+    ScaConfig.from_pretrained(folder)
+    if with_processor:
+        if not (folder / _PROCESSOR).is_file():
+            raise FileNotFoundError(f"{folder} holds no {_PROCESSOR}.")
+        ScaProcessor.from_pretrained(folder)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights (*.safetensors).")
+    for file in files:
+        check_weights(file, packed=True)

@@ -19,9 +19,7 @@ from transformers.utils import logging
 from ...evaluation.naming import NAMES_NOTE
 from ...files import differences, staged, write_whole
 from ...hub.card import CARD, draft_card
-from ...modeling.configuration_sca import ScaConfig
-from ...modeling.validation_sca import check_weights
-from ...processing.processing_sca import ScaProcessor
+from ...hub.info import check_saved_model
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.integrity import clear_leftovers, last_checkpoint
@@ -232,7 +230,7 @@ def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
             "remove that folder to train again."
         )
     try:
-        _check_model(output / MODEL)
+        check_saved_model(output / MODEL)
     except Exception as error:  # whatever reading a damaged file may raise
         raise ValueError(
             f"{output / MODEL} is of a run that was finished, but is not whole any more ({error}): remove it, and the "
@@ -240,17 +238,6 @@ def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
         ) from error
     metrics = json.loads((output / METRICS).read_text(encoding="utf-8")) if (output / METRICS).is_file() else {}
     return RunResult(output / MODEL, metrics, found_finished=True, is_main_process=args.process_index == 0)
-
-
-def _check_model(folder: Path) -> None:
-    """Opens what was saved of a model: all of it must be there, readable and finite."""
-    ScaConfig.from_pretrained(folder)
-    ScaProcessor.from_pretrained(folder)
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no weights")
-    for file in files:
-        check_weights(file, packed=True)
 
 
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -274,7 +261,7 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
             (folder / "training_args.bin").unlink(missing_ok=True)
             draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml(), metrics.get("note"))
             (folder / CARD).write_text(draft, encoding="utf-8")
-            _check_model(folder)
+            check_saved_model(folder)
             # Last, so that a run which is stopped while it saves has none.
             write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
     trainer.accelerator.wait_for_everyone()
