@@ -7,6 +7,7 @@ killed process never leaves half a file under its final name. Needs neither torc
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -126,6 +127,12 @@ def differences(former: Any, present: Any, name: str = "") -> list[str]:
         parts = [differences(former.get(key), present.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
         return [line for part in parts for line in part]
     return [] if former == present else [f"{name} was {former!r} and is {present!r}"]
+
+
+def hash_file(path: str | Path) -> str:
+    """Returns the SHA-256 of a file's content in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | Path) -> Any:

@@ -115,6 +115,9 @@ def test_info_names_the_bases_of_a_mixer_only_repository(model, tmp_path, capsys
 def test_scene_is_rendered_with_prompts_that_caption_takes(model, tmp_path, capsys):
     picture, prompts = tmp_path / "scene.png", tmp_path / "scene.json"
     assert main(["scene", str(picture), "--seed", "7", "--regions", str(prompts)]) == 0
+    assert capsys.readouterr().out == f"picture: {picture}\nregions: {prompts}\n"
+    assert main(["scene", str(picture), "--seed", "7", "--regions", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(prompts.read_text())
     assert caption(model, picture, "--regions", prompts, "--json", "-") == 0
     assert len(json.loads(capsys.readouterr().out)) == len(json.loads(prompts.read_text()))
 

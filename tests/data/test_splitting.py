@@ -180,7 +180,7 @@ def test_files_that_alone_have_their_length_are_not_read(tmp_path, monkeypatch):
         (tmp_path / f"{k}").write_bytes(b"x" * (k + 1))
     (tmp_path / "4").write_bytes(b"yyyy")
     read = []
-    monkeypatch.setattr("sca_hf.data.sources._digest", lambda path: read.append(path[-1]) or path)
+    monkeypatch.setattr("sca_hf.data.sources.hash_file", lambda path: read.append(path[-1]) or path)
     rows = [{"image": str(tmp_path / f"{k}")} for k in range(5)]
     (keys, again) = content_keys([rows, rows])
     assert read == ["3", "4"] and keys == again and len(set(keys)) == 5

@@ -204,6 +204,23 @@ WHOLE = {
             ("rescale_factor", 0),
         )
     },
+    **{
+        f"{field} of {value!r}": (config(**{field: value}), said)
+        for field, value, said in (
+            ("text_config__n_head", 0, "text_config.n_head of the configuration is 0, expected at least 1"),
+            ("text_config__n_embd", "32", "text_config.n_embd of the configuration is '32', expected a whole number"),
+            ("text_config__n_layer", 1.5, "text_config.n_layer of the configuration is 1.5, expected a whole"),
+            ("text_config__attn_pdrop", "0.1", "text_config.attn_pdrop of the configuration is '0.1', expected"),
+            ("text_config__activation_function", 7, "activation_function"),
+            ("sam_config__vision_config__patch_size", 0, "patch_size of the configuration is 0, expected at least"),
+            ("sam_config__vision_config__image_size", "48", "image_size of the configuration is '48', expected"),
+            ("sam_config__vision_config__num_attention_heads", 0, "num_attention_heads of the configuration is 0"),
+            ("mixer_config__attention_downsample_rate", 0, "attention_downsample_rate of the configuration is 0"),
+            ("mixer_config__hidden_act", None, "mixer_config|the configuration describes"),
+        )
+    },
+    "a caption length that is a text": (processor(max_caption_length="20"), "max_caption_length is '20'"),
+    "a task that is a number": (processor(tasks=[1, 2]), "tasks are a list of at least one name"),
     "an image size without end": (processor(image_processor={"size": BIG}), "longest_edge is 1000000000"),
     "a processor newer than this code": (processor(format_version=2), "the processor's settings have format 2"),
 }

@@ -13,6 +13,7 @@ from sca_hf.data.region import RegionRecordError
 from sca_hf.testing import tiny_model
 from sca_hf.training import DrawnStream, SeededDataset, pretrain_detail_encoder
 from sca_hf.training.detail_pretraining import NamedRegionCollator, RegionNaming, box_means, region_names
+from sca_hf.training.stopping import DivergedError
 
 
 WIDTHS = [8, 8, 16]
@@ -160,3 +161,10 @@ def test_a_stream_is_an_error(model, processor, tmp_path):
 def test_a_model_without_one_is_an_error(processor, tmp_path):
     with pytest.raises(ValueError, match="add_detail_encoder"):
         pretrain_detail_encoder(tiny_model(), processor, SeededDataset(Pictures(2), 0), tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(model, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("sca_hf.training.detail_pretraining._LEARNING_RATE", 1e38)
+    with pytest.raises(DivergedError, match="Pretraining of the detail encoder diverged within 4 steps"):
+        teach(model, processor, tmp_path, steps=4)
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import in_one_line
+from ..files import hash_file, in_one_line
 
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,8 @@ def content_keys(datasets: Sequence[Any]) -> list[list[Key | None]]:
             if content is not None:
                 keys[-1][row] = ("content", hashlib.sha256(content).hexdigest())
             elif path is not None:
-                keys[-1][row] = ("content", digests.get(path) or digests.setdefault(path, _digest(path)))
+                keys[-1][row] = ("content", digests.get(path) or digests.setdefault(path, hash_file(path)))
     return keys
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _length(path: str | None, content: Any) -> int | None:

@@ -121,7 +121,6 @@ class Evaluation:
     """
 
     scores: dict[str, Score]
-    ids: list[str | None]
     notes: dict[str, Any] = field(default_factory=dict)
     of_names: bool = False
 
@@ -156,7 +155,7 @@ def score_records(
         sample.notes["names"] = NAMES_NOTE
     for group in dict.fromkeys(METRICS[name] for name in wanted):
         scores |= GROUPS[group][1](sample)
-    return Evaluation({name: scores[name] for name in wanted}, [r.id for r in records], sample.notes, sample.of_names)
+    return Evaluation({name: scores[name] for name in wanted}, sample.notes, sample.of_names)
 
 
 def metric_names(names: Iterable[str]) -> list[str]:
@@ -365,7 +364,7 @@ class ScoredFile:
             values["protocol_edition"] = str(self.protocol)
         if per_region:
             scores = {name: score.per_item for name, score in self.evaluation.scores.items()}
-            values["per_region"] = {"id": self.evaluation.ids, **scores}
+            values["per_region"] = {"id": [record.id for record in self.records], **scores}
         return values
 
 

@@ -418,8 +418,14 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
 
 def _describe_weights(model_class: type, config: Any) -> tuple[int, frozenset[str]]:
     """How many parameters a repository of this configuration holds, and which tensors hold other than floats."""
-    with torch.device("meta"):
-        model = model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos)
+    try:
+        with torch.device("meta"):
+            model = model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos)
+    except Exception as error:  # whatever a wrong type or a zero leads to in the library's models
+        raise ValueError(
+            f"the configuration describes a model that cannot be built ({type(error).__name__}: {error}); restore "
+            "config.json as it was saved."
+        ) from error
     others = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
     return model.num_parameters(), frozenset(others)
 

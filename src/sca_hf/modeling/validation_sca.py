@@ -33,6 +33,13 @@ _MAX_TEXT = 1000
 # Far above any model that exists. A layer costs time even where it costs no memory.
 _MAX = {"layers": 1024, "size": 2**24}
 _EPSILON = re.compile(r".*(_eps|epsilon)|eps")
+# What is divided by; a window of 0 pixels is SAM's word for the whole image.
+_POSITIVE = re.compile(
+    r"(image|patch|hidden)_size|num_channels|num_attention_heads|n_embd|n_head|attention_downsample_rate"
+)
+_FRACTIONS = re.compile(
+    r".*(dropout|pdrop|initializer_range|initializer_factor|label_smoothing|loss_weight|ratio|theta)"
+)
 _LAYERS = re.compile(r"(num_.*layers?|n_layers?|num_hidden_layers|.*_layers)")
 _SIZES = re.compile(r"(.*(size|width|dim|channels|heads|tokens|num_pos_feats|n_embd|n_inner|n_head))")
 
@@ -78,6 +85,12 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} of the configuration is not a number (NaN).")
         if _EPSILON.fullmatch(_field(name)) and value is not None and not (is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} of the configuration is {value!r}, expected a number from 0 to below 1.")
+        if _known_size(name) and isinstance(value, (str, float)):
+            raise ValueError(f"{name} of the configuration is {value!r}, expected a whole number.")
+        if _FRACTIONS.fullmatch(_field(name)) and isinstance(value, str):
+            raise ValueError(f"{name} of the configuration is {value!r}, expected a number.")
+        if _POSITIVE.fullmatch(_field(name)) and isinstance(value, int) and value < 1:
+            raise ValueError(f"{name} of the configuration is {value}, expected at least 1.")
     for name, value in sizes(fields):
         kind = "layers" if _LAYERS.fullmatch(_field(name)) else "size"
         if not -1 <= value <= _MAX[kind]:
@@ -92,8 +105,7 @@ def is_number(value: Any) -> bool:
 def sizes(fields: Any) -> Iterator[tuple[str, int]]:
     """Names and values of all layer counts and widths of a configuration, its nested ones included."""
     for name, value in _leaves(fields):
-        known = _LAYERS.fullmatch(_field(name)) or _SIZES.fullmatch(_field(name))
-        if known and isinstance(value, int) and not isinstance(value, bool):
+        if _known_size(name) and isinstance(value, int) and not isinstance(value, bool):
             yield name, value
 
 
@@ -221,6 +233,10 @@ def is_finite(values: torch.Tensor) -> bool:
     wide = torch.float64 if values.dtype == torch.float64 else torch.float32
     # The sum of finite values may be infinite too; that is rare enough to be looked at more closely.
     return bool(torch.isfinite(values.sum(dtype=wide))) or bool(torch.isfinite(values).all())
+
+
+def _known_size(name: str) -> bool:
+    return bool(_LAYERS.fullmatch(_field(name)) or _SIZES.fullmatch(_field(name)))
 
 
 def _field(name: str) -> str:

@@ -222,3 +222,11 @@ def check_vocabulary(tokenizer: Any, digest: str | None) -> None:
             "the tokenizer has other words or ids than the one that the processor was saved with, and would say other "
             "words: restore its files; where it was changed on purpose, save both with ScaProcessor.save_pretrained."
         )
+
+
+def check_caption_settings(tasks: Any, max_caption_length: Any) -> None:
+    """Refuse settings of a processor that no caption could be made with; they come from a repository."""
+    if not isinstance(tasks, (list, tuple)) or not tasks or not all(isinstance(task, str) for task in tasks):
+        raise ValueError(f"tasks are a list of at least one name, got {tasks!r}.")
+    if not isinstance(max_caption_length, int) or max_caption_length < 1:
+        raise ValueError(f"max_caption_length is {max_caption_length!r}, expected a whole number from 1 on.")

@@ -14,6 +14,7 @@ from .anything_settings_sca import AnythingSettings
 from .batch_sca import ScaBatch, column_arguments
 from .captions_sca import (
     as_id_array,
+    check_caption_settings,
     check_vocabulary,
     decode_nested,
     decode_rows,
@@ -92,8 +93,7 @@ class ScaProcessor(ProcessorMixin):
             )
         if image_processor is None or tokenizer is None:
             raise ValueError("ScaProcessor needs an image_processor and a tokenizer.")
-        if isinstance(tasks, str) or not tasks:
-            raise ValueError(f"tasks are a list of at least one name, got {tasks!r}.")
+        check_caption_settings(tasks, max_caption_length)
         self.tasks = list(tasks)
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos

@@ -23,7 +23,9 @@ from ..data.prompts import PromptSource, draw_prompt
 from ..data.region import RegionRecordError, record_image
 from ..files import differences, staged
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
+from ..modeling.validation_sca import is_finite
 from .draws import draw_generator
+from .stopping import DivergedError
 
 
 # Where finished weights lie in the folder of a run.
@@ -127,6 +129,11 @@ def _train(
         naming = RegionNaming(encoder, len(collator.names))
         trainer = Trainer(naming, args, train_dataset=records, data_collator=collator)
         trainer.train()
+        if not all(is_finite(value) for value in encoder.state_dict().values()):
+            raise DivergedError(
+                f"Pretraining of the detail encoder diverged within {args.max_steps} steps: its weights are not "
+                "finite, and none are saved. Train it with a larger batch, or on other data."
+            )
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             with staged(file.parent) as folder:

@@ -24,7 +24,9 @@ from .common import (
     Record,
     bounds,
     find_file,
+    image_fields,
     inside,
+    read_degrees,
     region_fields,
     rotated_corners,
 )
@@ -190,19 +192,12 @@ class _CocoFile:
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {row.get('id')}: {error}"))
         extra = image.get("extra")
-        return {
-            "image": str(path),
-            "image_id": str(image.get("id")),
-            "width": size[0],
-            "height": size[1],
-            "task": self.task,
-            "regions": regions,
-            # Roboflow names the picture that augmented copies were made of.
-            "group": image.get("group", extra.get("name") if isinstance(extra, dict) else None),
-            "source": str(self.path),
-            "left_out": {"crowd annotations": crowds} if crowds else {},
-            "notes": self.notes,
-        }
+        # Roboflow names the picture that augmented copies were made of.
+        group = image.get("group", extra.get("name") if isinstance(extra, dict) else None)
+        told = {"left_out": {"crowd annotations": crowds} if crowds else {}, "notes": self.notes}
+        return image_fields(
+            path, image.get("id"), size, self.path, task=self.task, regions=regions, group=group, **told
+        )
 
     def _region(
         self, row: Mapping[str, Any], size: tuple[int, int], categories: Mapping[Any, str], seen: set[Any]
@@ -319,13 +314,7 @@ def _rotation(row: Mapping[str, Any]) -> float:
             raise ValueError(
                 f"its box is rotated by {key} = {row[key]!r}, in an unknown unit and direction; export polygons"
             )
-    if not given:
-        return 0.0
-    try:
-        degrees = float(given)
-    except (TypeError, ValueError):
-        raise ValueError(f"attributes.rotation is {given!r}, expected degrees") from None
-    return degrees % 360
+    return read_degrees(given)
 
 
 def _segmentation_box(segmentation: Any) -> list[float]:

@@ -15,7 +15,7 @@ from ...processing.masks_sca import encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text, mask_extent
 from .coco import segmentation_mask
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, inside, read_json_list, region_fields
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, image_fields, inside, read_json_list, region_fields
 
 
 Source = Literal["annotations", "predictions"]
@@ -116,18 +116,8 @@ class _Export:
                 regions.append(self._region(region_id, rows, place, size, where))
             else:
                 _leave_out(rows, left_out, notes)
-        return {
-            "image": str(path),
-            "image_id": image_id,
-            "width": size[0],
-            "height": size[1],
-            "task": self.task,
-            "regions": regions,
-            "source": str(self.path),
-            "left_out": left_out,
-            "notes": notes,
-            "measured": True,
-        }
+        told = {"left_out": left_out, "notes": notes, "measured": True}
+        return image_fields(path, image_id, size, self.path, task=self.task, regions=regions, **told)
 
     def _results(self, row: Mapping[str, Any], where: str, notes: list[str]) -> list[Mapping[str, Any]]:
         found = row.get(self.source) or (row.get("completions") if self.source == "annotations" else None) or []

@@ -17,7 +17,7 @@ from ...processing.masks_sca import decode_rle, encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, mask_extent
 from .coco import segmentation_mask
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, region_fields
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, image_fields, region_fields
 
 
 # Shapes without an inside.
@@ -96,17 +96,7 @@ def _record(
             regions.append(_region(region_id, members, size, task, names, clip))
         except ValueError as error:
             regions.append(RegionRecordError(f"{where}, region {region_id}: {error}"))
-    return {
-        "image": image if isinstance(image, dict) else str(image),
-        "image_id": image_id,
-        "width": size[0],
-        "height": size[1],
-        "task": task,
-        "regions": regions,
-        "source": str(path),
-        "left_out": left_out,
-        "measured": True,
-    }
+    return image_fields(image, image_id, size, path, task=task, regions=regions, left_out=left_out, measured=True)
 
 
 def _picture(path: Path, content: Mapping[str, Any], images: FolderIndex | None, where: str) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..region import RegionRecordError
 from .coco import segmentation_mask, xywh_box
-from .common import Clip, Record, region_fields
+from .common import Clip, Record, image_fields, region_fields
 
 
 _MEMBER = re.compile(r"sa_(\d+)\.(jpg|json)")
@@ -236,13 +236,4 @@ def _record(
             regions.append(RegionRecordError(f"{problem}: {error}"))
             continue
         regions.append(region_fields(str(key), box, size, clip, mask=mask, captions=captions))
-    return {
-        "image": picture,
-        "image_id": f"sa_{number}",
-        "width": size[0],
-        "height": size[1],
-        "task": "caption",
-        "regions": regions,
-        "source": where,
-        "left_out": left_out,
-    }
+    return image_fields(picture, f"sa_{number}", size, where, task="caption", regions=regions, left_out=left_out)

@@ -21,7 +21,9 @@ from .common import (
     bounds,
     category_fields,
     find_file,
+    image_fields,
     inside,
+    read_degrees,
     read_lines,
     region_fields,
     rotated_corners,
@@ -163,16 +165,7 @@ class _VocFolder:
                 remedy += ', size="scale" if the picture was resized' if known else ""
                 raise RegionRecordError(f"{where}: {stated}, the picture is {actual[0]} x {actual[1]}; say {remedy}")
             scale = (actual[0] / told[0], actual[1] / told[1])
-        return {
-            "image": str(image),
-            "image_id": image_id,
-            "width": actual[0],
-            "height": actual[1],
-            "regions": [],
-            "source": str(path),
-            "scale": scale,
-            "measured": not stored,
-        }
+        return image_fields(image, image_id, actual, path, regions=[], scale=scale, measured=not stored)
 
     def _find_picture(self, path: Path, annotation: ElementTree.Element, where: str) -> Path:
         # Of a path, as some tools write, only the name counts; a subfolder counts that the XML lies in as well.
@@ -250,7 +243,7 @@ def _shape(
         box = bounds([value for polygon in polygons for value in polygon])
     else:
         box = _box(item, one_based, scale)
-        degrees = _degrees(_attributes(item).get("rotation"))
+        degrees = read_degrees(_attributes(item).get("rotation"))
         if degrees and not polygons:  # as CVAT has it
             polygons = [rotated_corners(box, degrees)]
             # Tools keep a box inside the picture, but not the corners that come of turning it.
@@ -282,13 +275,6 @@ def _attributes(item: ElementTree.Element) -> dict[str, str]:
     """Returns what CVAT writes of an object beyond VOC."""
     found = item.findall("attributes/attribute")
     return {(each.findtext("name") or "").strip(): (each.findtext("value") or "").strip() for each in found}
-
-
-def _degrees(rotation: str | None) -> float:
-    try:
-        return float(rotation or 0) % 360
-    except ValueError:
-        raise ValueError(f"its rotation is {rotation!r}, expected degrees") from None
 
 
 def _caption(item: ElementTree.Element) -> dict[str, list[str]]:

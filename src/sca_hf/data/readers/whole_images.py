@@ -10,7 +10,7 @@ from ...files import read_json
 from ..pictures import image_size
 from ..region import RegionRecordError
 from .coco import Locator, default_images, place_image, rows_of, unnamed_images
-from .common import FolderIndex, Record, inside, read_json_list
+from .common import FolderIndex, Record, image_fields, inside, read_json_list
 
 
 def read_coco_captions(
@@ -89,12 +89,4 @@ def _only_captions(task: str) -> None:
 def _record(path: Path, key: str, size: tuple[int, int], captions: Sequence[str], source: Path) -> dict[str, Any]:
     box = [0.0, 0.0, float(size[0]), float(size[1])]
     regions = [{"region_id": key, "box": box, "captions": list(captions)}] if captions else []
-    return {
-        "image": str(path),
-        "image_id": key,
-        "width": size[0],
-        "height": size[1],
-        "task": "caption",
-        "regions": regions,
-        "source": str(source),
-    }
+    return image_fields(path, key, size, source, task="caption", regions=regions)

@@ -19,6 +19,7 @@ from .common import (
     Record,
     bounds,
     category_fields,
+    image_fields,
     inside,
     may_be_picture,
     read_lines,
@@ -80,8 +81,7 @@ def read_yolo(
                 regions.append(region_fields(region_id, box, size, clip, mask=mask, **texts))
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {region_id}: line {index + 1}: {error}"))
-        record = {"image": str(path), "image_id": image_id, "width": size[0], "height": size[1], "measured": True}
-        yield {**record, "task": task, "regions": regions, "source": str(label)}
+        yield image_fields(path, image_id, size, label, task=task, regions=regions, measured=True)
     lines.refuse_doubt(base)
 
 

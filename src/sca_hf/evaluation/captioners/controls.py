@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...files import hash_file
 from ...processing.masks_sca import decode_rle
 from ..predictions import PredictionError, PredictionRecord, read_predictions
 from .interface import Captioner, ImageQuery, RegionPrediction
@@ -58,9 +58,7 @@ class PredictionsFile:
 
     def settings(self) -> dict[str, Any]:
         """Returns what changes its answers."""
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"kind": "predictions", "file": digest, "shuffle": self.shuffle}
+        return {"kind": "predictions", "file": hash_file(self.path), "shuffle": self.shuffle}
 
     def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns what the file says of each region, found by image and region; in a file with neither, by id."""
