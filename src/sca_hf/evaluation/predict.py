@@ -126,7 +126,8 @@ def predict(
         if run.complete:
             run.compare(row for image in _unique(rows) for row in _expected(image))
         else:
-            with run, tqdm(total=_length(rows), desc="predict", unit=" images", disable=not progress or rank) as bar:
+            total = len(rows) if hasattr(rows, "__len__") else None  # streams do not know
+            with run, tqdm(total=total, desc="predict", unit=" images", disable=not progress or rank) as bar:
                 _fill(run, rows, captioner, settings, bar)
     except (RunLogError, LockedError) as error:
         raise PredictionError(str(error)) from None
@@ -156,10 +157,6 @@ def _rows(data: Mapping[str, Any]) -> Any:
 def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     while batch := list(islice(rows, size)):
         yield batch
-
-
-def _length(rows: Any) -> int | None:
-    return len(rows) if hasattr(rows, "__len__") else None
 
 
 def _counts(rows: Any) -> tuple[int, int]:

@@ -111,7 +111,8 @@ def convert(
     if loaded is not None:
         _fill_special_tokens(model, loaded)
         model.check_tokenizer(loaded)
-    processor = None if loaded is None else _build_processor(model.config, loaded, sam)
+    image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam)
+    processor = None if loaded is None else ScaProcessor.from_config(model.config, loaded, image_processor)
     report.parameters = model.num_parameters()
     model.save_pretrained(destination)
     if processor is not None:
@@ -189,8 +190,10 @@ def _find_tokenizer(
     candidates: list[str] = [str(folder)] if any((folder / name).is_file() for name in _TOKENIZER_FILES) else []
     candidates += filter(None, [original.get("text_config", {}).get("_name_or_path")])
     for candidate in candidates:
+        # The folder's config.json has a model type that the library does not know; it must not be asked.
+        config = {"config": PreTrainedConfig()} if candidate == str(folder) else {}
         try:
-            loaded = _load_tokenizer(candidate, folder)
+            loaded = AutoTokenizer.from_pretrained(candidate, **config)
         except (OSError, ValueError, ImportError) as error:
             logger.info("no tokenizer in %s: %s", candidate, error)
             continue
@@ -204,26 +207,12 @@ def _find_tokenizer(
     return None
 
 
-def _load_tokenizer(candidate: str, folder: Path) -> PreTrainedTokenizerBase:
-    if candidate != str(folder):
-        return AutoTokenizer.from_pretrained(candidate)
-    # The folder's config.json has a model type that the library does not know; it must not be asked.
-    return AutoTokenizer.from_pretrained(candidate, config=PreTrainedConfig())
-
-
 def _fill_special_tokens(model: ScaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
     """Ids that the checkpoint's configuration leaves open come from the tokenizer, as in the authors' training."""
     for name in ("bos_token_id", "eos_token_id"):
         for config in (model.config.text_config, model.generation_config):
             if getattr(config, name, None) is None:
                 setattr(config, name, getattr(tokenizer, name))
-
-
-def _build_processor(
-    config: ScaConfig, tokenizer: PreTrainedTokenizerBase, sam: str | os.PathLike[str] | None
-) -> ScaProcessor:
-    image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam)
-    return ScaProcessor.from_config(config, tokenizer, image_processor)
 
 
 # In the order of preference.
