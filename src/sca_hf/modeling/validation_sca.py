@@ -52,7 +52,7 @@ def check_format(version: Any, what: str) -> None:
         what: what has that format, for the message.
     """
     if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{what} has format_version {version!r}, expected a positive whole number.")
+        raise ValueError(f"{what} has format_version {version!r}, expected a whole number of at least 1.")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{what} has format {version}, but this code supports formats up to {FORMAT_VERSION}: update sca-hf (pip "
