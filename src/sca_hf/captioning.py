@@ -137,7 +137,7 @@ def caption_images(
     processor(original_sizes=[(8, 8)], task=task)  # an unknown task is a fault of no image
     named = list(images.items() if isinstance(images, Mapping) else zip(images, images, strict=True))
     if len(named) != len(prompts):
-        raise ValueError(f"{len(named)} images and {len(prompts)} lists of prompts; give a list for each image.")
+        raise ValueError(f"{len(named)} images but {len(prompts)} lists of prompts; give one list per image.")
     for start in range(0, len(named), batch_size):
         batch = []
         for (name, image), regions in zip(named[start:], prompts[start : start + batch_size], strict=False):

@@ -110,7 +110,7 @@ def lock_file(path: str | Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise LockedError(
-            f"{path} is being written by another process; wait until it ends, or name another output."
+            f"{path} is being written by another process; wait until it finishes, or choose another output."
         ) from None
     return lock
 
@@ -208,8 +208,8 @@ def removed_on_error(staging: Path, target: Path, min_bytes: Callable[[], int] =
         shutil.rmtree(staging, ignore_errors=True)
         free = shutil.disk_usage(target.parent).free
         raise DiskFullError(
-            f"{target} could not be written, the disk is full: it takes {needed / 1e6:.1f} MB or more beside what is "
-            f"there, {free / 1e6:.1f} MB are free; free some space and resume."
+            f"{target} could not be written, the disk is full: at least {needed / 1e6:.1f} MB more are needed, "
+            f"{free / 1e6:.1f} MB are free; free some space and resume."
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

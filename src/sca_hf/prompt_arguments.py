@@ -27,7 +27,7 @@ def parse_prompt(kind: str, text: str, regions: list[RegionPrompt]) -> None:
         region.box = _numbers(first, place, (4,), "x1,y1,x2,y2")
     elif _add_point(region, first, place) == 0 and not rest:
         if not regions:
-            raise ValueError(f"{place}: a point outside needs a region before it to be left out of.")
+            raise ValueError(f"{place}: an outside point needs a region before it.")
         region = regions.pop()
         _add_point(region, first, place)
     for point in rest:
@@ -64,7 +64,7 @@ def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
         return {None: _regions(content, path, "regions")}
     if isinstance(content, Mapping) and all(isinstance(value, list) for value in content.values()):
         return {name: _regions(value, path, name) for name, value in content.items()}
-    raise ValueError(f"{path} must hold a list of regions, or an object from image names to such lists.")
+    raise ValueError(f"{path} must contain a list of regions, or an object that maps image names to such lists.")
 
 
 def _regions(values: list[Any], path: Path, name: str) -> list[RegionPrompt]:
@@ -88,7 +88,7 @@ def _numbers(text: str, place: str, counts: tuple[int, ...], form: str) -> list[
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{place}: expected numbers as {form}.") from None
+        raise ValueError(f"{place}: expected numbers in the form {form}.") from None
     if len(values) not in counts:
         raise ValueError(f"{place}: expected {form}, got {len(values)} number(s).")
     return values

@@ -134,14 +134,14 @@ def test_convert_makes_a_model_that_info_takes(tmp_path, capsys):
     assert main(["convert", str(theirs), str(ours), "--tokenizer", str(words)]) == 2
     assert str(config["text_config"]["vocab_size"]) in capsys.readouterr().err
     assert main(["convert", str(theirs), str(ours)]) == 0
-    assert "weights taken over" in capsys.readouterr().out
+    assert "weights converted" in capsys.readouterr().out
     assert main(["info", str(ours)]) == 0
     assert "whole repository" in capsys.readouterr().out
 
 
 MISTAKES = {
     "a box of three numbers": (["--box", "1,2,3"], "--box 1,2,3: expected x1,y1,x2,y2"),
-    "a box of words": (["--box", "a,b,c,d"], "expected numbers as x1,y1,x2,y2"),
+    "a box of words": (["--box", "a,b,c,d"], "expected numbers in the form x1,y1,x2,y2"),
     "a label of 2": (["--point", "3,4,2"], "1 (inside) or 0 (outside)"),
     "only a point outside": (["--point", "3,4,0"], "needs a region before it"),
     "no such mask": (["--mask", "missing.png"], "missing.png"),
@@ -178,7 +178,7 @@ def test_a_mistake_gives_one_clear_error(mistake, model, image, capsys):
 
 REGION_FILES = {
     "no JSON": ("{", "is not JSON"),
-    "no list": ("3", "must hold a list"),
+    "no list": ("3", "must contain a list"),
     "an unknown key": ('[{"bbox": [1, 2, 3, 4]}]', "write `box`"),
     "no prompt": ("[{}]", "has no prompt"),
     "a box of strings": ('[{"box": ["1", 2, 3, 4]}]', "four finite numbers"),
@@ -206,7 +206,7 @@ def test_a_bad_regions_file_names_file_and_place(fault, model, image, tmp_path, 
 def test_a_model_that_is_not_there_is_named(command, name, image, capsys):
     arguments = ["info", name] if command == "info" else ["caption", image, "--model", name]
     assert main(arguments) == 2
-    assert f"error: {name} is neither the folder" in capsys.readouterr().err
+    assert f"error: {name} is neither a folder" in capsys.readouterr().err
 
 
 def test_a_picture_that_is_none_is_named(model, tmp_path, capsys):

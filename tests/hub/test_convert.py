@@ -90,7 +90,7 @@ def test_an_untied_head_that_is_absent_is_an_error(make_model, tmp_path):
     state = original_state_dict(model)
     del state["language_model.lm_head.weight"]
     source = write_checkpoint(tmp_path / "a", original_config(model), state)
-    with pytest.raises(OriginalFormatError, match=r"missing: language_model\.lm_head\.weight(.|\n)*head is absent"):
+    with pytest.raises(OriginalFormatError, match=r"missing: language_model\.lm_head\.weight(.|\n)*head is missing"):
         convert(source, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -124,8 +124,8 @@ def test_a_renamed_base_is_followed(mixer_only, online, lm, tmp_path):
     "fault, message",
     [
         ("gated", r"gated: accept its terms"),
-        ("removed", r"the Hub shows no such repository"),
-        ("rewritten", r"no such revision any more"),
+        ("removed", r"the Hub has no such repository"),
+        ("rewritten", r"no longer has this revision"),
         ("down", r"cannot be reached|cannot be had"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_folder_for_a_base_is_not_looked_for_on_behalf_of_the_hub(mixer_only, 
     HfApi(online.url).upload_folder(repo_id="org/of-a-folder", folder_path=tmp_path / "mixer")
     with pytest.raises(ValueError, match=r"org/of-a-folder takes its sam from a folder of the machine"):
         load("org/of-a-folder", tmp_path / "new")
-    with pytest.raises(ValueError, match=r"would name folders of this machine .*push"):
+    with pytest.raises(ValueError, match=r"would name folders on this machine .*push"):
         local.push_to_hub("org/never-made", include_base_models=False)
     assert ("model", "org/never-made") not in online.store.repositories
 

@@ -148,14 +148,14 @@ WHOLE = {
     ),
     "a part that is no configuration": (config(sam_config="../sam"), "sam_config must be a configuration or a dict"),
     "a SAM that is none": (config(sam_config__model_type="gpt2"), "sam_config has model_type 'gpt2'"),
-    "newer than this code": (config(format_version=2), "is of format 2, and this code knows formats up to 1: update"),
+    "newer than this code": (config(format_version=2), "has format 2, but this code supports formats up to 1: update"),
     "a format that is none": (config(format_version="one"), "format_version 'one', expected a whole number"),
     "a configuration that is no JSON": (
         text("config.json", "{'a': __import__('os')}"),
         "valid JSON|property name",
     ),
-    "weights in a folder outside": (sharded("../outside.safetensors"), "weights lie in .safetensors files beside"),
-    "weights in pickles": (sharded("model.bin"), "weights lie in .safetensors files beside"),
+    "weights in a folder outside": (sharded("../outside.safetensors"), "weights must be .safetensors files next to"),
+    "weights in pickles": (sharded("model.bin"), "weights must be .safetensors files next to"),
     "an index that is none": (
         lambda f: [(f / "model.safetensors").unlink(), (f / INDEX).write_text('{"weight_map": [1]}')],
         "is not an index of weight files",
@@ -222,12 +222,12 @@ WHOLE = {
     "a caption length that is a text": (processor(max_caption_length="20"), "max_caption_length is '20'"),
     "a task that is a number": (processor(tasks=[1, 2]), "tasks are a list of at least one name"),
     "an image size without end": (processor(image_processor={"size": BIG}), "longest_edge is 1000000000"),
-    "a processor newer than this code": (processor(format_version=2), "the processor's settings are of format 2"),
+    "a processor newer than this code": (processor(format_version=2), "the processor's settings have format 2"),
 }
 MIXER = {
     "a base that is a path": (base_models(repo_id="../../etc"), "is not a repository id"),
-    "a base in a folder above": (base_models(subfolder="../../secret"), "leads out of the repository"),
-    "a base that is not pinned": (base_models(revision=None), "pins nothing: it has no revision"),
+    "a base in a folder above": (base_models(subfolder="../../secret"), "points outside the repository"),
+    "a base that is not pinned": (base_models(revision=None), "is not pinned: it has no revision"),
     "a base with code": (base_models(trust_remote_code="yes"), r"unknown fields \['trust_remote_code'\]"),
     "a base that is two": (base_models(path="/etc"), "either a repo_id or a path"),
     "a base that is missing": (config(base_model_repos={"sam": {}}), "must say where 'sam' and 'language_model'"),

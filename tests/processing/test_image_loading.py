@@ -73,7 +73,7 @@ def column(images):
 def test_where_one_image_is_taken_several_are_refused():
     assert np.array_equal(np.asarray(as_image([PICTURE])), PIXELS)
     for several in ([PICTURE, PICTURE], np.stack([PIXELS] * 2), column([PICTURE] * 2)):
-        with pytest.raises(ValueError, match="expected one image, got 2; make a call for each"):
+        with pytest.raises(ValueError, match="expected one image, got 2; call it once per image"):
             as_image(several)
 
 
@@ -106,7 +106,7 @@ def address():
 def test_a_url_is_read_or_says_what_its_server_answered(address):
     for name in ("picture", "moved"):
         assert np.array_equal(np.asarray(as_images(f"{address}/{name}.png")[0]), PIXELS)
-    with pytest.raises(ValueError, match=r"image 0 .*nowhere.png.* cannot be read: .*the server answers 404"):
+    with pytest.raises(ValueError, match=r"image 0 .*nowhere.png.* cannot be read: .*the server answered 404"):
         as_images(f"{address}/nowhere.png")
     with pytest.raises(ValueError, match=r"image 1 \('http.*page.html'\) cannot be read: UnidentifiedImageError"):
         as_images([PICTURE, f"{address}/page.html"])

@@ -122,7 +122,7 @@ def test_the_seed_decides_whatever_was_drawn_before(model, processor, tmp_path):
 def test_what_was_taught_otherwise_is_not_taken(model, processor, tmp_path):
     teach(model, processor, tmp_path, steps=2)
     with pytest.raises(
-        ValueError, match=r"trained otherwise \(steps was 2 and is 3\): remove .*details to train it again"
+        ValueError, match=r"trained with other settings \(steps was 2 and is 3\): remove .*details to train it again"
     ):
         teach(model, processor, tmp_path, steps=3)
     pictures = Pictures(8)
@@ -154,7 +154,7 @@ def test_a_region_without_a_category_is_an_error(model, processor, tmp_path):
 
 
 def test_a_stream_is_an_error(model, processor, tmp_path):
-    with pytest.raises(ValueError, match="not on a streamed one"):
+    with pytest.raises(ValueError, match="not a streamed one"):
         pretrain_detail_encoder(model, processor, DrawnStream(Pictures(2), 0), tmp_path)
 
 

@@ -113,7 +113,7 @@ def test_a_finished_run_is_left_as_it_is(base, regions, tmp_path, monkeypatch):
     first = run_recipe(recipe(base, regions, tmp_path / "run"))
     monkeypatch.setattr(recipe_module, "build_model", lambda *_: pytest.fail("began again"))
     again = run_recipe(recipe(base, regions, tmp_path / "run"))
-    assert again.found_finished and "finished before" in str(again)
+    assert again.found_finished and "already finished" in str(again)
     assert again.metrics["eval"] == first.metrics["eval"]
     with pytest.raises(ValueError, match=r"another recipe \(training.learning_rate was 0.003 and is 0.1\)"):
         run_recipe(recipe(base, regions, tmp_path / "run", learning_rate=0.1))
@@ -236,7 +236,7 @@ def test_larger_patches_of_a_larger_picture_are_read_as_the_smaller_were(model):
     with pytest.raises(ValueError, match="patch_size is 24, expected a multiple of the old 16"):
         set_image_size(model, 192, patch_size=24)
     add_detail_encoder(model, [4, 4, 4, 8])
-    with pytest.raises(ValueError, match="keeps its patch size"):
+    with pytest.raises(ValueError, match="must keep its patch size"):
         set_image_size(model, 256, patch_size=32)
 
 

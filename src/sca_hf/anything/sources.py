@@ -44,7 +44,7 @@ class ImageItem:
     def boxes(self) -> list[list[float]]:
         """The boxes that a data set has for this image, xyxy."""
         if not isinstance(self.image, dict):
-            raise ValueError(f"{self.name} is a file and has no boxes of its own; name a file of boxes.")
+            raise ValueError(f"{self.name} is a file and has no boxes; pass a boxes file.")
         return [list(region["box"]) for region in self.image["regions"]]
 
 
@@ -88,7 +88,7 @@ def _with_own_names(items: list[ImageItem]) -> list[ImageItem]:
         ]
         counts = Counter(item.name for item in items)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise ValueError(f"two images are called {twice[0]}; caption their sources one by one.")
+        raise ValueError(f"two images have the name {twice[0]}; caption their sources one by one.")
     return items
 
 
@@ -132,7 +132,7 @@ def _standard_input() -> ImageItem:
     if not data:
         return ImageItem(name, ValueError("the standard input is empty."))
     if any(os.path.exists(line) for line in data[:4096].splitlines()[:1]):
-        return ImageItem(name, ValueError("the standard input holds names; pass them with xargs."))
+        return ImageItem(name, ValueError("the standard input contains file names; pass them with xargs."))
     return ImageItem(name, data)
 
 
@@ -178,7 +178,7 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     by_name = read_regions_file(path)
     if None in by_name:
         raise ValueError(
-            f"{path} does not say of which image its boxes are; give an object from image names to lists."
+            f"{path} does not say which image its boxes belong to; give an object that maps image names to lists."
         )
     for name, regions in by_name.items():
         if any(region.box is None for region in regions):

@@ -35,8 +35,8 @@ def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | 
 def add_loading(declared: Any) -> None:
     """Declares the options of commands that load a model."""
     add_revision(declared)
-    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
-    add_dtype(declared, "of the weights (default: as the model was saved)")
+    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda if available)")
+    add_dtype(declared, "dtype of the weights (default: as saved)")
     add_quiet(declared)
 
 
@@ -52,7 +52,7 @@ def add_dtype(declared: Any, text: str) -> None:
 
 def add_quiet(declared: Any) -> None:
     """Declares the option that `notice` heeds."""
-    declared.add_argument("--quiet", action="store_true", help="no progress and no notices: results and errors only")
+    declared.add_argument("--quiet", action="store_true", help="print only results and errors")
 
 
 def notice(options: argparse.Namespace, text: str) -> None:
@@ -145,14 +145,14 @@ def add_tools(declared: Any) -> None:
         "--shapes",
         choices=("pixels", "polygons", "boxes"),
         default="pixels",
-        help="what regions are there: their masks in pixels or as polygons, or boxes (default: %(default)s)",
+        help="how regions are written: masks in pixels, polygons or boxes (default: %(default)s)",
     )
 
 
 def check_picture_name(path: Path) -> None:
     """Raises unless a picture can be saved under this name."""
     if path.suffix.lower() not in _PICTURES:
-        raise ValueError(f"{path}: name a picture as .png, .jpg or .webp.")
+        raise ValueError(f"{path}: the name of a picture must end with .png, .jpg or .webp.")
 
 
 def prepare(path: Path) -> None:

@@ -21,7 +21,9 @@ def add(commands: Any) -> None:
     declared = command(commands, "scene", run, text, _SCENE_EXAMPLE)
     declared.add_argument("output", metavar="OUT.png", help="picture to write")
     declared.add_argument("--seed", type=int, default=20_000_000, help="20000000 and up: the unseen test scenes")
-    declared.add_argument("--regions", metavar="OUT.json", help="write prompts of its objects, for caption --regions")
+    declared.add_argument(
+        "--regions", metavar="OUT.json", help="write the prompts of its objects, for caption --regions"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

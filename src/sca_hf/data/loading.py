@@ -167,7 +167,7 @@ class RecordSource:
         found = re.search(self.group, name)
         if found is None:
             where = f"{values.get('source') or self.name}, image {values.get('image_id')}"
-            raise RegionRecordError(f"{where}: group={self.group!r} finds nothing in {name}")
+            raise RegionRecordError(f"{where}: group={self.group!r} does not match {name}")
         return found[1 if found.re.groups else 0]
 
     def _reader_options(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class PromptSource:
         """(height, width) bool, or None."""
         mask = region_mask(self.region, self.size, self.where)
         if mask is not None and not mask.any():
-            raise RegionRecordError(f"{self.where}: the mask is empty; give None where there is none.")
+            raise RegionRecordError(f"{self.where}: the mask is empty; give None if there is none.")
         return mask
 
     @cached_property

@@ -21,7 +21,7 @@ _NOTICED_FRACTION = 0.05
 _SHOWN_CLASSES = 10
 # What to do about what is left out.
 _REMEDIES = {
-    "crowd annotations": "crowd=keep reads them; CVAT marks every mask that was drawn by brush as a crowd",
+    "crowd annotations": "crowd=keep reads them; CVAT marks every brush mask as a crowd",
     "difficult objects": "difficult=true reads them",
     "regions below min_area": "a lower min_area reads more",
     "captions below min_score": "a lower min_score reads more",
@@ -133,7 +133,7 @@ class ReadReport:
         left_out = [f"left out {self._left_out_text()}"] if self.left_out else []
         remedies = [text for what, text in _REMEDIES.items() if self.left_out[what]]
         why = "; ".join([*self.messages[:1], *left_out, *remedies])
-        raise NothingLeftError(f"{self.source}: there is no usable image ({why or 'none was read'}).")
+        raise NothingLeftError(f"{self.source}: no usable image ({why or 'none was read'}).")
 
     def _left_out_text(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in sorted(self.left_out.items()))

@@ -222,7 +222,7 @@ def _point_problem(points: list[list[float]] | None, labels: list[int] | None, w
         return None
     if points is None or labels is None or len(points) != len(labels):
         counts = [None if values is None else len(values) for values in (points, labels)]
-        return f"there are {counts[0]} points and {counts[1]} labels, expected as many"
+        return f"there are {counts[0]} points but {counts[1]} labels, expected one label per point"
     if any(label not in (0, 1) for label in labels):
         return f"labels are {labels}, expected 1 (inside) or 0 (outside)"
     for point in points:
@@ -241,7 +241,7 @@ def _text_problem(region: Region, task: str) -> str | None:
     if any(not text.strip() for text in texts):
         return f"a text is blank: {texts}"
     if any(has_lone_surrogate(text) for text in (*region.captions, region.category or "")):
-        return f"a text has half of a surrogate pair: {texts}"
+        return f"a text has an unpaired surrogate: {texts}"
     return None
 
 

@@ -52,7 +52,7 @@ class Sample:
 
     def __init__(self, records: Sequence[PredictionRecord], tools: ScoringTools | None = None) -> None:
         if not records:
-            raise PredictionError("there is nothing to score: no record")
+            raise PredictionError("there is nothing to score: no records")
         self.records, self.tools = records, tools or ScoringTools()
         self.notes: dict[str, Any] = {}
         self.of_names = are_names(self.records)
@@ -96,7 +96,7 @@ class Sample:
     def _complain(self, name: str, lacking: Sequence[str | None]) -> None:
         if lacking:
             raise PredictionError(
-                f"{len(lacking)} of {len(self.records)} records have no {name}, the first is {lacking[0]}"
+                f"{len(lacking)} of {len(self.records)} records have no {name}; the first is {lacking[0]}"
             )
 
 
@@ -248,7 +248,7 @@ def _semantic_iou(sample: Sample) -> dict[str, Score]:
 def _semantic_similarity(sample: Sample) -> dict[str, Score]:
     name = sample.tools.encoder
     if name is None:
-        raise ValueError("semantic-similarity needs an encoder; published numbers are of all-MiniLM-L6-v2")
+        raise ValueError("semantic-similarity needs an encoder; published numbers use all-MiniLM-L6-v2")
     sample.notes["encoder"] = name
     said = [record.caption for record in sample.records]
     return {"semantic-similarity": _mean(m.semantic_similarity(said, sample.categories, m.mean_pooled_encoder(name)))}
@@ -300,7 +300,7 @@ class Bootstrap:
             raise ValueError(f'by is {self.by!r}, expected "region" or "image"')
         lost = next((record.id for record in records if record.image_id is None), None)
         if lost is not None:
-            raise PredictionError(f"record {lost} does not name its image, so images cannot be drawn")
+            raise PredictionError(f"record {lost} does not name its image, so images cannot be resampled")
         return [str(record.image_id) for record in records]
 
     def to_dict(self) -> dict[str, Any]:
@@ -471,7 +471,7 @@ def matching_order(first: ScoredFile, second: ScoredFile) -> list[int]:
         other = second.records[place]
         if sorted(record.references) != sorted(other.references):
             raise PredictionError(
-                f"record {record.id} has other references in {first.path} than in {second.path}: "
+                f"record {record.id} has different references in {first.path} and {second.path}: "
                 f"{record.references} and {other.references}."
             )
     return order
@@ -484,7 +484,7 @@ def _refuse(first: ScoredFile, second: ScoredFile, keys: Sequence[Sequence[str |
         for lost, file in zip(only, (first, second), strict=True)
         if lost
     ]
-    raise PredictionError(f"the files are not of the same regions: {'; '.join(said)}.")
+    raise PredictionError(f"the files do not have the same regions: {'; '.join(said)}.")
 
 
 def versions() -> dict[str, str]:

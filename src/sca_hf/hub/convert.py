@@ -55,7 +55,7 @@ class ConversionReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.destination}: {self.renamed} weights taken over ({self.parameters:,} parameters), "
+            f"{self.destination}: {self.renamed} weights converted ({self.parameters:,} parameters), "
             f"{len(self.dropped)} stale buffers dropped, {len(self.tied)} tied.",
             *self.notes,
         ]
@@ -201,7 +201,7 @@ def _find_tokenizer(
         return loaded
     where = f" (looked in {', '.join(candidates)})" if candidates else ""
     report.notes.append(
-        f"No tokenizer was found{where}: the model is written without a processor. Convert again with tokenizer= "
+        f"No tokenizer was found{where}: the model was written without a processor. Convert again with tokenizer= "
         "(--tokenizer), or save a ScaProcessor into the folder."
     )
     return None
@@ -230,7 +230,7 @@ def fetch_checkpoint(source: str | os.PathLike[str], revision: str | None = None
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
-            raise CheckpointError(f"{source} is a folder; a revision ({revision!r}) belongs to a repository id only.")
+            raise CheckpointError(f"{source} is a folder; a revision ({revision!r}) only applies to a repository id.")
         return folder
     if folder.exists():
         raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the weights.")
@@ -279,12 +279,12 @@ def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
     for name in names:
         path = index_path.parent / name
         if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{index_path} names the shard {name!r}, which is not beside it.")
+            raise CheckpointError(f"{index_path} names the shard {name!r}, which is not next to it.")
         state.update(_read_file(path))
     absent = [name for name in weight_map if name not in state]
     if absent:
         raise CheckpointError(
-            f"the shards of {index_path} lack {len(absent)} of its weights: {', '.join(absent[:10])}"
+            f"the shards of {index_path} are missing {len(absent)} of its weights: {', '.join(absent[:10])}"
         )
     return state
 
@@ -296,12 +296,12 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as plain tensors, and nothing else is ever loaded from it: {error}"
+            f"{path} cannot be read as plain tensors, and nothing else is loaded: {error}"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} must hold a dictionary of tensors, got a {type(state).__name__}.")
     if wrong := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{path} must hold tensors only; these are none: {', '.join(wrong[:5])}.")
+        raise CheckpointError(f"{path} must contain only tensors; these are not: {', '.join(wrong[:5])}.")
     return state
 
 

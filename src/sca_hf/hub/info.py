@@ -89,7 +89,7 @@ def scope_notice(name: str, scope: Mapping[str, Any] | None) -> str | None:
     """What to say before a model of narrow scope is used; None of others."""
     if not scope or not scope.get("narrow"):
         return None
-    knows = scope.get("knows") or f"little more than {scope.get('trained_on') or 'its training data'}"
+    knows = scope.get("knows") or f"only {scope.get('trained_on') or 'its training data'}"
     return f"{name} knows {knows.rstrip('.')}. {scope.get('limits', '')}".strip()
 
 

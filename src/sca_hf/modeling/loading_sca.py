@@ -122,7 +122,7 @@ class ScaLoadingMixin:
         peeked = _peek(cls.config_class, path, config, kwargs)
         repos = getattr(peeked, "base_model_repos", None)
         if base_models and not repos:
-            raise ValueError(f"base_models= belongs to a mixer-only repository, but {path} names no base models.")
+            raise ValueError(f"base_models= only applies to mixer-only repositories, but {path} names no base models.")
         if path is not None:
             # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
@@ -218,8 +218,8 @@ class ScaLoadingMixin:
         folders = [source["path"] for source in (self.base_sources or {}).values() if "path" in source]
         if folders:
             raise ValueError(
-                f"a mixer-only repository would name folders of this machine ({', '.join(folders)}), where nobody "
-                "else finds them: push SAM and the language model and load them from there, or push with "
+                f"a mixer-only repository would name folders on this machine ({', '.join(folders)}), which nobody "
+                "else has: push SAM and the language model and load them from there, or push with "
                 "include_base_models=True."
             )
 
@@ -300,11 +300,11 @@ class ScaLoadingMixin:
         self.config.language_model_adapter = has_adapter(self.language_model)
         if self.config.language_model_adapter and include_base_models:
             raise ValueError(
-                "the language model has adapters, which only a mixer-only repository can hold: merge them "
+                "the language model has adapters, which only a mixer-only repository can store: merge them "
                 "(sca_hf.training.adapters.merge_lora) or save with include_base_models=False."
             )
         if self.config.language_model_adapter and push_to_hub:
-            raise ValueError("push_to_hub=True would leave the adapters behind: save, then upload the folder.")
+            raise ValueError("push_to_hub=True would not upload the adapters: save, then upload the folder.")
 
     def check_adapters(self) -> None:
         """Raise where PEFT wrapped more than the language model, or that in a way which a repository cannot hold."""
@@ -312,8 +312,8 @@ class ScaLoadingMixin:
         for name, module in self.named_modules():
             if made_by_peft(module) and not (known and f"{name}.".startswith(f"{LANGUAGE_MODEL}.")):
                 raise ValueError(
-                    f"PEFT has put adapters into this model ({name}), which its own repository cannot hold: save them "
-                    "by the wrapper that get_peft_model returned (peft_model.save_pretrained; load with "
+                    f"PEFT has added adapters to this model ({name}), which its own repository cannot store: save "
+                    "them with the wrapper that get_peft_model returned (peft_model.save_pretrained; load with "
                     "PeftModel.from_pretrained(model, folder)), merge them (peft_model.merge_and_unload()), or adapt "
                     "the language model alone: model.language_model = get_peft_model(model.language_model, config)."
                 )
@@ -330,13 +330,13 @@ class ScaLoadingMixin:
         if not self.base_sources:
             raise ValueError(
                 "a mixer-only repository could not name this model's SAM and language model: they were built here or "
-                "given as loaded models. Save with include_base_models=True, or build from repositories or folders."
+                "passed as loaded models. Save with include_base_models=True, or build from repositories or folders."
             )
         if changed := changed_weights(self._base_samples, sample_base_weights(self)):
             raise ValueError(
                 f"{len(changed)} weights of SAM or the language model have changed since they were loaded "
-                f"({', '.join(changed[:3])}), as when adapters are merged; a mixer-only repository would take them "
-                "from where they came: save with include_base_models=True."
+                f"({', '.join(changed[:3])}), for instance by merged adapters; a mixer-only repository would load "
+                "the original ones: save with include_base_models=True."
             )
 
     def _trainable_base_weights(self) -> list[str]:

@@ -52,10 +52,10 @@ def check_format(version: Any, what: str) -> None:
         what: what has that format, for the message.
     """
     if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{what} has format_version {version!r}, expected a whole number from 1 on.")
+        raise ValueError(f"{what} has format_version {version!r}, expected a whole number of at least 1.")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{what} is of format {version}, and this code knows formats up to {FORMAT_VERSION}: update sca-hf (pip "
+            f"{what} has format {version}, but this code supports formats up to {FORMAT_VERSION}: update sca-hf (pip "
             "install -U sca-hf), or load with trust_remote_code=True, which takes the code from the repository."
         )
 
@@ -125,12 +125,12 @@ def check_base_models(repos: Any) -> None:
             raise ValueError(f"{where} must have either a repo_id or a path, got {dict(source)}.")
         needed = "revision" if "repo_id" in source else "sha256"
         if not source.get(needed):
-            raise ValueError(f"{where} pins nothing: it has no {needed}.")
+            raise ValueError(f"{where} is not pinned: it has no {needed}.")
         if not _REPOSITORY_ID.fullmatch(source.get("repo_id", "x")) or ".." in source.get("repo_id", ""):
             raise ValueError(f"{where}: {source['repo_id']!r} is not a repository id.")
         for key in ("subfolder", "revision"):
             if any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x"))):
-                raise ValueError(f"{where}: the {key} {source[key]!r} leads out of the repository.")
+                raise ValueError(f"{where}: the {key} {source[key]!r} points outside the repository.")
 
 
 def check_scope(scope: Any) -> None:
@@ -164,7 +164,7 @@ def check_shard_index(path: Path) -> list[str]:
         raise ValueError(f"{path} is not an index of weight files (a JSON object with a weight_map).") from error
     for name in names:
         if not isinstance(name, str) or re.split(r"[/\\]", name) != [name] or not name.endswith(".safetensors"):
-            raise ValueError(f"{path} names {name!r}; weights lie in .safetensors files beside their index.")
+            raise ValueError(f"{path} names {name!r}; weights must be .safetensors files next to their index.")
     return sorted(names)
 
 
@@ -278,8 +278,8 @@ def warn_of_lost_tasks(given: Mapping[str, Any], task_ids: Any, tasks: tuple[str
     """Warn where a wrapper kept `task_ids` to itself, as PEFT's do with a `task_type`; what is `given` shows them."""
     if task_ids is None and "inputs_embeds" in given and len(tasks) > 1:
         logger.warning_once(
-            "forward() was called by a wrapper that keeps task_ids to itself, as PEFT's with a task_type do: every "
-            "region is read as a 'caption'. If any is of another task, leave task_type out of the LoraConfig."
+            "forward() was called by a wrapper that drops task_ids, like PEFT's with a task_type: every region is "
+            "treated as 'caption'. If any has another task, remove task_type from the LoraConfig."
         )
 
 
@@ -293,9 +293,9 @@ def check_training_inputs(
     if labels is not None and input_ids is None:
         raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
     if input_ids is not None and not input_ids.shape[-1]:
-        raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
+        raise ValueError(f"input_ids {tuple(input_ids.shape)} have no tokens.")
     if mask_labels is not None and output_masks is False:
-        raise ValueError("mask_labels need masks to compare with: leave out output_masks=False.")
+        raise ValueError("mask_labels need masks to compare with: remove output_masks=False.")
 
 
 def check_prompts(batch_size: int, prompts: dict[str, torch.Tensor | None]) -> None:
@@ -334,7 +334,7 @@ def as_mask_table(
     index = prompts["mask_index"]
     if masks is None:
         if index is not None and prompts.get("prompt_layout") is None:
-            raise ValueError("mask_index chooses among input_masks, which are not given.")
+            raise ValueError("mask_index indexes input_masks, which were not passed.")
         return None, index
     size = tuple(4 * side for side in images.shape[2:])
     if tuple(masks.shape[-2:]) == size:

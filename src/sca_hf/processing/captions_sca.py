@@ -26,8 +26,8 @@ def region_captions(captions: Any, counts: Sequence[int]) -> list[list[str | Non
     for image, (regions, count) in enumerate(zip(by_image, counts, strict=True)):
         if len(regions) != count:
             raise ValueError(
-                f"captions: image {image} has {len(regions)} caption(s) for {count} region(s); give one per region, "
-                "None where there is none."
+                f"captions: image {image} has {len(regions)} caption(s) for {count} region(s); pass one per region, "
+                "None for a region without one."
             )
         for region, caption in enumerate(regions):
             if caption is not None and (not isinstance(caption, str) or not caption.strip()):
@@ -61,7 +61,7 @@ def encode_captions(
     if eos is None:
         raise ValueError("the tokenizer has no EOS token, so captions could not end; set tokenizer.eos_token.")
     if add_bos and bos is None:
-        raise ValueError("caption_add_bos is set, but the tokenizer has no BOS token; set tokenizer.bos_token.")
+        raise ValueError("caption_add_bos is set but the tokenizer has no BOS token; set tokenizer.bos_token.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
     head = [bos] if add_bos else []
     if max_length < len(head) + 2:
@@ -153,7 +153,7 @@ def split_output(outputs: Any, region_mask: Any) -> tuple[Any, Any]:
     if isinstance(outputs, dict) or hasattr(outputs, "sequences"):
         outputs = dict(outputs)
         if outputs.get("sequences") is None:
-            raise ValueError("the output has no sequences to decode; give what generate returned.")
+            raise ValueError("the output has no sequences to decode; pass the output of generate.")
         return outputs["sequences"], region_mask if region_mask is not None else outputs.get("region_mask")
     return outputs, region_mask
 
@@ -205,7 +205,7 @@ def _task_id(name: Any, tasks: Sequence[str], where: str) -> int:
 def _text_use(tasks: Sequence[str]) -> str:
     return (
         "the model takes no prompt text, only the name of a task "
-        f"({', '.join(map(repr, tasks))}) or an empty text; captions to learn from go into captions="
+        f"({', '.join(map(repr, tasks))}) or an empty text; pass training captions as captions="
     )
 
 

@@ -57,7 +57,7 @@ def as_image(image: Any) -> Image.Image:
     """Read the one image of a call that takes no more, in any form of [`as_images`]."""
     images = as_images(image)
     if len(images) > 1:
-        raise ValueError(f"expected one image, got {len(images)}; make a call for each of them.")
+        raise ValueError(f"expected one image, got {len(images)}; call it once per image.")
     return images[0]
 
 
@@ -92,8 +92,8 @@ def check_size(size: tuple[int, int], resized: tuple[int, int], index: int) -> N
         raise ValueError(f"image {index} has no pixels: its size is {size[1]} x {size[0]} (width x height).")
     if min(resized) < 1:
         raise ValueError(
-            f"image {index} of {size[1]} x {size[0]} pixels (width x height) is too narrow: resized to {max(resized)} "
-            "pixels on its long side, its short side has none. Crop it first."
+            f"image {index} of {size[1]} x {size[0]} pixels (width x height) is too narrow: resized to "
+            f"{max(resized)} pixels on its long side, its short side would have none. Crop it first."
         )
 
 
@@ -114,7 +114,7 @@ def longest_edge(size: Any) -> int:
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
     if side > _MAX_SIDE:
-        raise ValueError(f"the image processor's longest_edge is {side}; at most {_MAX_SIDE} pixels make sense.")
+        raise ValueError(f"the image processor's longest_edge is {side}; the limit is {_MAX_SIDE} pixels.")
     return side
 
 
@@ -172,8 +172,8 @@ def read_picture(source: Any, where: str, read: Callable[[], _Read]) -> _Read:
         raise FileNotFoundError(f"{where}: there is no file {_name(source)}.") from None
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{where} ({_name(source)}) is larger than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels "
-            f"that protects from decompression bombs ({error}). If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"{where} ({_name(source)}) is larger than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels that "
+            f"protects against decompression bombs ({error}). If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
     # Decoders raise whatever they like on a damaged file.
     except Exception as error:
@@ -190,7 +190,7 @@ def _fetch(url: str, timeout: float | None) -> bytes:
     # By the library's own client; the library itself would take the page that says "not found" for the picture.
     answer = image_utils.httpx.get(url, timeout=timeout, follow_redirects=True)
     if answer.is_error:
-        raise ValueError(f"the server answers {answer.status_code} {answer.reason_phrase}")
+        raise ValueError(f"the server answered {answer.status_code} {answer.reason_phrase}")
     content: bytes = answer.content
     return content
 

@@ -87,7 +87,7 @@ class ScaProcessor(ProcessorMixin):
     ) -> None:
         if format_version != FORMAT_VERSION:
             raise ValueError(
-                f"the processor's settings are of format {format_version}, and this code knows {FORMAT_VERSION}: "
+                f"the processor's settings have format {format_version}, but this code supports {FORMAT_VERSION}: "
                 "update sca-hf (pip install -U sca-hf), or load with trust_remote_code=True, which takes the code "
                 "from the repository."
             )
@@ -125,7 +125,7 @@ class ScaProcessor(ProcessorMixin):
         if image_processor is None:
             image_processor = sam_image_processor(side, mask_size)
         if longest_edge(image_processor.size) != side:
-            raise ValueError(f"the image processor makes {image_processor.size}, but the model takes {side} pixels.")
+            raise ValueError(f"the image processor gives {image_processor.size}, but the model takes {side} pixels.")
         return cls(
             image_processor,
             tokenizer,
@@ -209,7 +209,7 @@ class ScaProcessor(ProcessorMixin):
         default = "caption" if "caption" in self.tasks else self.tasks[-1]
         named = [] if text is None else text_tasks(text, self.tasks, num_images)
         if any(named) and task is not None:
-            raise ValueError(f"the task is named twice, by text={text!r} and task={task!r}; leave one of them out.")
+            raise ValueError(f"the task is given twice, as text={text!r} and task={task!r}; remove one of them.")
         return [name or default for name in named] or default if task is None else task
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -231,7 +231,7 @@ class ScaProcessor(ProcessorMixin):
     ) -> tuple[dict[str, Any], list[tuple[int, int]], list[tuple[int, int]], int]:
         """Return the tensors of the images, their sizes, their resized sizes, and the side of the padded square."""
         if (images is None) == (original_sizes is None):
-            raise ValueError("give either images or, for prompts of cached embeddings, original_sizes.")
+            raise ValueError("pass either images or, for prompts of cached embeddings, original_sizes.")
         side = longest_edge(options.get("size") or self.image_processor.size)
         if images is None:
             sizes = check_sizes(original_sizes)
@@ -257,7 +257,7 @@ class ScaProcessor(ProcessorMixin):
         max_length = options.get("max_length") or self.max_caption_length
         padding = options.get("padding", True)
         if padding not in (None, True, "longest", "max_length"):
-            raise ValueError(f"padding={padding!r}: captions of a batch are padded to the longest, or to max_length.")
+            raise ValueError(f"padding={padding!r}: captions can be padded to the longest, or to max_length.")
         pad_to = max_length if padding == "max_length" else 0
         by_region = region_captions(captions, counts) if captions is not None else [[] for _ in counts]
         encoded = encode_captions(by_region, self.tokenizer, shape, max_length, self.caption_add_bos, pad_to)
@@ -307,7 +307,7 @@ class ScaProcessor(ProcessorMixin):
             return texts
         region_mask = to_list(region_mask)
         if [len(row) for row in texts] != [len(row) for row in region_mask]:
-            raise ValueError("region_mask and the ids differ in their images or regions; give those of one call.")
+            raise ValueError("region_mask and the ids differ in images or regions; pass those of one call.")
         return [[t for t, real in zip(*row, strict=True) if real] for row in zip(texts, region_mask, strict=True)]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
@@ -326,7 +326,7 @@ class ScaProcessor(ProcessorMixin):
         """Decode ids of any shape, or the output of `generate`, to a flat list of texts; padded regions give `""`."""
         ids = as_id_array(split_output(generated_outputs, None)[0])
         if not isinstance(ids, np.ndarray):
-            raise ValueError("the ids are ragged lists; give one array, or decode them with batch_decode.")
+            raise ValueError("the ids are ragged lists; pass one array, or decode them with batch_decode.")
         return self._decode_rows(skip_special_tokens, kwargs)(id_rows(ids))
 
     def post_process_masks(

@@ -72,9 +72,7 @@ def pretrain_detail_encoder(
     if encoder is None:
         raise ValueError("the model has no detail encoder to train: add_detail_encoder(model, widths) first.")
     if not hasattr(records, "__len__"):
-        raise ValueError(
-            "a detail encoder is pretrained on a data set whose names are known beforehand, not on a streamed one."
-        )
+        raise ValueError("a detail encoder needs a data set whose names are known in advance, not a streamed one.")
     file = Path(output_dir) / DETAILS / _WEIGHTS
     names = region_names(records.dataset)
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "regions_per_image": regions_per_image}
@@ -93,7 +91,7 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads((stored.metadata() or {}).get(_SETTINGS, "{}"))
     if changed := differences(before, settings):
         raise ValueError(
-            f"{file} was trained otherwise ({'; '.join(changed)}): remove {file.parent} to train it again."
+            f"{file} was trained with other settings ({'; '.join(changed)}): remove {file.parent} to train it again."
         )
 
 

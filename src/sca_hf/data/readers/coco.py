@@ -105,7 +105,7 @@ def place_image(
     except (KeyError, TypeError, ValueError) as error:
         raise RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})") from None
     if path is None:
-        raise RegionRecordError(f"{where}: its file name leads out of the folder of images")
+        raise RegionRecordError(f"{where}: its file name points outside the image folder")
     return path, size
 
 
@@ -137,9 +137,7 @@ class _CocoFile:
         rows: dict[Any, list[dict[str, Any]]] = {id_key(image.get("id")): [] for image in images}
         if len(rows) < len(images):
             twice = [key for key, count in Counter(id_key(image.get("id")) for image in images).items() if count > 1]
-            raise ValueError(
-                f"{self.path}: two images have the id {twice[0]}, so that nobody knows whose boxes are whose."
-            )
+            raise ValueError(f"{self.path}: two images have the id {twice[0]}, so their boxes cannot be told apart.")
         if isinstance(self.locate, Locator):
             self.locate.expect(images)
         strays: list[dict[str, Any]] = []
@@ -148,11 +146,11 @@ class _CocoFile:
             rows.get(id_key(row.get("image_id")), strays).append(row)
         for row in strays:
             where = f"{self.path}, image {row.get('image_id')}"
-            yield RegionRecordError(f"{where}: there is no such image, but the annotation {row.get('id')} on it")
+            yield RegionRecordError(f"{where}: annotation {row.get('id')} refers to this image, which does not exist")
         self.notes: list[str] = []
         self.in_fractions = _in_fractions(row.get("bbox") for row in annotations)
         if self.in_fractions:
-            self.notes.append("no number of any box exceeds 1: boxes are taken as fractions of the image's sides")
+            self.notes.append("no box has a number above 1: boxes are read as fractions of the image's sides")
         unread = sorted(
             {key for row in annotations for key in _UNREAD_TEXTS & row.keys() if isinstance(row[key], str)}
         )
@@ -205,7 +203,7 @@ class _CocoFile:
         self, row: Mapping[str, Any], size: tuple[int, int], categories: Mapping[Any, str], seen: set[Any]
     ) -> dict[str, Any]:
         if row.get("id") is None or row["id"] in seen:
-            raise ValueError("the annotation has no id" if row.get("id") is None else "two annotations have this id")
+            raise ValueError("an annotation has no id" if row.get("id") is None else "two annotations have this id")
         seen.add(row["id"])
         captions, category = _captions(row), categories.get(id_key(row.get("category_id")))
         if category is None and (not captions or (row.get("category_id") is not None and categories)):
@@ -314,7 +312,7 @@ def _rotation(row: Mapping[str, Any]) -> float:
     for key in _ANGLES:
         if key in row and row[key] and given is None:
             raise ValueError(
-                f"its box is turned by {key} = {row[key]!r}, in what unit and direction is not known; export polygons"
+                f"its box is rotated by {key} = {row[key]!r}, in an unknown unit and direction; export polygons"
             )
     return read_degrees(given)
 
@@ -390,7 +388,7 @@ def _polygon(values: Any) -> list[float]:
     # What is far outside would make the rasterizer run forever.
     if len(polygon) % 2 or not all(abs(value) < 1e6 for value in polygon):
         raise ValueError(
-            "segmentation has a polygon of an odd number of coordinates, or a coordinate that is not a number"
+            "segmentation has a polygon with an odd number of coordinates, or a coordinate that is not a number"
         )
     return polygon
 

@@ -175,11 +175,13 @@ class FolderIndex:
         found = fitting.get(shared, [])
         if found and shared < len(asked) and self._ends[tuple(asked[-shared:])] > 1:
             raise RegionRecordError(
-                f"{name!r} is not in {self.folder}, and {found[0].name} there may be that of others"
+                f"{name!r} is not in {self.folder}, and {found[0].name} there may belong to another image"
             )
         if len(found) > 1:
             listed = ", ".join(str(path.relative_to(self.folder)) for path in sorted(found)[:5])
-            raise RegionRecordError(f"{name!r} may be any of {listed} in {self.folder}; name the folder of one")
+            raise RegionRecordError(
+                f"{name!r} may be any of {listed} in {self.folder}; include the folder in the name"
+            )
         return found[0] if found else None
 
     @cached_property

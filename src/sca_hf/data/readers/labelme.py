@@ -50,7 +50,7 @@ def read_labelme(
         raise ValueError(f"root: {root} is not a directory, expected the one with the JSON files.")
     paths = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
     if not paths:
-        raise ValueError(f"{root} holds no JSON file.")
+        raise ValueError(f"{root} has no JSON files.")
     index = FolderIndex(Path(images)) if images else None
     stems = {path.with_suffix("") for path in paths}
     pictures = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -134,7 +134,7 @@ def _region(
     places = [_place(shape, size) for shape in shapes]
     masks = [mask for _, mask in places if mask is not None]
     if masks and len(masks) < len(places):
-        raise ValueError(f"its group_id {shapes[0].get('group_id')} joins rectangles and polygons; use one of both")
+        raise ValueError(f"its group_id {shapes[0].get('group_id')} mixes rectangles and polygons; use only one kind")
     box = [min(b[0] for b, _ in places), min(b[1] for b, _ in places)]
     box += [max(b[2] for b, _ in places), max(b[3] for b, _ in places)]
     mask = None if not masks else masks[0] if len(masks) == 1 else _united(masks)

@@ -98,7 +98,7 @@ def _instances(path: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[st
             {row["id"]: str(row["name"]) for row in content["categories"]},
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not as refer's: {error} is missing.") from None
+        raise ValueError(f"{path} is not in refer's format: {error} is missing.") from None
 
 
 def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:
@@ -115,7 +115,9 @@ def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:
                 chosen.setdefault(ref["image_id"], []).append(ref)
                 ref["ref_id"]  # the order of the regions
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not as refer's: expected a list of refs with split and ids ({error}).") from None
+        raise ValueError(
+            f"{path} is not in refer's format: expected a list of refs with split and ids ({error})."
+        ) from None
     if not chosen:
         raise ValueError(f"split is {split!r}, {path} has {', '.join(sorted(splits)) or 'no refs'}.")
     return chosen
@@ -179,11 +181,11 @@ class _PlainUnpickler(pickle.Unpickler):
             return _PLAIN_CLASSES[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, which plain values do not need"
+                f"it loads {module_name}.{global_name}, which plain values do not need"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside of the file")
+        raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def load_plain_pickle(path: str | Path) -> Any:

@@ -136,7 +136,7 @@ def _read_table(path: Path) -> Any:
             return parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
-    raise ValueError(f"captions: {path} is none of .tsv, .jsonl and .parquet.")
+    raise ValueError(f"captions: {path} is not a .tsv, .jsonl or .parquet file.")
 
 
 def _numbers(table: Any, column: str, path: Path) -> np.ndarray:
@@ -224,7 +224,7 @@ def _record(
     for key, captions in table.of_image(number).items():
         problem = f"{where}, image sa_{number}, region {key}"
         if key not in rows:
-            regions.append(RegionRecordError(f"{problem}: the table has it, the annotations have not"))
+            regions.append(RegionRecordError(f"{problem}: it is in the table but not in the annotations"))
             continue
         try:
             box = xywh_box(rows[key].get("bbox"))

@@ -133,7 +133,7 @@ def _image(image: Any, index: FolderIndex) -> Any:
     if found is not None and not given.is_absolute() and not found.is_file():
         found = index.find(name, whole=True) or found
     if found is None or ".." in given.parts:
-        raise ValueError(f"its image {name!r} does not lie in {images}")
+        raise ValueError(f"its image {name!r} is not in {images}")
     return str(found)
 
 

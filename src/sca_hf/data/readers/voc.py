@@ -122,7 +122,7 @@ class _VocFolder:
         for path in self.files(None):
             with suppress(OSError):  # told when it is read
                 if _ZERO.search(path.read_bytes()):
-                    return False, [f"pixels are taken to count from 0: {path} has an edge of 0"]
+                    return False, [f"pixels are read as 0-based: {path} has an edge of 0"]
         return True, []
 
     def files(self, split: str | None) -> list[Path]:
@@ -130,7 +130,7 @@ class _VocFolder:
         if split is None:
             found = [path for path in self.annotations.rglob("*") if path.suffix.lower() == ".xml"]
             if not found:
-                raise ValueError(f"{self.annotations} holds no XML file; say annotations=FOLDER.")
+                raise ValueError(f"{self.annotations} has no XML files; pass annotations=FOLDER.")
             # Names that begin with a dot are what file systems leave behind.
             return sorted(path for path in found if not path.name.startswith("."))
         listed = inside(self.root / "ImageSets" / "Main", f"{split}.txt")
@@ -144,7 +144,7 @@ class _VocFolder:
         paths = [inside(self.annotations, f"{stem}.xml") for stem in stems]
         for stem, path in zip(stems, paths, strict=True):
             if path is None:
-                raise ValueError(f"{listed} names {stem!r}, which leads out of {self.annotations}.")
+                raise ValueError(f"{listed} names {stem!r}, which points outside {self.annotations}.")
         return [path for path in paths if path is not None]
 
     def record(self, path: Path, annotation: ElementTree.Element, rule: _SizeRule) -> dict[str, Any]:
@@ -181,8 +181,8 @@ class _VocFolder:
         by_stem = find_file(folders, spellings(path.stem + (Path(named).suffix or ".jpg")))
         if by_name and by_stem and not by_name.samefile(by_stem) and self.picture is None:
             raise RegionRecordError(
-                f"{where}: the XML's filename leads to {by_name}, its own name to {by_stem}; "
-                'say which holds with picture="filename" or picture="stem"'
+                f"{where}: the XML's filename means {by_name}, its own name {by_stem}; "
+                'choose with picture="filename" or picture="stem"'
             )
         found = (by_stem or by_name) if self.picture == "stem" else (by_name or by_stem)
         if found is None:  # under another spelling of its name
@@ -296,7 +296,7 @@ def _box(item: ElementTree.Element, one_based: bool, scale: tuple[float, float])
     x0, y0, x1, y1 = edges
     # Counted from 1 this would be a single pixel; what it is, is a click without a drag.
     if one_based and 0 in (x0, y0):
-        raise ValueError("an edge is 0, but one_based=True counts pixels from 1; leave it out, or say one_based=False")
+        raise ValueError("an edge is 0, but one_based=True counts pixels from 1; omit it, or pass one_based=False")
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"bndbox {x0:g}, {y0:g}, {x1:g}, {y1:g} is empty, expected xmin < xmax and ymin < ymax")
     shift = 1 if one_based else 0

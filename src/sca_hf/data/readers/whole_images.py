@@ -31,7 +31,8 @@ def read_coco_captions(
     for row in rows_of(content, "annotations", source):
         if row.get("image_id") not in captions:
             yield RegionRecordError(
-                f"{source}, image {row.get('image_id')}: there is no such image, but the caption {row.get('id')} of it"
+                f"{source}, image {row.get('image_id')}: caption {row.get('id')} refers to this image, which does "
+                "not exist"
             )
             continue
         captions[row["image_id"]].append(str(row.get("caption") or "").strip())
@@ -71,7 +72,7 @@ def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption")
         try:
             path = index.find(row["image"], whole=True) or inside(index.folder, row["image"])
             if path is None:
-                raise RegionRecordError("its file name leads out of the folder of images")
+                raise RegionRecordError("its file name points outside the image folder")
             size = image_size(path)
         except RegionRecordError as error:
             yield RegionRecordError(f"{where}: {error}")

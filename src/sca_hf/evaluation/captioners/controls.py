@@ -88,7 +88,7 @@ def _shuffled(records: list[PredictionRecord], seed: int | None) -> list[Predict
     if seed is None:
         return records
     if len(records) < 2:
-        raise ValueError("one region cannot be shuffled; there must be another.")
+        raise ValueError("one region cannot be shuffled; at least two are needed.")
     order = np.random.default_rng(seed).permutation(len(records))
     # Each takes from the next in a random ring, so that none keeps its own.
     takes_from = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))

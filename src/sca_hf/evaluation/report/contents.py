@@ -155,7 +155,7 @@ def _names(files: Sequence[ScoredFile]) -> list[str]:
         names = [kind(file) for file in files]
         if len(set(names)) == len(names):
             return names
-    raise PredictionError(f"a file is given twice: {', '.join(str(file.path) for file in files)}.")
+    raise PredictionError(f"a file was given twice: {', '.join(str(file.path) for file in files)}.")
 
 
 def _by_size(records: Sequence[PredictionRecord]) -> list[Part]:

@@ -54,10 +54,12 @@ def incomplete_reason(checkpoint: Path) -> str | None:
         files = manifest.get("files") if isinstance(manifest, dict) else None
         if not isinstance(files, dict):
             return f"{MANIFEST} cannot be read"
-        return next((f"{name} is missing or cut" for name, size in files.items() if sizes.get(name) != size), None)
+        return next(
+            (f"{name} is missing or truncated" for name, size in files.items() if sizes.get(name) != size), None
+        )
     state = read_json(checkpoint / TRAINER_STATE_NAME)
     if not isinstance(state, dict) or state.get("global_step") != _step(checkpoint):
-        return f"{TRAINER_STATE_NAME} is missing or cut"
+        return f"{TRAINER_STATE_NAME} is missing or truncated"
     return next((f"{name} is cut" for name in sizes if not _is_complete(checkpoint / name, set(sizes))), None)
 
 

@@ -190,7 +190,7 @@ class WholeCheckpoints(Trainer):
     def _checked_checkpoint(self, wanted: str | Path | bool) -> Path:
         path = last_checkpoint(self.args.output_dir) if wanted is True else Path(str(wanted))
         if path is None or not path.is_dir():
-            raise CheckpointError(f"There is no whole checkpoint {path or 'in ' + self.args.output_dir}.")
+            raise CheckpointError(f"There is no complete checkpoint {path or 'in ' + self.args.output_dir}.")
         if reason := incomplete_reason(path):
             other = last_checkpoint(path.parent)
             remedy = f"resume from {other}" if other else "start from scratch"
@@ -201,15 +201,15 @@ class WholeCheckpoints(Trainer):
             )
         manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict):
-            logger.warning("%s does not say what run it belongs to: taken on trust.", path)
+            logger.warning("%s does not record which run it belongs to: it is trusted.", path)
         elif different := run_differences(manifest.get("run", {}), self._run):
             message = f"The checkpoint {path} belongs to another run: {'; '.join(different)}."
             if not getattr(self.args, "allow_changed_resume", False):
                 raise CheckpointError(
-                    f"{message} Give the former values, start again in another output_dir, or set "
-                    "allow_changed_resume=True to resume as another run."
+                    f"{message} Use the former values, start in another output_dir, or set allow_changed_resume=True "
+                    "to resume as another run."
                 )
-            logger.warning("%s Resuming all the same.", message)
+            logger.warning("%s Resuming anyway.", message)
         return path
 
     def get_train_dataloader(self) -> DataLoader:
@@ -287,7 +287,9 @@ class WholeCheckpoints(Trainer):
                 self._finish(self._staging / target.name, target)
         except DiskFullError as error:
             last = last_checkpoint(run_dir)
-            raise CheckpointError(f"{error} " + (f"The last whole checkpoint is {last}." if last else "")) from error
+            raise CheckpointError(
+                f"{error} " + (f"The last complete checkpoint is {last}." if last else "")
+            ) from error
         finally:
             self._staging = None
         if self.args.push_to_hub:
@@ -418,10 +420,12 @@ class ShardedCheckpoints(WholeCheckpoints):
         if self.is_world_process_zero():
             file = checkpoint / TRAINED_WEIGHTS
             if not file.is_file():
-                raise FileNotFoundError(f"{checkpoint} has no {TRAINED_WEIGHTS}: it is of a run without FSDP.")
+                raise FileNotFoundError(f"{checkpoint} has no {TRAINED_WEIGHTS}: it is from a run without FSDP.")
             weights = load_file(file)
             if different := sorted(self._trained_names() ^ set(weights)):
-                raise ValueError(f"{file} is of another model or preset: {different[:3]} are in one of them only.")
+                raise ValueError(
+                    f"{file} belongs to another model or preset: {different[:3]} are in only one of them."
+                )
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(self.model, weights, options=options)
 

@@ -57,11 +57,11 @@ class RunResult:
     def __str__(self) -> str:
         lines = [f"model: {self.model}"]
         if self.found_finished:
-            lines[0] += f" (finished before; remove {self.model.parent} or give another output to train again)"
+            lines[0] += f" (already finished; remove {self.model.parent} or choose another output to train again)"
         if early := self.metrics.get("stopped_early"):
             lines.append(early)
         if new := self.metrics.get("trained_from_scratch"):
-            lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(new)}")
+            lines.append(f"new or changed, trained only by this recipe: {', '.join(new)}")
         lines += [f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items()]
         return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
@@ -151,7 +151,7 @@ def _scope(trainer: ScaTrainer, recipe: Recipe) -> dict[str, Any]:
     if hasattr(records, "__len__") and asks_for_names(IndexedRecords(records), trainer.args.task):
         names = region_names(records)
         told |= {"knows": shorten(f"{len(names)} names: {', '.join(names)}", 900, placeholder=" ..."), "narrow": True}
-        told["limits"] = "It says one of these names of anything else too."
+        told["limits"] = "It uses one of these names for anything else too."
     return {**told, "trained_on": shorten(told["trained_on"], 900, placeholder=" ..."), **recipe.model.scope}
 
 
@@ -161,9 +161,9 @@ def _where_stopped(trainer: ScaTrainer) -> str:
     saved = checkpoint.name.rpartition("-")[2] if checkpoint else None
     at = f"at step {trainer.state.global_step} of {trainer.state.max_steps}"
     if not trainer.state.max_steps:
-        at = "before its first step of this call"
-    start = f"from step {saved}" if saved else "from the start, as no checkpoint was written"
-    return f"stopped {at}, the same command resumes {start}. Nothing is marked as finished."
+        at = "before the first step of this call"
+    start = f"from step {saved}" if saved else "from the start, because no checkpoint was written"
+    return f"stopped {at}, the same command resumes {start}. The run is not marked as finished."
 
 
 def _early_finish(trainer: ScaTrainer) -> dict[str, str]:
@@ -226,7 +226,7 @@ def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
     stored = read_yaml(output / RECIPE) if (output / RECIPE).is_file() else {}
     if changed := differences(stored, recipe.to_mapping()):
         raise ValueError(
-            f"{output / MODEL} was trained by another recipe ({'; '.join(changed[:5])}): give another output, or "
+            f"{output / MODEL} was trained with another recipe ({'; '.join(changed[:5])}): choose another output, or "
             "remove that folder to train again."
         )
     try:
