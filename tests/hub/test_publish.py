@@ -238,7 +238,7 @@ def test_a_bad_card_is_found_before_anything_is_uploaded(online, quick, whole, e
         ("---\nlicense: {a: b}\n---\n# x", "is neither a name nor a list of names"),
         ("---\nlicense: MIT!\n---\n# x", "must be a lower-case name"),
         ("---\nlicense: mit\n---\n$price", "uses 'price'"),
-        ("# no head", "must begin with a head"),
+        ("# no head", "must begin with metadata"),
     ):
         template.write_text(text)
         with pytest.raises(ValueError, match=message):
