@@ -65,7 +65,7 @@ def test_the_command_is_one_of_ours_and_wants_a_token(steps, monkeypatch):
     options = parse([*arguments, "--model", "owner/name"])
     assert options.port == int(only(steps, "EXPOSE"))
     monkeypatch.delenv("SCA_TOKEN", raising=False)
-    with pytest.raises(ValueError, match="set a token in SCA_TOKEN"):
+    with pytest.raises(ValueError, match="set a token with SCA_TOKEN"):
         server_arguments(options)
     monkeypatch.setenv("SCA_TOKEN", "0123456789abcdef")
     assert server_arguments(options)["token"] == "0123456789abcdef"

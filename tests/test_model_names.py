@@ -39,7 +39,7 @@ def test_a_folder_of_that_name_is_one_clear_error(tmp_path, monkeypatch):
 
 def test_what_is_neither_a_folder_nor_a_repository_is_told_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    for name, message in (("empty", "holds no config.json"), ("gpt2", "neither the folder"), ("a/b/c", "neither")):
+    for name, message in (("empty", "holds no config.json"), ("gpt2", "neither a folder"), ("a/b/c", "neither")):
         with pytest.raises(FileNotFoundError, match=message):
             check_repository(name)
     assert check_repository("owner/name") == "owner/name"

@@ -99,7 +99,7 @@ REFUSED = {
     "a box above every float": ({"box": [0, 0, 10**400, 40]}, "four finite numbers"),
     "an inverted box": ({"box": [60, 50, 10, 10]}, "is inverted"),
     "a box without area": ({"box": [10, 10, 10, 40]}, "has no area"),
-    "a box in fractions": ({"box": [0.1, 0.2, 0.6, 0.9]}, "it looks like fractions of the sides (0 to 1)"),
+    "a box in fractions": ({"box": [0.1, 0.2, 0.6, 0.9]}, "these look like fractions of the sides (0 to 1)"),
     "a box outside": ({"box": [0, 0, 900, 40]}, "reaches outside the image of 80 x 60"),
     "points that are one": ({"points": [30, 20]}, "regions[0].points[0] is 30, expected two finite numbers [x, y]"),
     "points that are an object": ({"points": {"x": 30}}, "expected a list of points"),
@@ -108,7 +108,7 @@ REFUSED = {
     "a point that is null": ({"points": [None]}, "two finite numbers"),
     "a point of NaN": ({"points": [[NAN, 4]]}, "two finite numbers"),
     "a point outside": ({"points": [[30, 20], [5000, 4]]}, "point 1, [5000, 4], lies outside the image of 80 x 60"),
-    "many points": ({"points": [[1, 1]] * (MAX_POINTS + 1)}, f"at most {MAX_POINTS} are taken"),
+    "many points": ({"points": [[1, 1]] * (MAX_POINTS + 1)}, f"the limit is {MAX_POINTS}"),
     "only points outside": ({"points": [[30, 20]], "labels": [0]}, "has only points outside"),
     "labels without points": ({"box": BOX, "labels": [1]}, "has labels without points"),
     "too few labels": ({"points": [[1, 1], [2, 2]], "labels": [1]}, "for each of 2 point(s)"),
@@ -145,9 +145,9 @@ REFUSED = {
     "masks": ({"box": BOX, "masks": [MASK]}, "write `mask`"),
     "maks": ({"box": BOX, "maks": MASK}, "write `mask`"),
     "NaN of one's own": ({"box": BOX, "weight": NAN}, "whose value is not JSON"),
-    "half a surrogate pair": ({"box": BOX, "name": "\ud800"}, "whose value is not JSON"),
-    "a novel of one's own": ({"box": BOX, "text": "x" * 70_000}, "at most 65536 are carried through"),
-    "a deep tree of one's own": ({"box": BOX, "tree": nested(50)}, "nests deeper than 32 levels"),
+    "an unpaired surrogate": ({"box": BOX, "name": "\ud800"}, "whose value is not JSON"),
+    "a novel of one's own": ({"box": BOX, "text": "x" * 70_000}, "the limit is 65536"),
+    "a deep tree of one's own": ({"box": BOX, "tree": nested(50)}, "nested deeper than 32 levels"),
 }
 
 

@@ -99,7 +99,9 @@ def load(
     where: dict[str, Any] = {} if revision is None else {"revision": revision}
     precision: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     loaded = ScaForConditionalGeneration.from_pretrained(name, **where, **precision)
-    return loaded.to(chosen).eval(), ScaProcessor.from_pretrained(name, **where)
+    processor = ScaProcessor.from_pretrained(name, **where)
+    loaded.check_processor(processor)
+    return loaded.to(chosen).eval(), processor
 
 
 # What an image can do to us: not be there, not be a picture, be too large for the device.
@@ -135,7 +137,7 @@ def caption_images(
     processor(original_sizes=[(8, 8)], task=task)  # an unknown task is a fault of no image
     named = list(images.items() if isinstance(images, Mapping) else zip(images, images, strict=True))
     if len(named) != len(prompts):
-        raise ValueError(f"{len(named)} images and {len(prompts)} lists of prompts; give a list for each image.")
+        raise ValueError(f"{len(named)} images but {len(prompts)} lists of prompts; give one list per image.")
     for start in range(0, len(named), batch_size):
         batch = []
         for (name, image), regions in zip(named[start:], prompts[start : start + batch_size], strict=False):

@@ -7,6 +7,7 @@ killed process never leaves half a file under its final name. Needs neither torc
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -109,7 +110,7 @@ def lock_file(path: str | Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise LockedError(
-            f"{path} is being written by another process; wait until it ends, or name another output."
+            f"{path} is being written by another process; wait until it finishes, or choose another output."
         ) from None
     return lock
 
@@ -126,6 +127,21 @@ def differences(former: Any, present: Any, name: str = "") -> list[str]:
         parts = [differences(former.get(key), present.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
         return [line for part in parts for line in part]
     return [] if former == present else [f"{name} was {former!r} and is {present!r}"]
+
+
+def hash_file(path: str | Path) -> str:
+    """Returns the SHA-256 of a file's content in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file; errors name it."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
@@ -192,8 +208,8 @@ def removed_on_error(staging: Path, target: Path, min_bytes: Callable[[], int] =
         shutil.rmtree(staging, ignore_errors=True)
         free = shutil.disk_usage(target.parent).free
         raise DiskFullError(
-            f"{target} could not be written, the disk is full: it takes {needed / 1e6:.1f} MB or more beside what is "
-            f"there, {free / 1e6:.1f} MB are free; free some space and resume."
+            f"{target} could not be written, the disk is full: at least {needed / 1e6:.1f} MB more are needed, "
+            f"{free / 1e6:.1f} MB are free; free some space and resume."
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

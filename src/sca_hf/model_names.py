@@ -23,8 +23,8 @@ def bundled_model() -> Path:
     for path in folder.glob("*.py"):
         if path.stat().st_size < _LINK_BYTES and path.read_text(encoding="utf-8").startswith("../"):
             raise RuntimeError(
-                f"{path} holds the path of a file in place of the file: sca-hf was checked out without symbolic "
-                "links. In the checkout, run `git config core.symlinks true`, then `git checkout -- "
+                f"{path} contains a path instead of a file: sca-hf was checked out without symbolic links. In the "
+                "checkout, run `git config core.symlinks true`, then `git checkout -- "
                 "src/sca_hf/assets` (on Windows with developer mode on), and install again."
             )
     return folder
@@ -61,9 +61,9 @@ def check_repository(name: str | os.PathLike[str] | None, revision: str | None =
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json; give the folder of a saved model.")
         if revision is not None:
-            raise ValueError(f"{name or BUNDLED_MODEL} is a folder, and folders have no revisions such as {revision}.")
+            raise ValueError(f"{name or BUNDLED_MODEL} is a folder, and folders have no revision {revision}.")
     elif folder.exists() or not _REPOSITORY_ID.fullmatch(source):
-        raise FileNotFoundError(f"{name} is neither the folder of a saved model nor a repository id.")
+        raise FileNotFoundError(f"{name} is neither a folder with a saved model nor a repository id.")
     return source
 
 

@@ -3,13 +3,13 @@
 All coordinates are pixels of the original image, boxes xyxy.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .files import read_json
 from .processing.masks_sca import read_mask
 from .processing.region_prompts_sca import RegionPrompt, parse_region
 
@@ -27,7 +27,7 @@ def parse_prompt(kind: str, text: str, regions: list[RegionPrompt]) -> None:
         region.box = _numbers(first, place, (4,), "x1,y1,x2,y2")
     elif _add_point(region, first, place) == 0 and not rest:
         if not regions:
-            raise ValueError(f"{place}: a point outside needs a region before it to be left out of.")
+            raise ValueError(f"{place}: an outside point needs a region before it.")
         region = regions.pop()
         _add_point(region, first, place)
     for point in rest:
@@ -41,12 +41,9 @@ def read_mask_file(path: str | Path) -> np.ndarray:
     A picture, an array in .npy, or a COCO RLE in .json; `processing/masks_sca.py` has the rule.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".json":
-            return read_mask(json.loads(path.read_text(encoding="utf-8")), str(path))
-        return read_mask(np.load(path, allow_pickle=False) if path.suffix == ".npy" else path, str(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
+    if path.suffix == ".json":
+        return read_mask(read_json(path), str(path))
+    return read_mask(np.load(path, allow_pickle=False) if path.suffix == ".npy" else path, str(path))
 
 
 def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
@@ -60,17 +57,14 @@ def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
         [`RegionPrompt.on_image`].
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
+    content = read_json(path)
     if isinstance(content, Mapping) and "regions" in content:
         content = content["regions"]
     if isinstance(content, list):
         return {None: _regions(content, path, "regions")}
     if isinstance(content, Mapping) and all(isinstance(value, list) for value in content.values()):
         return {name: _regions(value, path, name) for name, value in content.items()}
-    raise ValueError(f"{path} must hold a list of regions, or an object from image names to such lists.")
+    raise ValueError(f"{path} must contain a list of regions, or an object that maps image names to such lists.")
 
 
 def _regions(values: list[Any], path: Path, name: str) -> list[RegionPrompt]:
@@ -94,7 +88,7 @@ def _numbers(text: str, place: str, counts: tuple[int, ...], form: str) -> list[
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{place}: expected numbers as {form}.") from None
+        raise ValueError(f"{place}: expected numbers in the form {form}.") from None
     if len(values) not in counts:
         raise ValueError(f"{place}: expected {form}, got {len(values)} number(s).")
     return values

@@ -105,8 +105,8 @@ class RunLog:
             return state
         if any(path.is_file() and path.stat().st_size for path in (self.output, *self.parts())):
             raise RunMismatchError(
-                f"{self.output} belongs to a run with other settings: {'; '.join(different)}. Give the former ones, "
-                f"name another output, or remove {self.output.name}* to start from scratch."
+                f"{self.output} belongs to a run with other settings: {'; '.join(different)}. Use those settings, "
+                f"choose another output, or remove {self.output.name}* to start from scratch."
             )
         write_whole(self._state_file, to_json(begun))  # the former run came to nothing: no harm in another
         return begun
@@ -131,7 +131,7 @@ class RunLog:
             RunLogError: A line is damaged.
         """
         if self.part is None:
-            raise ValueError("this log was opened for reading; give it a part to append to.")
+            raise ValueError("this log was opened for reading; pass a part to append to.")
         self._lock = lock_file(self.part)
         try:
             self._file = self.part.open("ab")
@@ -233,7 +233,7 @@ class RunLog:
                 try:
                     key, about = self._head(text)
                 except ValueError:
-                    raise RunLogError(f"{path}, line {number} is damaged: remove it and all that follow.") from None
+                    raise RunLogError(f"{path}, line {number} is damaged: remove it and all lines after it.") from None
                 yield Line(key, about, path, start, start + len(text))
                 start += len(text)
 

@@ -126,7 +126,7 @@ def test_what_tools_import_is_written_once_and_left_to_be_corrected(model, tmp_p
     captions = [region["captions"][0] for record in read["labelme"] for region in record["regions"]]
     assert captions == ["corrected"] + [one["caption"] or "object" for r in records for one in r["records"]][1:]
     assert main(anything(model, folder, tmp_path / "out")[:2] + ["--write", "yolo"]) == 2
-    assert "--write needs a folder for the result: say --output FOLDER" in capsys.readouterr().err
+    assert "--write needs an output folder: add --output FOLDER" in capsys.readouterr().err
 
 
 def test_failed_images_can_be_tried_again(model, tmp_path):

@@ -115,6 +115,9 @@ def test_info_names_the_bases_of_a_mixer_only_repository(model, tmp_path, capsys
 def test_scene_is_rendered_with_prompts_that_caption_takes(model, tmp_path, capsys):
     picture, prompts = tmp_path / "scene.png", tmp_path / "scene.json"
     assert main(["scene", str(picture), "--seed", "7", "--regions", str(prompts)]) == 0
+    assert capsys.readouterr().out == f"picture: {picture}\nregions: {prompts}\n"
+    assert main(["scene", str(picture), "--seed", "7", "--regions", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(prompts.read_text())
     assert caption(model, picture, "--regions", prompts, "--json", "-") == 0
     assert len(json.loads(capsys.readouterr().out)) == len(json.loads(prompts.read_text()))
 
@@ -131,14 +134,14 @@ def test_convert_makes_a_model_that_info_takes(tmp_path, capsys):
     assert main(["convert", str(theirs), str(ours), "--tokenizer", str(words)]) == 2
     assert str(config["text_config"]["vocab_size"]) in capsys.readouterr().err
     assert main(["convert", str(theirs), str(ours)]) == 0
-    assert "weights taken over" in capsys.readouterr().out
+    assert "weights converted" in capsys.readouterr().out
     assert main(["info", str(ours)]) == 0
     assert "whole repository" in capsys.readouterr().out
 
 
 MISTAKES = {
     "a box of three numbers": (["--box", "1,2,3"], "--box 1,2,3: expected x1,y1,x2,y2"),
-    "a box of words": (["--box", "a,b,c,d"], "expected numbers as x1,y1,x2,y2"),
+    "a box of words": (["--box", "a,b,c,d"], "expected numbers in the form x1,y1,x2,y2"),
     "a label of 2": (["--point", "3,4,2"], "1 (inside) or 0 (outside)"),
     "only a point outside": (["--point", "3,4,0"], "needs a region before it"),
     "no such mask": (["--mask", "missing.png"], "missing.png"),
@@ -175,7 +178,7 @@ def test_a_mistake_gives_one_clear_error(mistake, model, image, capsys):
 
 REGION_FILES = {
     "no JSON": ("{", "is not JSON"),
-    "no list": ("3", "must hold a list"),
+    "no list": ("3", "must contain a list"),
     "an unknown key": ('[{"bbox": [1, 2, 3, 4]}]', "write `box`"),
     "no prompt": ("[{}]", "has no prompt"),
     "a box of strings": ('[{"box": ["1", 2, 3, 4]}]', "four finite numbers"),
@@ -203,7 +206,7 @@ def test_a_bad_regions_file_names_file_and_place(fault, model, image, tmp_path, 
 def test_a_model_that_is_not_there_is_named(command, name, image, capsys):
     arguments = ["info", name] if command == "info" else ["caption", image, "--model", name]
     assert main(arguments) == 2
-    assert f"error: {name} is neither the folder" in capsys.readouterr().err
+    assert f"error: {name} is neither a folder" in capsys.readouterr().err
 
 
 def test_a_picture_that_is_none_is_named(model, tmp_path, capsys):

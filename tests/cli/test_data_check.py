@@ -57,7 +57,7 @@ def test_tokens_are_counted_as_the_bundled_model_does(root, capsys):
         (["vok:root=x"], "format is 'vok'"),
         (["voc:root=/nowhere"], "is not a directory"),
         (["voc:path=/nowhere"], "its options are root"),
-        (["voc:root=x", "--sheet", "x.txt"], "name a picture"),
+        (["voc:root=x", "--sheet", "x.txt"], "the name of a picture"),
     ],
 )
 def test_what_cannot_be_read_is_an_error(arguments, message, capsys):

@@ -91,8 +91,11 @@ def test_images_are_drawn_with_all_their_regions(tmp_path, capsys):
         (["--metrics", "nothing"], "there is no metric 'nothing'"),
         (["--metrics", "masks"], "30 of 30 records have no reference_mask"),
         (["--protocol", "vg-full"], "vg-full has 1 reference"),
-        (["--protocol", "refcoco-val"], "refcoco-val is 1,500 images with 3,811 regions; here are 10 images with 30"),
-        (["--per-region"], "give --json too"),
+        (
+            ["--protocol", "refcoco-val"],
+            "refcoco-val has 1,500 images with 3,811 regions; this data has 10 images with 30",
+        ),
+        (["--per-region"], "pass --json too"),
         (["--df", "absent.json"], "absent.json: No such file"),
     ],
 )
@@ -143,9 +146,9 @@ def test_files_of_other_tools_pair_by_image_and_region(tmp_path, capsys):
 def test_files_that_are_not_of_the_same_regions_are_not_compared(tmp_path, capsys):
     first, fewer = write(tmp_path / "a.jsonl"), write(tmp_path / "b.jsonl", count=28)
     error = run(capsys, "compare", first, fewer)[2]
-    assert "not of the same regions: 2 only in" in error and "image-9/28, image-9/29" in error
+    assert "do not have the same regions: 2 only in" in error and "image-9/28, image-9/29" in error
     records = read_predictions(first)
     records[3].references = ["something else"]
     write_predictions(records, tmp_path / "c.jsonl")
     error = run(capsys, "compare", first, str(tmp_path / "c.jsonl"))[2]
-    assert "record image-1/3 has other references" in error
+    assert "record image-1/3 has different references" in error

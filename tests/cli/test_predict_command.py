@@ -75,13 +75,13 @@ def test_what_was_said_is_written_for_people_to_correct(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--output", "said.txt"), "name predictions as .jsonl, .parquet, .json"),
+        (("--output", "said.txt"), "prediction files must end with .jsonl, .parquet, .json"),
         (("--captioner", "grit:model=x"), "the captioner is 'grit', expected one of sca, crop"),
         (("--captioner", "crop:modle=x"), "its options are model, sam, vcot"),
         (("--captioner", "crop:model"), "captioner 'crop:model': 'model' is not option=value"),
-        (("--protocol", "vg-full"), "vg-full is 5,000 images with 232,935 regions"),
+        (("--protocol", "vg-full"), "vg-full has 5,000 images with 232,935 regions"),
         (("--protocol", "vg-full", "--prompt", "mask"), "vg-full shows regions by box, not by mask"),
-        (("--model", "nowhere"), "nowhere is neither the folder of a saved model"),
+        (("--model", "nowhere"), "nowhere is neither a folder with a saved model"),
         (("--data", "voc"), "voc:"),
     ],
 )
@@ -101,6 +101,6 @@ def test_a_captioner_that_finds_no_masks_has_no_point_in_one(tmp_path, capsys):
     data = f"jsonl:path={tmp_path / 'data' / 'regions.jsonl'}"
     arguments = ("--captioner", f"kosmos2:model={model}", "--data", data, "--output", tmp_path / "said.jsonl")
     assert run(*arguments, "--prompt", "random_point_in_mask") == 2
-    assert "finds no masks, so no point can be drawn in one" in capsys.readouterr().err
+    assert "predicts no masks to draw a point from" in capsys.readouterr().err
     assert run(*arguments, "--prompt", "center_point") == 2
-    assert "can be shown a region by its box only" in capsys.readouterr().err
+    assert "takes regions as boxes only" in capsys.readouterr().err

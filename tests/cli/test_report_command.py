@@ -130,7 +130,7 @@ def test_what_cannot_be_reported_is_said(tmp_path, capsys):
     assert main(["report", path, "--output", str(tmp_path / "file")]) == 2
     assert main(["report", path, path, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "expected a folder" in error and "a file is given twice" in error
+    assert "expected a folder" in error and "a file was given twice" in error
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_help_of_a_command_imports_nothing_heavy(command):
         (["compare", "missing.jsonl", "missing.jsonl"], 2, "missing.jsonl: No such file"),
         (["data", "check", "scenes:split=test,count=3"], 0, "images      3"),
         (["serve", "--host", "0.0.0.0"], 2, "set a token"),
-        (["demo", "--token", "short"], 2, "a token has 8 or more"),
+        (["demo", "--token", "short"], 2, "a token must have 8 or more"),
     ],
 )
 def test_what_needs_no_model_imports_nothing_heavy(arguments, code, said):

@@ -122,7 +122,7 @@ def test_a_picture_comes_through_a_pipe(command, saved, photos, capsys, monkeypa
     [
         (b"", "the standard input is empty"),
         (b"no picture at all", "cannot be read"),
-        (b"a/one.png\na/two.png\n", "the standard input holds names; pass them with xargs"),
+        (b"a/one.png\na/two.png\n", "the standard input contains file names; pass them with xargs"),
     ],
 )
 def test_what_is_piped_in_and_no_picture_stops_no_other(data, said, saved, photos, capsys, monkeypatch):
@@ -157,7 +157,7 @@ def test_files_of_one_name_in_several_folders_stay_apart(saved, photos, capsys):
 def test_regions_of_a_name_that_two_images_have_are_refused(saved, photos, capsys):
     (photos / "r.json").write_text(json.dumps({"one.png": [{"box": [1, 1, 9, 9]}]}))
     assert run("caption", saved, "a", "b", "--regions", "r.json") == 2
-    assert "names 'one.png', which several IMAGEs are called; give their folders" in capsys.readouterr().err
+    assert "names 'one.png', but several IMAGEs have that name; include their folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_the_report_on_data_goes_to_stdout_as_json_alone(photos, capsys):
 @pytest.mark.parametrize("option", ["--overlays", "--retry", "--write=cvat", "--ray=2"])
 def test_options_of_a_folder_are_refused_without_one(option, photos, capsys):
     assert main(["anything", "a", option]) == 2
-    assert "needs a folder for the result: say --output FOLDER" in capsys.readouterr().err
+    assert "needs an output folder: add --output FOLDER" in capsys.readouterr().err
 
 
 def test_quiet_says_nothing_but_results_and_errors(saved, photos, capfd):
@@ -254,7 +254,7 @@ def test_output_that_cannot_be_written_is_an_error():
         command = [sys.executable, "-m", "sca_hf", "--help"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED)
     assert done.returncode == 2
-    assert done.stderr == "sca-hf: error: the output cannot be written: No space left on device.\n"
+    assert done.stderr == "sca-hf: error: cannot write the output: No space left on device.\n"
 
 
 LOADING = {

@@ -32,7 +32,7 @@ def test_train_trains_and_says_where_the_model_is(recipe, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"model: {tmp_path / 'run' / 'model'}" in out and "eval_loss: " in out
     assert main(["train", recipe]) == 0
-    assert "finished before" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_a_quiet_training_prints_its_result_and_nothing_else(recipe, tmp_path, capfd):
@@ -55,7 +55,7 @@ def test_a_dry_run_prints_the_recipe_with_all_changes(recipe, tmp_path, capsys):
     [
         (["--training.lerning_rate=1"], "training has no 'lerning_rate'; did you mean 'learning_rate'?"),
         (["--lerning_rate=1"], "has no 'lerning_rate'"),
-        (["--dryrun"], "'--dryrun' is not an option, and not a --section.key=value of the recipe."),
+        (["--dryrun"], "'--dryrun' is neither an option nor a --section.key=value of the recipe."),
         (["--model.from=nowhere/at/all"], "nowhere/at/all"),
     ],
 )

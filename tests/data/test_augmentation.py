@@ -173,7 +173,7 @@ def test_a_cut_that_shows_no_region_is_drawn_again():
 
 
 def test_a_region_too_small_for_any_view_is_named():
-    with pytest.raises(RegionRecordError, match="image 7 has no region that can be seen"):
+    with pytest.raises(RegionRecordError, match="image 7 has no visible region"):
         Augmentation(scale=(0.1, 0.1), crop=8)(record(region(None, (1, 1, 2, 2))), rng())
 
 
@@ -289,10 +289,10 @@ def test_specifications_are_read():
     [
         ("jitter", "expected .lsj-MIN-MAX. such as"),
         ("lsj-2.0-0.1", "two factors above 0, the smaller first"),
-        ({"tint": 0.1}, "unknown tint; it has flip, scale, rotate, quarter_turns, color"),
+        ({"tint": 0.1}, "unknown keys tint; known are flip, scale, rotate, quarter_turns, color"),
         ({"flip": 2}, "flip is 2, expected a number from 0 to 1"),
         ({"scale": 2}, "scale is 2, expected two factors"),
-        ({"crop": 0}, "crop is 0, expected a number of pixels from 8 on"),
+        ({"crop": 0}, "crop is 0, expected at least 8 pixels"),
         ({"rotate": "much"}, "rotate is 'much', expected a number from 0 to 180"),
     ],
 )

@@ -73,7 +73,7 @@ def test_by_size_every_record_is_seen_exactly_once_in_a_seeded_order():
 
 
 def test_streamed_sets_have_to_be_told_their_sizes():
-    with pytest.raises(ValueError, match="streamed data sets do not know their size"):
+    with pytest.raises(ValueError, match="streamed data sets have no known size"):
         mix_regions(sets(streaming=True), by_size=True)
     mixture = mix_regions(sets(streaming=True), by_size=True, sizes=[5, 2], seed=1)
     assert ids(mixture) == ids(mix_regions(sets(streaming=True), probabilities=[5, 2], seed=1))
@@ -97,9 +97,9 @@ def test_sets_that_do_not_fit_are_refused():
     cases = [
         ([], {}, "datasets is empty"),
         ([first, [1]], {}, "data set 1 is a list"),
-        ([first, sets(streaming=True)[0]], {}, "data set 1 is streamed or stored where data set 0 is not"),
+        ([first, sets(streaming=True)[0]], {}, "data sets 0 and 1 are not both streamed or both stored"),
         ([first, second.remove_columns("task")], {}, "data set 1 differs from data set 0 in its columns task"),
-        ([first, second.select([])], {}, "data set 1 has no record"),
+        ([first, second.select([])], {}, "data set 1 has no records"),
         ([first, second], {"probabilities": [1]}, "probabilities has 1 numbers for 2 data sets"),
         ([first, second], {"probabilities": [1, 0]}, r"probabilities are \[1, 0\], expected positive"),
         ([first, second], {"probabilities": [1, 1], "by_size": True}, "contradict each other"),

@@ -5,7 +5,8 @@ import copy
 import pytest
 from PIL import Image
 
-from sca_hf.data.region import CheckCounts, RegionRecord, RegionRecordError, check_records, region_features
+from sca_hf.data.read_report import ReadReport, check_records
+from sca_hf.data.region import RegionRecord, RegionRecordError, region_features
 
 
 GOOD = {
@@ -44,11 +45,11 @@ def changed(region=None, **fields):
         (changed({"box": None}), "region r0: .* four finite numbers"),
         (changed({"mask": {"size": [40, 30], "counts": "x"}}), r"region r0: mask is of size \[40, 30\]"),
         (changed({"points": [[50.0, 5.0]]}), "region r0: point .* inside the image"),
-        (changed({"labels": [1, 0]}), "region r0: there are 1 points and 2 labels"),
+        (changed({"labels": [1, 0]}), "region r0: there are 1 points but 2 labels"),
         (changed({"labels": [7]}), "region r0: labels are"),
         (changed({"captions": []}), "region r0: there is no caption"),
         (changed({"captions": [" "]}), "region r0: a text is blank"),
-        (changed({"captions": ["a \ud83d cat"]}), "region r0: a text has half of a surrogate pair"),
+        (changed({"captions": ["a \ud83d cat"]}), "region r0: a text has an unpaired surrogate"),
         (changed(task="recognition"), "region r0: there is no category"),
         (changed(task="vqa"), "image cat-1: task is 'vqa'"),
         (changed(image="nowhere.png"), "image cat-1: there is no file nowhere.png"),
@@ -69,7 +70,7 @@ def test_a_good_record_survives_the_way_to_values_and_back():
 
 
 def test_bad_records_are_skipped_and_counted_on_request():
-    counts = CheckCounts()
+    counts = ReadReport()
     bad = changed({"captions": []})
     kept = list(check_records([GOOD, bad, changed(task="vqa"), GOOD], "cats.json", "skip", counts))
     assert len(kept) == counts.records == 2
@@ -86,7 +87,7 @@ def test_a_bad_region_does_not_cost_its_image():
         RegionRecordError("cats.xml, image cat-1, region r2: there is no bndbox"),
         {**record["regions"][0], "region_id": "r3", "clipped": True},
     ]
-    counts = CheckCounts()
+    counts = ReadReport()
     (kept,) = check_records([{**record, "source": "cats.xml"}], "cats", "skip", counts)
     assert [region.region_id for region in kept.regions] == ["r0", "r3"]
     assert (counts.records, counts.regions, counts.skipped_records, counts.skipped_regions) == (1, 2, 0, 2)
@@ -101,7 +102,7 @@ def test_an_image_without_regions_is_a_record():
 
 
 def test_a_reader_may_say_why_there_is_no_record():
-    counts = CheckCounts(kept_messages=1)
+    counts = ReadReport(kept_messages=1)
     errors = [RegionRecordError("a.xml: no"), RegionRecordError("b.xml: no")]
     assert next(check_records([*errors, GOOD], "cats", "skip", counts)).image_id == "cat-1"
     assert counts.skipped_records == 2 and counts.messages == ["a.xml: no"]

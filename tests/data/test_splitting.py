@@ -151,7 +151,7 @@ def test_an_option_finds_groups_in_paths(tmp_path):
     dataset = load_regions("coco", annotations=file, group=r"(\w+)/frame_\d+")
     train, test = sides(dataset, lambda row: row["image"].filename.split("/")[-2])
     assert not train & test and len(test) == 1
-    with pytest.raises(ValueError, match=r"json, image 0: group='patient_.*' finds nothing in .*frame_0.png"):
+    with pytest.raises(ValueError, match=r"json, image 0: group='patient_.*' does not match .*frame_0.png"):
         load_regions("coco", annotations=file, group=r"patient_\d+")
     with pytest.raises(ValueError, match=r"group is '\(', expected a regular expression"):
         load_regions("coco", annotations=file, group="(")
@@ -180,7 +180,7 @@ def test_files_that_alone_have_their_length_are_not_read(tmp_path, monkeypatch):
         (tmp_path / f"{k}").write_bytes(b"x" * (k + 1))
     (tmp_path / "4").write_bytes(b"yyyy")
     read = []
-    monkeypatch.setattr("sca_hf.data.sources._digest", lambda path: read.append(path[-1]) or path)
+    monkeypatch.setattr("sca_hf.data.sources.hash_file", lambda path: read.append(path[-1]) or path)
     rows = [{"image": str(tmp_path / f"{k}")} for k in range(5)]
     (keys, again) = content_keys([rows, rows])
     assert read == ["3", "4"] and keys == again and len(set(keys)) == 5
@@ -198,7 +198,7 @@ def test_one_picture_everywhere_says_nothing_and_that_is_said(tmp_path, caplog):
 
 def test_a_set_of_one_source_is_refused(tmp_path):
     dataset = load_regions("coco", annotations=coco(tmp_path, copies(1)))
-    with pytest.raises(ValueError, match="has 3 images, but of 1 source: a split needs two or more"):
+    with pytest.raises(ValueError, match="has 3 images, but from 1 source: a split needs two or more"):
         hold_out([dataset], 0.2)
 
 
@@ -244,7 +244,7 @@ def test_copies_of_what_is_trained_on_are_told(tmp_path, caplog):
     train = load_regions("coco", annotations=coco(tmp_path / "train", names[::2], seed=1))
     test = load_regions("coco", annotations=coco(tmp_path / "valid", names[1:2], seed=2))
     warn_of_leaks(train, test)
-    assert f"that are of one source with pictures in training: 1 ({names[1]})" in caplog.text
+    assert f"that are from the same source as training pictures: 1 ({names[1]})" in caplog.text
 
 
 def test_the_fixture_of_three_copies_is_split_by_source(shared):

@@ -147,7 +147,7 @@ def test_a_session_has_one_job(answers, picture, monkeypatch):
 
     monkeypatch.setattr(answers.engine, "anything", meanwhile)
     assert answers.everything({"image_id": picture["image_id"], "session": "mine", "job": "first"}) == {"regions": []}
-    assert "still being worked on" in seen["same"]["error"]
+    assert "still being processed" in seen["same"]["error"]
     assert 0.15 < seen["progress"]["fraction"] < 0.85 and seen["progress"]["text"] == "Finding things"
 
 

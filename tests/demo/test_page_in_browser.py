@@ -163,7 +163,7 @@ def test_a_broken_file_is_a_sentence(browser, url, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"nothing" * 9)
     page.tab.set_input_files('[data-id="file"]', tmp_path / "broken.png")
     page.tab.wait_for_selector(".error:not([hidden])")
-    assert page.tab.inner_text(".error").startswith("This is not a picture that can be read")
+    assert page.tab.inner_text(".error").startswith("This picture cannot be read")
     page.shot("error")
     SCENE.to_pil().save(tmp_path / "good.png")
     page.tab.set_input_files('[data-id="file"]', tmp_path / "good.png")

@@ -224,7 +224,7 @@ def test_a_lost_server_is_said_and_the_click_is_kept(browser, stops):
         page.tap(*SCENE.objects[1].point)
         page.tab.wait_for_selector(".error:not([hidden])")
         assert time.monotonic() - began < 2.3, "two seconds, and the test's own steps"
-        assert "does not answer" in page.tab.inner_text(".error")
+        assert "does not respond" in page.tab.inner_text(".error")
         assert page.tab.locator(".regions li").count() == 2, "the click is kept"
         page.shot("lost")
         page.tab.click('[data-act="retry"]')

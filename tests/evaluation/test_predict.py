@@ -134,10 +134,10 @@ def test_another_captioner_other_data_and_other_files_are_refused(data, captione
     with pytest.raises(PredictionError, match="processes was 1 and is 2"):
         predict(captioner, few, output, progress=False)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(PredictionError, match=r"name predictions as \.jsonl, \.parquet, \.json"):
+    with pytest.raises(PredictionError, match=r"prediction files must end with \.jsonl, \.parquet, \.json"):
         predict(captioner, few, tmp_path / "said.txt", progress=False)
     (tmp_path / "mine.jsonl").write_text("{}\n")
-    with pytest.raises(PredictionError, match="there already, and not of a run"):
+    with pytest.raises(PredictionError, match="already exists and is not from a run"):
         predict(captioner, few, tmp_path / "mine.jsonl", progress=False)
 
 
@@ -258,7 +258,7 @@ def test_repeated_ids_are_refused(captioner, tmp_path):
     file = tmp_path / "data" / "regions.jsonl"
     text = file.read_text()
     file.write_text(text.replace("1-1", "1-0"))
-    with pytest.raises(PredictionError, match="image picture 1 has two regions of the id 1-0"):
+    with pytest.raises(PredictionError, match="image picture 1 has two regions with the id 1-0"):
         predict(captioner, spec, tmp_path / "one.jsonl", progress=False)
 
 
@@ -285,7 +285,7 @@ def test_an_output_that_is_removed_meanwhile_is_an_error_and_not_complete(data, 
             if path != run_file(output):
                 path.unlink()
 
-    with pytest.raises(PredictionError, match=r"removed while it was written|lacks 34 of the 34"):
+    with pytest.raises(PredictionError, match=r"removed while it was being written|is missing 34 of the 34"):
         predict(Meddling(captioner, remove), data, output, progress=False)
     assert not json.loads(run_file(output).read_text())["complete"]
     predict(captioner, data, output, progress=False)

@@ -105,11 +105,11 @@ def test_counts_of_any_kind_become_the_string_that_json_holds():
         ({"references": "a star"}, "references is 'a star', expected a list"),
         ({"references": [None]}, "references is .None., expected a list"),
         ({"candidates": []}, "there is no candidate"),
-        ({"candidates": ["\ud800", "b"]}, "half of a character"),
-        ({"iou_scores": None, "masks": None}, "scene-1/0: there are 2 candidates and no iou_scores"),
+        ({"candidates": ["\ud800", "b"]}, "an unpaired surrogate"),
+        ({"iou_scores": None, "masks": None}, "scene-1/0: there are 2 candidates but no iou_scores"),
         ({"iou_scores": [0.5]}, "2 candidates and 1 iou_scores"),
         ({"iou_scores": [0.5, float("nan")]}, "expected a list of finite numbers"),
-        ({"scores": [1.0]}, "2 candidates and 1 scores"),
+        ({"scores": [1.0]}, "2 candidates but 1 scores"),
         ({"masks": [MASK]}, "1 masks and 2 iou_scores"),
         ({"box": [1, 2, 3]}, "box is .1, 2, 3., expected four"),
         ({"prompt": "circle"}, "prompt is 'circle', expected one of box"),
@@ -126,12 +126,12 @@ def test_what_is_wrong_with_a_record_is_said(changes, message):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "there is no prediction"),
+        ([], "has no predictions"),
         (["{"], "line 1: is not JSON"),
         (["[]"], "line 1: is a list, expected an object"),
         (['{"id": 1, "candidates": ["b"]}'], "line 1: record 1: the field references is missing"),
         (['{"references": ["a"], "candidates": ["b"]}'], "line 1: record None: there is no id"),
-        (['{"id": 1, "references": ["a"], "candidates": ["b"]}'] * 2, "line 2: the id 1 has been given to line 1"),
+        (['{"id": 1, "references": ["a"], "candidates": ["b"]}'] * 2, "line 2: the id 1 is already used by line 1"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_line(tmp_path, lines, message):
@@ -144,8 +144,12 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(tmp_path, lines, message)
 def test_files_that_are_none_of_ours_are_an_error(tmp_path):
     (tmp_path / "p.json").write_text("{}")
     (tmp_path / "p.parquet").write_text("PAR0")
-    for name, message in {"p.json": "expected a list", "p.parquet": "cannot be read", "p.csv": "files named"}.items():
+    for name, message in {
+        "p.json": "expected a list",
+        "p.parquet": "cannot be read",
+        "p.csv": "files must end with",
+    }.items():
         with pytest.raises(PredictionError, match=f"{name}.*{message}"):
             read_predictions(tmp_path / name)
-    with pytest.raises(PredictionError, match="files named"):
+    with pytest.raises(PredictionError, match="files must end with"):
         write_predictions([full_record()], tmp_path / "p.csv")

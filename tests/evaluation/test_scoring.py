@@ -64,7 +64,7 @@ def test_masks_of_a_record():
     [("masks", "reference_mask"), ("category-accuracy", "category"), ("IoU-error", "iou_scores")],
 )
 def test_what_a_metric_needs_is_named(metric, field):
-    with pytest.raises(PredictionError, match=f"3 of 3 records have no {field}, the first is 0"):
+    with pytest.raises(PredictionError, match=f"3 of 3 records have no {field}; the first is 0"):
         score_records(records(*PAIRS), [metric])
     with pytest.raises(PredictionError, match="no record"):
         score_records([])

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_an_untied_head_that_is_absent_is_an_error(make_model, tmp_path):
     state = original_state_dict(model)
     del state["language_model.lm_head.weight"]
     source = write_checkpoint(tmp_path / "a", original_config(model), state)
-    with pytest.raises(OriginalFormatError, match=r"missing: language_model\.lm_head\.weight(.|\n)*head is absent"):
+    with pytest.raises(OriginalFormatError, match=r"missing: language_model\.lm_head\.weight(.|\n)*head is missing"):
         convert(source, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -307,3 +308,26 @@ def test_a_tokenizer_larger_than_the_language_model_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="embeds only"):
         convert(source, tmp_path / "b", tokenizer=tokenizer)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_diverged_checkpoint_is_refused_by_name_before_anything_is_written(model, tmp_path):
+    state = original_state_dict(model)
+    name = next(iter(state))
+    state[name] = torch.full_like(state[name], float("nan"))
+    source = write_checkpoint(tmp_path / "a", original_config(model), state)
+    with pytest.raises(OriginalFormatError, match=f"1 weights of .* hold infinite values or NaN .{re.escape(name)}"):
+        convert(source, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_was_converted_is_opened_before_it_is_reported(model, tmp_path, monkeypatch):
+    source = write_checkpoint(tmp_path / "a", original_config(model), original_state_dict(model))
+    real = ScaForConditionalGeneration.save_pretrained
+
+    def loses(self, folder, *arguments, **options):
+        real(self, folder, *arguments, **options)
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-10])
+
+    monkeypatch.setattr(ScaForConditionalGeneration, "save_pretrained", loses)
+    with pytest.raises(Exception, match=r"(?i)incomplete|invalid"):
+        convert(source, tmp_path / "b")

@@ -108,7 +108,7 @@ BAD = {
     "unknown field": ({"inputs": {"image": picture(), "url": "http://x"}}, r"unknown fields \['url'\]"),
     "a path": ({"inputs": "/etc/passwd"}, "not a picture in base64"),
     "no regions": ({"inputs": {"image": picture(), "regions": []}}, "give at least one region"),
-    "too many": ({"inputs": {"image": picture(), "regions": [{"box": [0, 0, 9, 9]}] * 1001}}, "at most 1000"),
+    "too many": ({"inputs": {"image": picture(), "regions": [{"box": [0, 0, 9, 9]}] * 1001}}, "the limit is 1000"),
     "empty region": (of(), r"regions\[0\] has no prompt"),
     "three numbers": (of(box=[1, 2, 3]), "four finite numbers"),
     "not a number": (of(box=[math.nan, 0, 9, 9]), "four finite numbers"),

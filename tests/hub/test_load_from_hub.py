@@ -124,8 +124,8 @@ def test_a_renamed_base_is_followed(mixer_only, online, lm, tmp_path):
     "fault, message",
     [
         ("gated", r"gated: accept its terms"),
-        ("removed", r"the Hub shows no such repository"),
-        ("rewritten", r"no such revision any more"),
+        ("removed", r"the Hub has no such repository"),
+        ("rewritten", r"no longer has this revision"),
         ("down", r"cannot be reached|cannot be had"),
     ],
 )
@@ -158,7 +158,7 @@ def test_offline_without_a_cache_says_what_to_load_once(mixer_only, online, tmp_
 
 
 @pytest.mark.parametrize(
-    "family, message", [("llama3", "model_type 'llama' in place of 'gpt2'"), ("wide", "n_embd|hid")]
+    "family, message", [("llama3", "model_type 'llama' instead of 'gpt2'"), ("wide", "n_embd|hid")]
 )
 def test_a_base_of_another_architecture_is_refused_before_its_weights_come(
     mixer_only, online, tmp_path, family, message
@@ -173,7 +173,7 @@ def test_a_base_of_another_architecture_is_refused_before_its_weights_come(
 
 def test_a_sam_of_another_size_is_refused(mixer_only, online, tmp_path):
     AutoModel.from_config(tiny_sam_config(image_size=128)).save_pretrained(tmp_path / "sam")
-    with pytest.raises(ValueError, match=r"another architecture than the sam .*image_size 128 in place of 64"):
+    with pytest.raises(ValueError, match=r"another architecture than the sam .*image_size 128 instead of 64"):
         load(mixer_only, tmp_path / "new", base_models={"sam": tmp_path / "sam"})
 
 
@@ -202,9 +202,9 @@ def test_a_folder_for_a_base_is_not_looked_for_on_behalf_of_the_hub(mixer_only, 
     local.save_pretrained(tmp_path / "mixer", include_base_models=False)
     HfApi(online.url).create_repo("org/of-a-folder")
     HfApi(online.url).upload_folder(repo_id="org/of-a-folder", folder_path=tmp_path / "mixer")
-    with pytest.raises(ValueError, match=r"org/of-a-folder takes its sam from a folder of the machine"):
+    with pytest.raises(ValueError, match=r"org/of-a-folder takes its sam from a folder on the machine"):
         load("org/of-a-folder", tmp_path / "new")
-    with pytest.raises(ValueError, match=r"would name folders of this machine .*push"):
+    with pytest.raises(ValueError, match=r"would name folders on this machine .*push"):
         local.push_to_hub("org/never-made", include_base_models=False)
     assert ("model", "org/never-made") not in online.store.repositories
 

@@ -175,7 +175,7 @@ def test_base_models_that_others_cannot_have_are_refused(online, base_models, tm
         publish(local, "ann/never", api=api)
     mixer = save_mixer(tmp_path / "mixer", *base_models)
     config = json.loads((mixer / "config.json").read_text())
-    for revision, message in (("main", "which is not a commit and may change"), ("e" * 40, "cannot be found")):
+    for revision, message in (("main", "which is not a commit and can change"), ("e" * 40, "cannot be found")):
         config["base_model_repos"]["sam"]["revision"] = revision
         (mixer / "config.json").write_text(json.dumps(config))
         with pytest.raises(PublishError, match=message):
@@ -206,7 +206,10 @@ FAULTS = {
     "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "not code of this package"),
     "a handler of others": (lambda f: (f / "handler.py").write_text("print('run')"), "differs from this package's"),
     "changed code": (lambda f: (f / "losses_sca.py").open("a").write("\n# x"), "differs from this package's"),
-    "code that is absent": (lambda f: (f / "validation_sca.py").unlink(), "lacks the code files validation_sca.py"),
+    "code that is absent": (
+        lambda f: (f / "validation_sca.py").unlink(),
+        "is missing the code files validation_sca.py",
+    ),
     "no processor": (lambda f: (f / "processor_config.json").unlink(), "has no processor"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no model.safetensors"),
     "cut weights": (lambda f: os.truncate(f / "model.safetensors", 5000), "cannot be read"),
@@ -234,8 +237,8 @@ def test_a_bad_card_is_found_before_anything_is_uploaded(online, quick, whole, e
     for text, message in (
         ("---\nlicense: {a: b}\n---\n# x", "is neither a name nor a list of names"),
         ("---\nlicense: MIT!\n---\n# x", "must be a lower-case name"),
-        ("---\nlicense: mit\n---\n$price", "asks for 'price'"),
-        ("# no head", "must begin with a head"),
+        ("---\nlicense: mit\n---\n$price", "uses 'price'"),
+        ("# no head", "must begin with metadata"),
     ):
         template.write_text(text)
         with pytest.raises(ValueError, match=message):

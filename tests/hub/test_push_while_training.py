@@ -83,6 +83,6 @@ def test_bases_in_folders_are_refused_before_training(online, make_model, proces
     arguments = ScaTrainingArguments(
         str(tmp_path / "run"), push_to_hub=True, hub_model_id="ann/never", use_cpu=True, report_to="none"
     )
-    with pytest.raises(ValueError, match="would name folders of this machine"):
+    with pytest.raises(ValueError, match="would name folders on this machine"):
         ScaTrainer(model, arguments, train_dataset=[], processing_class=processor)
     assert not HfApi(online.url).repo_exists("ann/never")

@@ -54,7 +54,9 @@ def test_every_door_loads_the_state_that_was_asked_for(tagged, online, tmp_path,
 
 
 def test_a_revision_is_of_one_repository():
-    with pytest.raises(ValueError, match="the revision v1 is of one repository, and 0 of the models are one"):
+    with pytest.raises(
+        ValueError, match="the revision v1 applies to one repository, but 0 of the models are repositories"
+    ):
         Engine(["sca-tiny"], revision="v1")
-    with pytest.raises(ValueError, match="and 2 of the models are one"):
+    with pytest.raises(ValueError, match="but 2 of the models are repositories"):
         Engine(["org/a", "org/b"], revision="v1")

@@ -148,14 +148,14 @@ WHOLE = {
     ),
     "a part that is no configuration": (config(sam_config="../sam"), "sam_config must be a configuration or a dict"),
     "a SAM that is none": (config(sam_config__model_type="gpt2"), "sam_config has model_type 'gpt2'"),
-    "newer than this code": (config(format_version=2), "is of format 2, and this code knows formats up to 1: update"),
+    "newer than this code": (config(format_version=2), "has format 2, but this code supports formats up to 1: update"),
     "a format that is none": (config(format_version="one"), "format_version 'one', expected a whole number"),
     "a configuration that is no JSON": (
         text("config.json", "{'a': __import__('os')}"),
         "valid JSON|property name",
     ),
-    "weights in a folder outside": (sharded("../outside.safetensors"), "weights lie in .safetensors files beside"),
-    "weights in pickles": (sharded("model.bin"), "weights lie in .safetensors files beside"),
+    "weights in a folder outside": (sharded("../outside.safetensors"), "weights must be .safetensors files next to"),
+    "weights in pickles": (sharded("model.bin"), "weights must be .safetensors files next to"),
     "an index that is none": (
         lambda f: [(f / "model.safetensors").unlink(), (f / INDEX).write_text('{"weight_map": [1]}')],
         "is not an index of weight files",
@@ -170,13 +170,64 @@ WHOLE = {
         weights(lambda w: w.update({"mixer.task_tokens.weight": torch.ones(3, 3)})),
         "mis-shaped: mixer.task_tokens.weight",
     ),
+    "weights that are not numbers": (
+        weights(lambda w: w["mixer.task_tokens.weight"].view(-1)[:1].fill_(float("nan"))),
+        "mixer.task_tokens.weight of .* holds infinite values or NaN",
+    ),
+    "infinite weights of a base model": (
+        weights(lambda w: w["language_model.transformer.h.0.ln_1.weight"].fill_(float("-inf"))),
+        "language_model.transformer.h.0.ln_1.weight of .* holds infinite values or NaN",
+    ),
+    **{
+        f"weights of {dtype}": (
+            weights(lambda w, d=dtype: w.update({"mixer.task_tokens.weight": w["mixer.task_tokens.weight"].to(d)})),
+            f"mixer.task_tokens.weight of .* holds {dtype}, expected floating-point numbers",
+        )
+        for dtype in (torch.int64, torch.int8, torch.bool, torch.complex64)
+    },
+    **{
+        f"{name} of {value}": (config(**{field: value}), f"{name} of the configuration is {value!r}")
+        for name, field, value in (
+            ("layer_norm_eps", "mixer_config__layer_norm_eps", -1e-6),
+            ("layer_norm_eps", "sam_config__vision_config__layer_norm_eps", float("inf")),
+            ("layer_norm_epsilon", "text_config__layer_norm_epsilon", "1e-5"),
+        )
+    },
+    **{
+        f"{name} of {value}": (processor(image_processor={name: value}), f"the image processor's {name} is")
+        for name, value in (
+            ("image_mean", [0.5, float("nan"), 0.5]),
+            ("image_mean", "mean"),
+            ("image_std", [0.2, 0.0, 0.2]),
+            ("image_std", [-0.2, 0.2, 0.2]),
+            ("rescale_factor", float("inf")),
+            ("rescale_factor", 0),
+        )
+    },
+    **{
+        f"{field} of {value!r}": (config(**{field: value}), said)
+        for field, value, said in (
+            ("text_config__n_head", 0, "text_config.n_head of the configuration is 0, expected at least 1"),
+            ("text_config__n_embd", "32", "text_config.n_embd of the configuration is '32', expected a whole number"),
+            ("text_config__n_layer", 1.5, "text_config.n_layer of the configuration is 1.5, expected a whole"),
+            ("text_config__attn_pdrop", "0.1", "text_config.attn_pdrop of the configuration is '0.1', expected"),
+            ("text_config__activation_function", 7, "activation_function"),
+            ("sam_config__vision_config__patch_size", 0, "patch_size of the configuration is 0, expected at least"),
+            ("sam_config__vision_config__image_size", "48", "image_size of the configuration is '48', expected"),
+            ("sam_config__vision_config__num_attention_heads", 0, "num_attention_heads of the configuration is 0"),
+            ("mixer_config__attention_downsample_rate", 0, "attention_downsample_rate of the configuration is 0"),
+            ("mixer_config__hidden_act", None, "mixer_config|the configuration describes"),
+        )
+    },
+    "a caption length that is a text": (processor(max_caption_length="20"), "max_caption_length is '20'"),
+    "a task that is a number": (processor(tasks=[1, 2]), "tasks are a list of at least one name"),
     "an image size without end": (processor(image_processor={"size": BIG}), "longest_edge is 1000000000"),
-    "a processor newer than this code": (processor(format_version=2), "the processor's settings are of format 2"),
+    "a processor newer than this code": (processor(format_version=2), "the processor's settings have format 2"),
 }
 MIXER = {
     "a base that is a path": (base_models(repo_id="../../etc"), "is not a repository id"),
-    "a base in a folder above": (base_models(subfolder="../../secret"), "leads out of the repository"),
-    "a base that is not pinned": (base_models(revision=None), "pins nothing: it has no revision"),
+    "a base in a folder above": (base_models(subfolder="../../secret"), "points outside the repository"),
+    "a base that is not pinned": (base_models(revision=None), "is not pinned: it has no revision"),
     "a base with code": (base_models(trust_remote_code="yes"), r"unknown fields \['trust_remote_code'\]"),
     "a base that is two": (base_models(path="/etc"), "either a repo_id or a path"),
     "a base that is missing": (config(base_model_repos={"sam": {}}), "must say where 'sam' and 'language_model'"),

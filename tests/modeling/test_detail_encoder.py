@@ -190,7 +190,7 @@ def test_sharpening_keeps_masks_and_begins_with_the_same_captions(processor):
 def test_another_branch_is_refused_and_the_same_is_kept(detailed, processor):
     encoder = detailed.detail_encoder
     assert add_detail_encoder(detailed, WIDTHS) == [] and detailed.detail_encoder is encoder
-    with pytest.raises(ValueError, match=re.escape(f"has a detail encoder of widths {WIDTHS} already")):
+    with pytest.raises(ValueError, match=re.escape(f"already has a detail encoder with widths {WIDTHS}")):
         add_detail_encoder(detailed, [*WIDTHS[:-1], WIDTHS[-1] + 8])
-    with pytest.raises(ValueError, match="has a detail encoder already: pretrain_detail_encoder trains it further"):
+    with pytest.raises(ValueError, match="already has a detail encoder: pretrain_detail_encoder trains it further"):
         increase_input_resolution(detailed, processor)

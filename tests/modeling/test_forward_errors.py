@@ -53,10 +53,10 @@ FAULTS = {
     "layout of too many points": (
         dict(prompt_layout=torch.full((2, 2), 8), input_points=POINTS),
         ValueError,
-        "have 2 points, but input_points holds 1",
+        "have 2 points, but input_points has 1",
     ),
     "layout of masks that are not there": (dict(prompt_layout=torch.full((2, 2), 2)), ValueError, "have mask_index"),
-    "mask index without masks": (dict(mask_index=torch.zeros(2, 2).long()), ValueError, "input_masks, which are not"),
+    "mask index without masks": (dict(mask_index=torch.zeros(2, 2).long()), ValueError, "input_masks, which were not"),
     "mask index that says none": (
         dict(input_masks=MASKS, mask_index=torch.tensor([[0, 0], [0, -1]])),
         ValueError,
@@ -85,7 +85,7 @@ FAULTS = {
 }
 TEXT_FAULTS = {
     "labels without ids": (dict(labels=IDS), "labels need input_ids"),
-    "no token": (dict(input_ids=IDS[..., :0]), "hold no token"),
+    "no token": (dict(input_ids=IDS[..., :0]), "have no tokens"),
     "ids of one image": (dict(input_ids=IDS[:1]), r"\(B, R\) = \(2, 2\)"),
     "ids of fewer regions": (dict(input_ids=IDS[:, :1]), r"\(B, R\) = \(2, 2\)"),
     "ids without regions": (dict(input_ids=IDS[:, 0]), r"\(B, R\) = \(2, 2\)"),

@@ -120,7 +120,7 @@ def test_a_streamer_tells_one_region(model, processor, capsys):
 
 
 def test_a_streamer_is_refused_where_it_would_tell_parts(model, processor, inputs):
-    with pytest.raises(ValueError, match="streamer follows one call"):
+    with pytest.raises(ValueError, match="streamer supports one call"):
         model.generate(**inputs, streamer=TextStreamer(processor.tokenizer), language_model_batch_size=2)
 
 
@@ -188,7 +188,7 @@ def test_settings_without_a_meaning_here_are_refused_by_name(model, inputs, name
         ("assistant_model", "assisted generation"),
         ("assistant_tokenizer", "assisted generation"),
         ("negative_prompt_ids", "guidance"),
-        ("custom_generate", "replaces"),
+        ("custom_generate", "custom generation code"),
         ("trust_remote_code", "from_pretrained"),
     ],
 )

@@ -133,7 +133,7 @@ def test_loaded_models_can_be_joined_too(parts, tmp_path):
     model = ScaForConditionalGeneration.from_sam_text_pretrained(sam, llama, mixer_config=MIXER)
     assert model.language_model is llama and llama.config._attn_implementation == before
     # Nobody knows whether they still are what they were when they were loaded.
-    with pytest.raises(ValueError, match="given as loaded models"):
+    with pytest.raises(ValueError, match="passed as loaded models"):
         model.save_pretrained(tmp_path / "mixer", include_base_models=False)
 
 

@@ -54,7 +54,7 @@ def test_records_are_those_of_processor_and_model(describe, repository):
 
     records = describe(tiny_image(), input_boxes=BOXES[0], num_beams=2)
 
-    assert len(records) == 2 and records[0].keys() == {"caption", "score", "mask", "iou", "box"}
+    assert len(records) == 2 and records[0].keys() == {"caption", "score", "confidence", "mask", "iou", "box"}
     assert [record["caption"] for record in records] == [record["caption"] for record in expected]
     assert all(np.array_equal(ours["mask"], theirs["mask"]) for ours, theirs in zip(records, expected, strict=True))
     assert records[0]["mask"].shape == (60, 80)
@@ -186,7 +186,7 @@ def test_workers_prepare_what_can_be_read_by_number(describe, caplog):
     expected = captions(describe(IMAGES))
     assert captions(describe(KeyDataset(rows(), "image"), num_workers=2, batch_size=1)) == expected
     assert captions(describe((image for image in IMAGES), num_workers=2)) == expected
-    assert "num_workers is 1" in caplog.text
+    assert "num_workers is set to 1" in caplog.text
 
 
 def test_joined_batches_are_those_of_one_call(processor):
@@ -212,11 +212,11 @@ def test_a_bad_item_is_named(describe):
     for index, (item, told) in enumerate(
         [
             ({"image": IMAGES[0], "boxes": BOXES[0]}, "unknown keys 'boxes'; known are image, input_points"),
-            ({"image": IMAGES[0], "label": 3}, r"take KeyDataset\(rows, \"image\"\)"),
-            ({"input_boxes": BOXES[0]}, "needs one key image"),
+            ({"image": IMAGES[0], "label": 3}, r"use KeyDataset\(rows, \"image\"\)"),
+            ({"input_boxes": BOXES[0]}, "needs the key image"),
             ({"image": IMAGES[0], "input_boxes": [[1, 1, 900, 9]]}, "region 0: box .* reaches outside"),
-            ([IMAGES[0], IMAGES[1]], "2 images where one is expected"),
-            (np.stack([np.asarray(IMAGES[0])] * 2), "2 images where one is expected"),
+            ([IMAGES[0], IMAGES[1]], "got 2 images instead of one"),
+            (np.stack([np.asarray(IMAGES[0])] * 2), "got 2 images instead of one"),
             (7, "cannot use a int"),
             ("nowhere.png", "there is no file"),
             ("http://127.0.0.1:9/picture.png", "cannot be read: ConnectError"),
@@ -227,7 +227,7 @@ def test_a_bad_item_is_named(describe):
             list(describe(stream, batch_size=4))
     with pytest.raises(ValueError, match="input_boxes cannot be told apart for a generator"):
         describe((image for image in IMAGES), input_boxes=BOXES)
-    with pytest.raises(ValueError, match="item 0: it has its own input_boxes, and so has the call"):
+    with pytest.raises(ValueError, match="item 0: both it and the call have input_boxes"):
         describe(ITEMS[:1], input_boxes=BOXES[:1])
 
 

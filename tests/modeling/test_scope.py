@@ -36,7 +36,7 @@ def test_nobody_said(make_model, processor, tmp_path):
     make_model().save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     assert scope_lines(describe_repository(str(tmp_path / "model")).scope) == []
-    assert "nobody wrote down" in draft_card(tmp_path / "model", "farm", {}, "")
+    assert "is not recorded" in draft_card(tmp_path / "model", "farm", {}, "")
 
 
 @pytest.mark.parametrize(

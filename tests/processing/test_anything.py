@@ -147,9 +147,9 @@ def test_given_boxes_are_all_captioned_in_their_order(open_model, processor, mon
 
 def test_several_images_are_refused_and_none_is_dropped(open_model, processor):
     for several in ([tiny_image(0), tiny_image(1)], np.zeros((2, 60, 80, 3), np.uint8)):
-        with pytest.raises(ValueError, match="expected one image, got 2; make a call for each of them"):
+        with pytest.raises(ValueError, match="expected one image, got 2; call it once per image"):
             processor.caption_anything(open_model, several, OPEN)
-        with pytest.raises(ValueError, match="expected one image, got 2; make a call for each of them"):
+        with pytest.raises(ValueError, match="expected one image, got 2; call it once per image"):
             encode_image(open_model, processor, several)
     assert processor.caption_anything(open_model, [tiny_image()], OPEN)
 
@@ -209,7 +209,7 @@ def test_settings_of_the_processor_are_the_default_and_are_saved(open_model, pro
         ({"pred_iou_thresh": "high"}, "pred_iou_thresh is 'high', expected a number"),
         ({"crop_n_layers": True}, "crop_n_layers is True"),
         ({"caption_prompt": "song"}, "expected one of point, box, mask"),
-        ({"min_area": 0.5, "max_area": 0.2}, "nothing could be kept"),
+        ({"min_area": 0.5, "max_area": 0.2}, "no mask would be kept"),
     ],
 )
 def test_settings_out_of_range_are_an_error(wrong, said):

@@ -73,7 +73,7 @@ def column(images):
 def test_where_one_image_is_taken_several_are_refused():
     assert np.array_equal(np.asarray(as_image([PICTURE])), PIXELS)
     for several in ([PICTURE, PICTURE], np.stack([PIXELS] * 2), column([PICTURE] * 2)):
-        with pytest.raises(ValueError, match="expected one image, got 2; make a call for each"):
+        with pytest.raises(ValueError, match="expected one image, got 2; call it once per image"):
             as_image(several)
 
 
@@ -106,7 +106,7 @@ def address():
 def test_a_url_is_read_or_says_what_its_server_answered(address):
     for name in ("picture", "moved"):
         assert np.array_equal(np.asarray(as_images(f"{address}/{name}.png")[0]), PIXELS)
-    with pytest.raises(ValueError, match=r"image 0 .*nowhere.png.* cannot be read: .*the server answers 404"):
+    with pytest.raises(ValueError, match=r"image 0 .*nowhere.png.* cannot be read: .*the server answered 404"):
         as_images(f"{address}/nowhere.png")
     with pytest.raises(ValueError, match=r"image 1 \('http.*page.html'\) cannot be read: UnidentifiedImageError"):
         as_images([PICTURE, f"{address}/page.html"])
@@ -191,3 +191,29 @@ def test_a_decompression_bomb_names_the_limit(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"limit of 2000 pixels .*MAX_IMAGE_PIXELS"):
         as_images(encoded(PICTURE))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "mode F"])
+def test_floats_that_resizing_left_a_little_outside_are_clipped(kind):
+    def picture(values):
+        values = np.asarray(values, np.float32)
+        if kind == "mode F":
+            return np.asarray(as_image(Image.fromarray(values)))[..., 0]
+        image = values if kind == "numpy" else torch.tensor(values)
+        return np.asarray(as_image(image))[..., 0]
+
+    assert picture([[0.0, 0.5], [1.0, 1.0001]]).tolist() == [[0, 128], [255, 255]]
+    assert picture([[-0.05, 0.5], [0.25, 1.08]]).tolist() == [[0, 128], [64, 255]]
+    sharp = Image.fromarray(np.kron(np.eye(4, dtype=np.float32), np.ones((8, 8), np.float32)))
+    resized = np.asarray(sharp.resize((20, 20), Image.Resampling.BICUBIC))
+    assert resized.max() > 1.0001 and resized.min() < 0, "the resize overshoots"
+    assert picture(resized).max() == 255 and picture(resized).mean() > 50
+    assert picture([[0.0, 2.0], [3.0, 200.0]]).tolist() == [[0, 2], [3, 200]]
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, 1.2], [0.5, 1.9], [-0.2, 0.5], [-0.05, 1.5], [-2.1, 2.6], [0.0, float("nan")]]
+)
+def test_floats_that_may_be_meant_either_way_are_refused(values):
+    with pytest.raises(ValueError, match=r"image 0 holds (floats up to|values from)"):
+        as_image(np.resize(np.float32(values), (2, 2, 1)))

@@ -142,15 +142,15 @@ def test_masks_nest_as_they_are_whatever_form_they_have():
 @pytest.mark.parametrize(
     ("mask", "told"),
     [
-        (np.array([[0, 3, 15, 255]] * 4), r"got 0 to 255; .*of labels \(mask == label\)"),
+        (np.array([[0, 3, 15, 255]] * 4), r"got 0 to 255; .*\(mask == label\) for labels"),
         (np.arange(21).repeat(9).reshape(9, 21), "got 0 to 20; .*mask == label"),
-        (Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10), "P"), "of labels"),
+        (Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10), "P"), "for labels"),
         (tiny_image().convert("L").point(lambda v: 64 + v // 2), "mask > 127"),
-        (tiny_image(), "picture in colors"),
+        (tiny_image(), "color picture"),
         (Image.new("RGBA", (50, 30), (9, 9, 9, 0)), "transparency"),
         (np.dstack([np.full((9, 9, 3), 200), np.eye(9) * 255]).astype(np.uint8), r"getchannel\('A'\)"),
         (np.full(SIZE, 0.4), "the mask is empty"),
-        (np.linspace(-4, 4, 1500).reshape(SIZE), r"holds 0 to 1, got -4 to 4; .*mask > 0"),
+        (np.linspace(-4, 4, 1500).reshape(SIZE), r"must be within 0 to 1, got -4 to 4; .*mask > 0"),
         (np.full(SIZE, np.inf), "not finite"),
         (b"nothing", "cannot be read"),
         ({"path": "nowhere.png", "bytes": None}, "there is no file"),
@@ -161,7 +161,7 @@ def test_masks_nest_as_they_are_whatever_form_they_have():
 def test_what_may_mean_several_things_is_refused(mask, told):
     with pytest.raises((ValueError, TypeError, OSError), match=f"input_masks: image 0, region 0.*{told}"):
         logits(mask)
-    with pytest.raises(ValueError, match=r"could be logits or a mask of the image; for a mask give bool"):
+    with pytest.raises(ValueError, match=r"could be logits or a mask of the image; for a mask pass bool"):
         logits(np.linspace(0, 1, CELLS**2).reshape(CELLS, CELLS), (64, 64), (64, 64))
 
 
@@ -177,7 +177,7 @@ def test_floats_of_the_low_resolution_are_logits_as_they_are():
         (np.ones((50, 30), bool), r"the mask is 30 x 50 pixels \(width x height\), the image 50 x 30"),
         (np.ones((31, 50), bool), "the mask is 50 x 31"),
         (np.zeros(SIZE, bool), "the mask is empty"),
-        (np.full(SIZE, 7), r"holds \{0, 1\} or \{0, 255\}, got 7 to 7"),
+        (np.full(SIZE, 7), r"must be \{0, 1\} or \{0, 255\}, got 7 to 7"),
         (np.eye(30, 50, dtype=int) * 2 - 1, "got -1 to 1"),
         (np.full((CELLS, CELLS), np.nan), "not finite"),
         (np.ones((2, 2, 2), bool), "two axes"),

@@ -108,7 +108,7 @@ def test_what_an_output_lacks_is_none(processor, outputs):
     assert records[0][0]["caption"] is records[0][0]["score"] is None and records[0][0]["mask"].any()
     texts_only = {"sequences": outputs["sequences"]}
     record = processor.post_process_regions(texts_only, SIZES, RESIZED)[0][0]
-    assert record == {"caption": CAT, "score": None, "mask": None, "iou": None, "box": None}
+    assert record == {"caption": CAT, "score": None, "confidence": None, "mask": None, "iou": None, "box": None}
     with pytest.raises(ValueError, match="nothing to post-process"):
         processor.post_process_regions({}, SIZES, RESIZED)
 

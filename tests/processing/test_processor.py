@@ -96,7 +96,7 @@ def test_tasks_and_text_name_what_to_do(processor):
     by_text = processor(IMAGES, text=["recognition", ""])
     assert by_text["task_ids"].tolist() == [[0], [1]]
     assert by_text["input_ids"].shape == (2, 1, 0)  # what a pipeline decodes to an empty text
-    with pytest.raises(ValueError, match="named twice"):
+    with pytest.raises(ValueError, match="given twice"):
         processor(IMAGES, text="caption", task="recognition")
     with pytest.raises(ValueError, match="takes no prompt text"):
         processor(IMAGES, text="describe the dog")
@@ -246,11 +246,11 @@ def test_it_is_a_transform_of_a_data_set(processor, model):
 
 
 def test_columns_that_it_cannot_take_are_named(processor):
-    with pytest.raises(ValueError, match=r"takes no column 'id': .*with_transform\(processor, columns="):
+    with pytest.raises(ValueError, match=r"does not take the column 'id': .*with_transform\(processor, columns="):
         data_set(id=[1, 2, 3]).with_transform(processor)[0]
-    with pytest.raises(ValueError, match="mask prompts have no row for each image"):
+    with pytest.raises(ValueError, match="mask prompts are not one row per image"):
         processor({"image": [tiny_image()], "input_masks": [[np.ones((60, 80), bool)]]})
-    with pytest.raises(ValueError, match="there is no column image among 'input_boxes'"):
+    with pytest.raises(ValueError, match="the columns have no image: 'input_boxes'"):
         processor({"input_boxes": [[[1, 1, 9, 9]]]})
-    with pytest.raises(ValueError, match="task are columns, and arguments of the call too"):
+    with pytest.raises(ValueError, match="task are both columns and arguments of the call"):
         processor({"image": [tiny_image()], "task": ["caption"]}, task="caption")

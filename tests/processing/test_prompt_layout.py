@@ -176,9 +176,9 @@ def test_the_resized_size_is_the_librarys(size):
         ({"input_boxes": [[[0.1, 0.2, 0.6, 0.9]]]}, r"image 0, region 0: box \[0.1, 0.2, 0.6, 0.9\] lies within the"),
         ({"input_boxes": [[[0.1, 0.2, 0.6, 0.9], [0, 0, 1, 1]]]}, "x times 100, y times 80"),
         ({"input_points": [[[[0.5, 0.5]], [[0.2, 0.9]]]]}, r"image 0, region 0: point \[0.5, 0.5\] lies within the"),
-        ({"input_points": [[[[0, 1], [0.2, 0.9]]]]}, r"fractions of the sides \(0 to 1\); give pixels: x times 100"),
-        ({"input_points": [[[[70, 90]]]]}, "with x and y exchanged it would fit: x comes first"),
-        ({"input_boxes": [[[70, 10, 80, 90]]]}, "with x and y exchanged it would fit"),
+        ({"input_points": [[[[0, 1], [0.2, 0.9]]]]}, r"fractions of the sides \(0 to 1\); pass pixels: x times 100"),
+        ({"input_points": [[[[70, 90]]]]}, "it would fit with x and y swapped: x comes first"),
+        ({"input_boxes": [[[70, 10, 80, 90]]]}, "it would fit with x and y swapped"),
     ],
 )
 def test_units_that_cannot_be_pixels_are_refused(given, told):
@@ -208,4 +208,4 @@ def test_what_may_be_fractions_is_said(caplog):
     for given in ({"input_boxes": [[[0, 0, 1, 1]]]}, {"input_points": [[[[0.5, 0.5]]]]}):
         caplog.clear()
         build_prompts([(80, 100)], [(51, 64)], 64, 16, **given)
-        assert "it looks like fractions of the sides (0 to 1)" in caplog.text
+        assert "these look like fractions of the sides (0 to 1)" in caplog.text

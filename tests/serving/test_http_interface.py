@@ -311,7 +311,7 @@ def test_two_models_of_one_name_are_refused(tmp_path):
     from sca_hf.model_names import bundled_model
 
     (tmp_path / "sca-tiny").symlink_to(bundled_model())
-    with pytest.raises(ValueError, match="two models are called sca-tiny"):
+    with pytest.raises(ValueError, match="two models have the name sca-tiny"):
         Engine(["sca-tiny", str(tmp_path / "sca-tiny")])
 
 

@@ -211,8 +211,8 @@ def test_a_write_that_fails_for_want_of_space_leaves_the_last_checkpoint_and_say
     error, left = save_in_a_process(tmp_path, limit)
     assert left == ["checkpoint-2"] and incomplete_reason(tmp_path / "checkpoints" / "checkpoint-2") is None
     needed = sum(file_sizes(tmp_path / "checkpoints" / "checkpoint-2").values()) / 1e6
-    assert f"checkpoint-4 could not be written, the disk is full: it takes {needed:.1f} MB or more" in error
-    assert f"The last whole checkpoint is {tmp_path / 'checkpoints' / 'checkpoint-2'}." in error
+    assert f"checkpoint-4 could not be written, the disk is full: at least {needed:.1f} MB more are needed" in error
+    assert f"The last complete checkpoint is {tmp_path / 'checkpoints' / 'checkpoint-2'}." in error
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_leaves_the_last_checkpoint_and_room_to_go_on(small_disk):
     error, left = save_in_a_process(small_disk)
     assert left == ["checkpoint-2"] and last_checkpoint(small_disk / "checkpoints").name == "checkpoint-2"
-    assert "checkpoint-4 could not be written, the disk is full: it takes" in error and "MB are free" in error
+    assert "checkpoint-4 could not be written, the disk is full: at least" in error and "MB are free" in error
     # What was written of it is gone: there is as much room as before.
     assert shutil.disk_usage(small_disk).free > 0.3 * shutil.disk_usage(small_disk).used
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
@@ -268,10 +268,10 @@ def test_a_checkpoint_asked_for_by_name_must_be_whole(checkpoints, tmp_path):
     os.truncate(checkpoints / "checkpoint-6" / "optimizer.pt", 10)
     run = make_trainer(tmp_path, max_steps=6)
     with pytest.raises(
-        CheckpointError, match=r"incomplete: optimizer.pt is missing or cut; resume from .*checkpoint-4"
+        CheckpointError, match=r"incomplete: optimizer.pt is missing or truncated; resume from .*checkpoint-4"
     ):
         run.train(resume_from_checkpoint=str(checkpoints / "checkpoint-6"))
-    with pytest.raises(CheckpointError, match="There is no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="There is no complete checkpoint"):
         run.train(resume_from_checkpoint=Path("nowhere"))
-    with pytest.raises(CheckpointError, match="There is no whole checkpoint in"):
+    with pytest.raises(CheckpointError, match="There is no complete checkpoint in"):
         make_trainer(tmp_path / "new").train(resume_from_checkpoint=True)

@@ -163,9 +163,7 @@ def test_a_region_without_a_mask_gets_its_box_unless_masks_alone_are_asked_for(r
     batch = RegionCollator(processor, {"mask": 1.0, "box": 1e-9})(bare)
     assert layouts(batch) == {HAS_BOX}
     where = f"image {bare[0]['image_id']}, region "
-    with pytest.raises(
-        RegionRecordError, match=f"{where}.* has no mask, and prompt_probabilities asks for masks alone"
-    ):
+    with pytest.raises(RegionRecordError, match=f"{where}.* has no mask, but prompt_probabilities only allows masks"):
         RegionCollator(processor, {"mask": 1.0, "box": 0})(bare)
 
 

@@ -13,6 +13,7 @@ from sca_hf.data.region import RegionRecordError
 from sca_hf.testing import tiny_model
 from sca_hf.training import DrawnStream, SeededDataset, pretrain_detail_encoder
 from sca_hf.training.detail_pretraining import NamedRegionCollator, RegionNaming, box_means, region_names
+from sca_hf.training.stopping import DivergedError
 
 
 WIDTHS = [8, 8, 16]
@@ -121,7 +122,7 @@ def test_the_seed_decides_whatever_was_drawn_before(model, processor, tmp_path):
 def test_what_was_taught_otherwise_is_not_taken(model, processor, tmp_path):
     teach(model, processor, tmp_path, steps=2)
     with pytest.raises(
-        ValueError, match=r"trained otherwise \(steps was 2 and is 3\): remove .*details to train it again"
+        ValueError, match=r"trained with other settings \(steps was 2 and is 3\): remove .*details to train it again"
     ):
         teach(model, processor, tmp_path, steps=3)
     pictures = Pictures(8)
@@ -153,10 +154,17 @@ def test_a_region_without_a_category_is_an_error(model, processor, tmp_path):
 
 
 def test_a_stream_is_an_error(model, processor, tmp_path):
-    with pytest.raises(ValueError, match="not on a streamed one"):
+    with pytest.raises(ValueError, match="not a streamed one"):
         pretrain_detail_encoder(model, processor, DrawnStream(Pictures(2), 0), tmp_path)
 
 
 def test_a_model_without_one_is_an_error(processor, tmp_path):
     with pytest.raises(ValueError, match="add_detail_encoder"):
         pretrain_detail_encoder(tiny_model(), processor, SeededDataset(Pictures(2), 0), tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(model, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("sca_hf.training.detail_pretraining._LEARNING_RATE", 1e38)
+    with pytest.raises(DivergedError, match="Pretraining of the detail encoder diverged within 4 steps"):
+        teach(model, processor, tmp_path, steps=4)
+    assert not list(tmp_path.rglob("*.safetensors"))

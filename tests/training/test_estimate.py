@@ -165,7 +165,7 @@ def test_weights_of_a_model_that_only_answers(capsys):
     printed = capsys.readouterr().out
     assert "total" in printed and "too large" in printed
     assert main(["estimate", str(bundled_model()), "--images", "3"])
-    assert "are for recipes" in capsys.readouterr().err
+    assert "only apply to recipes" in capsys.readouterr().err
 
 
 def test_what_is_held_in_half_precision_is_what_a_run_holds(tmp_path):
@@ -256,7 +256,7 @@ def test_a_stage_that_is_not_there_yet_is_taken_from_its_recipe(tmp_path):
         "model: {from: sca-tiny, image_size: 128}\ndata: {train: {format: scenes, count: 4}}\noutput: runs/nowhere\n"
     )
     config, notes = recipe_config(ModelSection(**{"from": "runs/nowhere/model"}), tmp_path)
-    assert config.sam_config.vision_config.image_size == 128 and "as one.yaml will make it" in notes[0]
+    assert config.sam_config.vision_config.image_size == 128 and "that one.yaml will produce" in notes[0]
 
 
 def test_advice_stops_where_it_fits():

@@ -123,7 +123,7 @@ def test_adapters_that_our_repository_cannot_hold_are_refused(loaded, tmp_path, 
         model.add_adapter(config())
     else:
         setattr(model, how, get_peft_model(getattr(model, how), config()))
-    with pytest.raises(ValueError, match=r"PEFT has put adapters into this model .*merge_and_unload\(\)"):
+    with pytest.raises(ValueError, match=r"PEFT has added adapters to this model .*merge_and_unload\(\)"):
         model.save_pretrained(tmp_path / "saved", include_base_models=include)
     assert not (tmp_path / "saved").exists()
 
@@ -132,9 +132,9 @@ def test_adapters_of_other_kinds_or_several_are_refused(loaded, tmp_path):
     model = loaded()
     kind = IA3Config(target_modules=["c_attn"], feedforward_modules=[])
     model.language_model = get_peft_model(model.language_model, kind)
-    with pytest.raises(ValueError, match="the adapters IA3, but a repository holds one LORA"):
+    with pytest.raises(ValueError, match="the adapters IA3, but a repository can have only one LORA"):
         model.save_pretrained(tmp_path / "saved", include_base_models=False)
-    with pytest.raises(ValueError, match="another kind than LoRA"):
+    with pytest.raises(ValueError, match="adapters other than LoRA"):
         merge_lora(model)
     model = wrap_language_model(loaded())
     model.language_model.add_adapter("other", config())
@@ -155,7 +155,7 @@ def test_a_wrapper_that_keeps_the_tasks_to_itself_is_not_silent(loaded, processo
         as_captions = model(**{name: value for name, value in batch.items() if name != "task_ids"}).loss
         assert not caplog.records and model(**batch).loss != as_captions
         assert get_peft_model(model, config(task_type="CAUSAL_LM")).eval()(**batch).loss == pytest.approx(as_captions)
-    assert "leave task_type out of the LoraConfig" in caplog.text
+    assert "remove task_type from the LoraConfig" in caplog.text
 
 
 def test_arguments_of_other_models_are_ignored_where_they_are_none(loaded, batch):
@@ -207,7 +207,7 @@ def test_our_trainer_refuses_what_it_could_not_save_and_says_what_it_freezes(
         trainer(get_peft_model(loaded(), config()), processor, tmp_path / "run")
     model = loaded()
     get_peft_model(model, config())
-    with pytest.raises(ValueError, match="PEFT has put adapters into this model"):
+    with pytest.raises(ValueError, match="PEFT has added adapters to this model"):
         trainer(model, processor, tmp_path / "run")
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     trainer(wrap_language_model(loaded()), processor, tmp_path / "run", preset="mixer", save_form="mixer")

@@ -113,7 +113,7 @@ def test_a_finished_run_is_left_as_it_is(base, regions, tmp_path, monkeypatch):
     first = run_recipe(recipe(base, regions, tmp_path / "run"))
     monkeypatch.setattr(recipe_module, "build_model", lambda *_: pytest.fail("began again"))
     again = run_recipe(recipe(base, regions, tmp_path / "run"))
-    assert again.found_finished and "finished before" in str(again)
+    assert again.found_finished and "already finished" in str(again)
     assert again.metrics["eval"] == first.metrics["eval"]
     with pytest.raises(ValueError, match=r"another recipe \(training.learning_rate was 0.003 and is 0.1\)"):
         run_recipe(recipe(base, regions, tmp_path / "run", learning_rate=0.1))
@@ -236,7 +236,7 @@ def test_larger_patches_of_a_larger_picture_are_read_as_the_smaller_were(model):
     with pytest.raises(ValueError, match="patch_size is 24, expected a multiple of the old 16"):
         set_image_size(model, 192, patch_size=24)
     add_detail_encoder(model, [4, 4, 4, 8])
-    with pytest.raises(ValueError, match="keeps its patch size"):
+    with pytest.raises(ValueError, match="must keep its patch size"):
         set_image_size(model, 256, patch_size=32)
 
 
@@ -282,3 +282,35 @@ def test_evaluation_is_not_repeated_after_the_last_step(base, regions, tmp_path,
     options = dict(max_steps=1, eval_strategy="steps", eval_steps=1)
     result = run_recipe(recipe(base, regions, tmp_path / "run", **options))
     assert len(calls) == 1 and result.metrics["eval"]["eval_loss"] > 0
+
+
+def test_pictures_from_outside_give_a_confidence_and_the_data_a_scope(base, regions, tmp_path, monkeypatch):
+    monkeypatch.setattr("sca_hf.training.confidence._STEPS", 50)
+    fit = recipe_module.fit_confidence
+    monkeypatch.setattr(recipe_module, "fit_confidence", lambda *arguments: fit(*arguments, regions=60))
+    names = [
+        {**row, "regions": [{**one, "captions": [one["category"]]} for one in row["regions"]]} for row in records()
+    ]
+    outside = write_regions(tmp_path / "outside.jsonl", records(6))
+    data = {"train": {"as": "farm", "format": "jsonl", "path": str(write_regions(regions, names))}}
+    data["outside"] = {"format": "jsonl", "path": str(outside)}
+    model = {"from": str(base), "scope": {"limits": "Daylight only."}}
+    done = run_recipe(recipe(base, regions, tmp_path / "run", model, data))
+    assert done.metrics["confidence"].keys() == {"inside", "outside", "unsure_inside", "unsure_outside"}
+    trained = ScaForConditionalGeneration.from_pretrained(done.model)
+    assert trained.confidence_head is not None
+    scope = {"trained_on": "farm", "knows": "3 names: cat, ring, star", "limits": "Daylight only.", "narrow": True}
+    assert trained.config.scope == scope
+    # A further stage has learned more, and must measure its confidence again.
+    again = run_recipe(recipe(done.model, regions, tmp_path / "again"))
+    further = ScaForConditionalGeneration.from_pretrained(again.model)
+    assert further.confidence_head is None and "confidence" not in again.metrics
+    assert further.config.scope["trained_on"] == "jsonl; before that: farm"
+
+
+def test_what_a_recipe_says_of_scope_and_outside_is_checked_first(base, regions, tmp_path):
+    with pytest.raises(ValueError, match="scope must be a mapping"):
+        recipe(base, regions, tmp_path / "run", {"from": str(base), "scope": {"cats": "all"}})
+    data = {"train": {"format": "jsonl", "path": str(regions)}, "outside": {"format": "nothing"}}
+    with pytest.raises(ValueError, match=r"data\.outside\.0"):
+        recipe(base, regions, tmp_path / "run", data=data)

@@ -177,7 +177,7 @@ def test_harmless_changes_are_no_other_run_and_others_can_be_allowed(four_steps,
     run = make_trainer(tmp_path, max_steps=6)
     run.args.allow_changed_resume = True
     run.train(resume_from_checkpoint=True)
-    assert run.state.global_step == 6 and "max_steps was 4 and is 6. Resuming all the same." in caplog.text
+    assert run.state.global_step == 6 and "max_steps was 4 and is 6. Resuming anyway." in caplog.text
 
 
 def test_a_run_of_constant_rate_may_be_made_longer(tmp_path):
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_the_stock_trainer_is_gone_on_from(unbroken, tmp_path, c
     shutil.copytree(unbroken[0] / "checkpoints" / "checkpoint-22", tmp_path / "checkpoints" / "checkpoint-22")
     (tmp_path / "checkpoints" / "checkpoint-22" / MANIFEST).unlink()
     train(tmp_path)
-    assert weights(tmp_path) == unbroken[1] and "does not say what run it belongs to" in caplog.text
+    assert weights(tmp_path) == unbroken[1] and "does not record which run it belongs to" in caplog.text
 
 
 def test_evaluating_does_not_change_training(unbroken, tmp_path):

@@ -25,8 +25,8 @@ ACCEPTED = [
     ({**NEW, "max_caption_length": 7}, {"preset": "mixer+mask_decoder", "mask_loss_weight": 1.0}),
 ]
 REFUSED = [
-    ({"from": "sca-tiny", "detail_widths": [8, 16, 32, 64]}, {}, "a detail encoder of widths"),
-    ({"from": "sca-tiny", "image_size": 384, "patch_size": 32}, {}, "keeps its patch size"),
+    ({"from": "sca-tiny", "detail_widths": [8, 16, 32, 64]}, {}, "a detail encoder with widths"),
+    ({"from": "sca-tiny", "image_size": 384, "patch_size": 32}, {}, "must keep its patch size"),
     ({"from": "BASE", "image_size": 65}, {}, "multiple of the patch size"),
     ({"from": "BASE", "image_size": 96, "patch_size": 12}, {}, "multiple of the old"),
     ({"from": "BASE", "detail_widths": [4, 8]}, {}, "detail_widths"),
@@ -38,9 +38,9 @@ REFUSED = [
     ({**NEW, "sam": "LLAMA"}, {}, "SAM may be"),
     ({**NEW, "mixer": {"num_hidden_layers": 2, "num_attention_heads": 5}}, {}, "num_attention_heads"),
     ({"from": "BASE"}, {"preset": "mixer+mask_decoder"}, "set mask_loss_weight"),
-    ({"from": "BASE"}, {"mask_loss_weight": 1.0}, "trains nothing of masks"),
+    ({"from": "BASE"}, {"mask_loss_weight": 1.0}, "does not train masks"),
     ({"from": "BASE"}, {"preset": "all", "frozen_dtype": "bfloat16"}, "frozen_dtype"),
-    ({"from": "BASE"}, {"preset": "mixer+lora", "save_form": "whole"}, "cannot hold adapters"),
+    ({"from": "BASE"}, {"preset": "mixer+lora", "save_form": "whole"}, "cannot store adapters"),
     ({"from": "BASE"}, {"preset": "mixer+lora", "lora_target_modules": ["no_such_layer"]}, "linear layers"),
     ({"from": "BASE", "image_size": 96}, {"preset": "mixer+lora"}, "adapters are saved with the name"),
     (NEW, {"preset": "mixer+lm", "quantize_language_model": "torchao-int8"}, "cannot be quantized"),

@@ -16,7 +16,7 @@ def test_a_name_is_a_recipe_of_the_package_and_a_yaml_file_is_itself(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert recipe_path("finetune_voc").is_file() and recipe_path("mine.yaml").name == "mine.yaml"
     assert {"finetune_voc", "finetune_coco", "finetune_jsonl"} <= set(recipe_names())
-    with pytest.raises(FileNotFoundError, match="give a YAML file, or one of finetune_coco"):
+    with pytest.raises(FileNotFoundError, match="give a YAML file, or a name that comes with sca-hf: finetune_coco"):
         recipe_path("finetune")
 
 

@@ -118,15 +118,15 @@ def test_what_a_callback_stops_is_unfinished_and_resumes_to_the_same_weights(tra
     assert "model:" not in out
     assert_unfinished(tmp_path / "stopped")
     code, out, _ = train("stopped", *options)
-    assert code == 0 and "finished before" not in out
+    assert code == 0 and "already finished" not in out
     assert weights(tmp_path / "stopped") == straight(*options)
-    assert "finished before" in train("stopped", *options)[1]
+    assert "already finished" in train("stopped", *options)[1]
 
 
 def test_a_stop_that_is_told_to_save_nothing_starts_again(train, tmp_path):
     code, _, err = train("run", "--training.save_strategy=no", callbacks=[Stop(5)])
     assert code == 75
-    assert "stopped at step 5 of 8, the same command resumes from the start, as no checkpoint was written" in err
+    assert "stopped at step 5 of 8, the same command resumes from the start, because no checkpoint was written" in err
     assert_unfinished(tmp_path / "run")
 
 
@@ -187,7 +187,7 @@ def test_early_stopping_is_a_finish_and_says_so(train, tmp_path):
     assert code == 0 and "finished early at step 6 of 8: eval_loss did not improve in 2 evaluations." in out
     assert f"model: {tmp_path / 'run' / 'model'}" in out and (tmp_path / "run" / "metrics.json").exists()
     code, out, _ = train("run", *EARLY)
-    assert code == 0 and "finished before" in out and "finished early at step 6 of 8" in out
+    assert code == 0 and "already finished" in out and "finished early at step 6 of 8" in out
 
 
 def test_early_stopping_killed_before_its_model_is_saved_takes_no_step_more(train, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ class ImageCaptioner:
         if self.run.boxes is not None:
             boxes = item.boxes() if isinstance(self.run.boxes, str) else boxes_of(self.run.boxes, item.name)
             if boxes is None:
-                raise ValueError(f"the file of boxes has none for {item.name}.")
+                raise ValueError(f"the boxes file has no boxes for {item.name}.")
         records = caption_anything(self.model, self.processor, picture, self.settings, boxes, **self.run.generation)
         if self.run.overlays:
             self._draw(item, picture, records)

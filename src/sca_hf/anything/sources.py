@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
+from ..files import read_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ImageItem:
     def boxes(self) -> list[list[float]]:
         """The boxes that a data set has for this image, xyxy."""
         if not isinstance(self.image, dict):
-            raise ValueError(f"{self.name} is a file and has no boxes of its own; name a file of boxes.")
+            raise ValueError(f"{self.name} is a file and has no boxes; pass a boxes file.")
         return [list(region["box"]) for region in self.image["regions"]]
 
 
@@ -88,7 +88,7 @@ def _with_own_names(items: list[ImageItem]) -> list[ImageItem]:
         ]
         counts = Counter(item.name for item in items)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise ValueError(f"two images are called {twice[0]}; caption their sources one by one.")
+        raise ValueError(f"two images have the name {twice[0]}; caption their sources one by one.")
     return items
 
 
@@ -132,7 +132,7 @@ def _standard_input() -> ImageItem:
     if not data:
         return ImageItem(name, ValueError("the standard input is empty."))
     if any(os.path.exists(line) for line in data[:4096].splitlines()[:1]):
-        return ImageItem(name, ValueError("the standard input holds names; pass them with xargs."))
+        return ImageItem(name, ValueError("the standard input contains file names; pass them with xargs."))
     return ImageItem(name, data)
 
 
@@ -169,10 +169,7 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     from ..prompt_arguments import read_regions_file
 
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
+    content = read_json(path)
     if isinstance(content, Mapping) and "annotations" in content:
         names = {image["id"]: str(image["file_name"]) for image in content.get("images", [])}
         return _coco_boxes(path, content["annotations"], names, min_score)
@@ -181,7 +178,7 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     by_name = read_regions_file(path)
     if None in by_name:
         raise ValueError(
-            f"{path} does not say of which image its boxes are; give an object from image names to lists."
+            f"{path} does not say which image its boxes belong to; give an object that maps image names to lists."
         )
     for name, regions in by_name.items():
         if any(region.box is None for region in regions):

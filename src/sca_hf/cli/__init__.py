@@ -60,7 +60,7 @@ def _flush() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"sca-hf: error: the output cannot be written: {error.strerror}.", file=sys.stderr)
+        print(f"sca-hf: error: cannot write the output: {error.strerror}.", file=sys.stderr)
         _drop_output()
         raise SystemExit(2) from None
 

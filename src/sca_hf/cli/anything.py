@@ -14,6 +14,7 @@ from .parsing import (
     add_loading,
     add_tools,
     command,
+    look,
     notice,
     notice_scope,
     positive,
@@ -35,19 +36,19 @@ _MAX_PRINTED = 16
 _HELP = """\
 caption everything in images
 
-SOURCE is an image, its address, a folder with all folders in it, a pattern such as 'photos/*.jpg', - for an image on
+SOURCE is an image, its address, a folder with its subfolders, a pattern such as 'photos/*.jpg', - for an image on
 stdin, or a data spec as `sca-hf data check` takes it (coco:annotations=instances.json,images=photos).
 
-Each image is encoded once; a grid of points gives masks; masks that pass the thresholds are kept, of overlapping ones
-the best; only these are captioned. A model is saved with the settings that suit it; options change single ones.
+Each image is encoded once, and a grid of points gives masks. Masks that pass the thresholds are kept, only the best of
+overlapping ones; these are captioned. A model brings its own default settings; options override them.
 
---output is a folder, which holds in the end
+--output is a folder, which in the end contains
   records.jsonl   one line per image: its records, with the fields of SAM's automatic masks and caption, score
   coco.json       COCO JSON, one caption per annotation; masks as RLE
   failed.json     images that could not be read, and why
   overlays/       with --overlays, each image with its regions drawn
-  TOOL/           with --write, what an annotation tool imports; never written over, it may hold corrections
-  journal/        what is done so far: the same command resumes a run that was stopped
+  TOOL/           with --write, files for an annotation tool; never overwritten, they may hold corrections
+  journal/        progress so far: the same command resumes a stopped run
 
 An image that fails is reported on stderr and does not stop the others; the exit code is then 1.
 
@@ -68,11 +69,11 @@ def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "anything", run, _HELP, _EXAMPLE)
     declared.add_argument("sources", nargs="+", metavar="SOURCE", help="image, folder, pattern, - or data spec")
-    declared.add_argument("--output", metavar="FOLDER", help="folder of the result; required for more than 16 images")
+    declared.add_argument("--output", metavar="FOLDER", help="output folder; required for more than 16 images")
     declared.add_argument(
         "--json",
         metavar="OUT",
-        help="write the records of each image into one file; - for stdout, and nothing else",
+        help="write the records of all images to one file; - for stdout, and nothing else",
     )
     declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     add_loading(declared)
@@ -81,13 +82,13 @@ def add(commands: Any) -> None:
         metavar="FILE.json",
         help="caption the boxes of a detector; `data` takes those of the data set",
     )
-    declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="leave out boxes of lower scores")
+    declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="drop boxes with lower scores")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     declared.add_argument("--overlays", action="store_true", help="draw each image with its regions")
     add_tools(declared)
     declared.add_argument("--retry", action="store_true", help="retry images that failed before")
     declared.add_argument("--ray", type=positive, metavar="N", help="caption with N actors of a Ray cluster")
-    group = declared.add_argument_group("settings", "where left out, those that the model is saved with, else SAM's")
+    group = declared.add_argument_group("settings", "defaults: those saved with the model, otherwise SAM's")
     for setting in fields(AnythingSettings):
         _add_setting(group, setting)
 
@@ -115,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
     _check_outputs(options)
     items = find_images(options.sources)
     if options.output is None and options.json is None and len(items) > _MAX_PRINTED:
-        raise ValueError(f"{len(items)} images are too many to print; name a folder for the result with --output.")
+        raise ValueError(f"{len(items)} images are too many to print; pass an output folder with --output.")
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
     notice(options, f"{len(items)} image{'s' * (len(items) != 1)}, loading {options.model or BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
@@ -155,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{result.images} images, {result.regions} regions{failed}: {Path(options.output) / 'coco.json'}")
     for tool in dict.fromkeys(options.write if result.images else ()):
         report = write_for_tool(options.output, items, tool, options.shapes)
-        kept = f"{Path(options.output) / tool} is left as it is; remove or rename it to have it written again"
+        kept = f"{Path(options.output) / tool} is left as it is; remove or rename it to write it again"
         if report is None or not options.quiet:
             print(f"{tool}: {kept if report is None else report}")
     return failures.exit_code()
@@ -164,10 +165,10 @@ def run(options: argparse.Namespace) -> int:
 def _check_outputs(options: argparse.Namespace) -> None:
     """Refuses options that would have no effect on where the result goes."""
     if options.output is not None and options.json is not None:
-        raise ValueError("--output writes records.jsonl: leave --json out.")
+        raise ValueError("--output already writes records.jsonl: omit --json.")
     for name in ("write", "overlays", "retry", "ray"):
         if options.output is None and getattr(options, name):
-            raise ValueError(f"--{name} needs a folder for the result: say --output FOLDER.")
+            raise ValueError(f"--{name} needs an output folder: add --output FOLDER.")
     if options.json is not None:
         prepare(Path(options.json))
 
@@ -202,6 +203,7 @@ def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[Im
         raise
     if options.json is not None:
         write_json(entries, options.json)
+        look(options.json)
         if options.json != "-" and not options.quiet:
             print(f"records: {options.json}")
     return failures.exit_code()

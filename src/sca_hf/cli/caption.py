@@ -16,6 +16,7 @@ from .parsing import (
     add_loading,
     check_picture_name,
     command,
+    look,
     notice,
     notice_scope,
     positive,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _CAPTION_HELP = """\
 caption regions of images
 
-Where to look, in pixels of the image (x to the right, y down); repeat for more regions:
+Regions, in pixels of the image (x to the right, y down); repeat an option for more regions:
   --box 20,30,120,90                the thing in this box
   --point 60,45                     the thing at this point
   --point "60,45;80,50"             one thing, at both points
@@ -42,15 +43,15 @@ Where to look, in pixels of the image (x to the right, y down); repeat for more 
   --mask region.png                 the thing in this mask: white in a picture, true in an .npy, an RLE in a .json
   --regions prompts.json            [{"box": [20, 30, 120, 90]}, {"points": [[60, 45], [10, 10]], "labels": [1, 0]},
                                      {"mask": RLE or file name}], or {"image name": [...], ...}
-They hold for every IMAGE. Without any, the whole image is one region; `sca-hf anything` finds and captions all there
-is in it. Keys of your own in a regions file ("id", "category", ...) come back in the records of --json; those that
-records have too ("caption", ...) in their "input".
+They apply to every IMAGE. Without any, the whole image is one region; `sca-hf anything` finds and captions everything
+in it. Your own keys in a regions file ("id", "category", ...) come back in the records of --json, or in their "input"
+if records use the key themselves ("caption", ...).
 
-A folder stands for all images in it. An image that fails is reported on stderr and does not stop the others; the exit
+A folder means all images in it. An image that fails is reported on stderr and does not stop the others; the exit
 code is then 1.
 
-(unsure) behind a caption: the model was trained on nothing like this region, and guesses. Score is the mean
-log-probability of the caption's tokens (nearer to 0 is surer) and iou the model's own estimate of its mask's IoU.
+(unsure) after a caption: the region is unlike the training data and the caption is a guess. score is the mean
+log-probability of the caption's tokens (closer to 0 is surer), iou the model's own estimate of its mask's IoU.
 """
 _CAPTION_EXAMPLE = """\
 example:
@@ -78,13 +79,13 @@ def add(commands: Any) -> None:
             help=f"a region by its {kind}",
         )
     declared.add_argument("--regions", metavar="FILE.json", help="regions from a file")
-    declared.add_argument("--task", help="a task of the model, usually caption (the default) or recognition")
+    declared.add_argument("--task", help="one of the model's tasks, usually caption (the default) or recognition")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     declared.add_argument(
         "--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: %(default)s)"
     )
     declared.add_argument(
-        "--json", metavar="OUT", help="write the records, masks as COCO RLE; - for stdout, and nothing else there"
+        "--json", metavar="OUT", help="write the records, masks as COCO RLE; - for stdout, and nothing else"
     )
     declared.add_argument(
         "--overlay", metavar="OUT.png", help="draw the result; several images go to OUT-<image name>.png"
@@ -138,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     if options.json:
         write_json(records, options.json)
+    look(*([options.json] if options.json else []), *drawn)
     files = [f"records: {options.json}"] if options.json not in (None, "-") else []
     for line in [] if options.quiet else [*files, *(f"overlay: {path}" for path in drawn)]:
         print(line, file=sys.stderr if options.json == "-" else sys.stdout)
@@ -192,12 +194,12 @@ def _prompts_per_image(options: argparse.Namespace, images: list[str]) -> "list[
     shared = shared + by_name.pop(None, [])
     names = [image if image in by_name else Path(image).name for image in images]
     if unknown := set(by_name) - set(names):
-        raise ValueError(
-            f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is not an IMAGE of this call."
-        )
+        raise ValueError(f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is not among the IMAGEs.")
     for name in by_name:
         if names.count(str(name)) > 1 and name not in images:
-            raise ValueError(f"{options.regions} names {name!r}, which several IMAGEs are called; give their folders.")
+            raise ValueError(
+                f"{options.regions} names {name!r}, but several IMAGEs have that name; include their folders."
+            )
     return [shared + by_name.get(name, []) for name in names]
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from ..files import to_json, write_whole
 from .evaluate import add_scoring, align, bootstrap, measured_on, names, names_note, scoring_tools, span, with_metrics
-from .parsing import command, notice, prepare
+from .parsing import command, look, notice, prepare
 
 
 _COMPARE_HELP = """\
 compare two files of predictions of the same regions
 
-Both are scored as by `sca-hf evaluate`. The difference is B - A; its interval and its p-value (two-sided, of no
-difference) come from a paired bootstrap: the same regions are drawn for both. Regions belong together by their ids, or
-else by image and region; where one file lacks a region, or has other references for it, they cannot be compared.
+Both are scored as by `sca-hf evaluate`. The difference is B - A; its interval and its p-value (two-sided, for no
+difference) come from a paired bootstrap that draws the same regions for both. Regions are paired by id, or else by
+image and region; a region that is missing in one file, or has other references there, is an error.
 
 $METRICS"""
 _COMPARE_EXAMPLE = """\
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "compare", run, with_metrics(_COMPARE_HELP), _COMPARE_EXAMPLE)
     declared.add_argument("first", metavar="A", help="file of predictions")
-    declared.add_argument("second", metavar="B", help="another, of the same regions")
+    declared.add_argument("second", metavar="B", help="a second file, of the same regions")
     add_scoring(declared)
     declared.add_argument("--json", metavar="OUT", help="write the comparison; - for the terminal")
 
@@ -70,4 +70,5 @@ def run(options: argparse.Namespace) -> None:
     print(align(rows, titles), *names_note(files[0]), sep="\n")
     if options.json:
         write_whole(options.json, to_json(results))
+        look(options.json)
         print(f"comparison: {options.json}")

@@ -14,18 +14,20 @@ example:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    text = "convert a checkpoint of the original authors into a model that loads in three lines"
+    text = "convert a checkpoint of the original authors to this package's format"
     declared = command(commands, "convert", run, text, _CONVERT_EXAMPLE)
     declared.add_argument("source", metavar="SRC", help="folder or repository id in the authors' format")
     declared.add_argument("destination", metavar="DST", help="folder to write")
     declared.add_argument(
-        "--tokenizer", metavar="PATH_OR_ID", help="of the language model (default: as SRC says, or in SRC itself)"
+        "--tokenizer",
+        metavar="PATH_OR_ID",
+        help="tokenizer of the language model (default: the one SRC names, or the one in SRC)",
     )
     declared.add_argument(
         "--sam", metavar="PATH_OR_ID", help="where to take the image processor from (default: SAM's)"
     )
     add_revision(declared)
-    add_dtype(declared, "to store the weights in (default: the checkpoint's)")
+    add_dtype(declared, "dtype of the stored weights (default: the checkpoint's)")
     add_quiet(declared)
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from ..files import to_json, write_whole
-from .parsing import check_picture_name, command, notice, positive, prepare, quiet
+from .parsing import check_picture_name, command, look, notice, positive, prepare, quiet
 
 
 _CHECK_HELP = """\
-read a data set as training would, and say what is in it and what is wrong
+read a data set as training would, and report its contents and errors
 
 SPEC is a format with its options, as voc:root=signs,task=caption, or a YAML file with a mapping of them, as
   format: coco
   annotations: instances.json
   images: photos
 
-It ends with 1 where images or regions are bad; training would stop there, or leave them out with on_error: skip. It
-ends with 1 too where nothing is left. What a rule leaves out is a warning if a class disappears, or 5 % of regions.
+The exit code is 1 if images or regions are bad (training would stop there, or skip them with on_error: skip) or if
+nothing is left. It warns if a rule leaves out all of a class, or 5 % of the regions.
 """
 _CHECK_EXAMPLE = """\
 examples:
@@ -29,7 +29,7 @@ examples:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    text = "look at data sets of regions"
+    text = "inspect data sets of regions"
     data = commands.add_parser("data", help=text, description=text)
     inner = data.add_subparsers(title="commands", dest="data_command", required=True, metavar="COMMAND")
     check = command(inner, "check", run, _CHECK_HELP, _CHECK_EXAMPLE)
@@ -37,10 +37,10 @@ def add(commands: Any) -> None:
     check.add_argument("--sheet", metavar="OUT.png", help="draw some regions with their captions")
     check.add_argument("--tiles", type=positive, default=24, metavar="N", help="regions of the sheet (%(default)s)")
     check.add_argument("--seed", type=int, default=0, help="draws other regions (default: %(default)s)")
-    check.add_argument("--json", metavar="OUT", help="write the report; - for stdout, and nothing else there")
+    check.add_argument("--json", metavar="OUT", help="write the report; - for stdout, and nothing else")
     check.add_argument("--max-samples", type=positive, metavar="N", help="the first N images (default: all)")
-    check.add_argument("--images", action="store_true", help="decode every picture too, which takes longer")
-    check.add_argument("--tokenizer", metavar="MODEL", help="count tokens of captions as this model does")
+    check.add_argument("--images", action="store_true", help="also decode every picture (slower)")
+    check.add_argument("--tokenizer", metavar="MODEL", help="count caption tokens with this tokenizer")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,10 +67,12 @@ def run(options: argparse.Namespace) -> None:
         print(to_json(report.to_dict(), indent=2), end="")
     elif options.json:
         write_whole(options.json, to_json(report.to_dict(), indent=2))
+        look(options.json)
         print(f"report: {options.json}")
     if options.sheet:
         title = f"{report.read.source}: {report.read.records} images, {report.read.regions} regions"
         draw_contact_sheet(sample, title).save(options.sheet)
+        look(options.sheet)
         print(f"sheet: {options.sheet}", file=out)
     report.read.require_records()
     if report.bad:

@@ -10,7 +10,7 @@ from .serve import add_server_options, server_arguments
 
 
 _HELP = """\
-open a page to point at things and read what they are
+open a page to point at things in a picture and read their captions
 
 Click on something in a picture, draw a box around it or brush over it, or caption everything in the picture. The page
 offers only the models named here; the HTTP interface of `sca-hf serve` is there too, see /docs.

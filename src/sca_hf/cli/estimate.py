@@ -7,12 +7,11 @@ from .parsing import add_quiet, add_revision, command, notice, positive, quiet, 
 
 
 _ESTIMATE_HELP = """\
-estimate the GPU memory that training by a recipe takes, or the weights of a model
+estimate the GPU memory for training with a recipe, or for the weights of a model
 
-Of a model: what its weights take in each precision that it can be loaded in. Of a recipe: one training step is run on
-tensors without contents, so that neither weights nor a GPU nor the data are needed; parameters, gradients and
-optimizer states are counted exactly, activations as one step with the longest captions keeps them. Keys of the recipe
-can be set as for sca-hf train.
+For a model: the memory of its weights in each precision it can be loaded in. For a recipe: one training step runs on
+fake tensors, so it needs no weights, GPU or data. Parameters, gradients and optimizer states are counted exactly,
+activations as kept by one step with the longest captions. Recipe keys can be set as for sca-hf train.
 """
 _ESTIMATE_EXAMPLE = """\
 examples:
@@ -26,8 +25,10 @@ def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "estimate", run, _ESTIMATE_HELP, _ESTIMATE_EXAMPLE)
     declared.add_argument("what", metavar="RECIPE|MODEL", help="a recipe, as for train, or a model")
-    declared.add_argument("--gpu-memory", type=size, metavar="SIZE", help="does it fit this? for instance 24GB")
-    declared.add_argument("--images", type=positive, metavar="N", help="images for the size of the embedding cache")
+    declared.add_argument("--gpu-memory", type=size, metavar="SIZE", help="check whether it fits, for instance 24GB")
+    declared.add_argument(
+        "--images", type=positive, metavar="N", help="number of images, for the size of the embedding cache"
+    )
     add_revision(declared)
     add_quiet(declared)
     declared.set_defaults(overrides=[])
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.what not in recipe_names() and not options.what.endswith((".yaml", ".yml")):
         if options.images or options.overrides:
-            raise ValueError(f"--images and keys of a recipe are for recipes; {options.what} is taken for a model.")
+            raise ValueError(f"--images and recipe keys only apply to recipes; {options.what} was read as a model.")
         notice(options, f"reading {options.what}")
         from ..hub.info import read_config
         from ..training.recipe.memory_report import report_model
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         print(report_model(read_config(options.what, options.revision), options.gpu_memory))
         return
     if options.revision is not None:
-        raise ValueError("--revision is for a model; a recipe names its own.")
+        raise ValueError("--revision only applies to a model; a recipe names its own.")
     path = recipe_path(options.what)
     notice(options, f"reading {path}")
     from ..training.recipe.memory_report import report_recipe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import install_command
 from ..files import to_json, write_whole
-from .parsing import command, natural, notice, prepare
+from .parsing import command, look, natural, notice, prepare
 
 
 if TYPE_CHECKING:
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 _EVALUATE_HELP = """\
 score predictions of region captions
 
-PREDS is what `sca-hf predict` wrote (.jsonl, .parquet), or the original authors' .json. One region is one pair of a
-caption and its references; of several candidates the one with the best predicted IoU counts.
+PREDS is a file written by `sca-hf predict` (.jsonl, .parquet), or the original authors' .json. Each region is one pair
+of a caption and its references; of several candidates, the one with the best predicted IoU counts.
 
 $METRICS
-A protocol says what a score was measured on (sca-hf predict --help lists them); a name whose counts of images and
-regions do not hold is refused.
+A protocol defines what a score is measured on (sca-hf predict --help lists them); predictions with other counts of
+images and regions are refused.
 """
 _METRICS_HELP = """\
-Metrics, without --metrics the first three, after accuracy and macro recall where all references are class names; no
-Java is needed but where it is said:
+Metrics; the default is the first three, after accuracy and macro recall if all references are class names. Only
+METEOR and SPICE need Java:
   CIDEr-D  BLEU  ROUGE-L         of captions; CIDEr-D from 0 to 10, all others from 0 to 1
   METEOR                         by its own program: $java
   SPICE                          by its own program: $spice
                                  or the folder SPICE_HOME
   exact-match                    fraction of captions that equal a reference
-  content-recall                 nouns and verbs of the references that are said: $spacy
+  content-recall                 share of the references' nouns and verbs in the captions: $spacy
   masks  IoU-error               mIoU, oracle mIoU (best of the kept masks), cIoU; error of the predicted IoU
   category-accuracy  category-macro-recall  semantic-IoU  semantic-similarity
                                  of captions that should name the region's category
@@ -50,13 +50,13 @@ def add(commands: Any) -> None:
     declared.add_argument("predictions", metavar="PREDS", help="file of predictions")
     add_scoring(declared)
     declared.add_argument("--json", metavar="OUT", help="write the results, raw scales; - for the terminal")
-    declared.add_argument("--per-region", action="store_true", help="with the scores of every region, in the JSON")
+    declared.add_argument("--per-region", action="store_true", help="add the scores of every region to the JSON")
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     if options.per_region and options.json is None:
-        raise ValueError("--per-region writes into the JSON: give --json too.")
+        raise ValueError("--per-region adds to the JSON: pass --json too.")
     if options.json not in (None, "-"):
         prepare(Path(options.json))
     notice(options, f"reading {options.predictions}")
@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     print(_format_scores(scored))
     if options.json:
         write_whole(options.json, to_json(results))
+        look(options.json)
         print(f"results: {options.json}")
 
 
@@ -87,9 +88,11 @@ def add_scoring(declared: Any) -> None:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="names from the list under the usage, separated by spaces or commas",
+        help="names from the list above, separated by spaces or commas",
     )
-    declared.add_argument("--protocol", metavar="NAME", help="what the predictions must be of (default: their run's)")
+    declared.add_argument(
+        "--protocol", metavar="NAME", help="the protocol the predictions must follow (default: their run's)"
+    )
     declared.add_argument(
         "--resamples", type=natural, default=1000, metavar="N", help="bootstrap draws; 0: no intervals (%(default)s)"
     )
@@ -99,12 +102,12 @@ def add_scoring(declared: Any) -> None:
         "--resample-by",
         choices=("region", "image"),
         default="region",
-        help="draw regions (the default), or images with all their regions, which do not vary alone",
+        help="draw regions (the default), or images with all their regions, which are correlated",
     )
     declared.add_argument("--df", metavar="FILE", help="document frequencies for CIDEr-D (default: these references)")
     declared.add_argument("--spacy-model", default="en_core_web_lg", metavar="NAME", help="(default: %(default)s)")
-    declared.add_argument("--encoder", metavar="MODEL", help="text model for semantic-similarity")
-    declared.add_argument("--spice-cache", metavar="FILE", help="keep SPICE of every caption")
+    declared.add_argument("--encoder", metavar="MODEL", help="sentence encoder for semantic-similarity")
+    declared.add_argument("--spice-cache", metavar="FILE", help="file that caches SPICE scores")
 
 
 def names(options: argparse.Namespace) -> list[str] | None:

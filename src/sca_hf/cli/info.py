@@ -15,7 +15,7 @@ example:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    text = "show what a saved model consists of: parts, parameters, precision, kind of repository"
+    text = "show the contents of a saved model: parts, parameters, precision, kind of repository"
     declared = command(commands, "info", run, text, _INFO_EXAMPLE)
     declared.add_argument(
         "model",

@@ -14,6 +14,9 @@ from ..files import in_one_line, write_whole
 from ..model_names import BUNDLED_MODEL, resolve_model
 
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
 def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str) -> Any:
     """Declares a command; the first line of `text` is its summary."""
     added = commands.add_parser(
@@ -32,8 +35,8 @@ def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int | 
 def add_loading(declared: Any) -> None:
     """Declares the options of commands that load a model."""
     add_revision(declared)
-    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda where present)")
-    add_dtype(declared, "of the weights (default: as the model was saved)")
+    declared.add_argument("--device", help="for instance cpu or cuda:1 (default: cuda if available)")
+    add_dtype(declared, "dtype of the weights (default: as saved)")
     add_quiet(declared)
 
 
@@ -49,7 +52,7 @@ def add_dtype(declared: Any, text: str) -> None:
 
 def add_quiet(declared: Any) -> None:
     """Declares the option that `notice` heeds."""
-    declared.add_argument("--quiet", action="store_true", help="no progress and no notices: results and errors only")
+    declared.add_argument("--quiet", action="store_true", help="print only results and errors")
 
 
 def notice(options: argparse.Namespace, text: str) -> None:
@@ -142,14 +145,14 @@ def add_tools(declared: Any) -> None:
         "--shapes",
         choices=("pixels", "polygons", "boxes"),
         default="pixels",
-        help="what regions are there: their masks in pixels or as polygons, or boxes (default: %(default)s)",
+        help="how regions are written: masks in pixels, polygons or boxes (default: %(default)s)",
     )
 
 
 def check_picture_name(path: Path) -> None:
     """Raises unless a picture can be saved under this name."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"{path}: name a picture as .png, .jpg or .webp.")
+    if path.suffix.lower() not in _PICTURES:
+        raise ValueError(f"{path}: the name of a picture must end with .png, .jpg or .webp.")
 
 
 def prepare(path: Path) -> None:
@@ -168,6 +171,24 @@ def write_json(records: list[dict[str, Any]], output: str) -> None:
         print(text, end="")
     else:
         write_whole(output, text)
+
+
+def look(*outputs: str | Path) -> None:
+    """Opens files that a command wrote, before it says so; raises where one is gone, empty or damaged."""
+    for path in (Path(output) for output in outputs if str(output) != "-"):
+        if not path.is_file() or not path.stat().st_size:
+            state = "empty" if path.is_file() else "gone"
+            raise OSError(f"{path} was written, but is {state} now: something else changed it. Run the command again.")
+        try:
+            if path.suffix.lower() == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix.lower() in _PICTURES:
+                from PIL import Image
+
+                with Image.open(path) as picture:
+                    picture.verify()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise OSError(f"{path} was written, but cannot be read ({error}). Run the command again.") from error
 
 
 def wrapped(names: Iterable[str]) -> str:

@@ -24,23 +24,23 @@ from .parsing import (
 _PREDICT_HELP = """\
 caption every region of a data set, to be scored
 
-Who describes: our own model by --model, or with --captioner NAME:option=value,... (or a YAML file with `captioner:`)
+The captioner is our model (--model) or --captioner NAME:option=value,... (or a YAML file with `captioner:`):
   sca          model=...                  the same as --model
   crop         model=GIT, BLIP, BLIP-2 or any image-text-to-text model, sam=...; the region is cut out along SAM's mask
                vcot=true (visual chain-of-thought), heads=all, background=white|gray|black, margin=0.1, area=box,
                edges=whole
-  kosmos2      model=...                  asked for the box by its own words for places
+  kosmos2      model=...                  prompted with the box as location tokens
   florence2    model=..., task=category   the same
   chat         model=..., show=drawn_box|coordinates, question=..., coordinates=normalized|thousandths|pixels
-  predictions  path=FILE, shuffle=SEED    what a file has already said; shuffled, of other regions: a control
+  predictions  path=FILE, shuffle=SEED    captions from a file; shuffled among regions: a control
 
-A record for each region is written as it is made. After a kill, the same command resumes and ends with the
-same records; with another setting it refuses. Under torchrun the processes divide the work.
+One record per region is written as soon as it is predicted. After a kill, the same command resumes and ends with
+the same records; it refuses other settings. Under torchrun the processes divide the work.
 
-With --write TOOL the regions go with what was said of them into a folder beside OUT, called after both, for people to
-correct; masks are those of the data, or the predicted ones that --masks best keeps.
+--write TOOL also writes the regions and their captions to a folder next to OUT, named after both, for people to
+correct; masks are those of the data, or the predicted ones with --masks best.
 
-A protocol names what a score is measured on. Under a name only the data with its counts of images and regions go:
+A protocol defines what a score is measured on. Each accepts only data with its counts of images and regions:
 """
 _PREDICT_EXAMPLE = """\
 examples:
@@ -59,8 +59,8 @@ def add(commands: Any) -> None:
 
     declared = command(commands, "predict", run, _PREDICT_HELP + wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
     who = declared.add_mutually_exclusive_group()
-    who.add_argument("--model", help="ours: folder, repository id or sca-tiny (default)")
-    who.add_argument("--captioner", metavar="SPEC", help="any other: NAME:option=value,..., or a YAML file")
+    who.add_argument("--model", help="our model: folder, repository id or sca-tiny (default)")
+    who.add_argument("--captioner", metavar="SPEC", help="another captioner: NAME:option=value,..., or a YAML file")
     declared.add_argument("--data", required=True, metavar="SPEC", help="as for sca-hf data check (docs/data.md)")
     declared.add_argument("--output", required=True, metavar="OUT", help=".jsonl, .parquet, or the authors' .json")
     declared.add_argument(
@@ -69,17 +69,15 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "--prompt", choices=PROMPT_KINDS, help="how regions are shown (default: box, or the protocol's)"
     )
-    declared.add_argument("--control", choices=("blank",), help="blank: show gray pictures in place of the images")
+    declared.add_argument("--control", choices=("blank",), help="blank: show gray pictures instead of the images")
     declared.add_argument("--masks", choices=("none", "best", "all"), default="none", help="predicted masks to keep")
-    declared.add_argument(
-        "--num-beams", type=positive, metavar="N", help="beams (default: 1; with a protocol its own)"
-    )
+    declared.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: 1, or the protocol's)")
     declared.add_argument("--max-new-tokens", type=positive, default=20, metavar="N", help="(default: %(default)s)")
     declared.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
     add_tools(declared)
     declared.add_argument("--max-samples", type=positive, metavar="N", help="the first N images")
-    declared.add_argument("--seed", type=int, default=0, help="of random points (default: %(default)s)")
-    declared.add_argument("--system", metavar="NAME", help="what the records call the captioner")
+    declared.add_argument("--seed", type=int, default=0, help="seed of random points (default: %(default)s)")
+    declared.add_argument("--system", metavar="NAME", help="name of the captioner in the records")
     add_loading(declared)
 
 

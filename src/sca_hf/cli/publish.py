@@ -19,21 +19,21 @@ def add(commands: Any) -> None:
     """Declares the command."""
     text = (
         "publish a saved model on the Hub, after it has loaded in a process without this package\n\n"
-        "Nothing is uploaded before the folder has passed all checks, and the repository changes by one commit: an "
-        "interrupted upload leaves it as it was, and the same command resumes it."
+        "Nothing is uploaded before the folder passes all checks, and the repository changes in one commit: an "
+        "interrupted upload changes nothing, and the same command resumes it."
     )
     declared = command(commands, "publish", run, text, _PUBLISH_EXAMPLE)
     declared.add_argument("folder", metavar="FOLDER", help="folder of the saved model with its processor, or sca-tiny")
-    declared.add_argument("repository", metavar="REPO", help="owner/name; created where it does not exist")
+    declared.add_argument("repository", metavar="REPO", help="owner/name; created if it does not exist")
     declared.add_argument(
         "--kind",
         choices=("whole", "mixer"),
-        help="whole: every weight; mixer: what was trained, SAM and the language model named by commit (default: as "
-        "the folder is)",
+        help="whole: every weight; mixer: trained weights, with SAM and the language model by commit (default: as "
+        "the folder)",
     )
     declared.add_argument("--private", action="store_true", help="make a new repository private")
     declared.add_argument(
-        "--card", type=Path, metavar="FILE", help="template of the card (default: the folder's README.md, or ours)"
+        "--card", type=Path, metavar="FILE", help="card template (default: the folder's README.md, or ours)"
     )
     declared.add_argument(
         "--evaluation",
@@ -41,9 +41,9 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="scores for the card, as sca-hf evaluate --json writes them; may be given several times",
+        help="scores for the card, written by sca-hf evaluate --json; repeatable",
     )
-    declared.add_argument("--space", action="store_true", help="publish the demo too, as the Space REPO")
+    declared.add_argument("--space", action="store_true", help="also publish the demo, as the Space REPO")
     add_quiet(declared)
 
 

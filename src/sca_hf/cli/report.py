@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from .evaluate import add_scoring, bootstrap, measured_on, names, scoring_tools, with_metrics
-from .parsing import command, natural, notice, quiet
+from .parsing import command, look, natural, notice, quiet
 
 
 _REPORT_HELP = """\
-make a page of scores, breakdowns and regions to look at
+write a page with scores, breakdowns and example regions
 
-Every PREDS is a system's predictions of the same regions. In DIR come report.html, one page that needs no other file,
-and report.md: scores with intervals, differences from the first system, scores by size and by category, the worst and
+Each PREDS holds one system's predictions for the same regions. DIR gets report.html, one self-contained page, and
+report.md: scores with intervals, differences from the first system, scores by size and by category, the worst and
 best regions by the first metric of the first system (by accuracy and the recall of their class where all references
-are class names) and some random ones with all captions side by side, and the scores as a block for the head of a model
-card. Pictures come from --data, the set that was predicted on.
+are class names) and some random ones with all captions side by side, and the scores as a block for the metadata of a
+model card. Pictures come from --data, the set that was predicted on.
 
 $METRICS"""
 _REPORT_EXAMPLE = """\
@@ -27,12 +27,16 @@ example:
 def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "report", run, with_metrics(_REPORT_HELP), _REPORT_EXAMPLE)
-    declared.add_argument("predictions", nargs="+", metavar="PREDS", help="files of predictions")
+    declared.add_argument("predictions", nargs="+", metavar="PREDS", help="prediction files")
     declared.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
-    declared.add_argument("--data", metavar="SPEC", help="data set with the pictures, as for sca-hf data check")
+    declared.add_argument("--data", metavar="SPEC", help="data set with the pictures, a spec as for sca-hf data check")
     declared.add_argument("--title", default="Region captions", help="(default: %(default)s)")
-    declared.add_argument("--examples", type=natural, default=8, metavar="N", help="of each kind (%(default)s)")
-    declared.add_argument("--categories", type=natural, default=20, metavar="N", help="in the table (%(default)s)")
+    declared.add_argument(
+        "--examples", type=natural, default=8, metavar="N", help="regions of each kind (%(default)s)"
+    )
+    declared.add_argument(
+        "--categories", type=natural, default=20, metavar="N", help="rows of the table (%(default)s)"
+    )
     add_scoring(declared)
 
 
@@ -53,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
     for file in files:
         print(measured_on(file))
     page, text = write_report(contents, folder, options.data)
+    look(page, text)
     for note in contents.notes:
         print(note)
     print(f"page: {page}\ntext: {text}")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .parsing import check_picture_name, command, prepare, write_json
+from .parsing import check_picture_name, command, look, prepare, write_json
 
 
 _SCENE_EXAMPLE = """\
@@ -21,7 +21,9 @@ def add(commands: Any) -> None:
     declared = command(commands, "scene", run, text, _SCENE_EXAMPLE)
     declared.add_argument("output", metavar="OUT.png", help="picture to write")
     declared.add_argument("--seed", type=int, default=20_000_000, help="20000000 and up: the unseen test scenes")
-    declared.add_argument("--regions", metavar="OUT.json", help="write prompts of its objects, for caption --regions")
+    declared.add_argument(
+        "--regions", metavar="OUT.json", help="write the prompts of its objects, for caption --regions"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
     check_picture_name(output)
     prepare(output)
     scene.to_pil().save(output)
+    look(output)
     print(f"picture: {output}", file=sys.stderr if options.regions == "-" else sys.stdout)
     if options.regions:
         prepare(Path(options.regions))
@@ -48,5 +51,6 @@ def run(options: argparse.Namespace) -> None:
             for prompt, thing in zip(prompts, scene.objects, strict=True)
         ]
         write_json(truth, options.regions)
+        look(options.regions)
         if options.regions != "-":
             print(f"regions: {options.regions}")

@@ -19,9 +19,9 @@ serve masks and captions over HTTP
 
 POST /v1/caption captions regions, POST /v1/anything captions everything in a picture; /docs describes them for people,
 /openapi.json for programs; /health and /metrics are for monitoring. Requests that arrive together share a call of the
-model. Only the models named here are served; nothing that a caller sends is opened as a path or an address.
+model. Only the models named here are served; nothing that a client sends is opened as a path or a URL.
 
-Ctrl-C and SIGTERM end it once the requests that run are answered. An address that other machines can reach needs a
+On Ctrl-C or SIGTERM it finishes the running requests and exits. An address that other machines can reach needs a
 token, or --no-auth.
 """
 
@@ -39,7 +39,7 @@ def add_server_options(declared: Any, port: int) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="folder, repository id or sca-tiny (default) to serve; repeatable, requests that name none get the first",
+        help="folder, repository id or sca-tiny (default) to serve; repeatable, the first is the default of requests",
     )
     add_loading(declared)
     declared.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
@@ -47,10 +47,11 @@ def add_server_options(declared: Any, port: int) -> None:
         "--port", type=natural, default=port, metavar="N", help="port to listen on; 0 for a free one (%(default)s)"
     )
     declared.add_argument(
-        "--token", help="what requests must bring, as a bearer token or a password (default: the variable SCA_TOKEN)"
+        "--token",
+        help="token that requests must send, as a bearer token or a password (default: the variable SCA_TOKEN)",
     )
     declared.add_argument("--no-auth", action="store_true", help="serve everyone who can reach the address")
-    group = declared.add_argument_group("limits", "what is above them is refused")
+    group = declared.add_argument_group("limits", "requests above them are refused")
     for each in fields(Limits):
         kind: Any = size if each.name == "file_bytes" else natural
         group.add_argument(

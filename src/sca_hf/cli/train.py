@@ -8,7 +8,7 @@ from .parsing import add_quiet, command, notice, print_skipped, quiet, wrapped
 
 
 _TRAIN_HELP = """\
-train a model as a recipe says; resume where a run stopped
+train a model from a recipe; resume a stopped run
 
 A recipe is a YAML file with four sections, or the name of one that comes with sca-hf (at the end):
   model      from: a folder, a repository id or sca-tiny; or sam: and language_model: with a new mixer;
@@ -17,11 +17,11 @@ A recipe is a YAML file with four sections, or the name of one that comes with s
   training   max_steps:, learning_rate:, preset:, prompt_probabilities:, ... (fields of ScaTrainingArguments)
   output     the folder for checkpoints, the finished model (OUTPUT/model) and its scores (OUTPUT/metrics.json)
 
-Each key can be set here too, as --section.key=value, typed as in YAML; a number in a key is the place in a list.
-Relative paths, in the recipe too, start in the folder where the command does. A run that was stopped resumes exactly
-from its last whole checkpoint when the same command is given again; a finished one is left as it is.
-A stopped run says at which step and ends with exit code 75 (a callback), 130 (Ctrl+C) or 143 (SIGTERM). SIGTERM ends
-it at once; with training.enable_jit_checkpoint after the current step, with a checkpoint. Early stopping is a finish.
+Any key can be set as --section.key=value, typed as in YAML; a number in a key is an index into a list. Relative
+paths, also those in the recipe, start at the working directory. The same command resumes a stopped run exactly, from
+its last complete checkpoint; a finished run is left as it is.
+A stopped run prints its step and exits with 75 (a callback), 130 (Ctrl+C) or 143 (SIGTERM). SIGTERM stops it at once,
+or with training.enable_jit_checkpoint after the current step and a checkpoint. Early stopping finishes the run.
 """
 _TRAIN_EXAMPLE = """\
 examples:
@@ -36,10 +36,8 @@ def add(commands: Any) -> None:
     shipped = "Recipes that come with sca-hf; NAME --dry-run > my.yaml writes one out:\n" + wrapped(recipe_names())
     text = f"{_TRAIN_HELP}\n{shipped}"
     declared = command(commands, "train", run, text, _TRAIN_EXAMPLE)
-    declared.add_argument(
-        "recipe", metavar="RECIPE", help="YAML file, or a name of one that comes with sca-hf: what to train, and how"
-    )
-    declared.add_argument("--dry-run", action="store_true", help="print the recipe with all changes and stop")
+    declared.add_argument("recipe", metavar="RECIPE", help="YAML file, or the name of a recipe that comes with sca-hf")
+    declared.add_argument("--dry-run", action="store_true", help="print the recipe with all changes and exit")
     add_quiet(declared)
     declared.set_defaults(overrides=[])
 

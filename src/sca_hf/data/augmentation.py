@@ -64,7 +64,7 @@ class Augmentation:
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"augmentation: {name} is {value!r}, expected a number from {low} to {high}.")
         if not isinstance(self.crop, int) or self.crop < 8:
-            raise ValueError(f"augmentation: crop is {self.crop!r}, expected a number of pixels from 8 on.")
+            raise ValueError(f"augmentation: crop is {self.crop!r}, expected at least 8 pixels.")
         if self.scale is not None:
             object.__setattr__(self, "scale", _range(self.scale))
 
@@ -84,7 +84,7 @@ class Augmentation:
             return dict(record)
         if record.get("image_embedding") is not None:
             raise RegionRecordError(
-                f"image {record.get('image_id', '?')} comes as an embedding, which cannot be augmented; leave out the "
+                f"image {record.get('image_id', '?')} comes as an embedding, which cannot be augmented; omit the "
                 "embedding cache or the augmentation."
             )
         image = record_image(record)
@@ -96,7 +96,7 @@ class Augmentation:
             mirrored, angle, regions = False, 0.0, list(record["regions"])
         view, moved = self._view(image.size, mirrored, angle, regions, rng)
         if not moved:
-            raise RegionRecordError(f"image {record.get('image_id', '?')} has no region that can be seen.")
+            raise RegionRecordError(f"image {record.get('image_id', '?')} has no visible region.")
         picture = picture_view(image, view, MEAN_COLOR, lambda part: self._recolored(part, rng))
         return {**record, "image": picture, "width": view.size[0], "height": view.size[1], "regions": moved}
 
@@ -147,7 +147,7 @@ def augmentation_from(spec: str | Mapping[str, Any] | Augmentation | None, size:
         return Augmentation(flip=0.5, scale=(float(found[1]), float(found[2])), crop=size)
     known = [field.name for field in fields(Augmentation)]
     if unknown := sorted(set(spec) - set(known)):
-        raise ValueError(f"augmentation has the unknown {', '.join(unknown)}; it has {', '.join(known)}.")
+        raise ValueError(f"augmentation has the unknown keys {', '.join(unknown)}; known are {', '.join(known)}.")
     return Augmentation(**{"crop": size, **spec})
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
 from .loading import RecordSource, leave_undecoded, parse_spec
-from .read_report import ReadReport
-from .region import RegionRecordError, check_records, record_image
+from .read_report import ReadReport, check_records
+from .region import RegionRecordError, record_image
 
 
 # The length that captions are cut to in training, the end token included.
@@ -149,9 +149,10 @@ def check_data(
     counter = _Counter(report, tokenizer)
     for record in islice(good_records(data, report.read), max_samples):
         if report.unreadable is not None:
-            problem = _picture_problem(record)
-            if problem is not None:
-                report.unreadable.append(problem)
+            try:
+                record_image(record)
+            except RegionRecordError as error:
+                report.unreadable.append(str(error))
                 continue
         counter.count(record)
         if watch is not None:
@@ -175,14 +176,6 @@ def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
         return
     for record in check_records(leave_undecoded(data), "records", "skip", read):
         yield {**vars(record), "regions": [vars(region) for region in record.regions]}
-
-
-def _picture_problem(record: Record) -> str | None:
-    try:
-        record_image(record)
-    except RegionRecordError as error:
-        return str(error)
-    return None
 
 
 class _Counter:
@@ -243,17 +236,17 @@ def format_report(report: DataReport, max_rows: int = 20) -> str:
     tasks = ", ".join(f"{count} for the task {task}" for task, count in report.tasks.most_common())
     rows = [
         ("images", tasks or "0"),
-        ("regions", f"{regions}   {_range(report.regions_per_image)} in an image"),
+        ("regions", f"{regions}   {_range(report.regions_per_image)} per image"),
         (
             "captions",
-            f"{captions}   {_range(report.captions_per_region)} of a region, {report.different_captions} different",
+            f"{captions}   {_range(report.captions_per_region)} per region, {report.different_captions} distinct",
         ),
-        ("words", f"{_range(report.caption_words)} in a caption"),
+        ("words", f"{_range(report.caption_words)} per caption"),
     ]
     if report.caption_tokens is not None:
         over = report.caption_tokens.over(_CAPTION_TOKENS)
-        text = f"{_range(report.caption_tokens)} in a caption, its end included; {over} captions are longer than"
-        rows.append(("tokens", f"{text} {_CAPTION_TOKENS} and will be cut"))
+        text = f"{_range(report.caption_tokens)} per caption, EOS included; {over} captions are longer than"
+        rows.append(("tokens", f"{text} {_CAPTION_TOKENS} and will be truncated"))
     sizes = ", ".join(f"{name} {_share(report.sizes[name], regions)}" for name in ("small", "medium", "large"))
     rows += [
         ("boxes", f"width {_range(report.widths)}, height {_range(report.heights)} pixels; {sizes}"),
@@ -274,7 +267,7 @@ def format_report(report: DataReport, max_rows: int = 20) -> str:
     lines += [f"  note        {text}" for text in read.notes]
     for name, ids in (("images", report.duplicate_images), ("regions of one image", report.duplicate_regions)):
         if ids:
-            lines.append(f"  twice       {len(ids)} {name} have an id that came before: {', '.join(ids[:5])}")
+            lines.append(f"  twice       {len(ids)} {name} have a duplicate id: {', '.join(ids[:5])}")
             lines[-1] += ", ..." if len(ids) > 5 else ""
     opened = "pictures not decoded" if report.unreadable is None else f"{len(report.unreadable)} unreadable pictures"
     masks = f", {read.damaged_regions} masks" if read.damaged_regions else ""
@@ -330,12 +323,12 @@ class RegionSample:
         return [shuffled[key][turn] for key in order for turn, name in shown if name == key]
 
 
-def draw_contact_sheet(sample: RegionSample, title: str = "", columns: int = 4) -> Image.Image:
+def draw_contact_sheet(sample: RegionSample, title: str = "") -> Image.Image:
     """Draws the chosen regions with box, mask and points, with category, captions and origin below."""
     chosen = sample.chosen()
     if not chosen:
-        raise ValueError("there is no region to draw.")
-    return draw_sheet([_tile(record, record["regions"][index]) for record, index in chosen], title, columns)
+        raise ValueError("there are no regions to draw.")
+    return draw_sheet([_tile(record, record["regions"][index]) for record, index in chosen], title)
 
 
 def _tile(record: Mapping[str, Any], region: Mapping[str, Any]) -> SheetTile:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_
 from ..environment import install_command
 from ..yaml_files import parse_yaml
 from .pictures import check_picture
-from .read_report import ReadReport
-from .region import TASKS, RegionRecordError, check_records, load_names, region_features
+from .read_report import ReadReport, check_records
+from .region import TASKS, RegionRecordError, load_names, region_features
 
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class RecordSource:
         try:
             inspect.signature(reader).bind(**given)
         except TypeError as error:
-            names = ", ".join(self._parameters())
+            names = ", ".join(inspect.signature(reader).parameters)
             raise ValueError(f"{self.format}: {error}; its options are {names}") from None
         check_choices(reader, given)
 
@@ -167,11 +167,8 @@ class RecordSource:
         found = re.search(self.group, name)
         if found is None:
             where = f"{values.get('source') or self.name}, image {values.get('image_id')}"
-            raise RegionRecordError(f"{where}: group={self.group!r} finds nothing in {name}")
+            raise RegionRecordError(f"{where}: group={self.group!r} does not match {name}")
         return found[1 if found.re.groups else 0]
-
-    def _parameters(self) -> list[str]:
-        return list(inspect.signature(find_reader(self.format)).parameters)
 
     def _reader_options(self) -> dict[str, Any]:
         given: dict[str, Any] = {}

@@ -90,13 +90,13 @@ def _check_kind(sets: Sequence[Any]) -> bool:
         raise ValueError("datasets is empty, expected at least one data set.")
     for index, one in enumerate(sets):
         if not isinstance(one, Dataset | IterableDataset):
-            raise ValueError(f"data set {index} is a {type(one).__name__}, expected what load_regions returns.")
+            raise ValueError(f"data set {index} is a {type(one).__name__}, expected the result of load_regions.")
         if isinstance(one, Dataset) != isinstance(sets[0], Dataset):
             raise ValueError(
-                f"data set {index} is streamed or stored where data set 0 is not: load all with streaming=..."
+                f"data sets 0 and {index} are not both streamed or both stored: load all with the same streaming=..."
             )
         if isinstance(one, Dataset) and not len(one):
-            raise ValueError(f"data set {index} has no record.")
+            raise ValueError(f"data set {index} has no records.")
         if one.features is None or one.features != sets[0].features:
             wanted, found = dict(sets[0].features or {}), dict(one.features or {})
             names = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
@@ -124,7 +124,7 @@ def _sizes(
     if stored:
         return [len(one) for one in sets]
     if sizes is None:
-        raise ValueError("by_size: streamed data sets do not know their size; give sizes, or probabilities.")
+        raise ValueError("by_size: streamed data sets have no known size; give sizes, or probabilities.")
     _check_length(sizes, sets, "sizes")
     if len(limits) != len(sets):
         return sizes
@@ -173,7 +173,7 @@ def hold_out(
         test.append(dataset.select([i for i, unit in enumerate(of) if unit in kept_out[place]]))
         if not len(train[-1]):
             raise ValueError(
-                f"all images of data set {place} are kept out of training because the other sets have them too."
+                f"all images of data set {place} are held out of training because the other sets have them too."
             )
     return train, test
 
@@ -183,7 +183,7 @@ def _chosen(place: int, dataset: Dataset, units: Sequence[Unit], share: float, s
     images = set(zip(units, dataset["image_id"], strict=True))
     sizes = Counter(unit for unit, _ in images)
     if len(sizes) < 2:
-        what = "1 image" if len(images) == 1 else f"{len(images)} images, but of 1 source"
+        what = "1 image" if len(images) == 1 else f"{len(images)} images, but from 1 source"
         raise ValueError(f"data set {place} has {what}: a split needs two or more.")
     order = sorted(sizes, key=lambda unit: (hashlib.sha256(f"{seed} {unit[1]}".encode()).digest(), unit))
     count = min(max(1, round(share * len(images))), len(images) - 1)

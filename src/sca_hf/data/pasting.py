@@ -100,7 +100,7 @@ def training_augmentation(spec: Any, size: int, dataset: Any) -> TrainingAugment
         return None
     if isinstance(spec, Mapping) and "by_source" in spec:
         if len(spec) > 1:
-            raise ValueError("augmentation.by_source stands alone; move the other fields into its sets.")
+            raise ValueError("augmentation.by_source must be the only key; move the other fields into its sets.")
         return SourceAugmentation(spec["by_source"], size, dataset)
     return TrainingAugmentation(spec, size, dataset)
 
@@ -252,7 +252,7 @@ def _regions_by_text(dataset: Any) -> list[list[tuple[int, int, dict[str, Any]]]
             said = {name: region[name] for name in ("region_id", "captions", "category")}
             found[region["category"] or region["captions"][0]].append((row, index, said))
     if not found:
-        raise ValueError("there is no region to paste: the data set holds none.")
+        raise ValueError("there are no regions to paste: the data set has none.")
     return [found[text] for text in sorted(found)]
 
 

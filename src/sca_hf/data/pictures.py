@@ -66,7 +66,7 @@ def read_head(picture: str | Path | bytes) -> PictureHead:
 def _unreadable(picture: str | Path | bytes, error: Exception) -> RegionRecordError:
     where = "" if isinstance(picture, bytes) else f"{picture}: "
     # Pillow's own text shows an open file.
-    why = "it is not in a format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    why = "Pillow does not know its format" if isinstance(error, UnidentifiedImageError) else error
     return RegionRecordError(f"{where}the picture cannot be read: {why}")
 
 
@@ -123,7 +123,7 @@ def check_picture(record: Mapping[str, Any], decode: bool = False) -> dict[str, 
     if len(sides) == 2 and 0 < sides[0] * _MAX_ASPECT < sides[1]:
         raise RegionRecordError(
             f"{_where(record)}: a picture of {record['width']} x {record['height']} is too narrow for a model: "
-            "nothing is left of its short side where the long one is shrunk; crop it first"
+            "resizing would leave no pixels on its short side; crop it first"
         )
     if file is None or (measured and not decode):
         return record
@@ -142,12 +142,12 @@ def check_picture(record: Mapping[str, Any], decode: bool = False) -> dict[str, 
     if told != head.stored:
         raise RegionRecordError(
             f"{where}: the upright picture is {head.size[0]} x {head.size[1]}, the annotations are of one of "
-            f"{told[0]} x {told[1]}; put the picture that was annotated in its place, or correct the size"
+            f"{told[0]} x {told[1]}; use the picture that was annotated, or correct the size"
         )
     if any(isinstance(region, Mapping) and region.get("clipped") for region in record.get("regions", ())):
         raise RegionRecordError(
-            f"{where}: the annotations give the stored size {told[0]} x {told[1]} of a picture that EXIF turns, and "
-            'boxes reach out of it; read it with clip="rounding", which decides the frame by the boxes'
+            f"{where}: the annotations give the stored size {told[0]} x {told[1]} of a picture that EXIF rotates, and "
+            'boxes extend beyond it; read it with clip="rounding", which infers the frame from the boxes'
         )
     return _turned(record, head)
 
@@ -178,8 +178,8 @@ def _turned(record: dict[str, Any], head: PictureHead) -> dict[str, Any]:
     regions = record.get("regions") or []
     boxes = [region["box"] for region in regions if isinstance(region, Mapping) and region.get("box")]
     upright = not _fit(boxes, head.stored) and _fit(boxes, head.size)
-    frame = "upright, as boxes outside of that size show" if upright else "the stored ones"
-    note = f"annotations give the stored size of pictures that EXIF turns: their pixels are taken as {frame}"
+    frame = "upright, because boxes lie outside that size" if upright else "the stored ones"
+    note = f"annotations give the stored size of pictures that EXIF rotates: their pixels are taken as {frame}"
     notes = [*record.get("notes", ()), note]
     if not upright:
         turned = [_turned_region(region, head) if isinstance(region, Mapping) else region for region in regions]

@@ -67,7 +67,7 @@ class PromptSource:
         """(height, width) bool, or None."""
         mask = region_mask(self.region, self.size, self.where)
         if mask is not None and not mask.any():
-            raise RegionRecordError(f"{self.where}: the mask is empty; give None where there is none.")
+            raise RegionRecordError(f"{self.where}: the mask is empty; give None if there is none.")
         return mask
 
     @cached_property
@@ -137,13 +137,11 @@ def _single_point(kind: str, source: PromptSource, rng: np.random.Generator) -> 
 
 
 def _check_present(kind: str, source: PromptSource) -> None:
-    if kind in ("mask", "mask_center_point", "point", "points") and source.mask is None:
+    no_mask = kind in ("mask", "mask_center_point", "point", "points") and source.mask is None
+    if no_mask or (kind == "annotated_points" and not (source.region.get("points") and source.region.get("labels"))):
         raise RegionRecordError(
-            f"{source.where} has no mask; prompt it by box, by center_point or by random_point_in_box."
-        )
-    if kind == "annotated_points" and not (source.region.get("points") and source.region.get("labels")):
-        raise RegionRecordError(
-            f"{source.where} has no points; prompt it by box, by center_point or by random_point_in_box."
+            f"{source.where} has no {'mask' if no_mask else 'points'}; prompt it by box, by center_point or by "
+            "random_point_in_box."
         )
 
 

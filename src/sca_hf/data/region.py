@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 TASKS = ("recognition", "caption")
 # Of a box, in pixels: a thinner one can miss every pixel's center.
 _MIN_SIDE = 0.5
-# JSON can escape one half of a surrogate pair, which no table can store.
 _SEPARATORS = re.compile(r"[_\-\s]+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 
@@ -139,107 +138,6 @@ class RegionRecord:
             raise RegionRecordError(f"{where}, region {region.region_id}: {problem}")
 
 
-@dataclass
-class CheckCounts:
-    """What `check_records` has counted.
-
-    Attributes:
-        records, regions: How many were passed on.
-        skipped_records, skipped_regions: How many were left out; regions of an image that is bad itself do not count.
-        clipped_regions: How many boxes a reader cut at the edge of their image.
-        damaged_regions: How many were kept without a mask, as theirs cannot be read.
-        messages: The first `kept_messages` reasons for skipping.
-    """
-
-    records: int = 0
-    regions: int = 0
-    skipped_records: int = 0
-    skipped_regions: int = 0
-    clipped_regions: int = 0
-    damaged_regions: int = 0
-    messages: list[str] = field(default_factory=list)
-    kept_messages: int = 1000
-
-    def note(self, message: str) -> None:
-        """Keeps a message, unless `kept_messages` have been kept."""
-        if len(self.messages) < self.kept_messages:
-            self.messages.append(message)
-
-
-def check_records(
-    records: Iterable[Mapping[str, Any] | RegionRecordError],
-    source: str,
-    on_error: Literal["raise", "skip"] = "raise",
-    counts: CheckCounts | None = None,
-) -> Iterator[RegionRecord]:
-    """Yields validated records.
-
-    Args:
-        records: what a reader yields: mappings with the fields of `RegionRecord`. In place of a record, or of one of
-            its regions, a reader may pass the `RegionRecordError` that says why there is none. A record may
-            name its own `source`, and a region may say that its box was `clipped`, and what
-            `problem` its mask has, which is left out then.
-        source: The file to name in errors where a record does not name its own.
-        on_error: "raise" stops at the first bad region. "skip" leaves bad regions out, and a record whose picture is
-            bad or of which no region is left. A record that came without regions stays, and so does
-            a region whose mask alone cannot be read.
-        counts: Counters that are updated before each record is passed on.
-    """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f'on_error is {on_error!r}, expected "raise" or "skip"')
-    counts = CheckCounts() if counts is None else counts
-    for values in records:
-        try:
-            record = _checked(values, source, on_error == "skip", counts)
-        except RegionRecordError as error:
-            if on_error == "raise":
-                raise
-            counts.note(str(error))
-            counts.skipped_records += 1
-            continue
-        if record is not None:
-            counts.records += 1
-            counts.regions += len(record.regions)
-            yield record
-
-
-def _checked(
-    values: Mapping[str, Any] | RegionRecordError, source: str, skip: bool, counts: CheckCounts
-) -> RegionRecord | None:
-    """Builds and validates one record; None when all of its regions are bad."""
-    if isinstance(values, RegionRecordError):
-        raise values
-    fields = dict(values)
-    source = fields.pop("source", None) or source
-    rows = fields.get("regions")
-    if not isinstance(rows, Sequence) or isinstance(rows, str):
-        return RegionRecord.from_dict(fields, source)  # says what is wrong
-    record = RegionRecord.from_dict({**fields, "regions": []}, source)
-    clipped = 0
-    for row in rows:
-        try:
-            region = record.checked_region(row, source)
-            marks = row if isinstance(row, dict) else {}
-            if "problem" in marks:
-                text = f"{source}, image {record.image_id}, region {region.region_id}: {marks['problem']}"
-                if not skip:
-                    raise RegionRecordError(f'{text}; on_error="skip" keeps its box')
-                counts.note(f"{text}; its box is kept")
-                counts.damaged_regions += 1
-            record.regions.append(region)
-            clipped += bool(marks.get("clipped"))
-        except RegionRecordError as error:
-            if not skip:
-                raise
-            counts.note(str(error))
-            counts.skipped_regions += 1
-    counts.clipped_regions += clipped
-    if rows and not record.regions:
-        counts.skipped_records += 1
-        return None
-    return record
-
-
 def region_features() -> Features:
     """Returns the schema as `datasets.Features`; needs the extra `train`."""
     from datasets import Features, List, Value
@@ -324,7 +222,7 @@ def _point_problem(points: list[list[float]] | None, labels: list[int] | None, w
         return None
     if points is None or labels is None or len(points) != len(labels):
         counts = [None if values is None else len(values) for values in (points, labels)]
-        return f"there are {counts[0]} points and {counts[1]} labels, expected as many"
+        return f"there are {counts[0]} points but {counts[1]} labels, expected one label per point"
     if any(label not in (0, 1) for label in labels):
         return f"labels are {labels}, expected 1 (inside) or 0 (outside)"
     for point in points:
@@ -343,7 +241,7 @@ def _text_problem(region: Region, task: str) -> str | None:
     if any(not text.strip() for text in texts):
         return f"a text is blank: {texts}"
     if any(has_lone_surrogate(text) for text in (*region.captions, region.category or "")):
-        return f"a text has half of a surrogate pair: {texts}"
+        return f"a text has an unpaired surrogate: {texts}"
     return None
 
 

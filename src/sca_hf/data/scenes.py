@@ -64,20 +64,13 @@ _PLACES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-# word or phrase -> (attribute, canonical value), for reading captions
+# word -> (attribute, canonical value), for reading captions
 _VOCABULARY = {
-    **{word: ("color", word) for word in ["red", "green", "blue", "yellow", "purple", "orange", "white", "black"]},
-    **{word: ("shape", word) for word in ["circle", "square", "triangle", "star", "ring", "cross"]},
-    **{word: ("texture", word) for word in ["plain", "striped", "dotted", "checkered"]},
-    "disc": ("shape", "circle"),
-    "box": ("shape", "square"),
-    "stripes": ("texture", "striped"),
-    "dots": ("texture", "dotted"),
-    "checks": ("texture", "checkered"),
-    "small": ("size", "small"),
-    "little": ("size", "small"),
-    "large": ("size", "large"),
-    "big": ("size", "large"),
+    **{word: ("color", word) for word in COLORS},
+    **{word: ("shape", word) for word in SHAPES},
+    **{word: ("texture", word) for word in TEXTURES},
+    **{phrase.split()[-1]: ("texture", texture) for texture, phrase in _PATTERNS.items()},
+    **{word: ("size" if value in SIZES else "shape", value) for value, words in _SYNONYMS.items() for word in words},
 }
 _RELATION_PATTERN = re.compile(r"\b(?:(left|right) of|(above|over)|(below|under))\b")
 

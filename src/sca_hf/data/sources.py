@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import in_one_line
+from ..files import hash_file, in_one_line
 
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,8 @@ def content_keys(datasets: Sequence[Any]) -> list[list[Key | None]]:
             if content is not None:
                 keys[-1][row] = ("content", hashlib.sha256(content).hexdigest())
             elif path is not None:
-                keys[-1][row] = ("content", digests.get(path) or digests.setdefault(path, _digest(path)))
+                keys[-1][row] = ("content", digests.get(path) or digests.setdefault(path, hash_file(path)))
     return keys
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _length(path: str | None, content: Any) -> int | None:
@@ -163,7 +158,7 @@ def warn_of_leaks(train: Any, evaluation: Any) -> None:
     several = isinstance(evaluation, Mapping)
     named = {f"{one} {name}": part for name, part in evaluation.items()} if several else {one: evaluation}
     if not all(map(_is_known, (train, *named.values()))):
-        logger.info("pictures of the training and evaluation sets are not compared: some are not known by index")
+        logger.info("pictures of the training and evaluation sets are not compared: some sets have no index")
         return
     trained, *contents = content_keys([train, *named.values()])
     known = {*trained, *(key for keys in source_keys(train) for key in keys)} - {None}
@@ -178,12 +173,12 @@ def warn_of_leaks(train: Any, evaluation: Any) -> None:
                 same[os.path.basename(path or "") or str(image_id)] = None
             elif not known.isdisjoint(sources):
                 related[os.path.basename(path or "") or str(image_id)] = None
-        for what, found in (("trained on too", same), ("of one source with pictures in training", related)):
+        for what, found in (("trained on too", same), ("from the same source as training pictures", related)):
             if found:
                 shown = ", ".join(map(in_one_line, list(found)[:_SHOWN]))
                 logger.warning(
-                    "pictures of %s that are %s: %d (%s%s). Scores on them say little of new pictures: leave them out "
-                    "of one of the two sets, or split with data.holdout (hold_out), which keeps them together",
+                    "pictures of %s that are %s: %d (%s%s). Scores on them say little about new pictures: remove "
+                    "them from one of the two sets, or split with data.holdout (hold_out), which keeps them together",
                     name,
                     what,
                     len(found),

@@ -53,7 +53,7 @@ _MAX_DRAWN = 200
 _DRAWN = 1200
 # The settings of anything mode that the page offers, in its own words; ranges and explanations are the setting's.
 _SLIDERS = {
-    "points_per_side": "Places looked at, along each side",
+    "points_per_side": "Grid points per side",
     "pred_iou_thresh": "Outlines at least this good",
     "stability_score_thresh": "Outlines at least this stable",
     "box_nms_thresh": "Regions overlap at most this much",
@@ -149,7 +149,7 @@ def _answering(function: Callable[[Any, Payload], Payload]) -> Callable[[Any, An
             # Gradio hands over one argument, or a list of them.
             payload = payload[0] if isinstance(payload, list) and len(payload) == 1 else payload
             if not isinstance(payload, dict):
-                raise RequestError("The page sent something that is not a request.")
+                raise RequestError("The page sent an invalid request.")
             return function(self, payload)
         except RequestError as error:
             return {"error": str(error), "gone": error.status == 410}
@@ -237,7 +237,7 @@ class PageAnswers:
         settings = _table(payload, "settings") | ({"task": task} if task else {})
         with self._lock:
             if session in self._busy:
-                raise RequestError("Your last picture is still being worked on; please wait for it.", 429)
+                raise RequestError("Your last picture is still being processed; please wait.", 429)
             self._busy[session] = job
         try:
             records = self.engine.anything(
@@ -270,7 +270,7 @@ class PageAnswers:
         """Draws regions as `sca-hf caption --overlay` does: `png`, a base64 picture."""
         image, regions = self._image(payload), payload.get("regions")
         if not isinstance(regions, list) or len(regions) > _MAX_DRAWN:
-            raise RequestError(f"At most {_MAX_DRAWN} regions can be drawn.")
+            raise RequestError(f"The limit is {_MAX_DRAWN} drawn regions.")
         scale = min(1.0, _DRAWN / max(image.size))
         size = (max(1, round(image.picture.width * scale)), max(1, round(image.picture.height * scale)))
         records = []
@@ -314,14 +314,14 @@ def _plain(method: Callable[[Any], Payload]) -> Callable[[Any], Payload]:
 def _text(payload: Payload, name: str) -> str | None:
     value = payload.get(name)
     if value is not None and not isinstance(value, str):
-        raise RequestError(f"{name} is not a text.")
+        raise RequestError(f"{name} is not a string.")
     return value
 
 
 def _table(payload: Payload, name: str) -> Payload:
     values = payload.get(name) or {}
     if not isinstance(values, dict):
-        raise RequestError(f"The {name} are not a table of names and values.")
+        raise RequestError(f"The {name} are not a mapping of names to values.")
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -336,7 +336,7 @@ def _mask(region: Any, image: StoredImage) -> np.ndarray:
     rle = region.get("segmentation") if isinstance(region, dict) else None
     # The size is looked at first: a few characters could claim any.
     if not isinstance(rle, dict) or rle.get("size") != list(image.size):
-        raise RequestError("A mask is not of the picture's size.")
+        raise RequestError("A mask does not have the picture's size.")
     try:
         return decode_rle(rle)
     except ValueError as error:

@@ -10,7 +10,7 @@ Needs the extra `eval`; nothing is looked up on the Hub.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,10 +51,14 @@ def evaluate_metric(name: str, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a metric takes, and how it is computed from that."""
+    """What a metric takes, and how it is computed from that.
+
+    inputs: "captions" are texts with lists of references, "tokens" the same as lists of tokens; "names" two texts.
+    compute: returns a result, or several by their names.
+    """
 
     inputs: str
-    compute: Callable[..., dict[str, Results]]
+    compute: Callable[..., Mapping[str, Any]]
     about: str
 
 
@@ -73,8 +77,13 @@ def _module_class(name: str) -> type:
     def _compute(
         self: Any, predictions: Any, references: Any, per_item: bool = False, **options: Any
     ) -> dict[str, Any]:
+        if kind.inputs in ("captions", "tokens"):
+            references = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
+        if kind.inputs == "tokens":
+            predictions, references = m.ptb_tokenize_all(predictions), [*map(m.ptb_tokenize_all, references)]
         values: dict[str, Any] = {}
-        for metric, result in kind.compute(predictions, references, **options).items():
+        found = kind.compute(predictions, references, **options)
+        for metric, result in ({name: found} if "corpus" in found else found).items():
             values[metric] = result["corpus"]
             if per_item and "per_item" in result:
                 values[f"{metric} per item"] = result["per_item"]
@@ -88,7 +97,7 @@ def _features(inputs: str) -> Any:
     from datasets import Features, List, Value
 
     text = Value("string")
-    if inputs == "captions":
+    if inputs in ("captions", "tokens"):
         return [
             Features({"predictions": text, "references": List(text)}),
             Features({"predictions": text, "references": text}),
@@ -102,38 +111,12 @@ def _features(inputs: str) -> Any:
     return Features({"predictions": {**boxes, "scores": List(Value("float64"))}, "references": boxes})
 
 
-def _tokens(predictions: Sequence[str], references: Sequence[Any]) -> tuple[list[list[str]], list[list[list[str]]]]:
-    return m.ptb_tokenize_all(predictions), [m.ptb_tokenize_all(texts) for texts in _lists(references)]
-
-
-def _lists(references: Sequence[Any]) -> list[list[str]]:
-    return [[texts] if isinstance(texts, str) else list(texts) for texts in references]
-
-
-def _on_tokens(name: str, metric: Callable[..., Any]) -> Callable[..., dict[str, Results]]:
-    def compute(predictions: Any, references: Any, **options: Any) -> dict[str, Results]:
-        return {name: metric(*_tokens(predictions, references), **options)}
-
-    return compute
-
-
-def _on_names(name: str, metric: Callable[..., Any]) -> Callable[..., dict[str, Results]]:
-    def compute(predictions: Any, references: Any, **options: Any) -> dict[str, Results]:
-        return {name: metric(predictions, references, **options)}
-
-    return compute
-
-
-def _bleu(predictions: Any, references: Any) -> dict[str, Results]:
-    return dict(m.bleu(*_tokens(predictions, references)))
-
-
 def _content(predictions: Any, references: Any, tagger: Any, similarity: Any = None) -> dict[str, Results]:
     results: dict[str, Results] = {}
     for part in ("noun", "verb"):
-        results[f"{part}-recall"] = m.content_recall(predictions, _lists(references), tagger, part)
+        results[f"{part}-recall"] = m.content_recall(predictions, references, tagger, part)
         if similarity is not None:
-            fuzzy = m.content_recall(predictions, _lists(references), tagger, part, similarity)
+            fuzzy = m.content_recall(predictions, references, tagger, part, similarity)
             results[f"{part}-recall-fuzzy"] = fuzzy
     return results
 
@@ -161,20 +144,16 @@ def _dense(predictions: Any, references: Any, scorer: Any) -> dict[str, Results]
 
 
 EVALUATE_METRICS: dict[str, _Kind] = {
-    "CIDEr-D": _Kind("captions", _on_tokens("CIDEr-D", m.cider_d), "CIDEr-D, 0 to 10."),
-    "BLEU": _Kind("captions", _bleu, "BLEU@1 to BLEU@4, 0 to 1."),
-    "ROUGE-L": _Kind("captions", _on_tokens("ROUGE-L", m.rouge_l), "ROUGE-L with beta 1.2, 0 to 1."),
-    "METEOR": _Kind("captions", _on_tokens("METEOR", m.meteor), "METEOR 1.5 by its own program, 0 to 1."),
-    "SPICE": _Kind("captions", _on_tokens("SPICE", m.spice), "SPICE 1.0 by its own program, 0 to 1."),
-    "exact-match": _Kind("captions", _on_tokens("exact-match", m.exact_match), "Fraction that equals a reference."),
-    "content-recall": _Kind("captions", _content, "Nouns and verbs of the references that are said, 0 to 1."),
-    "category-accuracy": _Kind(
-        "names", _on_names("category-accuracy", m.category_accuracy), "Fraction of right names."
-    ),
-    "semantic-IoU": _Kind("names", _on_names("semantic-IoU", m.semantic_iou), "Shared words over all words."),
-    "semantic-similarity": _Kind(
-        "names", _on_names("semantic-similarity", m.semantic_similarity), "Cosine of sentence embeddings."
-    ),
+    "CIDEr-D": _Kind("tokens", m.cider_d, "CIDEr-D, 0 to 10."),
+    "BLEU": _Kind("tokens", m.bleu, "BLEU@1 to BLEU@4, 0 to 1."),
+    "ROUGE-L": _Kind("tokens", m.rouge_l, "ROUGE-L with beta 1.2, 0 to 1."),
+    "METEOR": _Kind("tokens", m.meteor, "METEOR 1.5 by its own program, 0 to 1."),
+    "SPICE": _Kind("tokens", m.spice, "SPICE 1.0 by its own program, 0 to 1."),
+    "exact-match": _Kind("tokens", m.exact_match, "Fraction that equals a reference."),
+    "content-recall": _Kind("captions", _content, "Share of the references' nouns and verbs in the captions, 0 to 1."),
+    "category-accuracy": _Kind("names", m.category_accuracy, "Fraction of correct names."),
+    "semantic-IoU": _Kind("names", m.semantic_iou, "Shared words over all words."),
+    "semantic-similarity": _Kind("names", m.semantic_similarity, "Cosine of sentence embeddings."),
     "masks": _Kind("masks", _masks, "mIoU, cIoU and error of the predicted IoU."),
     "dense-captioning": _Kind("dense", _dense, "mAP of boxes with captions, and of boxes alone."),
 }

@@ -19,8 +19,9 @@ from .metrics.rouge import words
 # What leads where references are names.
 NAME_METRICS = ("category-accuracy", "category-macro-recall")
 NAMES_NOTE = (
-    "All references are class names, so accuracy and macro recall lead: CIDEr-D averages over phrases of 1 to 4 words "
-    "and gives a right name of one word at most 2.5 of 10, of two words 5; BLEU@4 is low for the same reason."
+    "All references are class names, so accuracy and macro recall come first: CIDEr-D averages over phrases of 1 to "
+    "4 words and gives a correct name of one word at most 2.5 of 10, of two words 5; BLEU@4 is low for the same "
+    "reason."
 )
 # One word less than the longest phrases that CIDEr-D and BLEU@4 count.
 _MAX_WORDS = 3

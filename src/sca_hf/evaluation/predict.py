@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -115,7 +115,7 @@ def predict(
     """
     settings = settings or PredictSettings()
     if settings.shown_by == "random_point_in_mask" and not captioner.segments:
-        raise ValueError(f"{captioner.name} finds no masks, so no point can be drawn in one; choose another prompt.")
+        raise ValueError(f"{captioner.name} predicts no masks to draw a point from; choose another prompt.")
     rows = _rows(data)
     if settings.protocol is not None:
         check_counts(settings.protocol, *_counts(rows))
@@ -126,7 +126,8 @@ def predict(
         if run.complete:
             run.compare(row for image in _unique(rows) for row in _expected(image))
         else:
-            with run, tqdm(total=_length(rows), desc="predict", unit=" images", disable=not progress or rank) as bar:
+            total = len(rows) if hasattr(rows, "__len__") else None  # streams do not know
+            with run, tqdm(total=total, desc="predict", unit=" images", disable=not progress or rank) as bar:
                 _fill(run, rows, captioner, settings, bar)
     except (RunLogError, LockedError) as error:
         raise PredictionError(str(error)) from None
@@ -158,10 +159,6 @@ def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[st
         yield batch
 
 
-def _length(rows: Any) -> int | None:
-    return len(rows) if hasattr(rows, "__len__") else None
-
-
 def _counts(rows: Any) -> tuple[int, int]:
     """Returns how many images have a region, and how many regions there are."""
     counts = [len(row["regions"]) for row in rows.select_columns(["regions"])]
@@ -174,13 +171,11 @@ def _unique(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         ids = [region["region_id"] for region in row["regions"]]
         if row["image_id"] in images:
-            raise PredictionError(
-                f"the image id {row['image_id']} comes twice in the data, and records are found by it."
-            )
+            raise PredictionError(f"the image id {row['image_id']} occurs twice in the data, but must be unique.")
         if len(set(ids)) < len(ids):
             twice = next(name for name in ids if ids.count(name) > 1)
             raise PredictionError(
-                f"image {row['image_id']} has two regions of the id {twice}, and records are found by it."
+                f"image {row['image_id']} has two regions with the id {twice}, but it must be unique."
             )
         images.add(row["image_id"])
         yield row
@@ -254,11 +249,8 @@ def _identity(captioner: Captioner, data: Mapping[str, Any], settings: PredictSe
     return {
         "data": dict(data),
         "captioner": captioner.settings(),
+        **asdict(settings),
         "prompt": settings.shown_by,
-        "protocol": settings.protocol,
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
-        "masks": settings.masks,
         "system": settings.system or captioner.name,
     }
 
@@ -392,17 +384,19 @@ class PredictionRun:
     def _own_lines(self, keys: Sequence[str]) -> dict[str, Line]:
         lines = self._log.lines()
         if missing := sum(key not in lines for key in keys):
-            raise PredictionError(f"{self.part} lacks {missing} of the {len(keys)} records: it was changed meanwhile.")
+            raise PredictionError(
+                f"{self.part} is missing {missing} of the {len(keys)} records: it was changed in the meantime."
+            )
         return lines
 
     def _look(self, keys: Sequence[str]) -> None:
         """Reads what was written: only what is there may be called complete."""
-        again = "Nothing is marked as complete; give the same command once more."
+        again = "Nothing is marked as complete; run the same command again."
         if not self.output.is_file():
-            raise PredictionError(f"{self.output} was removed while it was written. {again}")
+            raise PredictionError(f"{self.output} was removed while it was being written. {again}")
         if keys and [record_key(vars(record)) for record in read_predictions(self.output)] != list(keys):
             raise PredictionError(
-                f"{self.output} does not hold what was written to it: it was changed meanwhile. {again}"
+                f"{self.output} does not contain what was written to it: it was changed in the meantime. {again}"
             )
 
     def compare(self, expected: Iterable[Mapping[str, Any]]) -> None:

@@ -154,7 +154,7 @@ def read_predictions(path: str | Path) -> list[PredictionRecord]:
     """
     path = Path(path)
     if path.suffix not in _READERS:
-        raise PredictionError(f"{path}: predictions are files named {', '.join(_READERS)}.")
+        raise PredictionError(f"{path}: prediction files must end with {', '.join(_READERS)}.")
     records: list[PredictionRecord] = []
     places: dict[str | None, str] = {}
     for place, row in _READERS[path.suffix](path):
@@ -163,11 +163,11 @@ def read_predictions(path: str | Path) -> list[PredictionRecord]:
         except PredictionError as error:
             raise PredictionError(f"{path}, {place}: {error}.") from None
         if record.id in places:
-            raise PredictionError(f"{path}, {place}: the id {record.id} has been given to {places[record.id]}.")
+            raise PredictionError(f"{path}, {place}: the id {record.id} is already used by {places[record.id]}.")
         places[record.id] = place
         records.append(record)
     if not records:
-        raise PredictionError(f"{path}: there is no prediction in it.")
+        raise PredictionError(f"{path} has no predictions.")
     return records
 
 
@@ -175,7 +175,7 @@ def write_predictions(records: Iterable[PredictionRecord], path: str | Path) -> 
     """Writes a file of predictions, in the format of its name: `.jsonl`, `.parquet`, or `.json` as the original."""
     path = Path(path)
     if path.suffix not in _WRITERS:
-        raise PredictionError(f"{path}: predictions are files named {', '.join(_WRITERS)}.")
+        raise PredictionError(f"{path}: prediction files must end with {', '.join(_WRITERS)}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         _WRITERS[path.suffix](records, draft)
@@ -184,13 +184,13 @@ def write_predictions(records: Iterable[PredictionRecord], path: str | Path) -> 
 def check_output(output: Path) -> None:
     """Raises unless predictions can be written under this name: their format, and nothing there but a run."""
     if output.suffix not in _WRITERS:
-        raise PredictionError(f"{output}: name predictions as {', '.join(_WRITERS)}.")
+        raise PredictionError(f"{output}: prediction files must end with {', '.join(_WRITERS)}.")
     if run_file(output).exists():
         return
     if output.exists():
-        raise PredictionError(f"{output} is there already, and not of a run: name another file or remove it.")
+        raise PredictionError(f"{output} already exists and is not from a run: name another file or remove it.")
     if strays := sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*")):
-        raise PredictionError(f"{strays[0]} is left of another run: remove it, or name another file.")
+        raise PredictionError(f"{strays[0]} is left over from another run: remove it, or name another file.")
 
 
 def run_file(output: Path) -> Path:
@@ -210,7 +210,7 @@ def read_run(output: str | Path) -> dict[str, Any] | None:
     state = json.loads(state_file.read_text(encoding="utf-8"))
     if not state.get("complete"):
         raise PredictionError(
-            f"{output} is not complete: give the command that began it once more; see {state_file.name}."
+            f"{output} is not complete: run the command that started it again; see {state_file.name}."
         )
     return state
 
@@ -356,7 +356,7 @@ def _text_problem(record: PredictionRecord) -> str | None:
         if not texts:
             return f"there is no {name[:-1]}"
         if any(has_lone_surrogate(text) for text in texts):
-            return f"{name} has half of a character: {_short(texts)}"
+            return f"{name} has an unpaired surrogate: {_short(texts)}"
     return None
 
 
@@ -367,9 +367,9 @@ def _score_problem(record: PredictionRecord) -> str | None:
         if values is not None and not _finite_list(values):
             return f"{name} is {_short(values)}, expected a list of finite numbers"
     if record.scores is not None and len(record.scores) != count:
-        return f"there are {count} candidates and {len(record.scores)} scores"
+        return f"there are {count} candidates but {len(record.scores)} scores"
     if count > 1 and not record.iou_scores:
-        return f"there are {count} candidates and no iou_scores to choose between them"
+        return f"there are {count} candidates but no iou_scores to choose between them"
     if count > 1 and len(record.iou_scores or ()) != count:
         return f"there are {count} candidates and {len(record.iou_scores or ())} iou_scores"
     if record.masks is not None and len(record.masks) != len(record.iou_scores or ()):

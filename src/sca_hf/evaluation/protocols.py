@@ -140,8 +140,8 @@ def check_counts(name: str, images: int, regions: int) -> str:
             f"{count:,} regions" + (f" ({edition})" if edition else "") for count, edition in protocol.regions.items()
         )
         raise ProtocolError(
-            f"{name} is {protocol.images:,} images with {wanted}; here are {images:,} images with {regions:,} "
-            f"regions. A score on these has no place under that name. Its data: {protocol.data}."
+            f"{name} has {protocol.images:,} images with {wanted}; this data has {images:,} images with {regions:,} "
+            f"regions. A score on it must not use that name. Its data: {protocol.data}."
         )
     return edition
 
@@ -160,26 +160,15 @@ def check_protocol(name: str, records: Iterable[PredictionRecord]) -> ProtocolCh
         if record.image_id is None:
             raise ProtocolError(f"{name}: record {record.id} does not name its image, so images cannot be counted.")
         if record.prompt not in (None, protocol.prompt):
-            raise ProtocolError(f"{name} shows regions by {protocol.prompt}; record {record.id} by {record.prompt}.")
+            raise ProtocolError(f"{name} prompts with {protocol.prompt}; record {record.id} used {record.prompt}.")
         if protocol.references not in (None, len(record.references)):
             raise ProtocolError(
                 f"{name} has {protocol.references} reference(s) for each region; record {record.id} has "
                 f"{len(record.references)}."
             )
         if record.id in regions:
-            raise ProtocolError(f"{name}: the id {record.id} comes twice, the second time as record {number}.")
+            raise ProtocolError(f"{name}: the id {record.id} occurs twice, the second time as record {number}.")
         images.add(record.image_id)
         regions.add(record.id)
     edition = check_counts(name, len(images), len(regions))
     return ProtocolCheck(name, protocol.title, edition, len(images), len(regions), protocol.prompt)
-
-
-def describe_protocols() -> str:
-    """Returns the protocols as a Markdown table."""
-    lines = ["| protocol | what | images | regions |", "|---|---|---|---|"]
-    for name, protocol in PROTOCOLS.items():
-        counts = ", ".join(
-            f"{count:,}" + (f" ({edition})" if edition else "") for count, edition in protocol.regions.items()
-        )
-        lines.append(f"| `{name}` | {protocol.title} | {protocol.images:,} | {counts} |")
-    return "\n".join(lines) + "\n"

@@ -52,7 +52,7 @@ class Sample:
 
     def __init__(self, records: Sequence[PredictionRecord], tools: ScoringTools | None = None) -> None:
         if not records:
-            raise PredictionError("there is nothing to score: no record")
+            raise PredictionError("there is nothing to score: no records")
         self.records, self.tools = records, tools or ScoringTools()
         self.notes: dict[str, Any] = {}
         self.of_names = are_names(self.records)
@@ -96,7 +96,7 @@ class Sample:
     def _complain(self, name: str, lacking: Sequence[str | None]) -> None:
         if lacking:
             raise PredictionError(
-                f"{len(lacking)} of {len(self.records)} records have no {name}, the first is {lacking[0]}"
+                f"{len(lacking)} of {len(self.records)} records have no {name}; the first is {lacking[0]}"
             )
 
 
@@ -121,7 +121,6 @@ class Evaluation:
     """
 
     scores: dict[str, Score]
-    ids: list[str | None]
     notes: dict[str, Any] = field(default_factory=dict)
     of_names: bool = False
 
@@ -156,7 +155,7 @@ def score_records(
         sample.notes["names"] = NAMES_NOTE
     for group in dict.fromkeys(METRICS[name] for name in wanted):
         scores |= GROUPS[group][1](sample)
-    return Evaluation({name: scores[name] for name in wanted}, [r.id for r in records], sample.notes, sample.of_names)
+    return Evaluation({name: scores[name] for name in wanted}, sample.notes, sample.of_names)
 
 
 def metric_names(names: Iterable[str]) -> list[str]:
@@ -214,7 +213,7 @@ def _content(sample: Sample) -> dict[str, Score]:
     for part in parts:
         for name, inexact in ((f"{part}-recall", None), (f"{part}-recall-fuzzy", similarity)):
             result = m.content_recall(said, wanted, tagger, part, inexact)
-            scores[name] = Score(result["corpus"], result["per_item"], mean_sums(result["per_item"]))
+            scores[name] = _mean(result)
             sample.notes[f"without_{part}_in_references"] = result["without_target"]
     return scores
 
@@ -249,7 +248,7 @@ def _semantic_iou(sample: Sample) -> dict[str, Score]:
 def _semantic_similarity(sample: Sample) -> dict[str, Score]:
     name = sample.tools.encoder
     if name is None:
-        raise ValueError("semantic-similarity needs an encoder; published numbers are of all-MiniLM-L6-v2")
+        raise ValueError("semantic-similarity needs an encoder; published numbers use all-MiniLM-L6-v2")
     sample.notes["encoder"] = name
     said = [record.caption for record in sample.records]
     return {"semantic-similarity": _mean(m.semantic_similarity(said, sample.categories, m.mean_pooled_encoder(name)))}
@@ -301,7 +300,7 @@ class Bootstrap:
             raise ValueError(f'by is {self.by!r}, expected "region" or "image"')
         lost = next((record.id for record in records if record.image_id is None), None)
         if lost is not None:
-            raise PredictionError(f"record {lost} does not name its image, so images cannot be drawn")
+            raise PredictionError(f"record {lost} does not name its image, so images cannot be resampled")
         return [str(record.image_id) for record in records]
 
     def to_dict(self) -> dict[str, Any]:
@@ -365,7 +364,7 @@ class ScoredFile:
             values["protocol_edition"] = str(self.protocol)
         if per_region:
             scores = {name: score.per_item for name, score in self.evaluation.scores.items()}
-            values["per_region"] = {"id": self.evaluation.ids, **scores}
+            values["per_region"] = {"id": [record.id for record in self.records], **scores}
         return values
 
 
@@ -472,7 +471,7 @@ def matching_order(first: ScoredFile, second: ScoredFile) -> list[int]:
         other = second.records[place]
         if sorted(record.references) != sorted(other.references):
             raise PredictionError(
-                f"record {record.id} has other references in {first.path} than in {second.path}: "
+                f"record {record.id} has different references in {first.path} and {second.path}: "
                 f"{record.references} and {other.references}."
             )
     return order
@@ -485,7 +484,7 @@ def _refuse(first: ScoredFile, second: ScoredFile, keys: Sequence[Sequence[str |
         for lost, file in zip(only, (first, second), strict=True)
         if lost
     ]
-    raise PredictionError(f"the files are not of the same regions: {'; '.join(said)}.")
+    raise PredictionError(f"the files do not have the same regions: {'; '.join(said)}.")
 
 
 def versions() -> dict[str, str]:

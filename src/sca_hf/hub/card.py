@@ -8,7 +8,6 @@ in. In its text stand `$name`, `$repo_id`, `$revision`, `$intro`, `$snippet`, `$
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..card_metadata import DRAFT, card_head, markdown_rows, score_results
 from ..evaluation.naming import leading
+from ..files import read_json
 from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
 from ..yaml_files import parse_yaml
@@ -173,15 +173,12 @@ def fill_template(source: Path, text: str, fields: Mapping[str, str]) -> str:
     try:
         return Template(text).substitute(fields)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{source} asks for {error}; known are {', '.join(sorted(fields))}.") from None
+        raise ValueError(f"{source} uses {error}; known fields are {', '.join(sorted(fields))}.") from None
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """An evaluation file, as `sca-hf evaluate --json` writes it: checked, scores as they stand there."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+    content = read_json(path)
     for name, kind in _EVALUATION.items():
         if not isinstance(content, dict) or name not in content or not isinstance(content[name], kind):
             raise ValueError(f"{path} is not an evaluation: it needs {', '.join(_EVALUATION)}; {name!r} is not there.")
@@ -215,13 +212,15 @@ def split_card(path: Path, head_needed: bool = True) -> tuple[dict[str, Any], st
     if found is None and not head_needed:
         return {}, f"\n{text}"
     if found is None:
-        raise ValueError(f"{path} must begin with a head between two lines of ---.")
+        raise ValueError(f"{path} must begin with metadata between two lines of ---.")
     try:
         head = parse_yaml(found[1]) or {}
     except ValueError as error:
-        raise ValueError(f"the head of {path} is not YAML: {error}.") from None
+        raise ValueError(f"the metadata of {path} is not YAML: {error}.") from None
     if not isinstance(head, dict) or not isinstance(head.get("licenses", {}), dict):
-        raise ValueError(f"the head of {path} must be a mapping, and `licenses` in it one of parts to licences.")
+        raise ValueError(
+            f"the metadata of {path} must be a mapping, and its `licenses` a mapping of parts to licences."
+        )
     return head, found[2]
 
 
@@ -295,9 +294,9 @@ def _base_models(named: Mapping[str, Mapping[str, str]], mixer_only: bool) -> st
     ]
     if not rows:
         return "Everything is in this repository."
-    title = "Everything is in this repository. It was made of:"
+    title = "Everything is in this repository. It was built from:"
     if mixer_only:
-        title = "This repository holds what was trained. The rest is fetched, at exactly these revisions:"
+        title = "This repository has the trained weights. The rest is downloaded, at exactly these revisions:"
     return "\n".join([title, "", *rows])
 
 
@@ -314,7 +313,7 @@ def _licences(info: RepositoryInfo, own: Any, frozen: Mapping[str, Any]) -> str:
 
 def _scope(scope: Mapping[str, Any]) -> str:
     lines = [f"- {line[:1].upper()}{line[1:]}" for line in scope_lines(scope)]
-    return "\n".join(lines) or "Its configuration has no `scope`: nobody wrote down what it was trained on."
+    return "\n".join(lines) or "Its configuration has no `scope`: what it was trained on is not recorded."
 
 
 def _training(recipe: str | None) -> str:
@@ -322,4 +321,4 @@ def _training(recipe: str | None) -> str:
     if recipe is None:
         return "Not described."
     text = _FOLDERS.sub(r".../\1", recipe.strip())
-    return f"With sca-hf, by this recipe:\n\n```yaml\n{text}\n```"
+    return f"With sca-hf, from this recipe:\n\n```yaml\n{text}\n```"

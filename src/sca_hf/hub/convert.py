@@ -18,7 +18,9 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, Pr
 
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
+from ..modeling.validation_sca import is_finite
 from ..processing.processing_sca import ScaProcessor
+from .info import check_saved_model
 from .original import KeyPlan, OriginalFormatError, check_format, plan_keys, translate_config, translate_state_dict
 
 
@@ -53,7 +55,7 @@ class ConversionReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.destination}: {self.renamed} weights taken over ({self.parameters:,} parameters), "
+            f"{self.destination}: {self.renamed} weights converted ({self.parameters:,} parameters), "
             f"{len(self.dropped)} stale buffers dropped, {len(self.tied)} tied.",
             *self.notes,
         ]
@@ -92,6 +94,11 @@ def convert(
     original = read_config(folder)
     state = read_state_dict(folder)
     check_format(original, state)
+    if broken := [name for name, weight in state.items() if weight.is_floating_point() and not is_finite(weight)]:
+        raise OriginalFormatError(
+            f"{len(broken)} weights of {folder} hold infinite values or NaN ({', '.join(broken[:3])}): the checkpoint "
+            "is damaged, or its training diverged."
+        )
     report = ConversionReport(destination)
     loaded = _find_tokenizer(tokenizer, folder, original, report)
     if caption_add_bos is None and loaded is not None:
@@ -104,11 +111,13 @@ def convert(
     if loaded is not None:
         _fill_special_tokens(model, loaded)
         model.check_tokenizer(loaded)
-    processor = None if loaded is None else _build_processor(model.config, loaded, sam)
+    image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam)
+    processor = None if loaded is None else ScaProcessor.from_config(model.config, loaded, image_processor)
     report.parameters = model.num_parameters()
     model.save_pretrained(destination)
     if processor is not None:
         processor.save_pretrained(destination)
+    check_saved_model(destination, with_processor=processor is not None)
     return report
 
 
@@ -181,8 +190,10 @@ def _find_tokenizer(
     candidates: list[str] = [str(folder)] if any((folder / name).is_file() for name in _TOKENIZER_FILES) else []
     candidates += filter(None, [original.get("text_config", {}).get("_name_or_path")])
     for candidate in candidates:
+        # The folder's config.json has a model type that the library does not know; it must not be asked.
+        config = {"config": PreTrainedConfig()} if candidate == str(folder) else {}
         try:
-            loaded = _load_tokenizer(candidate, folder)
+            loaded = AutoTokenizer.from_pretrained(candidate, **config)
         except (OSError, ValueError, ImportError) as error:
             logger.info("no tokenizer in %s: %s", candidate, error)
             continue
@@ -190,17 +201,10 @@ def _find_tokenizer(
         return loaded
     where = f" (looked in {', '.join(candidates)})" if candidates else ""
     report.notes.append(
-        f"No tokenizer was found{where}: the model is written without a processor. Convert again with tokenizer= "
+        f"No tokenizer was found{where}: the model was written without a processor. Convert again with tokenizer= "
         "(--tokenizer), or save a ScaProcessor into the folder."
     )
     return None
-
-
-def _load_tokenizer(candidate: str, folder: Path) -> PreTrainedTokenizerBase:
-    if candidate != str(folder):
-        return AutoTokenizer.from_pretrained(candidate)
-    # The folder's config.json has a model type that the library does not know; it must not be asked.
-    return AutoTokenizer.from_pretrained(candidate, config=PreTrainedConfig())
 
 
 def _fill_special_tokens(model: ScaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -209,13 +213,6 @@ def _fill_special_tokens(model: ScaForConditionalGeneration, tokenizer: PreTrain
         for config in (model.config.text_config, model.generation_config):
             if getattr(config, name, None) is None:
                 setattr(config, name, getattr(tokenizer, name))
-
-
-def _build_processor(
-    config: ScaConfig, tokenizer: PreTrainedTokenizerBase, sam: str | os.PathLike[str] | None
-) -> ScaProcessor:
-    image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam)
-    return ScaProcessor.from_config(config, tokenizer, image_processor)
 
 
 # In the order of preference.
@@ -233,7 +230,7 @@ def fetch_checkpoint(source: str | os.PathLike[str], revision: str | None = None
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
-            raise CheckpointError(f"{source} is a folder; a revision ({revision!r}) belongs to a repository id only.")
+            raise CheckpointError(f"{source} is a folder; a revision ({revision!r}) only applies to a repository id.")
         return folder
     if folder.exists():
         raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the weights.")
@@ -282,12 +279,12 @@ def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
     for name in names:
         path = index_path.parent / name
         if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{index_path} names the shard {name!r}, which is not beside it.")
+            raise CheckpointError(f"{index_path} names the shard {name!r}, which is not next to it.")
         state.update(_read_file(path))
     absent = [name for name in weight_map if name not in state]
     if absent:
         raise CheckpointError(
-            f"the shards of {index_path} lack {len(absent)} of its weights: {', '.join(absent[:10])}"
+            f"the shards of {index_path} are missing {len(absent)} of its weights: {', '.join(absent[:10])}"
         )
     return state
 
@@ -299,12 +296,12 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as plain tensors, and nothing else is ever loaded from it: {error}"
+            f"{path} cannot be read as plain tensors, and nothing else is loaded: {error}"
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} must hold a dictionary of tensors, got a {type(state).__name__}.")
     if wrong := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{path} must hold tensors only; these are none: {', '.join(wrong[:5])}.")
+        raise CheckpointError(f"{path} must contain only tensors; these are not: {', '.join(wrong[:5])}.")
     return state
 
 

@@ -1,5 +1,7 @@
 """What a saved model consists of, without loading its weights."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,12 @@ from safetensors import safe_open
 from ..model_names import check_repository
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
+from ..modeling.validation_sca import check_weights
+from ..processing.processing_sca import ScaProcessor
 
 
+# Beside the model's.
+_PROCESSOR = "processor_config.json"
 _SCOPE_NAMES = {"knows": "knows", "trained_on": "trained on", "limits": "limits", "languages": "languages"}
 _SCOPE_NAMES |= {"licenses": "licenses"}
 
@@ -83,7 +89,7 @@ def scope_notice(name: str, scope: Mapping[str, Any] | None) -> str | None:
     """What to say before a model of narrow scope is used; None of others."""
     if not scope or not scope.get("narrow"):
         return None
-    knows = scope.get("knows") or f"little more than {scope.get('trained_on') or 'its training data'}"
+    knows = scope.get("knows") or f"only {scope.get('trained_on') or 'its training data'}"
     return f"{name} knows {knows.rstrip('.')}. {scope.get('limits', '')}".strip()
 
 
@@ -154,13 +160,30 @@ def _stored(name: str, revision: str | None) -> dict[str, int]:
     if not Path(name).is_dir():
         counted = get_safetensors_metadata(name, revision=revision).parameter_count
         return {str(dtype): count for dtype, count in counted.items()}
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for file in sorted(Path(name).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (no mapping)
                 part = tensors.get_slice(key)
-                size = 1
-                for side in part.get_shape():
-                    size *= side
-                counts[part.get_dtype()] = counts.get(part.get_dtype(), 0) + size
-    return counts
+                counts[part.get_dtype()] += math.prod(part.get_shape())
+    return dict(counts)
+
+
+def check_saved_model(folder: str | Path, with_processor: bool = True) -> None:
+    """Opens all that was saved of a model; it must be there, readable and finite.
+
+    Args:
+        folder: The folder of the model.
+        with_processor: Whether its processor was saved there too.
+    """
+    folder = Path(folder)
+    ScaConfig.from_pretrained(folder)
+    if with_processor:
+        if not (folder / _PROCESSOR).is_file():
+            raise FileNotFoundError(f"{folder} holds no {_PROCESSOR}.")
+        ScaProcessor.from_pretrained(folder)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights (*.safetensors).")
+    for file in files:
+        check_weights(file, packed=True)

@@ -108,13 +108,13 @@ def check_format(config: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Refuse whatever is not a checkpoint of the published SCA architecture, by its keys and its configuration."""
     model_type = config.get("model_type")
     if model_type == ScaConfig.model_type:
-        raise OriginalFormatError("this repository is in the format of sca-hf already; nothing needs converting.")
+        raise OriginalFormatError("this repository is already in the format of sca-hf; there is nothing to convert.")
     keys = set(keys)
     missing = [key for key in _SIGNATURE if key not in keys]
     if missing or model_type not in (None, "", ORIGINAL_MODEL_TYPE):
         raise OriginalFormatError(
             f"not a checkpoint of the SCA authors: model_type is {model_type!r} (expected {ORIGINAL_MODEL_TYPE!r}); "
-            f"weights that it would have and that are absent: {', '.join(missing) or 'none'}."
+            f"missing weights of that format: {', '.join(missing) or 'none'}."
         )
     # Their other variants share the names of these weights but compute something else with them.
     architecture = (config.get("architectures") or [ORIGINAL_ARCHITECTURE])[0]
@@ -264,7 +264,7 @@ def _misfits(
         return [f"unknown: {name} {list(shape)} (no {target} in the model)"]
     if tuple(shape) != tuple(expected):
         return [f"mis-shaped: {name} gives {list(shape)}, the model has {list(expected)}"]
-    return [f"doubled: {name} and {taken} both give {target}"] if taken else []
+    return [f"duplicate: {name} and {taken} both map to {target}"] if taken else []
 
 
 def rename_key(name: str, model_type: str) -> list[str] | None:
@@ -320,7 +320,7 @@ def _describe(faults: list[str], missing: list[str]) -> str:
         lines.append(f"  and {rest} more")
     if any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in missing):
         lines.append(
-            "The language model's head is absent and its configuration (tie_word_embeddings) does not tie it to the "
-            "embedding: convert from a checkpoint that holds the head."
+            "The language model's head is missing and its configuration (tie_word_embeddings) does not tie it to the "
+            "embedding: convert from a checkpoint with the head."
         )
     return "\n".join(lines)

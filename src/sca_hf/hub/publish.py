@@ -192,7 +192,7 @@ def staged_model(folder: Path, kind: str | None = None) -> Iterator[FolderFacts]
 def _save_as(kind: str | None, found: FolderFacts, staging: Path) -> None:
     if kind == "mixer":
         raise PublishError(
-            f"{found.folder} is whole, and does not say where its SAM and language model came from: save it with "
+            f"{found.folder} is whole and does not name the source of its SAM and language model: save it with "
             "model.save_pretrained(..., include_base_models=False) where it was built or trained from repositories."
         )
     model = ScaForConditionalGeneration.from_pretrained(found.folder)
@@ -238,17 +238,17 @@ def check_loads_alone(folder: Path) -> list[str]:
         done = subprocess.run(command, cwd=temporary, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise PublishError(
-                f"{folder} does not load in a process of its own, as others would load it:\n{done.stderr[-2000:]}"
+                f"{folder} does not load in a fresh process, as others would load it:\n{done.stderr[-2000:]}"
             )
         alone = json.loads(result.read_text(encoding="utf-8"))
     model, processor = ScaForConditionalGeneration.from_pretrained(folder), ScaProcessor.from_pretrained(folder)
-    model.check_tokenizer(processor.tokenizer)
+    model.check_processor(processor)
     here = describe_probe(model.eval(), processor)
     if not alone["module"].startswith("transformers_modules."):
-        raise PublishError(f"the check of {folder} ran code of {alone['module']}, not that of the folder.")
+        raise PublishError(f"the check of {folder} ran the code of {alone['module']}, not of the folder.")
     if alone["ids"] != here["ids"]:
         raise PublishError(
-            f"{folder} says {alone['captions']} of the probe image where this package is not installed, in place of "
+            f"{folder} captions the probe image with {alone['captions']} without this package, instead of "
             f"{here['captions']}: its code is not this package's."
         )
     return [caption for image in here["captions"] for caption in image]
@@ -285,7 +285,7 @@ def commit_files(
         api.create_commit(repo_id, operations, commit_message=title, repo_type=repo_type, parent_commit=head)
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code == 412:
-            raise PublishError(f"somebody else has changed {repo_id} meanwhile; nothing was overwritten.") from error
+            raise PublishError(f"someone else changed {repo_id} in the meantime; nothing was overwritten.") from error
         raise
 
 
@@ -301,7 +301,7 @@ def _first_commit_with(api: HfApi, repo_id: str, repo_type: str, paths: Mapping[
             break
         found = commit.commit_id
     if absent := sorted(set(paths) - set(newest)):
-        raise PublishError(f"{repo_id} lacks {', '.join(absent)} after the upload; run the command again.")
+        raise PublishError(f"{repo_id} is missing {', '.join(absent)} after the upload; run the command again.")
     return found
 
 
@@ -353,7 +353,7 @@ def check_base_repositories(facts: FolderFacts, api: HfApi, private: bool) -> di
             continue
         where = f"{source['repo_id']} at {source['revision']}"
         if needed and not _COMMIT.fullmatch(source["revision"]):
-            raise PublishError(f"{facts.folder} takes its {name} from {where}, which is not a commit and may change.")
+            raise PublishError(f"{facts.folder} takes its {name} from {where}, which is not a commit and can change.")
         try:
             info = api.model_info(source["repo_id"], revision=source["revision"])
         except HfHubHTTPError as error:
@@ -372,12 +372,8 @@ def handler_code() -> bytes:
     return (resources.files("sca_hf.hub") / "templates" / HANDLER).read_bytes()
 
 
-def package_code() -> dict[str, bytes]:
-    """The files that travel with a model, by name, as this package has them."""
-    return {name: path.read_bytes() for name, path in _code_files().items()}
-
-
 def _code_files() -> dict[str, Path]:
+    """The files that travel with a model, by name, as this package has them."""
     folders = [Path(str(resources.files("sca_hf"))).resolve() / name for name in ("modeling", "processing")]
     return {path.name: path for folder in folders for path in folder.glob("*_sca.py")}
 
@@ -417,7 +413,7 @@ def _is_known(path: PurePosixPath) -> bool:
 
 def _check_code(facts: FolderFacts) -> None:
     """The copies must be this package's own: what people run must be what was reviewed and tested."""
-    own = {**package_code(), HANDLER: handler_code()}
+    own = {**{name: path.read_bytes() for name, path in _code_files().items()}, HANDLER: handler_code()}
     copies = [name for name in facts.files if name.endswith(".py")]
     for name in copies:
         if name not in own:
@@ -430,7 +426,8 @@ def _check_code(facts: FolderFacts) -> None:
     needed = _imported({"configuration_sca.py", "modeling_sca.py", "pipeline_sca.py", "processing_sca.py"})
     if absent := sorted(needed - set(copies)):
         raise PublishError(
-            f"{facts.folder} lacks the code files {', '.join(absent)}: save model and processor with save_pretrained."
+            f"{facts.folder} is missing the code files {', '.join(absent)}: save model and processor with "
+            "save_pretrained."
         )
 
 
@@ -462,7 +459,7 @@ def _check_weights(facts: FolderFacts) -> None:
     if index.is_file():
         listed = check_shard_index(index)
         if absent := sorted(set(listed) - set(names)):
-            raise PublishError(f"{index} lists {', '.join(absent)}, absent from {facts.folder}.")
+            raise PublishError(f"{index} lists {', '.join(absent)}, missing from {facts.folder}.")
     elif "model.safetensors" not in names:
         raise PublishError(f"{facts.folder} holds no model.safetensors.")
     for name in names:

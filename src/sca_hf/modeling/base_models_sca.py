@@ -66,9 +66,9 @@ def wait_for_the_library() -> None:
     while PreTrainedModel.tie_weights.__name__ != "tie_weights":
         if time.monotonic() > deadline:
             raise RuntimeError(
-                "transformers can no longer tie weights in this process: threads have loaded other models at the same "
-                "time (transformers #41782). Restart, and load models one after the other; those of this class wait "
-                "for each other."
+                "transformers can no longer tie weights in this process: other models were loaded in threads at the "
+                "same time (transformers #41782). Restart, and load models one after the other; models of this class "
+                "wait for each other."
             )
         time.sleep(0.05)
 
@@ -158,7 +158,7 @@ def load_pinned(
     if not os.path.isdir(repository):
         # Not even looked for: the name is a stranger's.
         raise ValueError(
-            f"{repository} takes its {name} from a folder of the machine where it was saved ({source['path']}): its "
+            f"{repository} takes its {name} from a folder on the machine where it was saved ({source['path']}): its "
             f"author should have published that too. If you have it: {remedy}."
         )
     # A folder moves with the repository beside it.
@@ -166,7 +166,7 @@ def load_pinned(
     folder = next((path for path in candidates if path.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(
-            f"{repository} needs its {name} from the folder {source['path']}, which is absent: {remedy}."
+            f"{repository} needs its {name} from the folder {source['path']}, which does not exist: {remedy}."
         )
     if hash_weights(folder) != source["sha256"]:
         raise ValueError(
@@ -187,11 +187,11 @@ def _why_not_there(error: BaseException) -> str:
         (GatedRepoError, "that repository is gated: accept its terms on its page, then log in (hf auth login)."),
         (
             RepositoryNotFoundError,
-            "the Hub shows no such repository: it was removed or renamed, or is private (log in).",
+            "the Hub has no such repository: it was removed or renamed, or is private (log in).",
         ),
-        (RevisionNotFoundError, "the repository has no such revision any more: its history was changed."),
-        (LocalEntryNotFoundError, "it is not in the cache while the Hub cannot be reached: load it online once."),
-        (EntryNotFoundError, "the repository lacks a file that a model has."),
+        (RevisionNotFoundError, "the repository no longer has this revision: its history was changed."),
+        (LocalEntryNotFoundError, "it is not in the cache and the Hub cannot be reached: load it online once."),
+        (EntryNotFoundError, "the repository is missing a file of a model."),
     )
     for kind, reason in known:
         if any(isinstance(one, kind) for one in causes):
@@ -210,16 +210,16 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
         stored = stored.get(BASE_MODELS[name][1]) or {}
     fields = dict(stored)
     kind = fields.pop("model_type", None)
-    differences = [f"model_type {kind!r} in place of {config.model_type!r}"]
+    differences = [f"model_type {kind!r} instead of {config.model_type!r}"]
     if kind == config.model_type:
         there, here = (dict(sizes(one)) for one in (AutoConfig.for_model(kind, **fields), config))
         differences = [
-            f"{key} {there.get(key)} in place of {here[key]}" for key in here if there.get(key, here[key]) != here[key]
+            f"{key} {there.get(key)} instead of {here[key]}" for key in here if there.get(key, here[key]) != here[key]
         ]
     if differences:
         raise ValueError(
             f"{source} has another architecture than the {name} that the mixer was trained with: "
-            f"{', '.join(differences[:5])}. Give that one, or train a mixer for this."
+            f"{', '.join(differences[:5])}. Use that one, or train a mixer for this one."
         )
 
 
@@ -227,7 +227,7 @@ def hash_weights(folder: Path) -> str:
     """SHA-256 over the names and contents of a folder's weight files."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     if not files:
-        raise FileNotFoundError(f"{folder} holds no weight files.")
+        raise FileNotFoundError(f"{folder} has no weight files.")
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -299,8 +299,8 @@ def check_loading_info(info: dict[str, Any], path: Any, strict: bool, ignore_mis
     rest = f"\n  and {len(faults) - 40} more" if len(faults) > 40 else ""
     raise RuntimeError(
         f"{len(faults)} weights of {path} do not fit the model that its configuration describes:\n{shown}{rest}\n"
-        "Nothing was initialized in their place. If config.json is not the one saved with these weights, restore it; "
-        "strict=False (missing, unexpected) or ignore_mismatched_sizes=True (mis-shaped) load the rest deliberately."
+        "They were not initialized instead. If config.json is not the one saved with these weights, restore it; "
+        "strict=False (missing, unexpected) or ignore_mismatched_sizes=True (mis-shaped) load the rest anyway."
     )
 
 
@@ -359,8 +359,8 @@ def check_savable_adapter(language_model: Any) -> None:
     ]
     if kinds != ["LORA"]:
         raise ValueError(
-            f"the language model has the adapters {', '.join(kinds)}, but a repository holds one LORA: delete the "
-            "others (delete_adapter), or save a language model of another kind by itself."
+            f"the language model has the adapters {', '.join(kinds)}, but a repository can have only one LORA "
+            "adapter: delete the others (delete_adapter), or save the language model separately."
         )
 
 
@@ -422,7 +422,9 @@ def _check_config(path: Path) -> None:
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         raise ValueError(f"{path} does not describe a LoRA adapter (peft_type LORA), the only kind that is loaded.")
     if named := [key for key in ("auto_mapping", "megatron_config") if content.get(key)]:
-        raise ValueError(f"{path} has {named[0]}, which would import modules by name. It has been tampered with.")
+        raise ValueError(
+            f"{path} has {named[0]}, which would import modules by name. The file has been tampered with."
+        )
 
 
 __all__ = [

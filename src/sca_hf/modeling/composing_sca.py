@@ -152,7 +152,7 @@ class ScaComposingMixin:
 
 
 def _to_train_again(names: list[str]) -> list[str]:
-    logger.warning(f"Train {' and '.join(names)} before captions mean anything again.")
+    logger.warning(f"Captions are meaningless until you train {' and '.join(names)}.")
     return names
 
 
@@ -173,7 +173,7 @@ def _sort_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
             text_kwargs[name.removeprefix("text_")] = value
         else:
             raise TypeError(
-                f"from_sam_text_pretrained has no argument {name!r}; sam_{name} or text_{name} would go to one part."
+                f"from_sam_text_pretrained has no argument {name!r}; use sam_{name} or text_{name} for one part."
             )
     return sam_kwargs, text_kwargs, fields
 

@@ -225,7 +225,11 @@ def _whole_config(config: dict | PreTrainedConfig | None, name: str, default: st
     if "model_type" not in config:
         raise ValueError(f"{name} needs a 'model_type' to tell which configuration class it belongs to.")
     arguments = dict(config)
-    return AutoConfig.for_model(arguments.pop("model_type"), **arguments)
+    model_type = arguments.pop("model_type")
+    try:
+        return AutoConfig.for_model(model_type, **arguments)
+    except (TypeError, ArithmeticError, AttributeError, KeyError) as error:
+        raise ValueError(f"{name} has a value of a wrong type or size ({type(error).__name__}: {error}).") from error
 
 
 __all__ = ["ScaConfig", "ScaMixerConfig"]

@@ -36,25 +36,25 @@ GENERATE_ARGUMENTS -= {"self", "inputs", "kwargs"}
 _IMPOSSIBLE = {
     **dict.fromkeys(
         ("output_scores", "output_logits", "output_attentions", "output_hidden_states"),
-        "captions are made in parts, whose scores, logits and states are not kept: caption_scores has the mean "
-        "log-probability of each, and forward(..., input_ids=sequences) returns logits, and states if asked to",
+        "captions are generated in parts, whose scores, logits and states are not kept: caption_scores has the mean "
+        "log-probability of each, and forward(..., input_ids=sequences) returns logits, and states on request",
     ),
     **dict.fromkeys(
         ("assistant_model", "assistant_tokenizer", "assistant_early_exit", "prompt_lookup_num_tokens", "use_mtp"),
-        "drafts of assisted generation are made from the prompt's tokens, and a caption has none",
+        "assisted generation drafts from prompt tokens, and a caption has none",
     ),
     **dict.fromkeys(
         ("negative_prompt_ids", "negative_prompt_attention_mask", "guidance_scale"),
-        "guidance compares with a prompt of tokens, and a caption has none",
+        "guidance compares with prompt tokens, and a caption has none",
     ),
     **dict.fromkeys(
         ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "token_healing", "forced_bos_token_id"),
-        "it reads the tokens of a prompt, and a caption has none",
+        "it reads prompt tokens, and a caption has none",
     ),
-    "custom_generate": "code that replaces the library's search would not return what captions are made of",
-    "trust_remote_code": "no code is loaded here; give it to from_pretrained",
-    "min_length": "it would count the prefix vectors too; give min_new_tokens",
-    "max_length": "it would count the prefix vectors too; give max_new_tokens",
+    "custom_generate": "custom generation code would not return what captions are built from",
+    "trust_remote_code": "generate loads no code; pass it to from_pretrained",
+    "min_length": "it would count the prefix vectors too; use min_new_tokens",
+    "max_length": "it would count the prefix vectors too; use max_new_tokens",
 }
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -100,7 +100,9 @@ def resolve_generation_config(
     _refuse_impossible({**vars(config), **extra})
     # A language model's own configuration may say so for its training.
     if kwargs.get("use_cache") is False or (given is not None and given.use_cache is False):
-        raise ValueError("use_cache=False cannot be honored: a caption continues vectors, which only the cache keeps.")
+        raise ValueError(
+            "use_cache=False is not supported: a caption continues prefix vectors, which only the cache keeps."
+        )
     if config.max_new_tokens is None:
         config.max_new_tokens = DEFAULT_NEW_TOKENS
     if config.pad_token_id is None and config.eos_token_id is not None:
@@ -114,11 +116,11 @@ def _refuse_impossible(settings: dict[str, Any]) -> None:
         value = settings.get(name)
         if value is not None and value is not False and value != harmless.get(name):
             shown = value if isinstance(value, (bool, int, float, str)) else type(value).__name__
-            raise ValueError(f"{name}={shown} cannot be honored: {reason}.")
+            raise ValueError(f"{name}={shown} is not supported: {reason}.")
     if settings.get("cache_implementation") == "paged":
-        raise ValueError("cache_implementation='paged' cannot be honored: it batches prompts of tokens only.")
+        raise ValueError("cache_implementation='paged' is not supported: it only batches token prompts.")
     if settings.get("stop_strings") and settings.get("tokenizer") is None:
-        raise ValueError("stop_strings are looked for in text: give tokenizer=processor.tokenizer beside them.")
+        raise ValueError("stop_strings need the tokenizer: also pass tokenizer=processor.tokenizer.")
 
 
 def position_limit(language_model: nn.Module) -> int | None:
@@ -185,8 +187,8 @@ def continue_prefixes(
         batch_size = max(1, rows // (heads * max(config.num_beams or 1, config.num_return_sequences or 1)))
     if extra.get("streamer") is not None and len(prefixes) > batch_size:
         raise ValueError(
-            f"a streamer follows one call of the language model, but its {len(prefixes)} regions take several of "
-            f"{batch_size}: give fewer regions, or language_model_batch_size={len(prefixes)}."
+            f"a streamer supports one call of the language model, but {len(prefixes)} regions need several calls of "
+            f"{batch_size}: pass fewer regions, or language_model_batch_size={len(prefixes)}."
         )
     sequences, scores = [], []
     # A frozen language model may be held in half precision beside a float32 mixer, and elsewhere.

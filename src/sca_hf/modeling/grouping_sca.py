@@ -92,7 +92,7 @@ class RegionInputs:
             num_tasks=num_tasks,
         )
         if not len(plan):
-            raise ValueError("There is no region: every region of every image is padding.")
+            raise ValueError("There are no regions: every region of every image is padding.")
         return plan, input_masks
 
 
@@ -249,7 +249,7 @@ def _group(layout: int | None, rows: np.ndarray, regions: int, flat: dict, on_de
                 raise ValueError(f"prompt_layout says that regions have {name}, but the call has no such input.")
         if num_points and num_points > picked["points"].shape[1]:
             raise ValueError(
-                f"prompt_layout says that regions have {num_points} points, but input_points holds "
+                f"prompt_layout says that regions have {num_points} points, but input_points has "
                 f"{picked['points'].shape[1]} per region."
             )
         picked["points"] = picked["points"][:, :num_points] if num_points else None

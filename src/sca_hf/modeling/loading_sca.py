@@ -122,12 +122,13 @@ class ScaLoadingMixin:
         peeked = _peek(cls.config_class, path, config, kwargs)
         repos = getattr(peeked, "base_model_repos", None)
         if base_models and not repos:
-            raise ValueError(f"base_models= belongs to a mixer-only repository, but {path} names no base models.")
+            raise ValueError(f"base_models= only applies to mixer-only repositories, but {path} names no base models.")
         if path is not None:
             # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            check_weight_files(path, where, lambda: _count_parameters(cls, peeked))
+            packed = bool(kwargs.get("quantization_config") or getattr(peeked, "quantization_config", None))
+            check_weight_files(path, where, lambda: _describe_weights(cls, peeked), packed)
             if kwargs.get("device_map") is not None:
                 kwargs["device_map"] = _resolve_device_map(cls, peeked, kwargs)
         device_map = kwargs.get("device_map")
@@ -217,8 +218,8 @@ class ScaLoadingMixin:
         folders = [source["path"] for source in (self.base_sources or {}).values() if "path" in source]
         if folders:
             raise ValueError(
-                f"a mixer-only repository would name folders of this machine ({', '.join(folders)}), where nobody "
-                "else finds them: push SAM and the language model and load them from there, or push with "
+                f"a mixer-only repository would name folders on this machine ({', '.join(folders)}), which nobody "
+                "else has: push SAM and the language model and load them from there, or push with "
                 "include_base_models=True."
             )
 
@@ -232,6 +233,27 @@ class ScaLoadingMixin:
                 f"model embeds only {rows} tokens: it is another model's tokenizer, or tokens were added and "
                 f"model.resize_token_embeddings({largest + 1}) was not called."
             )
+
+    def check_processor(self, processor: Any) -> None:
+        """Raise unless a processor is this model's: image size, mask size, tasks in their order, tokenizer."""
+        self.check_tokenizer(processor.tokenizer)
+        vision = self.config.sam_config.vision_config
+        side, size = vision.image_size, processor.image_processor.size
+        pad = processor.image_processor.pad_size
+        expected = {
+            "size": {"longest_edge": side},
+            "pad_size": {"height": side, "width": side},
+            "mask_size": 4 * (side // vision.patch_size),
+            "tasks": list(self.config.mixer_config.tasks),
+        }
+        found = {"size": dict(size), "pad_size": dict(pad), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        for name, value in expected.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"the processor's {name} is {found[name]}, but the model needs {value}: it is another model's "
+                    "processor, or one of both was changed. ScaProcessor.from_config(model.config, tokenizer) makes "
+                    "one that fits."
+                )
 
     def _load_base_models(
         self,
@@ -278,11 +300,11 @@ class ScaLoadingMixin:
         self.config.language_model_adapter = has_adapter(self.language_model)
         if self.config.language_model_adapter and include_base_models:
             raise ValueError(
-                "the language model has adapters, which only a mixer-only repository can hold: merge them "
+                "the language model has adapters, which only a mixer-only repository can store: merge them "
                 "(sca_hf.training.adapters.merge_lora) or save with include_base_models=False."
             )
         if self.config.language_model_adapter and push_to_hub:
-            raise ValueError("push_to_hub=True would leave the adapters behind: save, then upload the folder.")
+            raise ValueError("push_to_hub=True would not upload the adapters: save, then upload the folder.")
 
     def check_adapters(self) -> None:
         """Raise where PEFT wrapped more than the language model, or that in a way which a repository cannot hold."""
@@ -290,8 +312,8 @@ class ScaLoadingMixin:
         for name, module in self.named_modules():
             if made_by_peft(module) and not (known and f"{name}.".startswith(f"{LANGUAGE_MODEL}.")):
                 raise ValueError(
-                    f"PEFT has put adapters into this model ({name}), which its own repository cannot hold: save them "
-                    "by the wrapper that get_peft_model returned (peft_model.save_pretrained; load with "
+                    f"PEFT has added adapters to this model ({name}), which its own repository cannot store: save "
+                    "them with the wrapper that get_peft_model returned (peft_model.save_pretrained; load with "
                     "PeftModel.from_pretrained(model, folder)), merge them (peft_model.merge_and_unload()), or adapt "
                     "the language model alone: model.language_model = get_peft_model(model.language_model, config)."
                 )
@@ -308,13 +330,13 @@ class ScaLoadingMixin:
         if not self.base_sources:
             raise ValueError(
                 "a mixer-only repository could not name this model's SAM and language model: they were built here or "
-                "given as loaded models. Save with include_base_models=True, or build from repositories or folders."
+                "passed as loaded models. Save with include_base_models=True, or build from repositories or folders."
             )
         if changed := changed_weights(self._base_samples, sample_base_weights(self)):
             raise ValueError(
                 f"{len(changed)} weights of SAM or the language model have changed since they were loaded "
-                f"({', '.join(changed[:3])}), as when adapters are merged; a mixer-only repository would take them "
-                "from where they came: save with include_base_models=True."
+                f"({', '.join(changed[:3])}), for instance by merged adapters; a mixer-only repository would load "
+                "the original ones: save with include_base_models=True."
             )
 
     def _trainable_base_weights(self) -> list[str]:
@@ -394,10 +416,18 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
     return config_class.from_pretrained(path if config is None else config, **hub)
 
 
-def _count_parameters(model_class: type, config: Any) -> int:
-    """How many parameters a repository of this configuration holds; none of them is made."""
-    with torch.device("meta"):
-        return model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos).num_parameters()
+def _describe_weights(model_class: type, config: Any) -> tuple[int, frozenset[str]]:
+    """How many parameters a repository of this configuration holds, and which tensors hold other than floats."""
+    try:
+        with torch.device("meta"):
+            model = model_class(copy.deepcopy(config), build_base_models=not config.base_model_repos)
+    except Exception as error:  # whatever a wrong type or a zero leads to in the library's models
+        raise ValueError(
+            f"the configuration describes a model that cannot be built ({type(error).__name__}: {error}); restore "
+            "config.json as it was saved."
+        ) from error
+    others = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    return model.num_parameters(), frozenset(others)
 
 
 def _resolve_device_map(model_class: type, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -347,18 +347,18 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
     def _encode(self, inputs: RegionInputs, masks: bool, queries: bool) -> ImageEncoding:
         """Encode the pixels, or check that the encoding given in their place is all that masks and queries need."""
         if (inputs.pixel_values is None) == (inputs.image_embeddings is None):
-            raise ValueError("Give either pixel_values or image_embeddings, and not both.")
+            raise ValueError("Pass either pixel_values or image_embeddings, not both.")
         if inputs.pixel_values is not None:
             return self.encode_images(inputs.pixel_values)
         if masks and self.config.sam_config.model_type == "sam_hq" and not inputs.intermediate_embeddings:
             raise ValueError(
-                "SAM-HQ needs the intermediate_embeddings that get_image_embeddings returned for its masks; pass them "
-                "beside image_embeddings, or output_masks=False."
+                "SAM-HQ needs the intermediate_embeddings from get_image_embeddings for its masks; pass them with "
+                "image_embeddings, or pass output_masks=False."
             )
         if queries and self.detail_encoder is not None and not inputs.intermediate_embeddings:
             raise ValueError(
-                "a model with a detail encoder needs the intermediate_embeddings that get_image_embeddings returned; "
-                "pass them beside image_embeddings."
+                "a model with a detail encoder needs the intermediate_embeddings from get_image_embeddings; pass "
+                "them with image_embeddings."
             )
         vision = self.config.sam_config.vision_config
         form = (vision.output_channels, *(vision.image_size // vision.patch_size,) * 2)
@@ -400,7 +400,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         elif "caption" in tasks:
             ids = torch.full((len(queries),), tasks.index("caption"), device=queries.device)
         else:
-            raise ValueError(f"task_ids are needed: no task of {tasks} is called 'caption'.")
+            raise ValueError(f"task_ids are required: none of the tasks {tasks} is 'caption'.")
         with weights_at_hand(self.mixer):
             return self.mixer.prefix(queries, ids)
 

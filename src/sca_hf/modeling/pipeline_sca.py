@@ -50,10 +50,10 @@ class RegionCaptioningPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError(
-                f"{self.model.name_or_path or 'the model'} has no processor beside it: save one there with "
+                f"{self.model.name_or_path or 'the model'} has no processor: save one there with "
                 "ScaProcessor.save_pretrained, or pass processor=."
             )
-        self.model.check_tokenizer(self.processor.tokenizer)
+        self.model.check_processor(self.processor)
 
     def __call__(
         self, images: Any, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
@@ -121,7 +121,7 @@ class RegionCaptioningPipeline(Pipeline):
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the records of each image, batch by batch."""
         if num_workers > 1 and isinstance(inputs, IterableDataset):
-            logger.warning("num_workers is 1: several processes would each go through all of an iterable.")
+            logger.warning("num_workers is set to 1: several processes would each read the whole iterable.")
             num_workers = 1
         prepare = partial(self._prepare, **preprocess_params)
         # A generator of its own: the loader draws a seed, which must not change what is sampled.
@@ -150,7 +150,9 @@ class RegionCaptioningPipeline(Pipeline):
             return None
         batch = self.processor(images=image, return_tensors="pt", **prompts)
         if len(batch["original_sizes"]) != 1:
-            raise ValueError(f"{len(batch['original_sizes'])} images where one is expected; give each its place.")
+            raise ValueError(
+                f"got {len(batch['original_sizes'])} images instead of one; pass them as separate entries."
+            )
         return batch
 
     def _prepare(self, items: Sequence[_Item], **shared: Any) -> tuple[Any, list[bool]]:
@@ -164,7 +166,7 @@ class RegionCaptioningPipeline(Pipeline):
                     # As for the processor: of several images one without any prompt has no region.
                     prompts = {**prompts, **dict.fromkeys(drawn, ())}
                 if twice := sorted(name for name in prompts if name in own):
-                    raise ValueError(f"it has its own {', '.join(twice)}, and so has the call; leave one of them out.")
+                    raise ValueError(f"both it and the call have {', '.join(twice)}; remove one of them.")
                 prepared.append(self.preprocess(item, **{**shared, **prompts}))
             except (OSError, TypeError, ValueError) as error:
                 kind = next(k for k in (FileNotFoundError, OSError, TypeError, ValueError) if isinstance(error, k))
@@ -246,11 +248,11 @@ def _read_item(item: Any) -> tuple[Any, dict[str, Any]]:
     if unknown := sorted(map(repr, item.keys() - {"image", "images", *_PROMPTS})):
         raise ValueError(
             f"a dict of an image and its prompts has the unknown keys {', '.join(unknown)}; known are image, "
-            f'{", ".join(_PROMPTS)}. Of a data set with other columns take KeyDataset(rows, "image") or '
+            f'{", ".join(_PROMPTS)}. For a data set with other columns use KeyDataset(rows, "image") or '
             "rows.select_columns."
         )
     if len(names) != 1:
-        raise ValueError(f"a dict of an image and its prompts needs one key image, this one has {sorted(item)}.")
+        raise ValueError(f"a dict of an image and its prompts needs the key image, this one has {sorted(item)}.")
     return item[names[0]], {name: item[name] for name in _PROMPTS if item.get(name) is not None}
 
 

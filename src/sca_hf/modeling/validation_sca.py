@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
@@ -31,6 +32,14 @@ _SCOPE_FIELDS = {"trained_on": str, "knows": str, "limits": str, "languages": li
 _MAX_TEXT = 1000
 # Far above any model that exists. A layer costs time even where it costs no memory.
 _MAX = {"layers": 1024, "size": 2**24}
+_EPSILON = re.compile(r".*(_eps|epsilon)|eps")
+# What is divided by; a window of 0 pixels is SAM's word for the whole image.
+_POSITIVE = re.compile(
+    r"(image|patch|hidden)_size|num_channels|num_attention_heads|n_embd|n_head|attention_downsample_rate"
+)
+_FRACTIONS = re.compile(
+    r".*(dropout|pdrop|initializer_range|initializer_factor|label_smoothing|loss_weight|ratio|theta)"
+)
 _LAYERS = re.compile(r"(num_.*layers?|n_layers?|num_hidden_layers|.*_layers)")
 _SIZES = re.compile(r"(.*(size|width|dim|channels|heads|tokens|num_pos_feats|n_embd|n_inner|n_head))")
 
@@ -43,10 +52,10 @@ def check_format(version: Any, what: str) -> None:
         what: what has that format, for the message.
     """
     if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{what} has format_version {version!r}, expected a whole number from 1 on.")
+        raise ValueError(f"{what} has format_version {version!r}, expected a whole number of at least 1.")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{what} is of format {version}, and this code knows formats up to {FORMAT_VERSION}: update sca-hf (pip "
+            f"{what} has format {version}, but this code supports formats up to {FORMAT_VERSION}: update sca-hf (pip "
             "install -U sca-hf), or load with trust_remote_code=True, which takes the code from the repository."
         )
 
@@ -74,17 +83,29 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
     for name, value in _leaves(fields):
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name} of the configuration is not a number (NaN).")
+        if _EPSILON.fullmatch(_field(name)) and value is not None and not (is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name} of the configuration is {value!r}, expected a number from 0 to below 1.")
+        if _known_size(name) and isinstance(value, (str, float)):
+            raise ValueError(f"{name} of the configuration is {value!r}, expected a whole number.")
+        if _FRACTIONS.fullmatch(_field(name)) and isinstance(value, str):
+            raise ValueError(f"{name} of the configuration is {value!r}, expected a number.")
+        if _POSITIVE.fullmatch(_field(name)) and isinstance(value, int) and value < 1:
+            raise ValueError(f"{name} of the configuration is {value}, expected at least 1.")
     for name, value in sizes(fields):
         kind = "layers" if _LAYERS.fullmatch(_field(name)) else "size"
         if not -1 <= value <= _MAX[kind]:
             raise ValueError(f"{name} of the configuration is {value}; no model has more than {_MAX[kind]} there.")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a configuration is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def sizes(fields: Any) -> Iterator[tuple[str, int]]:
     """Names and values of all layer counts and widths of a configuration, its nested ones included."""
     for name, value in _leaves(fields):
-        known = _LAYERS.fullmatch(_field(name)) or _SIZES.fullmatch(_field(name))
-        if known and isinstance(value, int) and not isinstance(value, bool):
+        if _known_size(name) and isinstance(value, int) and not isinstance(value, bool):
             yield name, value
 
 
@@ -104,12 +125,12 @@ def check_base_models(repos: Any) -> None:
             raise ValueError(f"{where} must have either a repo_id or a path, got {dict(source)}.")
         needed = "revision" if "repo_id" in source else "sha256"
         if not source.get(needed):
-            raise ValueError(f"{where} pins nothing: it has no {needed}.")
+            raise ValueError(f"{where} is not pinned: it has no {needed}.")
         if not _REPOSITORY_ID.fullmatch(source.get("repo_id", "x")) or ".." in source.get("repo_id", ""):
             raise ValueError(f"{where}: {source['repo_id']!r} is not a repository id.")
         for key in ("subfolder", "revision"):
             if any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x"))):
-                raise ValueError(f"{where}: the {key} {source[key]!r} leads out of the repository.")
+                raise ValueError(f"{where}: the {key} {source[key]!r} points outside the repository.")
 
 
 def check_scope(scope: Any) -> None:
@@ -143,19 +164,23 @@ def check_shard_index(path: Path) -> list[str]:
         raise ValueError(f"{path} is not an index of weight files (a JSON object with a weight_map).") from error
     for name in names:
         if not isinstance(name, str) or re.split(r"[/\\]", name) != [name] or not name.endswith(".safetensors"):
-            raise ValueError(f"{path} names {name!r}; weights lie in .safetensors files beside their index.")
+            raise ValueError(f"{path} names {name!r}; weights must be .safetensors files next to their index.")
     return sorted(names)
 
 
-def check_weight_files(path: Any, where: Mapping[str, Any], count: Callable[[], int]) -> None:
-    """Refuse weight files outside the repository, or far fewer weights than the configuration describes.
+def check_weight_files(
+    path: Any, where: Mapping[str, Any], describe: Callable[[], tuple[int, frozenset[str]]], packed: bool = False
+) -> None:
+    """Refuse weight files outside the repository, far fewer weights than described, and what are no numbers.
 
     Missing weights are initialized before their absence is noticed, and would fill the memory.
 
     Args:
         path: folder or repository id.
         where: `revision`, `token`, `cache_dir`, ...
-        count: returns the number of parameters that the configuration describes.
+        describe: returns the number of parameters that the configuration describes, and the names of buffers that
+            are not floating-point numbers.
+        packed: the weights are quantized, so that integers hold them.
     """
     absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **absent)
@@ -165,13 +190,53 @@ def check_weight_files(path: Any, where: Mapping[str, Any], count: Callable[[], 
         if index is None:
             return  # the library says what it looked for
         files = [cached_file(path, name, **where) for name in check_shard_index(Path(index))]
-    described, stored = count(), sum(os.path.getsize(file) for file in files)
+    (described, integers), stored = describe(), sum(os.path.getsize(file) for file in files)
     # Quantized weights have up to two parameters a byte; small models may be as they like.
     if described > 4 * max(stored, 2**24):
         raise ValueError(
             f"the configuration of {path} describes {described:,} parameters, but its weight files hold {stored:,} "
             "bytes: they do not belong together."
         )
+    for file in files:
+        check_weights(file, integers, packed)
+
+
+def check_weights(file: Any, integers: frozenset[str] = frozenset(), packed: bool = False) -> None:
+    """Refuse a safetensors file with weights that are not finite floating-point numbers: captions would be empty.
+
+    Reads each weight once, at the speed of the memory.
+
+    Args:
+        file: the file.
+        integers: names of buffers that may be of another type.
+        packed: quantized weights, which may all be.
+    """
+    with safe_open(file, "pt") as weights:
+        for name in weights.keys():  # noqa: SIM118, it is not a mapping
+            weight = weights.get_tensor(name)
+            if not weight.is_floating_point() and not packed and name not in integers:
+                raise ValueError(
+                    f"{name} of {file} holds {weight.dtype}, expected floating-point numbers: restore the file as it "
+                    "was saved."
+                )
+            if weight.is_floating_point() and not is_finite(weight):
+                raise ValueError(
+                    f"{name} of {file} holds infinite values or NaN: the file is damaged, or training diverged before "
+                    "it was saved."
+                )
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is infinite or NaN, at the cost of a sum."""
+    if values.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        values = values.float()
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    # The sum of finite values may be infinite too; that is rare enough to be looked at more closely.
+    return bool(torch.isfinite(values.sum(dtype=wide))) or bool(torch.isfinite(values).all())
+
+
+def _known_size(name: str) -> bool:
+    return bool(_LAYERS.fullmatch(_field(name)) or _SIZES.fullmatch(_field(name)))
 
 
 def _field(name: str) -> str:
@@ -213,8 +278,8 @@ def warn_of_lost_tasks(given: Mapping[str, Any], task_ids: Any, tasks: tuple[str
     """Warn where a wrapper kept `task_ids` to itself, as PEFT's do with a `task_type`; what is `given` shows them."""
     if task_ids is None and "inputs_embeds" in given and len(tasks) > 1:
         logger.warning_once(
-            "forward() was called by a wrapper that keeps task_ids to itself, as PEFT's with a task_type do: every "
-            "region is read as a 'caption'. If any is of another task, leave task_type out of the LoraConfig."
+            "forward() was called by a wrapper that drops task_ids, like PEFT's with a task_type: every region is "
+            "treated as 'caption'. If any has another task, remove task_type from the LoraConfig."
         )
 
 
@@ -228,9 +293,9 @@ def check_training_inputs(
     if labels is not None and input_ids is None:
         raise ValueError("labels need input_ids: the language model reads the caption to predict its next token.")
     if input_ids is not None and not input_ids.shape[-1]:
-        raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no token.")
+        raise ValueError(f"input_ids {tuple(input_ids.shape)} have no tokens.")
     if mask_labels is not None and output_masks is False:
-        raise ValueError("mask_labels need masks to compare with: leave out output_masks=False.")
+        raise ValueError("mask_labels need masks to compare with: remove output_masks=False.")
 
 
 def check_prompts(batch_size: int, prompts: dict[str, torch.Tensor | None]) -> None:
@@ -269,7 +334,7 @@ def as_mask_table(
     index = prompts["mask_index"]
     if masks is None:
         if index is not None and prompts.get("prompt_layout") is None:
-            raise ValueError("mask_index chooses among input_masks, which are not given.")
+            raise ValueError("mask_index indexes input_masks, which were not passed.")
         return None, index
     size = tuple(4 * side for side in images.shape[2:])
     if tuple(masks.shape[-2:]) == size:
@@ -311,7 +376,10 @@ __all__ = [
     "check_format",
     "check_numbers",
     "check_references",
+    "is_number",
     "check_shard_index",
     "check_weight_files",
+    "check_weights",
+    "is_finite",
     "sizes",
 ]

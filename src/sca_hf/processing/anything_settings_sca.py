@@ -22,33 +22,31 @@ class AnythingSettings:
     """
 
     points_per_side: int = _setting(32, "points of the grid along each side of the image", 1, 256)
-    points_per_batch: int = _setting(64, "prompts whose masks are computed at once; fewer take less memory", 1)
-    pred_iou_thresh: float = _setting(0.88, "keep masks of which the model expects a higher IoU than this", 0, 1)
+    points_per_batch: int = _setting(64, "prompts per batch; fewer need less memory", 1)
+    pred_iou_thresh: float = _setting(0.88, "keep masks with a predicted IoU above this", 0, 1)
     stability_score_thresh: float = _setting(
         0.95, "keep masks that are at least this stable: the IoU of the masks at two thresholds", 0, 1
     )
     stability_score_offset: float = _setting(
-        1.0, "the two thresholds are mask_threshold plus and minus this, logits", 0
+        1.0, "the two thresholds are mask_threshold plus and minus this, in logits", 0
     )
     mask_threshold: float = _setting(0.0, "logit above which a pixel is in the mask")
     box_nms_thresh: float = _setting(
-        0.7, "of two masks whose boxes overlap by more than this IoU, keep the better; 1 keeps both", 0, 1
+        0.7, "keep the better of two masks whose boxes overlap by more than this IoU; 1 keeps both", 0, 1
     )
     mask_nms_thresh: float = _setting(
-        1.0, "of two masks that overlap by more than this IoU, keep the better; 1 keeps both", 0, 1
+        1.0, "keep the better of two masks that overlap by more than this IoU; 1 keeps both", 0, 1
     )
     crop_n_layers: int = _setting(
-        0, "1 also looks at the four quarters of the image, 2 at its sixteen parts too, each encoded by itself", 0, 4
+        0, "1 also uses the four quarters of the image, 2 also its sixteenths, each encoded separately", 0, 4
     )
     crop_overlap_ratio: float = _setting(
         512 / 1500, "overlap of neighboring crops, as a fraction of the image's short side", 0, 1
     )
     crop_n_points_downscale_factor: int = _setting(
-        1, "the grid of crop layer i is coarser by this to the power of i", 1, 16
+        1, "the grid of crop layer i is coarser by this factor to the power of i", 1, 16
     )
-    crop_nms_thresh: float = _setting(
-        0.7, "box_nms_thresh between crops, of which the mask of the smaller crop is kept", 0, 1
-    )
+    crop_nms_thresh: float = _setting(0.7, "box_nms_thresh between crops; the mask of the smaller crop is kept", 0, 1)
     min_mask_region_area: int = _setting(
         0, "fill holes and drop islands of up to this many pixels of the original image", 0
     )
@@ -59,8 +57,10 @@ class AnythingSettings:
         "prompt of the caption: the point that found the mask (as in the published demo), its box, or the mask itself",
         choices=CAPTION_PROMPTS,
     )
-    unique_captions: bool = _setting(False, "of regions with the same caption, keep the one of best estimated IoU")
-    task: str | None = _setting(None, "task of the model; its default where left out")
+    unique_captions: bool = _setting(
+        False, "keep only the region with the best predicted IoU of those with the same caption"
+    )
+    task: str | None = _setting(None, "one of the model's tasks; its default if omitted")
 
     def __post_init__(self) -> None:
         """Raises where a value is of the wrong kind or out of its range."""
@@ -76,7 +76,7 @@ class AnythingSettings:
             elif setting.metadata["choices"] and value not in setting.metadata["choices"]:
                 raise ValueError(f"{name} is {value!r}, expected {range_text(setting)}.")
         if self.min_area > self.max_area:
-            raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}: nothing could be kept.")
+            raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}: no mask would be kept.")
 
     def thresholds(self, fraction: float) -> dict[str, float]:
         """Those of [`select_masks`] that look at one mask; suppression waits until all masks are there.

@@ -51,8 +51,8 @@ class ScaBatch(BatchFeature):
         """
         if len(self.data["input_masks"]):
             raise ValueError(
-                "mask prompts have no row for each image, so that a transform of a data set cannot return them: call "
-                "the processor in the data loader's collate_fn."
+                "mask prompts are not one row per image, so a data set transform cannot return them: call the "
+                "processor in the data loader's collate_fn."
             )
         return type(self)({name: value for name, value in self.data.items() if name != "input_masks"})
 
@@ -67,13 +67,13 @@ def column_arguments(columns: Mapping[str, Any], given: Mapping[str, Any]) -> di
     named = {"images" if name == "image" else name: value for name, value in columns.items()}
     if unknown := sorted(named.keys() - {"images", *given}):
         raise ValueError(
-            f"the processor takes no column {', '.join(map(repr, unknown))}: name the columns that it is to take, "
+            f"the processor does not take the column {', '.join(map(repr, unknown))}: name the columns to pass, "
             f'with_transform(processor, columns=["image", "input_boxes"]); known are image, {", ".join(given)}.'
         )
     if "images" not in named:
-        raise ValueError(f"there is no column image among {', '.join(map(repr, columns)) or 'none'}.")
+        raise ValueError(f"the columns have no image: {', '.join(map(repr, columns)) or 'none'}.")
     if twice := sorted(name for name in named if given.get(name) is not None):
-        raise ValueError(f"{', '.join(twice)} are columns, and arguments of the call too; leave one of them out.")
+        raise ValueError(f"{', '.join(twice)} are both columns and arguments of the call; remove one of them.")
     return {**given, **named}
 
 

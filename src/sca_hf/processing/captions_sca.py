@@ -1,5 +1,7 @@
 """Captions and tasks: text of regions to ids and back."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,8 +26,8 @@ def region_captions(captions: Any, counts: Sequence[int]) -> list[list[str | Non
     for image, (regions, count) in enumerate(zip(by_image, counts, strict=True)):
         if len(regions) != count:
             raise ValueError(
-                f"captions: image {image} has {len(regions)} caption(s) for {count} region(s); give one per region, "
-                "None where there is none."
+                f"captions: image {image} has {len(regions)} caption(s) for {count} region(s); pass one per region, "
+                "None for a region without one."
             )
         for region, caption in enumerate(regions):
             if caption is not None and (not isinstance(caption, str) or not caption.strip()):
@@ -59,7 +61,7 @@ def encode_captions(
     if eos is None:
         raise ValueError("the tokenizer has no EOS token, so captions could not end; set tokenizer.eos_token.")
     if add_bos and bos is None:
-        raise ValueError("caption_add_bos is set, but the tokenizer has no BOS token; set tokenizer.bos_token.")
+        raise ValueError("caption_add_bos is set but the tokenizer has no BOS token; set tokenizer.bos_token.")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
     head = [bos] if add_bos else []
     if max_length < len(head) + 2:
@@ -151,7 +153,7 @@ def split_output(outputs: Any, region_mask: Any) -> tuple[Any, Any]:
     if isinstance(outputs, dict) or hasattr(outputs, "sequences"):
         outputs = dict(outputs)
         if outputs.get("sequences") is None:
-            raise ValueError("the output has no sequences to decode; give what generate returned.")
+            raise ValueError("the output has no sequences to decode; pass the output of generate.")
         return outputs["sequences"], region_mask if region_mask is not None else outputs.get("region_mask")
     return outputs, region_mask
 
@@ -203,5 +205,28 @@ def _task_id(name: Any, tasks: Sequence[str], where: str) -> int:
 def _text_use(tasks: Sequence[str]) -> str:
     return (
         "the model takes no prompt text, only the name of a task "
-        f"({', '.join(map(repr, tasks))}) or an empty text; captions to learn from go into captions="
+        f"({', '.join(map(repr, tasks))}) or an empty text; pass training captions as captions="
     )
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """SHA-256 of the words of a tokenizer with their ids."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def check_vocabulary(tokenizer: Any, digest: str | None) -> None:
+    """Refuse a tokenizer that is not the one that a processor was saved with; None: it was not said."""
+    if digest is not None and vocabulary_digest(tokenizer) != digest:
+        raise ValueError(
+            "the tokenizer has other words or ids than the one that the processor was saved with, and would say other "
+            "words: restore its files; where it was changed on purpose, save both with ScaProcessor.save_pretrained."
+        )
+
+
+def check_caption_settings(tasks: Any, max_caption_length: Any) -> None:
+    """Refuse settings of a processor that no caption could be made with; they come from a repository."""
+    if not isinstance(tasks, (list, tuple)) or not tasks or not all(isinstance(task, str) for task in tasks):
+        raise ValueError(f"tasks are a list of at least one name, got {tasks!r}.")
+    if not isinstance(max_caption_length, int) or max_caption_length < 1:
+        raise ValueError(f"max_caption_length is {max_caption_length!r}, expected a whole number from 1 on.")

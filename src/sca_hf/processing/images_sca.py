@@ -1,6 +1,7 @@
 """Images in any form a user has them, brought to upright 8-bit RGB."""
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from transformers.utils import is_torchvision_available
 
 # Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
 _MAX_SIDE = 16_384
+# How far floats in 0..1 may lie outside: resizing with a bicubic or Lanczos filter goes beyond bright and dark edges.
+_OVERSHOOT = 0.1
+# Floats whose largest value is between may be meant as either.
+_DARKEST = 2.0
 # How long a server may be silent.
 URL_SECONDS = 30.0
 _Read = TypeVar("_Read")
@@ -30,7 +35,8 @@ def as_images(
         images: a PIL image, an array or tensor (2 to 4 axes; 4 are a batch), a path, URL, data URI or base64 string,
             the bytes of a file, an open file, or `{"bytes": ..., "path": ...}` as `datasets` has it undecoded; or a
             list, tuple or column of those. Transparency is dropped, as the library does. Arrays hold 8-bit values,
-            16-bit values, or floats in 0..1 or 0..255.
+            16-bit values, or floats in 0..1 or 0..255. Floats up to 0.1 outside 0..1, as resizing leaves them, are
+            clipped; where the largest is between 1.1 and 2, they may be meant as either and are refused.
         input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the axis of 1, 3 or 4
             channels (of two such axes, the last for numpy and the first for torch).
         timeout: seconds that the server of a URL may be silent; None waits forever.
@@ -51,7 +57,7 @@ def as_image(image: Any) -> Image.Image:
     """Read the one image of a call that takes no more, in any form of [`as_images`]."""
     images = as_images(image)
     if len(images) > 1:
-        raise ValueError(f"expected one image, got {len(images)}; make a call for each of them.")
+        raise ValueError(f"expected one image, got {len(images)}; call it once per image.")
     return images[0]
 
 
@@ -86,8 +92,8 @@ def check_size(size: tuple[int, int], resized: tuple[int, int], index: int) -> N
         raise ValueError(f"image {index} has no pixels: its size is {size[1]} x {size[0]} (width x height).")
     if min(resized) < 1:
         raise ValueError(
-            f"image {index} of {size[1]} x {size[0]} pixels (width x height) is too narrow: resized to {max(resized)} "
-            "pixels on its long side, its short side has none. Crop it first."
+            f"image {index} of {size[1]} x {size[0]} pixels (width x height) is too narrow: resized to "
+            f"{max(resized)} pixels on its long side, its short side would have none. Crop it first."
         )
 
 
@@ -108,8 +114,23 @@ def longest_edge(size: Any) -> int:
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
     if side > _MAX_SIDE:
-        raise ValueError(f"the image processor's longest_edge is {side}; at most {_MAX_SIDE} pixels make sense.")
+        raise ValueError(f"the image processor's longest_edge is {side}; the limit is {_MAX_SIDE} pixels.")
     return side
+
+
+def check_image_processor(image_processor: Any) -> None:
+    """Refuse numbers that no picture survives: those of an image processor come from a repository."""
+    longest_edge(image_processor.size)
+    for name, positive in (("rescale_factor", True), ("image_mean", False), ("image_std", True)):
+        given = getattr(image_processor, name, None)
+        values = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+        for value in values:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_number or (positive and value <= 0):
+                raise ValueError(
+                    f"the image processor's {name} is {given!r}, expected {'positive' if positive else 'finite'} "
+                    "numbers."
+                )
 
 
 def sam_image_processor(side: int, mask_size: int) -> Any:
@@ -151,8 +172,8 @@ def read_picture(source: Any, where: str, read: Callable[[], _Read]) -> _Read:
         raise FileNotFoundError(f"{where}: there is no file {_name(source)}.") from None
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{where} ({_name(source)}) is larger than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels "
-            f"that protects from decompression bombs ({error}). If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"{where} ({_name(source)}) is larger than the limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels that "
+            f"protects against decompression bombs ({error}). If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
     # Decoders raise whatever they like on a damaged file.
     except Exception as error:
@@ -169,7 +190,7 @@ def _fetch(url: str, timeout: float | None) -> bytes:
     # By the library's own client; the library itself would take the page that says "not found" for the picture.
     answer = image_utils.httpx.get(url, timeout=timeout, follow_redirects=True)
     if answer.is_error:
-        raise ValueError(f"the server answers {answer.status_code} {answer.reason_phrase}")
+        raise ValueError(f"the server answered {answer.status_code} {answer.reason_phrase}")
     content: bytes = answer.content
     return content
 
@@ -218,11 +239,18 @@ def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{where}: pixel values are numbers, got dtype {array.dtype}.")
     low, high = array.min(), array.max()
-    if not (low >= 0 and high <= (255 if array.dtype.kind == "f" else 65535)):  # NaN fails as well
+    is_float = array.dtype.kind == "f"
+    if is_float and low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
+        array, low, high = array.clip(0, 1), 0, 1
+    if is_float and low >= 0 and 1 < high < _DARKEST:
+        raise ValueError(
+            f"{where} holds floats up to {high:g}, which may be meant in 0..1 or in 0..255: clip or scale them first."
+        )
+    if not (low >= 0 and high <= (255 if is_float else 65535)):  # NaN fails as well
         raise ValueError(
             f"{where} holds values from {low} to {high}; give 0..255, 16 bits or floats in 0..1, not normalized ones."
         )
-    if array.dtype.kind == "b" or (array.dtype.kind == "f" and high <= 1):
+    if array.dtype.kind == "b" or (is_float and high <= 1):
         array = array * 255.0
     elif array.dtype.kind in "iu" and high > 255:
         array = array >> 8

@@ -295,7 +295,7 @@ def real_regions(outputs: dict[str, Any], region_mask: Any, sizes: list[Any], re
     """
     shape = next((outputs[k].shape[:2] for k in ("sequences", "pred_masks") if outputs.get(k) is not None), None)
     if shape is None:
-        raise ValueError("the output holds neither sequences nor pred_masks; there is nothing to post-process.")
+        raise ValueError("the output has neither sequences nor pred_masks; there is nothing to post-process.")
     if region_mask is None:
         region_mask = outputs.get("region_mask")
     real = np.ones(tuple(shape), bool) if region_mask is None else np.array(to_list(region_mask), bool)

@@ -110,8 +110,8 @@ def _without_channels(array: np.ndarray, where: str) -> np.ndarray:
     if array.shape[-1] == 4:
         if (array[..., 3] != array[..., 3].max()).any() or not array[..., 3].any():
             raise ValueError(
-                f"{where}: the mask has transparency, and colors beside it; give the one that is the mask, for "
-                "instance picture.getchannel('A')."
+                f"{where}: the mask has both transparency and colors; pass the one that is the mask, for instance "
+                "picture.getchannel('A')."
             )
         array = array[..., :3]
     low, high = np.asarray(array.min(-1)), np.asarray(array.max(-1))
@@ -124,18 +124,18 @@ def _without_channels(array: np.ndarray, where: str) -> np.ndarray:
     if (drawn == drawn[0]).all():
         return np.asarray(high > 0)  # one color on black
     raise ValueError(
-        f"{where}: the mask is a picture in colors; give one region of it as bool, for instance (picture == "
+        f"{where}: the mask is a color picture; pass one region of it as bool, for instance (picture == "
         "color).all(-1)."
     )
 
 
 def _check_logits(logits: np.ndarray, square: bool, where: str) -> np.ndarray:
     if not np.isfinite(logits).all():
-        raise ValueError(f"{where}: the logits hold values that are not finite.")
+        raise ValueError(f"{where}: the logits have values that are not finite.")
     if square and logits.any() and logits.min() >= 0 and logits.max() <= 1:
         raise ValueError(
             f"{where}: floats from 0 to 1 of {' x '.join(map(str, logits.shape))} cells could be logits or a mask of "
-            "the image; for a mask give bool (mask > 0.5)."
+            "the image; for a mask pass bool (mask > 0.5)."
         )
     return logits.astype(np.float32)
 
@@ -144,7 +144,7 @@ def _as_binary(mask: np.ndarray, where: str) -> np.ndarray:
     if mask.dtype.kind != "b":
         low, top = mask.min(), mask.max()
         if not np.isfinite([low, top]).all():
-            raise ValueError(f"{where}: the mask holds values that are not finite.")
+            raise ValueError(f"{where}: the mask has values that are not finite.")
         if mask.dtype.kind == "f" and low >= 0 and top <= 1:
             mask = mask > 0.5
         elif low >= 0 and (low == 0 or top in (1, 255)) and ((mask == 0) | (mask == top)).all():
@@ -153,13 +153,13 @@ def _as_binary(mask: np.ndarray, where: str) -> np.ndarray:
             mask = mask > (127 if top <= 255 else 32767)
         elif mask.dtype.kind == "f":
             raise ValueError(
-                f"{where}: a mask of floats holds 0 to 1, got {low:g} to {top:g}; logits of the image's size are a "
-                "mask where they are above 0: give bool (mask > 0)."
+                f"{where}: a float mask must be within 0 to 1, got {low:g} to {top:g}; for logits of the image's "
+                "size pass bool (mask > 0)."
             )
         else:
             raise ValueError(
-                f"{where}: a mask of integers holds {{0, 1}} or {{0, 255}}, got {low} to {top}; give one region as "
-                "bool: of labels (mask == label), of shades (mask > 127)."
+                f"{where}: an integer mask must be {{0, 1}} or {{0, 255}}, got {low} to {top}; pass one region as "
+                "bool: (mask == label) for labels, (mask > 127) for gray levels."
             )
     if not mask.any():
         raise ValueError(f"{where}: the mask is empty; give a mask with at least one pixel, or None.")

@@ -14,6 +14,8 @@ from .anything_settings_sca import AnythingSettings
 from .batch_sca import ScaBatch, column_arguments
 from .captions_sca import (
     as_id_array,
+    check_caption_settings,
+    check_vocabulary,
     decode_nested,
     decode_rows,
     encode_captions,
@@ -22,8 +24,17 @@ from .captions_sca import (
     region_tasks,
     split_output,
     text_tasks,
+    vocabulary_digest,
 )
-from .images_sca import URL_SECONDS, as_images, check_size, check_sizes, longest_edge, sam_image_processor
+from .images_sca import (
+    URL_SECONDS,
+    as_images,
+    check_image_processor,
+    check_size,
+    check_sizes,
+    longest_edge,
+    sam_image_processor,
+)
 from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
@@ -55,6 +66,7 @@ class ScaProcessor(ProcessorMixin):
             the image processor makes of segmentation maps.
         format_version: of the settings, as stored; what newer code wrote is refused.
         anything_settings: fields of [`AnythingSettings`] that suit the model better than SAM's own defaults.
+        vocabulary_sha256: of the tokenizer's vocabulary, as stored; another one says other words and is refused.
     """
 
     valid_processor_kwargs = ScaProcessorKwargs
@@ -71,24 +83,24 @@ class ScaProcessor(ProcessorMixin):
         anything_settings: dict[str, Any] | None = None,
         chat_template: str | None = None,
         format_version: int = FORMAT_VERSION,
+        vocabulary_sha256: str | None = None,
     ) -> None:
         if format_version != FORMAT_VERSION:
             raise ValueError(
-                f"the processor's settings are of format {format_version}, and this code knows {FORMAT_VERSION}: "
+                f"the processor's settings have format {format_version}, but this code supports {FORMAT_VERSION}: "
                 "update sca-hf (pip install -U sca-hf), or load with trust_remote_code=True, which takes the code "
                 "from the repository."
             )
         if image_processor is None or tokenizer is None:
             raise ValueError("ScaProcessor needs an image_processor and a tokenizer.")
-        if isinstance(tasks, str) or not tasks:
-            raise ValueError(f"tasks are a list of at least one name, got {tasks!r}.")
+        check_caption_settings(tasks, max_caption_length)
         self.tasks = list(tasks)
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
         self.format_version = format_version
-        self.mask_size = mask_size or longest_edge(image_processor.mask_size)
-        for size in (image_processor.size, self.mask_size):
-            longest_edge(size)
+        self.mask_size = longest_edge(mask_size or image_processor.mask_size)
+        check_image_processor(image_processor)
+        check_vocabulary(tokenizer, vocabulary_sha256)
         self.anything_settings = dict(anything_settings or {})
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -113,7 +125,7 @@ class ScaProcessor(ProcessorMixin):
         if image_processor is None:
             image_processor = sam_image_processor(side, mask_size)
         if longest_edge(image_processor.size) != side:
-            raise ValueError(f"the image processor makes {image_processor.size}, but the model takes {side} pixels.")
+            raise ValueError(f"the image processor gives {image_processor.size}, but the model takes {side} pixels.")
         return cls(
             image_processor,
             tokenizer,
@@ -197,7 +209,7 @@ class ScaProcessor(ProcessorMixin):
         default = "caption" if "caption" in self.tasks else self.tasks[-1]
         named = [] if text is None else text_tasks(text, self.tasks, num_images)
         if any(named) and task is not None:
-            raise ValueError(f"the task is named twice, by text={text!r} and task={task!r}; leave one of them out.")
+            raise ValueError(f"the task is given twice, as text={text!r} and task={task!r}; remove one of them.")
         return [name or default for name in named] or default if task is None else task
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -219,7 +231,7 @@ class ScaProcessor(ProcessorMixin):
     ) -> tuple[dict[str, Any], list[tuple[int, int]], list[tuple[int, int]], int]:
         """Return the tensors of the images, their sizes, their resized sizes, and the side of the padded square."""
         if (images is None) == (original_sizes is None):
-            raise ValueError("give either images or, for prompts of cached embeddings, original_sizes.")
+            raise ValueError("pass either images or, for prompts of cached embeddings, original_sizes.")
         side = longest_edge(options.get("size") or self.image_processor.size)
         if images is None:
             sizes = check_sizes(original_sizes)
@@ -245,7 +257,7 @@ class ScaProcessor(ProcessorMixin):
         max_length = options.get("max_length") or self.max_caption_length
         padding = options.get("padding", True)
         if padding not in (None, True, "longest", "max_length"):
-            raise ValueError(f"padding={padding!r}: captions of a batch are padded to the longest, or to max_length.")
+            raise ValueError(f"padding={padding!r}: captions can be padded to the longest, or to max_length.")
         pad_to = max_length if padding == "max_length" else 0
         by_region = region_captions(captions, counts) if captions is not None else [[] for _ in counts]
         encoded = encode_captions(by_region, self.tokenizer, shape, max_length, self.caption_add_bos, pad_to)
@@ -295,7 +307,7 @@ class ScaProcessor(ProcessorMixin):
             return texts
         region_mask = to_list(region_mask)
         if [len(row) for row in texts] != [len(row) for row in region_mask]:
-            raise ValueError("region_mask and the ids differ in their images or regions; give those of one call.")
+            raise ValueError("region_mask and the ids differ in images or regions; pass those of one call.")
         return [[t for t, real in zip(*row, strict=True) if real] for row in zip(texts, region_mask, strict=True)]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
@@ -314,7 +326,7 @@ class ScaProcessor(ProcessorMixin):
         """Decode ids of any shape, or the output of `generate`, to a flat list of texts; padded regions give `""`."""
         ids = as_id_array(split_output(generated_outputs, None)[0])
         if not isinstance(ids, np.ndarray):
-            raise ValueError("the ids are ragged lists; give one array, or decode them with batch_decode.")
+            raise ValueError("the ids are ragged lists; pass one array, or decode them with batch_decode.")
         return self._decode_rows(skip_special_tokens, kwargs)(id_rows(ids))
 
     def post_process_masks(
@@ -482,7 +494,7 @@ class ScaProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the processor's settings and those of its image processor."""
-        settings = super().to_dict()
+        settings = super().to_dict() | {"vocabulary_sha256": vocabulary_digest(self.tokenizer)}
         # The library also notes our class in the image processor, which is not ours.
         settings.get("image_processor", {}).pop("auto_map", None)
         return settings

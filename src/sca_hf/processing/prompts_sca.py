@@ -264,7 +264,8 @@ def points_as_fractions(points: Any, size: tuple[int, int]) -> bool:
 def fractions_fault(size: tuple[int, int]) -> str:
     """Say of a prompt in the first pixel of an image, (height, width), that its numbers may be fractions."""
     return (
-        f"lies within the first pixel of {_bounds(size)}: it looks like fractions of the sides (0 to 1); give pixels: "
+        f"lies within the first pixel of {_bounds(size)}: these look like fractions of the sides (0 to 1); pass "
+        "pixels: "
         f"x times {size[1]}, y times {size[0]}"
     )
 
@@ -334,7 +335,7 @@ def _refuse(
     if bad.any():
         first = int(np.argmax(bad))
         fits = (values >= 0).all() and size is not None and (values <= np.resize(size, values.shape[1])).all()
-        hint = " (with x and y exchanged it would fit: x comes first, not the row)" if fits else ""
+        hint = " (it would fit with x and y swapped: x comes first, not the row)" if fits else ""
         raise ValueError(f"{where[first]}: {what} {_show(values[first])} {fault}{hint}.")
 
 
@@ -362,7 +363,7 @@ _MAX_DEPTH = 8
 
 def expected(name: str) -> str:
     """Say which nesting `name` wants; the end of an error message."""
-    return f"expected nesting: {NESTING[name]} (for a single image the outer level may be left out)"
+    return f"expected nesting: {NESTING[name]} (for a single image the outer level can be omitted)"
 
 
 def nest(value: Any, name: str, num_images: int, one_region: bool = False) -> list[Any]:
@@ -421,8 +422,8 @@ def count_regions(by_kind: dict[str, list[Any]], num_images: int) -> list[int]:
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{length} in {name}" for name, length in lengths.items())
             raise ValueError(
-                f"image {image}: the kinds of prompt disagree about the number of regions ({listed}). Give every kind "
-                "one entry per region, None where the region has none of that kind."
+                f"image {image}: the kinds of prompt disagree about the number of regions ({listed}). Give every "
+                "kind one entry per region, None if the region has no prompt of that kind."
             )
         counts.append(next(iter(lengths.values()), 0))
     return counts

@@ -70,7 +70,7 @@ REGION_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": (
         "Where one region is: at least one of box, points and mask. Other keys are your own and come back in the "
-        f"region's answer; those that are named like one of the answer's ({', '.join(ANSWER_KEYS)}) in its `input`."
+        "region's answer; those that share a name with its fields ({', '.join(ANSWER_KEYS)}) in its `input`."
     ),
     "properties": {
         "box": _schema(
@@ -207,11 +207,11 @@ def read_regions(
     if not values:
         raise ValueError(f"{place} is empty; give at least one region.")
     if max_regions is not None and len(values) > max_regions:
-        raise RegionLimitError(f"{place} has {len(values)} regions; at most {max_regions} are taken at once.")
+        raise RegionLimitError(f"{place} has {len(values)} regions; the limit is {max_regions}.")
     regions = [parse_region(value, f"{place}[{index}]") for index, value in enumerate(values)]
     pixels = sum(region.has_mask for region in regions) * size[0] * size[1]
     if max_mask_pixels is not None and pixels > max_mask_pixels:
-        raise RegionLimitError(f"{place} has masks of {pixels} pixels in all; at most {max_mask_pixels} are taken.")
+        raise RegionLimitError(f"{place} has masks with {pixels} pixels in total; the limit is {max_mask_pixels}.")
     return [region.on_image(size, shown_size) for region in regions]
 
 
@@ -234,7 +234,7 @@ def parse_region(
     if not isinstance(points, (list, tuple)):
         raise ValueError(f"{place}.points is {_short(points)}, expected a list of points {_FORMS['points']}.")
     if len(points) > MAX_POINTS:
-        raise ValueError(f"{place} has {len(points)} points; at most {MAX_POINTS} are taken.")
+        raise ValueError(f"{place} has {len(points)} points; the limit is {MAX_POINTS}.")
     region = RegionPrompt(extra=extra, place=place)
     if box is not None:
         region.box = _numbers(box, 4, f"{place}.box", f"four finite numbers {_FORMS['box']}")
@@ -275,7 +275,7 @@ def _check_extra(extra: dict[str, Any], place: str) -> None:
         if meant := _meant(str(name)):
             raise ValueError(
                 f"{place} has the key {_short(name)}, which looks like `{meant}`; write `{meant}`: {_FORMS[meant]}, "
-                "or give a key of your own another name."
+                "or rename your own key."
             )
     try:
         # A lone surrogate is text that no file and no answer can hold.
@@ -285,13 +285,13 @@ def _check_extra(extra: dict[str, Any], place: str) -> None:
         size, deep = 0, True
     except (TypeError, ValueError):
         raise ValueError(
-            f"{place} has a key of its own whose value is not JSON (NaN, infinity or half a surrogate pair); write "
-            "null or a text in its place."
+            f"{place} has a custom key whose value is not JSON (NaN, infinity or an unpaired surrogate); use null or "
+            "a text instead."
         ) from None
     if size > _MAX_EXTRA:
-        raise ValueError(f"{place} has keys of its own of {size} bytes; at most {_MAX_EXTRA} are carried through.")
+        raise ValueError(f"{place} has custom keys of {size} bytes; the limit is {_MAX_EXTRA}.")
     if deep:
-        raise ValueError(f"{place} has a key of its own that nests deeper than {_MAX_DEPTH} levels; flatten it.")
+        raise ValueError(f"{place} has a custom key nested deeper than {_MAX_DEPTH} levels; flatten it.")
 
 
 def _meant(name: str) -> str | None:
@@ -329,7 +329,7 @@ def _labels(labels: Any, count: int, place: str) -> list[int]:
     good = isinstance(labels, (list, tuple)) and all(_is_number(label) and label in (0, 1) for label in labels)
     if not good or len(labels) != count:
         if not count:
-            raise ValueError(f"{place} has labels without points; give the points, or leave the labels out.")
+            raise ValueError(f"{place} has labels without points; add the points, or remove the labels.")
         raise ValueError(
             f"{place}.labels is {_short(labels)}, expected 1 (inside) or 0 (outside) for each of {count} point(s)."
         )

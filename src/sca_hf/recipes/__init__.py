@@ -22,5 +22,5 @@ def recipe_path(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     raise FileNotFoundError(
-        f"there is no recipe {name}: give a YAML file, or one of {', '.join(recipe_names())}, which come with sca-hf."
+        f"there is no recipe {name}: give a YAML file, or a name that comes with sca-hf: {', '.join(recipe_names())}."
     )

@@ -22,12 +22,14 @@ def is_loopback(host: str) -> bool:
 def check_access(host: str, token: str | None, no_auth: bool) -> None:
     """Raises ValueError where everyone could use a server without anybody's having decided it."""
     if token is not None and no_auth:
-        raise ValueError("--no-auth and a token (--token, SCA_TOKEN) exclude each other.")
+        raise ValueError("--no-auth and a token (--token, SCA_TOKEN) cannot be combined.")
     if token is not None and not re.fullmatch(r"[A-Za-z0-9._~+/-]{8,}=*", token):
-        raise ValueError("a token has 8 or more letters, digits and -._~+/, for instance from `openssl rand -hex 16`.")
+        raise ValueError(
+            "a token must have 8 or more letters, digits and -._~+/, for instance from `openssl rand -hex 16`."
+        )
     if token is None and not no_auth and not is_loopback(host):
         raise ValueError(
-            f"others can reach {host}: set a token in SCA_TOKEN or with --token, or say --no-auth to serve everyone."
+            f"others can reach {host}: set a token with SCA_TOKEN or --token, or pass --no-auth to serve everyone."
         )
 
 
@@ -52,7 +54,7 @@ class TokenAuth:
         else:
             from starlette.responses import JSONResponse  # takes time to import, and the checks above need none of it
 
-            error = "This server wants its token: send the header `Authorization: Bearer TOKEN` with the right one."
+            error = "This server requires a token: send the header `Authorization: Bearer TOKEN`."
             refusal = JSONResponse({"error": error}, 401)
             refusal.headers.append("WWW-Authenticate", 'Bearer realm="sca-hf"')
             refusal.headers.append("WWW-Authenticate", 'Basic realm="sca-hf"')

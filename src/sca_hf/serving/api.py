@@ -24,7 +24,7 @@ from .limits import RequestError
 
 
 _DESCRIPTION = """
-Point at something in a picture, by a point, a box or a mask, and get its mask and a caption; or get everything in it.
+Point at something in a picture with a point, a box or a mask to get its mask and a caption, or caption everything.
 Coordinates are pixels of the upright picture, x to the right, y down; boxes are `[x1, y1, x2, y2]`, masks COCO RLE.
 """
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -41,11 +41,11 @@ class Rle(BaseModel):
 class _Picture(BaseModel):
     model_config = ConfigDict(extra="forbid")
     image: str | None = Field(None, description="the picture's file as base64; give either this or image_id")
-    image_id: str | None = Field(None, description="name of a kept picture, from POST /v1/images")
+    image_id: str | None = Field(None, description="id of a stored picture, from POST /v1/images")
     model: str | None = Field(None, description="one of GET /v1/models; the first by default")
-    task: str | None = Field(None, description="a task of the model, usually caption or recognition")
+    task: str | None = Field(None, description="one of the model's tasks, usually caption or recognition")
     num_beams: int | None = Field(None, description="beams to search with; greedy by default")
-    max_new_tokens: int | None = Field(None, description="most tokens of a caption")
+    max_new_tokens: int | None = Field(None, description="maximum number of tokens per caption")
 
 
 class CaptionRequest(_Picture):
@@ -57,7 +57,7 @@ class CaptionRequest(_Picture):
     temperature: Number | None = None
     top_p: Number | None = None
     all_masks: bool = Field(False, description="also return the candidate masks of each region")
-    stream: bool = Field(False, description="return the captions as they grow, one JSON object per line")
+    stream: bool = Field(False, description="stream the captions as they grow, one JSON object per line")
 
 
 class AnythingRequest(_Picture):
@@ -98,7 +98,7 @@ class ErrorResponse(BaseModel):
     error: str = Field(description="a sentence")
 
 
-_CONFIDENCE = "how sure it may be that the model was trained on the like: below 0.5 the caption is a guess"
+_CONFIDENCE = "how likely the region is like the training data: below 0.5 the caption is a guess"
 
 
 class Mask(BaseModel):
@@ -116,8 +116,10 @@ class Region(Mask):
     caption: str
     score: float = Field(description="mean log-probability of the caption's tokens")
     confidence: float | None = Field(None, description=_CONFIDENCE)
-    masks: list[Mask] | None = Field(None, description="the candidates, where all_masks is true")
-    input: dict[str, Any] | None = Field(None, description="your own keys that are named like one of the answer's")
+    masks: list[Mask] | None = Field(None, description="the candidates, if all_masks is true")
+    input: dict[str, Any] | None = Field(
+        None, description="your own keys that share a name with a field of the answer"
+    )
 
 
 class CaptionResponse(BaseModel):
@@ -174,7 +176,7 @@ class Health(BaseModel):
 
     status: Literal["ok"]
     version: str
-    waiting: int = Field(description="number of requests that wait")
+    waiting: int = Field(description="number of waiting requests")
 
 
 # Documents the answers without validating them on their way out; the tests do that.
@@ -205,7 +207,7 @@ def create_app(engine: Engine, store: ImageStore | None = None, root: bool = Tru
 
     @app.post(
         "/v1/images",
-        summary="Keep a picture for several requests: its file is the body",
+        summary="Store a picture for later requests; the body is its file",
         status_code=201,
         responses=_answers(KeptImage, 401, 413, 415, 422, status=201),
         openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _FILE}}}},
@@ -272,13 +274,15 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
 
     @app.get(
         "/v1/models/{name:path}",
-        summary="Describe one of the models",
+        summary="Describe a model",
         responses={code: {"model": ErrorResponse} for code in (401, 404, 422)},
     )
     async def model(name: str) -> dict[str, Any]:
         return await run_in_threadpool(engine.describe, name)
 
-    @app.get("/health", summary="Whether the server is up, and how many requests wait", responses=_answers(Health))
+    @app.get(
+        "/health", summary="Whether the server is up, and the number of waiting requests", responses=_answers(Health)
+    )
     async def health() -> dict[str, Any]:
         return {"status": "ok", "version": __version__, "waiting": engine.waiting()}
 

@@ -36,7 +36,7 @@ $description
 <p>Models here: $models. For programs: <a href="openapi.json">openapi.json</a>.</p>
 <h2>In a shell</h2>
 <pre>$examples</pre>
-<p>Where the server was started with a token, every request needs the header
+<p>If the server was started with a token, every request needs the header
 <code>Authorization: Bearer TOKEN</code>: <code>curl -H "Authorization: Bearer $$SCA_TOKEN" ...</code></p>
 <h2>Requests</h2>
 $operations
@@ -84,7 +84,7 @@ def _operations(description: dict[str, Any]) -> Iterator[str]:
                 for content in answer.get("content", {}).values()
             ]
             refusals = [code for code in operation["responses"] if not code.startswith("2")]
-            refused = f"<p>refuses with {', '.join(refusals)}: <code>error</code>, a sentence</p>" if refusals else ""
+            refused = f"<p>errors {', '.join(refusals)}: <code>error</code>, a sentence</p>" if refusals else ""
             yield f"<details><summary>{head}</summary>{''.join(parts + answers)}{refused}</details>"
 
 

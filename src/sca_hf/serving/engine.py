@@ -95,11 +95,13 @@ class Engine:
             source = check_repository(name)
             known = Path(name).name if Path(source).is_dir() else name
             if known in self._folders:
-                raise ValueError(f"two models are called {known}.")
+                raise ValueError(f"two models have the name {known}.")
             self._folders[known] = source
         remote = [name for name, source in self._folders.items() if not Path(source).is_dir()]
         if revision is not None and len(remote) != 1:
-            raise ValueError(f"the revision {revision} is of one repository, and {len(remote)} of the models are one.")
+            raise ValueError(
+                f"the revision {revision} applies to one repository, but {len(remote)} of the models are repositories."
+            )
         self._loading_options = {name: (dtype, revision if name in remote else None) for name in self._folders}
         self._cached_images, self._loaded_models = cached_images, loaded_models
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
@@ -132,7 +134,7 @@ class Engine:
         if name is None:
             return self.models[0]
         if name not in self._folders:
-            raise RequestError(f"There is no model {name[:80]!r} here; there is {', '.join(self.models)}.", 404)
+            raise RequestError(f"There is no model {name[:80]!r} here; the models are {', '.join(self.models)}.", 404)
         return name
 
     def describe(self, name: str | None = None) -> dict[str, Any]:
@@ -213,7 +215,7 @@ class Engine:
         name = self.known(model)
         options = self._check_generation(name, generation)
         if on_tokens and options.get("num_beams", 1) > 1:
-            raise RequestError("Captions of a beam search cannot be streamed: they change until the end.")
+            raise RequestError("Beam search cannot be streamed: captions change until the end.")
         processor = self.model(name)[1]
         try:  # here, so that an error reaches the one caller who made it, not all who share the call
             processor(original_sizes=[image.size], task=task, **processor_arguments([regions]))
@@ -255,7 +257,7 @@ class Engine:
             raise RequestError(_sentence(error)) from None
         self.limits.check_settings(chosen)
         if chosen.task is not None and chosen.task not in processor.tasks:
-            raise RequestError(f"There is no task {chosen.task!r}; there is {', '.join(processor.tasks)}.")
+            raise RequestError(f"There is no task {chosen.task!r}; the tasks are {', '.join(processor.tasks)}.")
         with self._lock:
             if self._anything_waiting >= self.limits.waiting // _ANYTHING_SHARE:
                 self.counts["refused"] += 1
@@ -412,7 +414,7 @@ class ImageStore:
         """Returns a picture that is still kept."""
         with self._lock:
             if name not in self._images:
-                raise RequestError("This picture is no longer kept here; please give it again.", 410)
+                raise RequestError("This picture is no longer stored; please send it again.", 410)
             self._images.move_to_end(name)
             return self._images[name]
 

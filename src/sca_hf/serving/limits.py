@@ -38,16 +38,16 @@ class Limits:
     """
 
     file_bytes: int = limit(16 << 20, "bytes of a picture's file")
-    pixels: int = limit(24_000_000, "pixels of a picture")
-    regions: int = limit(128, "regions in a request")
-    mask_pixels: int = limit(256_000_000, "pixels of all mask prompts of a request together")
+    pixels: int = limit(24_000_000, "pixels per picture")
+    regions: int = limit(128, "regions per request")
+    mask_pixels: int = limit(256_000_000, "total pixels of a request's mask prompts")
     points_per_side: int = limit(32, "points_per_side of anything mode")
     points_per_batch: int = limit(256, "points_per_batch of anything mode")
     crop_n_layers: int = limit(1, "crop_n_layers of anything mode")
-    new_tokens: int = limit(64, "tokens of a caption")
-    beams: int = limit(8, "beams of the search for a caption")
-    waiting: int = limit(64, "requests that wait at once; those above it are answered with status 429")
-    kept_pixels: int = limit(200_000_000, "pixels of all pictures that are kept for later requests")
+    new_tokens: int = limit(64, "tokens per caption")
+    beams: int = limit(8, "beams per caption")
+    waiting: int = limit(64, "waiting requests; further ones get status 429")
+    kept_pixels: int = limit(200_000_000, "total pixels of the pictures stored for later requests")
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -59,9 +59,9 @@ class Limits:
         from ..processing.images_sca import as_image  # imports torch; the command line lists limits without it
 
         if not data:
-            raise RequestError("The picture is an empty file.")
+            raise RequestError("The picture file is empty.")
         if len(data) > self.file_bytes:
-            raise RequestError(f"The picture has {len(data)} bytes; at most {self.file_bytes} are taken.", 413)
+            raise RequestError(f"The picture has {len(data)} bytes; the limit is {self.file_bytes}.", 413)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as head:
                 width, height = head.size
@@ -70,15 +70,15 @@ class Limits:
         # Decoders raise whatever they like on a damaged file.
         except Exception:  # noqa: BLE001
             raise RequestError(
-                f"This is not a picture that can be read; give one of {', '.join(FORMATS)}.", 415
+                f"This picture cannot be read; supported formats are {', '.join(FORMATS)}.", 415
             ) from None
         if width * height > self.pixels:
             size = "" if width == math.inf else f" of {width} x {height} pixels"
-            raise RequestError(f"The picture{size} is too large; at most {self.pixels} pixels are taken.", 413)
+            raise RequestError(f"The picture{size} is too large; the limit is {self.pixels} pixels.", 413)
         try:
             return as_image(data)
         except (ValueError, TypeError, OSError):
-            raise RequestError("The picture's file is damaged and cannot be read to its end.", 415) from None
+            raise RequestError("The picture file is damaged and cannot be read to the end.", 415) from None
 
     def read_regions(
         self, values: Any, size: tuple[int, int], shown_size: tuple[int, int] | None = None
@@ -105,7 +105,7 @@ class Limits:
         """Raises where settings of anything mode would take too much time or memory."""
         for name in ("points_per_side", "points_per_batch", "crop_n_layers"):
             if (value := getattr(settings, name)) > (high := getattr(self, name)):
-                raise RequestError(f"{name} is {value}; at most {high} is taken here.")
+                raise RequestError(f"{name} is {value}; the limit is {high}.")
 
     def check_generation(self, options: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of `generate` that are set; raises where one is above its limit.

@@ -74,7 +74,7 @@ def serve_app(
         if failed:
             raise failed[0]
         if not server.started:
-            raise RuntimeError("the server did not start; its log says why.")
+            raise RuntimeError("the server did not start; see its log.")
 
 
 class _Server(uvicorn.Server):
@@ -141,7 +141,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        why = "it is in use; stop what listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        why = "it is in use; stop the program that uses it" if error.errno == errno.EADDRINUSE else error.strerror
         raise OSError(f"cannot listen on port {port} of {host}: {why}, or name another with --port.") from None
     return listener
 

@@ -36,7 +36,7 @@ def add_lora(
         raise ImportError(f"LoRA needs peft: {install_command('train')}") from error
     language_model = model.language_model
     if has_adapter(language_model):
-        raise ValueError("the language model has adapters already; merge_lora(model) makes them a part of it.")
+        raise ValueError("the language model already has adapters; merge them first with merge_lora(model).")
     targets = None if target_modules is None else list(target_modules)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
     try:
@@ -49,8 +49,8 @@ def add_lora(
     words = language_model.get_input_embeddings().weight
     if any(layer.get_base_layer().weight is words for _, layer in adapted):
         raise ValueError(
-            "target_modules names the head, whose weight is tied to the word embeddings: adapters on it could "
-            "not be merged."
+            "target_modules names the head, whose weight is tied to the word embeddings: its adapters could not be "
+            "merged."
         )
     return [name for name, _ in adapted]
 
@@ -67,9 +67,9 @@ def merge_lora(model: Any) -> None:
         language_model = language_model.get_base_model()
     adapted = _adapted_layers(language_model)
     if not adapted:
-        raise ValueError("the language model has adapters of another kind than LoRA: they cannot be merged.")
+        raise ValueError("the language model has adapters other than LoRA, which cannot be merged.")
     if any(is_quantized(layer.get_base_layer().weight) for _, layer in adapted):
-        raise ValueError("adapters cannot be merged into packed weights: load the checkpoint, which has none, first.")
+        raise ValueError("adapters cannot be merged into packed weights: load the unpacked checkpoint first.")
     model.language_model = language_model
     for name, layer in adapted:
         layer.merge(safe_merge=True)
@@ -88,12 +88,12 @@ def restore_adapter(model: Any, checkpoint: Path) -> None:
     file = checkpoint / ADAPTER_FOLDER / ADAPTER_WEIGHTS
     if not file.is_file():
         raise FileNotFoundError(
-            f"{checkpoint} holds no adapters ({file.relative_to(checkpoint)}): it is of another run."
+            f"{checkpoint} has no adapters ({file.relative_to(checkpoint)}): it belongs to another run."
         )
     result = set_peft_model_state_dict(model.language_model, load_file(file))
     lacking = [name for name in result.missing_keys if ".lora_" in name]
     if lacking or result.unexpected_keys:
-        raise ValueError(f"the adapters in {checkpoint} are others: {(lacking + list(result.unexpected_keys))[:3]}.")
+        raise ValueError(f"the adapters in {checkpoint} do not match: {(lacking + list(result.unexpected_keys))[:3]}.")
 
 
 def _adapted_layers(language_model: nn.Module) -> list[tuple[str, Any]]:

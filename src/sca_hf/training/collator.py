@@ -95,7 +95,7 @@ class RegionCollator:
     def _choose(self, record: Mapping[str, Any], rng: np.random.Generator) -> list[PromptSource]:
         where, regions = f"image {record.get('image_id', '?')}", record["regions"]
         if not regions:
-            raise RegionRecordError(f"{where} has no region; leave such records out of the data set.")
+            raise RegionRecordError(f"{where} has no regions; remove such records from the data set.")
         if self.training:
             regions = [regions[k] for k in rng.permutation(len(regions))[: self.regions_per_image]]
         size = (record["width"], record["height"])
@@ -105,7 +105,7 @@ class RegionCollator:
         kind = self._kinds[int(rng.choice(len(self._kinds), p=self._probabilities))]
         if self._kinds == ["mask"] and source.mask is None:
             raise RegionRecordError(
-                f"{source.where} has no mask, and prompt_probabilities asks for masks alone; add boxes."
+                f"{source.where} has no mask, but prompt_probabilities only allows masks; add boxes."
             )
         return draw_prompt(kind, source, rng, self.box_jitter, self.outside_points)
 
@@ -138,7 +138,7 @@ def _images(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[
         return {"images": [record_image(record) for record in records]}, {}
     if not all(cached):
         missing = records[cached.index(False)].get("image_id", "?")
-        raise RegionRecordError(f"image {missing} has no image_embedding, as others of its batch have.")
+        raise RegionRecordError(f"image {missing} has no image_embedding, unlike others in its batch.")
     embeddings = torch.stack([torch.as_tensor(record["image_embedding"]) for record in records]).float()
     sizes = [(record["height"], record["width"]) for record in records]
     return {"original_sizes": sizes}, {"image_embeddings": embeddings}

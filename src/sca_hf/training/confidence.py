@@ -52,7 +52,7 @@ class ConfidenceFit:
 
     def __str__(self) -> str:
         return (
-            f"confidence: unsure of {self.unsure_outside:.1%} of {self.outside} regions from elsewhere, and of "
+            f"confidence: unsure about {self.unsure_outside:.1%} of {self.outside} outside regions and "
             f"{self.unsure_inside:.1%} of {self.inside} of its own"
         )
 
@@ -94,8 +94,8 @@ def fit_confidence(
     unsure = [(logits < boundary).float().mean().item() for logits in (own, strange)]
     if unsure[0] > _MAX_UNSURE_INSIDE:
         logger.warning(
-            f"The model is unsure of {unsure[0]:.0%} of its own regions: it can hardly tell them from those of the "
-            "pictures from elsewhere. Do those show the same things?"
+            f"The model is unsure about {unsure[0]:.0%} of its own regions: it can hardly tell them from those of "
+            "the outside pictures. Do those show the same things?"
         )
     return ConfidenceFit(len(own), len(strange), *unsure)
 
@@ -128,7 +128,9 @@ def _look(
     names = sorted(set(pictures), key=lambda picture: (crc32(picture.encode()), picture))
     left_out = set(names[: max(1, len(names) // _LEFT_OUT)])
     if len(names) < 2:
-        raise ValueError(f"{name} has one picture, and a confidence needs several: some are left out of its fit.")
+        raise ValueError(
+            f"{name} has one picture, but a confidence needs several, since some are held out of its fit."
+        )
     aside = torch.tensor([picture in left_out for picture in pictures])
     everything = torch.cat(features)
     return everything[~aside], everything[aside]

@@ -23,7 +23,9 @@ from ..data.prompts import PromptSource, draw_prompt
 from ..data.region import RegionRecordError, record_image
 from ..files import differences, staged
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
+from ..modeling.validation_sca import is_finite
 from .draws import draw_generator
+from .stopping import DivergedError
 
 
 # Where finished weights lie in the folder of a run.
@@ -70,9 +72,7 @@ def pretrain_detail_encoder(
     if encoder is None:
         raise ValueError("the model has no detail encoder to train: add_detail_encoder(model, widths) first.")
     if not hasattr(records, "__len__"):
-        raise ValueError(
-            "a detail encoder is pretrained on a data set whose names are known beforehand, not on a streamed one."
-        )
+        raise ValueError("a detail encoder needs a data set whose names are known in advance, not a streamed one.")
     file = Path(output_dir) / DETAILS / _WEIGHTS
     names = region_names(records.dataset)
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "regions_per_image": regions_per_image}
@@ -91,7 +91,7 @@ def _check_settings(file: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads((stored.metadata() or {}).get(_SETTINGS, "{}"))
     if changed := differences(before, settings):
         raise ValueError(
-            f"{file} was trained otherwise ({'; '.join(changed)}): remove {file.parent} to train it again."
+            f"{file} was trained with other settings ({'; '.join(changed)}): remove {file.parent} to train it again."
         )
 
 
@@ -129,6 +129,11 @@ def _train(
         naming = RegionNaming(encoder, len(collator.names))
         trainer = Trainer(naming, args, train_dataset=records, data_collator=collator)
         trainer.train()
+        if not all(is_finite(value) for value in encoder.state_dict().values()):
+            raise DivergedError(
+                f"Pretraining of the detail encoder diverged within {args.max_steps} steps: its weights are not "
+                "finite, and none are saved. Train it with a larger batch, or on other data."
+            )
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             with staged(file.parent) as folder:

@@ -37,7 +37,7 @@ class _Drawn:
 
     def __init__(self, seed: int, augmentation: RecordAugmentation | None) -> None:
         if seed < 0:
-            raise ValueError(f"seed is {seed}, expected a number from 0 on.")
+            raise ValueError(f"seed is {seed}, expected at least 0.")
         self.seed, self.augmentation = int(seed), augmentation
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -49,7 +49,7 @@ class _Drawn:
     def set_epoch(self, epoch: int) -> None:
         """Draws for another epoch from here on; the Trainer's data loader calls it."""
         if epoch < 0:
-            raise ValueError(f"epoch is {epoch}, expected a number from 0 on.")
+            raise ValueError(f"epoch is {epoch}, expected at least 0.")
         self._epoch.fill_(epoch)
 
     def _drawn(self, record: Mapping[str, Any], index: int) -> dict[str, Any]:

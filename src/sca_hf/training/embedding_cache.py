@@ -49,13 +49,13 @@ class EmbeddingCache:
     def __init__(self, folder: str | Path, model: Any, processor: Any, mask_loss_weight: float = 0.0) -> None:
         if (mask_loss_weight or model.config.mask_loss_weight) and model.config.sam_config.model_type == "sam_hq":
             raise EmbeddingCacheError(
-                "SAM-HQ makes its masks of early features as well, which the embedding cache does not keep: train "
+                "SAM-HQ also needs early features for its masks, which the embedding cache does not keep: train "
                 "without the mask loss, or without the cache."
             )
         if model.detail_encoder is not None:
             raise EmbeddingCacheError(
-                "the embedding cache keeps SAM's embeddings, and this model's detail encoder needs the pixels: train "
-                "without the cache."
+                "the embedding cache keeps only SAM's embeddings, but this model's detail encoder needs the pixels: "
+                "train without the cache."
             )
         self._model, self._processor = model, processor
         self._seen: list[tuple[int, int]] = []
@@ -124,7 +124,7 @@ class EmbeddingCache:
         """Runs the encoder as it is in evaluation; (B, 3, H, W) to (B, C, h, w) float16 on the CPU."""
         if self._model is None:
             raise EmbeddingCacheError(
-                f"an embedding in {self.folder} is missing or damaged, and this process only reads: fill the cache "
+                f"an embedding in {self.folder} is missing or damaged, and this process is read-only: fill the cache "
                 "before training (CachedRecords.fill)."
             )
         if self._checked_fingerprint() != self._fingerprint:
@@ -152,15 +152,15 @@ class EmbeddingCache:
         encoder = self._model.sam.vision_encoder if self._model is not None else None
         if encoder is not None and any(parameter.requires_grad for parameter in encoder.parameters()):
             raise EmbeddingCacheError(
-                "the image encoder is trained, so that its embeddings change with every step: freeze it, or train "
-                "without the embedding cache."
+                "the image encoder is trained, so its embeddings change with every step: freeze it, or train without "
+                "the embedding cache."
             )
 
     def _checked_fingerprint(self) -> str:
         self.check_frozen()
         parameters = list(self._model.sam.vision_encoder.parameters())
         if any(hasattr(parameter, "to_local") for parameter in parameters):
-            raise EmbeddingCacheError("the image encoder lies in shards: fill its embedding cache before training.")
+            raise EmbeddingCacheError("the image encoder is sharded: fill its embedding cache before training.")
         # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if seen != self._seen:
@@ -274,8 +274,8 @@ def refuse_augmentation(augmentation: Any) -> None:
     """Raises where an augmentation may change an image; one that does not says so by `keeps_image = True`."""
     if augmentation is not None and not getattr(augmentation, "keeps_image", False):
         raise EmbeddingCacheError(
-            f"the augmentation {augmentation!r} changes images, and embeddings are kept of unchanged ones: train "
-            "without the augmentation, or without the embedding cache."
+            f"the augmentation {augmentation!r} changes images, but the embedding cache needs unchanged ones: train "
+            "without the augmentation, or without the cache."
         )
 
 

@@ -106,7 +106,7 @@ def first_records(dataset: Any, count: int | None) -> Any:
     """The first records of a data set, by index; a streamed one is read into a list."""
     if not hasattr(dataset, "__len__"):
         if count is None:
-            raise ValueError("a streamed eval_dataset has no end that is known: set max_eval_samples.")
+            raise ValueError("a streamed eval_dataset has no known length: set max_eval_samples.")
         return list(islice(dataset, count))
     if count is None or count >= len(dataset):
         return dataset

@@ -55,7 +55,7 @@ def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list
     if vision.image_size == side and (patch_size or vision.patch_size) == vision.patch_size:
         return []
     if patch_size not in (None, vision.patch_size) and model.detail_encoder is not None:
-        raise ValueError("a model with a detail encoder keeps its patch size, on whose grid that ends.")
+        raise ValueError("a model with a detail encoder must keep its patch size, which sets the encoder's grid.")
     new = AutoModel.from_config(with_image_size(old.config, side, patch_size))
     shapes = {name: value.shape for name, value in new.state_dict().items()}
     weights = old.state_dict()
@@ -89,7 +89,7 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
     if model.detail_encoder is not None:
         if list(widths) == list(model.config.detail_widths):
             return []
-        raise ValueError(f"the model has a detail encoder of widths {list(model.config.detail_widths)} already.")
+        raise ValueError(f"the model already has a detail encoder with widths {list(model.config.detail_widths)}.")
     check_detail_widths(widths, model.config.sam_config)
     model.config.detail_widths = list(widths)
     model.detail_encoder = ScaDetailEncoder(model.config)
@@ -113,7 +113,7 @@ def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> Sc
         The processor of the changed model.
     """
     if model.detail_encoder is not None:
-        raise ValueError("the model has a detail encoder already: pretrain_detail_encoder trains it further.")
+        raise ValueError("the model already has a detail encoder: pretrain_detail_encoder trains it further.")
     vision = model.config.sam_config.vision_config
     set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
     stages = (factor * vision.patch_size).bit_length() - 1

@@ -89,5 +89,5 @@ def _check_masks(dataset: Any) -> None:
     if not any(region.get("mask") for region in regions):
         raise ValueError(
             f"mask_loss_weight trains masks, but none of the first {len(regions)} regions has one: choose a preset "
-            "that trains none, or data with masks."
+            "without masks, or data with masks."
         )

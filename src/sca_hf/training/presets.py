@@ -63,9 +63,9 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
     if name == "mixer+mask_decoder" and not weight > 0:
         raise ValueError(f"the preset {name} learns from masks: set mask_loss_weight above 0 (SAM's own loss has 1).")
     if mask_loss_weight and not preset.trains_masks:
-        raise ValueError(f"mask_loss_weight is {mask_loss_weight}, but the preset {name} trains nothing of masks.")
+        raise ValueError(f"mask_loss_weight is {mask_loss_weight}, but the preset {name} does not train masks.")
     if preset.trains_masks and not weight > 0:
-        logger.warning("SAM is trained by captions alone (mask_loss_weight is 0): its masks will drift.")
+        logger.warning("SAM is trained on captions only (mask_loss_weight is 0): its masks will drift.")
     idle = _MASK_HEADS if preset.trains_masks and not weight > 0 else ()
     for parameter_name, parameter in model.named_parameters():
         adapter = is_adapter_key(parameter_name)
@@ -76,8 +76,8 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
     model.config.freeze_base_models = not preset.trains_base_models
     if model.confidence_head is not None:
         logger.warning(
-            "The confidence that the model had is dropped: it was fitted to what it knew before this training. "
-            "data.outside in a recipe, or fit_confidence, makes a new one."
+            "The model's confidence is dropped: it was fitted before this training. Fit a new one with data.outside "
+            "in a recipe, or fit_confidence."
         )
         model.confidence_head = model.config.confidence_size = None
     if mask_loss_weight is not None:
@@ -95,8 +95,8 @@ def default_learning_rates(model: Any, name: str, learning_rate: float) -> dict[
     if size < _LARGE_LANGUAGE_MODEL:
         return {"language_model": _SMALL_RATIO * learning_rate}
     logger.warning(
-        f"The language model has {size / 1e6:.0f} M parameters; the paper found one of 774 M best frozen. It is "
-        f"trained at {_LARGE_RATIO:g} of the mixer's learning rate, which did least harm there."
+        f"The language model has {size / 1e6:.0f} M parameters; the paper found one with 774 M best frozen. It is "
+        f"trained at {_LARGE_RATIO:g} of the mixer's learning rate, which hurt least there."
     )
     return {"language_model": _LARGE_RATIO * learning_rate}
 
@@ -167,9 +167,9 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     """Changes `model` in place into what `args` describe; the arguments follow where the preset decides."""
     if made_by_peft(model):
         raise ValueError(
-            "ScaTrainer got PEFT's wrapper: give it the model itself, whose language model preset='mixer+lora' "
-            "adapts (or model.language_model = get_peft_model(model.language_model, config)); the library's own "
-            "Trainer takes the wrapper of the whole model."
+            "ScaTrainer got PEFT's wrapper: pass the model itself, whose language model preset='mixer+lora' adapts "
+            "(or model.language_model = get_peft_model(model.language_model, config)); transformers' own Trainer "
+            "takes the wrapper of the whole model."
         )
     model.check_adapters()
     if args.quantize_language_model and not any(map(is_quantized, model.language_model.parameters())):
@@ -192,7 +192,7 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     hold_frozen(model, args.frozen_dtype)
     choose_save_form(model, preset, args.save_form)
     if args.frozen_dtype and model.include_base_models:
-        logger.warning(f"Checkpoints hold every weight, the frozen ones rounded to {args.frozen_dtype}.")
+        logger.warning(f"Checkpoints contain every weight, the frozen ones rounded to {args.frozen_dtype}.")
     if args.ddp_find_unused_parameters is None:
         # A batch seldom holds every kind of prompt, and each has weights of its own; elsewhere all weights are used.
         args.ddp_find_unused_parameters = args.preset == "all"
@@ -202,11 +202,11 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
 def check_quantizable(model: Any, args: ScaTrainingArguments) -> None:
     """Raises where the language model of a run cannot be held in 4 or 8 bits."""
     if any(name == "language_model" for name in PRESETS[args.preset].trained):
-        raise ValueError(f"the preset {args.preset} trains the language model, which cannot be quantized then.")
+        raise ValueError(f"the preset {args.preset} trains the language model, so it cannot be quantized.")
     if args.save_form == "whole" or not model.base_sources:
         raise ValueError(
-            "a quantized language model is not saved, only the name of the repository or folder that it came from: "
-            "leave out save_form whole, and load the model from where its parts can be named."
+            "a quantized language model is not saved, only the name of its repository or folder: remove save_form "
+            "whole, and load the model from a source that names its parts."
         )
 
 
@@ -226,11 +226,13 @@ def hold_frozen(model: Any, dtype: str | None) -> None:
 def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
     """Decides whether saves hold the mixer alone; one that would lose weights or name no base models is an error."""
     if form == "whole" and preset.with_adapters:
-        raise ValueError("save_form whole cannot hold adapters: merge_lora(model) after training, then save it whole.")
+        raise ValueError(
+            "save_form whole cannot store adapters: merge_lora(model) after training, then save it whole."
+        )
     if preset.with_adapters and not model.base_sources:
         raise ValueError(
-            "adapters are saved with the name of the language model that they belong to, but this model's was built "
-            "here or given as a loaded model: save_pretrained the whole model and load it again first."
+            "adapters are saved with the name of their language model, but this one was built here or passed as a "
+            "loaded model: save the whole model with save_pretrained and load it again first."
         )
     if form is None:
         form = "whole" if preset.trains_base_models or not model.base_sources else "mixer"
@@ -240,7 +242,7 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
             form = "whole"
         elif form == "whole" and not preset.trains_base_models:
             logger.warning(
-                "Checkpoints hold every weight: the model's SAM and language model come from no repository."
+                "Checkpoints contain every weight: the model's SAM and language model do not come from a repository."
             )
     model.include_base_models = form == "whole"
 

@@ -35,9 +35,9 @@ def quantize_language_model(model: Any, kind: str) -> int:
     layers = [(name, layer) for name, layer in language_model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
     layers = [(name, layer) for name, layer in layers if layer is not head]
     if any(map(is_quantized, language_model.parameters())):
-        raise ValueError("the language model is quantized already.")
+        raise ValueError("the language model is already quantized.")
     if not layers:
-        raise ValueError(f"{type(language_model).__name__} has no linear layers beside its head: nothing to quantize.")
+        raise ValueError(f"{type(language_model).__name__} has no linear layers except its head: nothing to quantize.")
     for name, layer in layers:
         quantized = quantize(_as_linear(layer)).to(device)
         language_model.set_submodule(name, quantized.requires_grad_(False).train(layer.training))
@@ -108,7 +108,7 @@ def _bitsandbytes() -> Any:
     try:
         import bitsandbytes  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
-        raise ImportError("this quantize_language_model needs bitsandbytes: pip install bitsandbytes.") from error
+        raise ImportError("quantize_language_model needs bitsandbytes here: pip install bitsandbytes.") from error
     return bitsandbytes
 
 

@@ -24,6 +24,10 @@ class StoppedError(RuntimeError):
         self.exit_code = TerminatedError.exit_code if by_signal else 75
 
 
+class DivergedError(RuntimeError):
+    """A run whose loss or weights are no finite numbers any more; nothing of it is marked as finished."""
+
+
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM, raised wherever the program is, as Ctrl+C is."""
 

@@ -72,7 +72,7 @@ class ScaTrainer(ShardedCheckpoints):
         if args.push_to_hub and not model.include_base_models:
             model.check_published_base_models()
         if processing_class is None and (data_collator is None or eval_collator is None or args.eval_generate):
-            raise ValueError("ScaTrainer needs the model's processor as processing_class: it makes the batches.")
+            raise ValueError("ScaTrainer needs the model's processor as processing_class, to build the batches.")
         if train_dataset is not None and eval_dataset is not None and args.process_index == 0:
             warn_of_leaks(train_dataset, eval_dataset)
         self.inputs = RunInputs(model, args, processing_class)
@@ -274,8 +274,8 @@ class ScaTrainer(ShardedCheckpoints):
         missing, unexpected = set(load_result.missing_keys) - expected, list(load_result.unexpected_keys)
         if missing or unexpected:
             raise ValueError(
-                f"the checkpoint is of another model or preset: it lacks {sorted(missing)[:3]} and has the unknown "
-                f"{unexpected[:3]}."
+                f"the checkpoint belongs to another model or preset: it is missing {sorted(missing)[:3]} and has the "
+                f"unknown {unexpected[:3]}."
             )
         model.tie_weights()
 

@@ -126,7 +126,7 @@ def test_boxes_keep_their_fractions(coco):
         (annotation(1, None, bbox=None), "region 1: bbox is None"),
         (annotation(2), "region 2: two annotations have this id"),
         (annotation(1, category_id=3), "region 1: there is no category with the id 3"),
-        (annotation(1, image_id=8), "image 8: there is no such image, but the annotation 1 on it"),
+        (annotation(1, image_id=8), "image 8: annotation 1 refers to this image, which does not exist"),
     ],
 )
 def test_a_bad_annotation_is_named_and_costs_itself_only(coco, row, message):
@@ -164,7 +164,7 @@ def test_a_file_of_another_form_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([[1, 2, 3, 4, 5, 6, 7]], "segmentation has a polygon of an odd number"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "segmentation has a polygon with an odd number"),
         ([[1, 2, 3, 4, 5, float("inf")]], "segmentation has a polygon"),
         (["polygon"], "segmentation holds 'polygon'"),
         ({"size": [40, 30], "counts": [0, 1200]}, r"segmentation is of size \[40, 30\]"),
@@ -195,7 +195,7 @@ def test_a_picture_is_looked_for_inside_its_folder_only(coco):
     report = ReadReport()
     (record,) = read("coco", "skip", report, **options)
     assert record["image"].endswith("000000000009.jpg") and record["image_id"] == "9"
-    assert "image 10: its file name leads out" in report.messages[0] and "there is no file" in report.messages[1]
+    assert "image 10: its file name points outside" in report.messages[0] and "there is no file" in report.messages[1]
 
 
 def test_names_become_words_for_the_task(coco):

@@ -48,7 +48,7 @@ def test_lvis_names_a_picture_that_is_missing(tmp_path):
     with pytest.raises(RegionRecordError, match=r"image 391895: there is no file .*val2017.000000391895\.jpg"):
         read("lvis", annotations=file, images=tmp_path)
     escaping = LVIS % LVIS_IMAGE.replace("/val2017/000000391895.jpg", "/../x.jpg")
-    with pytest.raises(RegionRecordError, match="leads out of the folder"):
+    with pytest.raises(RegionRecordError, match="points outside the image folder"):
         read("lvis", annotations=write(tmp_path / "lvis.json", escaping), images=tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_captions_of_unknown_or_doubled_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="two images have the same id"):
         read("coco_captions", annotations=file, images=tmp_path)
     file = write(tmp_path / "a.json", CAPTIONS.replace('"image_id": 57870,"id": 789366', '"image_id": 5,"id": 789366'))
-    with pytest.raises(RegionRecordError, match="image 5: there is no such image, but the caption 789366 of it"):
+    with pytest.raises(RegionRecordError, match="image 5: caption 789366 refers to this image, which does not exist"):
         read("coco_captions", annotations=file, images=tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_sbu_gives_one_caption_a_picture_whatever_its_shape(tmp_path):
     first, second = read("sbu", "skip", report, annotations=file, images=tmp_path / "images")
     assert first["regions"][0]["box"] == [0, 0, 25, 50] and first["regions"][0]["captions"][0].startswith("a wooden")
     assert second["regions"][0]["box"] == [0, 0, 50, 25] and len(second["regions"][0]["captions"][0].split()) == 30
-    assert report.skipped_records == 3 and "item 2" in report.messages[0] and "leads out" in report.messages[1]
+    assert report.skipped_records == 3 and "item 2" in report.messages[0] and "points outside" in report.messages[1]
 
 
 def _exif(values):

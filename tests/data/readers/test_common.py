@@ -10,7 +10,8 @@ from PIL import Image
 
 from sca_hf.data.pictures import image_size
 from sca_hf.data.readers import common
-from sca_hf.data.readers.common import find_file, inside, read_json, read_json_list, region_fields
+from sca_hf.data.readers.common import find_file, inside, read_json_list, region_fields
+from sca_hf.files import read_json
 
 
 VALUES = st.recursive(

@@ -73,7 +73,7 @@ def test_a_rotation_beside_a_polygon_and_angles_of_unknown_units(coco):
     )
     first, second = regions(read("coco", **options))
     assert first["box"] == pytest.approx(second["box"], abs=0.1) and first["mask"] == second["mask"]
-    with pytest.raises(RegionRecordError, match=r"region 0: its box is turned by angle = 0\.5.*export polygons"):
+    with pytest.raises(RegionRecordError, match=r"region 0: its box is rotated by angle = 0\.5.*export polygons"):
         read("coco", **coco({"bbox": [14, 9, 12, 12], "angle": 0.5}))
 
 
@@ -172,7 +172,7 @@ def test_a_name_that_may_mean_two_files_or_a_file_that_two_names_may_mean_is_ref
         read("coco", **coco({"bbox": [1, 2, 30, 20]}, images=images))
     picture(tmp_path / "d.jpg")
     images = [{"id": k, "file_name": f"{k}/d.jpg", "width": 40, "height": 30} for k in (1, 2)]
-    with pytest.raises(RegionRecordError, match=r"'1/d\.jpg' is not in .*d\.jpg there may be that of others"):
+    with pytest.raises(RegionRecordError, match=r"'1/d\.jpg' is not in .*d\.jpg there may belong to another image"):
         read("coco", **coco({"bbox": [1, 2, 30, 20]}, images=images))
     images = [{"id": 1, "file_name": "z/c.jpg", "width": 40, "height": 30}]
     with pytest.raises(RegionRecordError, match=r"there is no file .*z/c\.jpg"):
@@ -228,7 +228,7 @@ def test_nothing_left_ends_a_command_with_1(coco, capsys):
     assert main(["data", "check", f"coco:annotations={some}"]) == 0 and "WARNING" in capsys.readouterr().out
     none = coco(brush(1), brush(2))["annotations"]
     assert main(["data", "check", f"coco:annotations={none}"]) == 1
-    assert "there is no usable image" in capsys.readouterr().err
+    assert "no usable image" in capsys.readouterr().err
     assert main(["predict", "--data", f"coco:annotations={none}", "--output", f"{none}.jsonl"]) == 1
 
 
@@ -332,7 +332,7 @@ def test_labels_are_found_by_any_spelling_and_those_without_a_picture_are_notice
     assert [len(record["regions"]) for record in read("yolo", root=tmp_path)] == [1, 1, 1]
     write(tmp_path / "labels" / "gone.txt", "0 .5 .5 .2 .2\n")
     write(tmp_path / "labels" / "notes.txt", "these are not labels\n")
-    with pytest.raises(RegionRecordError, match=r"gone\.txt: these are labels, but there is no picture"):
+    with pytest.raises(RegionRecordError, match=r"gone\.txt: labels without a picture"):
         read("yolo", root=tmp_path)
     report = ReadReport()
     assert len(read("yolo", "skip", report, root=tmp_path)) == 3 and report.skipped_records == 1
@@ -356,7 +356,7 @@ def test_near_misses_of_the_layout_are_read(tmp_path):
     write(root / "dataset.yaml", config)
     for split in ("val", "valid", "validation"):
         assert read("fiftyone", root=root, split=split)[0]["image_id"] == "images/val/1.jpg"
-    with pytest.raises(ValueError, match=r"say which split.*train, validation"):
+    with pytest.raises(ValueError, match=r"choose a split.*train, validation"):
         read("yolo", root=root)
     (root / "dataset.yaml").unlink()
     with pytest.raises(ValueError, match=r"no folder .*; .* has train, val"):
@@ -383,7 +383,7 @@ def test_an_edge_of_0_shows_what_pixels_count_from(tmp_path):
     report = ReadReport()
     found = regions(read("voc", report=report, root=tmp_path))
     assert [region["box"] for region in found] == [[2, 3, 20, 25], [5, 0, 20, 25]]
-    assert len(report.notes) == 1 and "count from 0" in report.notes[0] and "b.xml" in report.notes[0]
+    assert len(report.notes) == 1 and "0-based" in report.notes[0] and "b.xml" in report.notes[0]
     with pytest.raises(RegionRecordError, match=r"b\.xml.*an edge is 0, but one_based=True"):
         read("voc", root=tmp_path, one_based=True)
     assert regions(read("voc", root=tmp_path, one_based=False))[1]["box"] == [5, 0, 20, 25]

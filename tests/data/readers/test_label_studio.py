@@ -140,7 +140,7 @@ def test_what_is_not_a_region_is_counted_or_noted(export):
     found = read("label_studio", report=report, annotations=export(task(labelled(), point, whole)))
     assert len(regions(found)) == 1
     assert report.left_out == {"keypointlabels regions": 1} and report.left_out_classes == {"tip": 1}
-    assert report.notes == ["results of the type choices that belong to no region are not read"]
+    assert report.notes == ["results of type choices without a region are not read"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_what_is_not_a_region_is_counted_or_noted(export):
         ([labelled("brushlabels", {"rle": [1, 2]})], "cut short"),
         ([labelled("brushlabels", {"rle": encode_brush(np.ones((2, 3), bool))})], "24 values, a picture of 40 x 30"),
         ([labelled("brushlabels", {"rle": encode_brush(np.zeros((30, 40), bool))})], "covers no pixel"),
-        ([labelled(), labelled(label="dog")], "has the labels cat, dog; a region has one"),
+        ([labelled(), labelled(label="dog")], "has the labels cat, dog; a region must have only one"),
         ([labelled(), text(["a"]), text(["b"], name="notes")], r'text areas caption, notes.*text="NAME"'),
         ([labelled("polygonlabels", {"points": [[1, 1], [2, 2]]})], "has 2 points, expected at least 3"),
         ([result("rectangle", BOX)], "there is no caption"),
@@ -166,7 +166,7 @@ def test_a_bad_region_is_named(export, results, message):
 def test_other_exports_are_refused_with_the_right_one(export):
     with pytest.raises(RegionRecordError, match="export as JSON, not as JSON-MIN"):
         read("label_studio", annotations=export({"image": "a.jpg", "label": []}))
-    with pytest.raises(RegionRecordError, match=r'image="KEY"; it has left, right'):
+    with pytest.raises(RegionRecordError, match=r'image="KEY"; its data has left, right'):
         read("label_studio", annotations=export({**task(), "data": {"left": "a.jpg", "right": "b.jpg"}}))
     with pytest.raises(ValueError, match="two tasks have the id 5"):
         read("label_studio", annotations=export(task(labelled()), task(labelled())))

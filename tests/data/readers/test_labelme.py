@@ -162,8 +162,8 @@ def test_bad_files_are_named(labels, tmp_path):
     (tmp_path / "a.json").write_text('{"images": []}')
     with pytest.raises(RegionRecordError, match=r"a\.json has no list of shapes.*move it elsewhere"):
         read("labelme", root=tmp_path)
-    with pytest.raises(ValueError, match="holds no JSON file"):
+    with pytest.raises(ValueError, match="has no JSON files"):
         (tmp_path / "empty").mkdir()
         read("labelme", root=tmp_path / "empty")
-    with pytest.raises(RegionRecordError, match="joins rectangles and polygons"):
+    with pytest.raises(RegionRecordError, match="mixes rectangles and polygons"):
         read("labelme", root=labels(shape(group_id=3), shape("polygon", ((1, 1), (9, 1), (9, 9)), group_id=3)))

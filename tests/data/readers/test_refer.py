@@ -166,9 +166,9 @@ def test_files_that_are_not_refers_are_named(root):
     with pytest.raises(ValueError, match=r"no file .*refs\(umd\)\.p; .* has unc"):
         read("refcoco", root=root, split_by="umd", split="train")
     (root / "refs(unc).p").write_bytes(dump([{"split": "train"}]))
-    with pytest.raises(ValueError, match=r"refs\(unc\)\.p is not as refer's"):
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p is not in refer's format"):
         read("refcoco", root=root, split_by="unc", split="train")
     (root / "refs(unc).p").write_bytes(dump(REFS))
     (root / "instances.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"instances\.json is not as refer's: 'annotations' is missing"):
+    with pytest.raises(ValueError, match=r"instances\.json is not in refer's format: 'annotations' is missing"):
         read("refcoco", root=root, split_by="unc", split="train")

@@ -157,7 +157,7 @@ def test_what_is_wrong_is_named(tmp_path, table):
     report = ReadReport()
     records = read("sa1b", "skip", report, images=tar(tmp_path / "a.tar", members), captions=table)
     assert len(regions(records)) == 2
-    assert "image sa_223750, region 2237501: the table has it, the annotations have not" in report.messages[0]
+    assert "image sa_223750, region 2237501: it is in the table but not in the annotations" in report.messages[0]
     members = [("sa_223750.jpg", jpeg()), ("sa_223750.json", b"{}")]
     with pytest.raises(RegionRecordError, match=r"image sa_223750: its annotation cannot be read"):
         read("sa1b", images=tar(tmp_path / "a.tar", members), captions=table)

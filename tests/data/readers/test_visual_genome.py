@@ -153,13 +153,13 @@ def test_grits_file_of_the_same_pictures(root, options):
     assert [record["image"] for record in records] == [str(root / "VG_100K/2.jpg"), str(root / "VG_100K_2/1.jpg")]
     assert regions(records)[1]["captions"] == ["a clock"] and regions(records)[1]["box"] == [5, 6, 15.5, 18]
     assert report.skipped_records == 1 and "region 13: there is no image 9" in report.messages[0]
-    with pytest.raises(ValueError, match="is not as GRiT's: 'images' is missing"):
+    with pytest.raises(ValueError, match="is not in GRiT's format: 'images' is missing"):
         read("grit", annotations=root / "densecap_splits.json", images=root)
 
 
 def test_what_is_not_given_is_asked_for(root):
     for options, message in (
-        ({}, "region_descriptions: say where"),
+        ({}, "region_descriptions: pass the path"),
         ({"root": root / "VG_100K"}, "region_descriptions: there is no file"),
         ({"root": root, "images": root / "gone"}, "images: there is no folder"),
         ({"root": root, "task": "recognition"}, "task is 'recognition'"),

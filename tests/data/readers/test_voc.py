@@ -132,7 +132,7 @@ def test_no_name_in_a_file_leads_out_of_its_folder(tmp_path):
 def test_two_pictures_for_one_file_need_a_word(root):
     voc(root, [voc_object()], stem="b")
     other = picture(root / "JPEGImages" / "b.jpg")
-    with pytest.raises(RegionRecordError, match=r"filename leads to .*a\.jpg, its own name to .*b\.jpg; say which"):
+    with pytest.raises(RegionRecordError, match=r"filename means .*a\.jpg, its own name .*b\.jpg; choose with"):
         read("voc", root=root)
     assert read("voc", root=root, picture="stem")[0]["image"] == str(other)
     assert read("voc", root=root, picture="filename")[0]["image"].endswith("a.jpg")
@@ -236,7 +236,7 @@ def test_options_and_folders_are_checked(root):
         ({"size": "guess"}, "size is 'guess'"),
         ({"clip": "all"}, "clip is 'all'"),
         ({"picture": "name"}, "picture is 'name'"),
-        ({}, "holds no XML file"),
+        ({}, "has no XML files"),
         ({"annotations": root / "gone"}, "is not a directory"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -38,12 +38,12 @@ def test_an_empty_file_and_no_file_are_an_image_without_regions(root):
     picture(root / "images" / "train" / "c.jpg")
     write(root / "labels" / "train" / "b.txt", "\n")
     assert [len(record["regions"]) for record in read("yolo", root=root, split="train")] == [2, 0, 0]
-    with pytest.raises(RegionRecordError, match=r"c\.txt.*no such file"):
+    with pytest.raises(RegionRecordError, match=r"c\.txt.*no such label file"):
         read("yolo", root=root, split="train", unlabeled=False)
 
 
 def test_a_wrong_folder_of_labels_does_not_pass_for_empty_images(root):
-    with pytest.raises(ValueError, match="none of 1 pictures has a file of labels"):
+    with pytest.raises(ValueError, match="none of 1 pictures has a label file"):
         read("yolo", root=root, split="train", labels=root / "images")
 
 
@@ -51,7 +51,7 @@ def test_a_wrong_folder_of_labels_does_not_pass_for_empty_images(root):
     ("line", "message"),
     [
         ("2 0.5 0.5 0.1 0.1", "class is 2, expected a whole number from 0 to 1"),
-        ("bus 0.5 0.5 0.1 0.1", "holds something that is not a number"),
+        ("bus 0.5 0.5 0.1 0.1", "contains something that is not a number"),
         ("0 0.5 0.5 0.1", "3 numbers follow the class"),
         ("0 120 80 40 40", "not fractions of the image's size"),
         ("0 nan 0.5 0.1 0.1", "not fractions of the image's size"),
@@ -74,7 +74,7 @@ def test_roboflows_paths_beside_the_file(tmp_path):
     write(tmp_path / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['red_light']\n")
     assert regions(read("yolo", root=tmp_path, split="train"))[0]["category"] == "red light"
     assert read("yolo", root=tmp_path / "data.yaml", split="train") == read("yolo", root=tmp_path, split="train")
-    with pytest.raises(ValueError, match=r"names '../valid/images', which is not there"):
+    with pytest.raises(ValueError, match=r"names '../valid/images', which does not exist"):
         read("yolo", root=tmp_path, split="val")
 
 
@@ -102,11 +102,11 @@ def test_no_path_in_a_file_leads_out_of_the_folder(tmp_path):
     picture(root / "images" / "a.jpg")
     for entry in (str(tmp_path / "outside"), "x/../../outside", "../outside"):
         write(root / "data.yaml", f"path: /\ntrain: {entry}\nnames: [cat]\n")
-        with pytest.raises(ValueError, match="not there or lies outside"):
+        with pytest.raises(ValueError, match="does not exist or is outside"):
             read("yolo", root=root, split="train")
     write(root / "data.yaml", "train: list.txt\nnames: [cat]\n")
     write(root / "list.txt", "../outside/a.jpg\n")
-    with pytest.raises(ValueError, match="not there or lies outside"):
+    with pytest.raises(ValueError, match="does not exist or is outside"):
         read("yolo", root=root, split="train")
 
 
@@ -114,8 +114,8 @@ def test_what_is_missing_is_said(tmp_path, root):
     with (root / "data.yaml").open("a") as file:
         file.write("val: images/val\n")
     for options, message in (
-        ({"root": root}, "say which split.*: train, val"),
-        ({"root": root, "split": "dev"}, "has no 'dev', but train, val"),
+        ({"root": root}, "choose a split.*: train, val"),
+        ({"root": root, "split": "dev"}, "has no 'dev'; it has train, val"),
         ({"root": root, "split": "train", "names": {"tram": "x"}}, "no class 'tram'"),
         ({"root": root / "images"}, "classes=FILE"),
         ({"root": root / "gone"}, "no file or folder"),

@@ -223,7 +223,7 @@ def test_what_a_form_cannot_keep_is_counted(tmp_path):
 
 def test_a_folder_that_may_hold_corrections_is_left_alone(tmp_path):
     write_regions("labelme", [blobs(0)], tmp_path / "out")
-    with pytest.raises(FileExistsError, match="may hold corrections; rename or remove"):
+    with pytest.raises(FileExistsError, match="may contain corrections; rename or remove"):
         write_regions("labelme", [blobs(0)], tmp_path / "out")
     with pytest.raises(ValueError, match="tool is 'paint', expected one of cvat"):
         write_regions("paint", [], tmp_path / "more")

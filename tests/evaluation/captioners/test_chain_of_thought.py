@@ -121,7 +121,7 @@ def test_without_a_sam_crops_are_along_boxes_or_given_masks(captioner):
     images[0].regions = [RegionQuery("0", [0, 0, 80, 60], RegionPrompt(mask=mask))]
     CropCaptioner(git, None, CropStyle(edges="whole")).caption_regions(images)
     assert same(git.calls[1][0], [images[0].image.crop((10, 10, 30, 20))])
-    with pytest.raises(ValueError, match="no mask to cut along"):
+    with pytest.raises(ValueError, match="no mask to crop to"):
         CropCaptioner(git, None).caption_regions(asked(1))
 
 
@@ -130,10 +130,10 @@ def test_a_box_that_was_not_shown_is_not_cut_along(captioner):
     (image,) = asked(1)
     along_boxes = CropCaptioner(git, segmenter, CropStyle(area="box"))
     image.regions[2].resample_point = 3
-    with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
+    with pytest.raises(ValueError, match="area=box needs a box and the prompt is a point"):
         along_boxes.caption_regions([image])
     image.regions = [RegionQuery("0", [0, 0, 80, 60], RegionPrompt(points=[[5, 5]], labels=[1]))]
-    with pytest.raises(ValueError, match="area=box cuts along a box that a point does not tell"):
+    with pytest.raises(ValueError, match="area=box needs a box and the prompt is a point"):
         along_boxes.caption_regions([image])
 
 

@@ -88,9 +88,9 @@ def test_a_mask_is_not_changed_and_a_tiny_image_is_no_error():
 
 
 def test_what_cannot_be_cut_is_said():
-    with pytest.raises(ValueError, match="no mask to cut along"):
+    with pytest.raises(ValueError, match="no mask to crop to"):
         cut_region(IMAGE, None, BOX, CropStyle())
-    with pytest.raises(ValueError, match="no mask to cut along"):
+    with pytest.raises(ValueError, match="no mask to crop to"):
         cut_region(IMAGE, None, BOX, CropStyle(area="box", background="white"))
     with pytest.raises(ValueError, match="the mask is 3 x 2 pixels, the image 80 x 60"):
         cut_region(IMAGE, np.ones((2, 3), bool), BOX, CropStyle())

@@ -87,7 +87,7 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="show is 'arrow'"):
         ChatCaptioner(model, show="arrow")
     point = RegionQuery("1", BOX, RegionPrompt(points=[[60, 20]], labels=[1]))
-    with pytest.raises(ValueError, match="chat can be shown a region by its box only"):
+    with pytest.raises(ValueError, match="chat takes regions as boxes only"):
         ChatCaptioner(model).caption_regions([ImageQuery(IMAGE, "p", [point])])
 
 

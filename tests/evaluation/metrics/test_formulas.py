@@ -49,7 +49,7 @@ def test_document_frequencies_of_a_whole_score_its_part_as_in_the_whole(tmp_path
     assert cider_d(candidates[:2], references[:2], df)["per_item"] == pytest.approx(whole[:2], abs=1e-12)
     assert cider_d(candidates[:2], references[:2])["per_item"] != pytest.approx(whole[:2], abs=1e-3)
     (tmp_path / "df.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"df.json: holds no document frequencies"):
+    with pytest.raises(ValueError, match=r"df.json has no document frequencies"):
         DocumentFrequency.load(tmp_path / "df.json")
 
 

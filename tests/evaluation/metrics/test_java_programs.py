@@ -105,5 +105,5 @@ def test_a_program_that_ends_early_is_an_error(monkeypatch, tmp_path):
     script.chmod(0o755)
     monkeypatch.setattr(java_programs, "find_java", lambda: str(script))
     monkeypatch.setattr(java_programs, "find_jar", lambda name: tmp_path / name)
-    with pytest.raises(RuntimeError, match="METEOR ended before it answered: no memory"):
+    with pytest.raises(RuntimeError, match="METEOR exited without an answer: no memory"):
         meteor([["a"]], [[["a"]]])

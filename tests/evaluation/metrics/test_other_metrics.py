@@ -156,7 +156,7 @@ def test_an_image_may_have_no_detection_but_not_all_no_truth():
     empty, box = np.zeros((0, 4)), np.array([[0, 0, 9, 9.0]])
     nothing, missed = DenseImage(box, ["a"], [0.5], empty, []), DenseImage(empty, [], [], box, ["a"])
     assert dense_map([nothing, missed], same_words)["map"] == 0
-    with pytest.raises(ValueError, match="no image has a true box"):
+    with pytest.raises(ValueError, match="no image has a ground-truth box"):
         dense_map([nothing], same_words)
     with pytest.raises(ValueError, match="1 boxes, 0 captions and 1 scores"):
         dense_map([DenseImage(box, [], [0.5], box, ["a"])], same_words)

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...environment import install_command
+from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names, mask_extent
 from .common import (
@@ -23,8 +24,9 @@ from .common import (
     Record,
     bounds,
     find_file,
+    image_fields,
     inside,
-    read_json,
+    read_degrees,
     region_fields,
     rotated_corners,
 )
@@ -103,7 +105,7 @@ def place_image(
     except (KeyError, TypeError, ValueError) as error:
         raise RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})") from None
     if path is None:
-        raise RegionRecordError(f"{where}: its file name leads out of the folder of images")
+        raise RegionRecordError(f"{where}: its file name points outside the image folder")
     return path, size
 
 
@@ -135,9 +137,7 @@ class _CocoFile:
         rows: dict[Any, list[dict[str, Any]]] = {id_key(image.get("id")): [] for image in images}
         if len(rows) < len(images):
             twice = [key for key, count in Counter(id_key(image.get("id")) for image in images).items() if count > 1]
-            raise ValueError(
-                f"{self.path}: two images have the id {twice[0]}, so that nobody knows whose boxes are whose."
-            )
+            raise ValueError(f"{self.path}: two images have the id {twice[0]}, so their boxes cannot be told apart.")
         if isinstance(self.locate, Locator):
             self.locate.expect(images)
         strays: list[dict[str, Any]] = []
@@ -146,11 +146,11 @@ class _CocoFile:
             rows.get(id_key(row.get("image_id")), strays).append(row)
         for row in strays:
             where = f"{self.path}, image {row.get('image_id')}"
-            yield RegionRecordError(f"{where}: there is no such image, but the annotation {row.get('id')} on it")
+            yield RegionRecordError(f"{where}: annotation {row.get('id')} refers to this image, which does not exist")
         self.notes: list[str] = []
         self.in_fractions = _in_fractions(row.get("bbox") for row in annotations)
         if self.in_fractions:
-            self.notes.append("no number of any box exceeds 1: boxes are taken as fractions of the image's sides")
+            self.notes.append("no box has a number above 1: boxes are read as fractions of the image's sides")
         unread = sorted(
             {key for row in annotations for key in _UNREAD_TEXTS & row.keys() if isinstance(row[key], str)}
         )
@@ -192,25 +192,18 @@ class _CocoFile:
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {row.get('id')}: {error}"))
         extra = image.get("extra")
-        return {
-            "image": str(path),
-            "image_id": str(image.get("id")),
-            "width": size[0],
-            "height": size[1],
-            "task": self.task,
-            "regions": regions,
-            # Roboflow names the picture that augmented copies were made of.
-            "group": image.get("group", extra.get("name") if isinstance(extra, dict) else None),
-            "source": str(self.path),
-            "left_out": {"crowd annotations": crowds} if crowds else {},
-            "notes": self.notes,
-        }
+        # Roboflow names the picture that augmented copies were made of.
+        group = image.get("group", extra.get("name") if isinstance(extra, dict) else None)
+        told = {"left_out": {"crowd annotations": crowds} if crowds else {}, "notes": self.notes}
+        return image_fields(
+            path, image.get("id"), size, self.path, task=self.task, regions=regions, group=group, **told
+        )
 
     def _region(
         self, row: Mapping[str, Any], size: tuple[int, int], categories: Mapping[Any, str], seen: set[Any]
     ) -> dict[str, Any]:
         if row.get("id") is None or row["id"] in seen:
-            raise ValueError("the annotation has no id" if row.get("id") is None else "two annotations have this id")
+            raise ValueError("an annotation has no id" if row.get("id") is None else "two annotations have this id")
         seen.add(row["id"])
         captions, category = _captions(row), categories.get(id_key(row.get("category_id")))
         if category is None and (not captions or (row.get("category_id") is not None and categories)):
@@ -319,15 +312,9 @@ def _rotation(row: Mapping[str, Any]) -> float:
     for key in _ANGLES:
         if key in row and row[key] and given is None:
             raise ValueError(
-                f"its box is turned by {key} = {row[key]!r}, in what unit and direction is not known; export polygons"
+                f"its box is rotated by {key} = {row[key]!r}, in an unknown unit and direction; export polygons"
             )
-    if not given:
-        return 0.0
-    try:
-        degrees = float(given)
-    except (TypeError, ValueError):
-        raise ValueError(f"attributes.rotation is {given!r}, expected degrees") from None
-    return degrees % 360
+    return read_degrees(given)
 
 
 def _segmentation_box(segmentation: Any) -> list[float]:
@@ -401,7 +388,7 @@ def _polygon(values: Any) -> list[float]:
     # What is far outside would make the rasterizer run forever.
     if len(polygon) % 2 or not all(abs(value) < 1e6 for value in polygon):
         raise ValueError(
-            "segmentation has a polygon of an odd number of coordinates, or a coordinate that is not a number"
+            "segmentation has a polygon with an odd number of coordinates, or a coordinate that is not a number"
         )
     return polygon
 

@@ -34,15 +34,6 @@ _BLOCK = 1 << 20
 Record = dict[str, Any] | RegionRecordError
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; errors name it."""
-    try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
-
-
 def read_json_list(path: str | Path) -> Iterator[Any]:
     """Yields the items of a JSON list one by one, so that a file of any size takes little memory."""
     with Path(path).open(encoding="utf-8-sig") as file:
@@ -184,11 +175,13 @@ class FolderIndex:
         found = fitting.get(shared, [])
         if found and shared < len(asked) and self._ends[tuple(asked[-shared:])] > 1:
             raise RegionRecordError(
-                f"{name!r} is not in {self.folder}, and {found[0].name} there may be that of others"
+                f"{name!r} is not in {self.folder}, and {found[0].name} there may belong to another image"
             )
         if len(found) > 1:
             listed = ", ".join(str(path.relative_to(self.folder)) for path in sorted(found)[:5])
-            raise RegionRecordError(f"{name!r} may be any of {listed} in {self.folder}; name the folder of one")
+            raise RegionRecordError(
+                f"{name!r} may be any of {listed} in {self.folder}; include the folder in the name"
+            )
         return found[0] if found else None
 
     @cached_property
@@ -244,6 +237,14 @@ def rotated_corners(box: Sequence[float], degrees: float) -> list[float]:
     return [value for dx, dy in corners for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)]
 
 
+def read_degrees(given: Any) -> float:
+    """Returns an angle in degrees from 0 to 360; what is not given, or empty, is 0."""
+    try:
+        return float(given or 0) % 360
+    except (TypeError, ValueError):
+        raise ValueError(f"its rotation is {given!r}, expected degrees") from None
+
+
 def bounds(polygon: Sequence[float]) -> list[float]:
     """Returns the box, xyxy, around points x, y, x, y, ..."""
     return [min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])]
@@ -275,6 +276,22 @@ def region_fields(
     allowed = allowed and cut[0] < cut[2] and cut[1] < cut[3]
     row = {"region_id": region_id, "box": cut if allowed else box, "mask": None, "points": None, "labels": None}
     return {**row, **fields, **({"clipped": True} if allowed and cut != box else {})}
+
+
+def image_fields(image: Any, image_id: Any, size: tuple[int, int], source: Any, **fields: Any) -> dict[str, Any]:
+    """Returns an image's row.
+
+    Args:
+        image: a path, or a picture as `RegionRecord` has it.
+        image_id: unique in the data set.
+        size: width and height.
+        source: what errors name.
+        fields: any other field of `RegionRecord`, and what a reader may say to the loader.
+    """
+    image = str(image) if isinstance(image, Path) else image
+    width, height = size
+    row = {"image": image, "image_id": str(image_id), "width": width, "height": height, "source": str(source)}
+    return {**row, **fields}
 
 
 def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: str = "caption") -> Iterator[Record]:

@@ -102,9 +102,9 @@ def _load(
     options = {"data_files": data_files, "split": split, "revision": revision, "streaming": not download}
     rows = datasets.load_dataset(path, config, **options)
     if image not in rows.features:
-        raise ValueError(f"columns: {path} has no column {image!r}, but {', '.join(rows.features)}.")
+        raise ValueError(f"columns: {path} has no column {image!r}; it has {', '.join(rows.features)}.")
     if not isinstance(rows.features[image], datasets.Image):
-        raise ValueError(f"columns: {path} holds no pictures in {image!r}, but {rows.features[image]}.")
+        raise ValueError(f"columns: column {image!r} of {path} has no pictures, but {rows.features[image]}.")
     return rows.cast_column(image, datasets.Image(decode=False))
 
 

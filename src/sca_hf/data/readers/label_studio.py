@@ -14,7 +14,8 @@ import numpy as np
 from ...processing.masks_sca import encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text, mask_extent
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, inside, read_json_list, region_fields
+from .coco import segmentation_mask
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, image_fields, inside, read_json_list, region_fields
 
 
 Source = Literal["annotations", "predictions"]
@@ -68,7 +69,7 @@ def read_label_studio(
         seen.add(record["image_id"])
         yield record
     if number and reader.unannotated == number:
-        remedy = ' or read what a model proposed with source="predictions"' if source == "annotations" else ""
+        remedy = ' or read model predictions with source="predictions"' if source == "annotations" else ""
         raise ValueError(f"{path}: none of {number} tasks has {source}; submit some in Label Studio{remedy}.")
 
 
@@ -115,18 +116,8 @@ class _Export:
                 regions.append(self._region(region_id, rows, place, size, where))
             else:
                 _leave_out(rows, left_out, notes)
-        return {
-            "image": str(path),
-            "image_id": image_id,
-            "width": size[0],
-            "height": size[1],
-            "task": self.task,
-            "regions": regions,
-            "source": str(self.path),
-            "left_out": left_out,
-            "notes": notes,
-            "measured": True,
-        }
+        told = {"left_out": left_out, "notes": notes, "measured": True}
+        return image_fields(path, image_id, size, self.path, task=self.task, regions=regions, **told)
 
     def _results(self, row: Mapping[str, Any], where: str, notes: list[str]) -> list[Mapping[str, Any]]:
         found = row.get(self.source) or (row.get("completions") if self.source == "annotations" else None) or []
@@ -139,7 +130,7 @@ class _Export:
             return []
         if len(kept) > 1 and self.version == "only":
             raise RegionRecordError(
-                f'{where}: the task has {len(kept)} {self.source}; say which counts with version="latest" or "first"'
+                f'{where}: the task has {len(kept)} {self.source}; choose one with version="latest" or "first"'
             )
         if self.version == "latest":
             kept.sort(key=lambda one: str(one.get("updated_at") or one.get("created_at") or ""), reverse=True)
@@ -153,7 +144,7 @@ class _Export:
         keys = [self.image] if self.image else ["image"] if "image" in keys else keys
         if len(keys) != 1 or not isinstance(data.get(keys[0]), str):
             found = ", ".join(map(str, data))
-            raise RegionRecordError(f'{where}: say which of its data is the picture with image="KEY"; it has {found}')
+            raise RegionRecordError(f'{where}: choose the key of the picture with image="KEY"; its data has {found}')
         inner = _inner_path(data[keys[0]])
         try:
             path = self.index.find(inner) or inside(self.images, _UPLOAD.sub("", inner.rsplit("/", 1)[-1]))
@@ -198,9 +189,11 @@ class _Export:
                 if key.endswith("labels") and isinstance(listed, list):
                     labels.update((str(label), None) for label in listed)
         if len(labels) > 1:
-            raise ValueError(f"it has the labels {', '.join(labels)}; a region has one")
+            raise ValueError(f"it has the labels {', '.join(labels)}; a region must have only one")
         if self.text is None and len(areas) > 1:
-            raise ValueError(f'it has the text areas {", ".join(areas)}; say which holds captions with text="NAME"')
+            raise ValueError(
+                f'it has the text areas {", ".join(areas)}; choose the one with captions with text="NAME"'
+            )
         name = next(iter(labels), None)
         category = None if name is None else category_text(name, self.names)
         captions = areas.get(self.text, []) if self.text else next(iter(areas.values()), [])
@@ -224,7 +217,7 @@ def _leave_out(rows: Sequence[Mapping[str, Any]], left_out: dict[str, list[str]]
         elif kind in ("keypoint", "vector", "bitmask"):
             left_out.setdefault(f"{kind} regions", []).append("?")
         else:
-            notes.append(f"results of the type {kind} that belong to no region are not read")
+            notes.append(f"results of type {kind} without a region are not read")
 
 
 def _shape(row: Mapping[str, Any]) -> str | None:
@@ -255,8 +248,6 @@ def _box_and_mask(place: Mapping[str, Any], size: tuple[int, int]) -> tuple[list
     box = [*points.min(0).tolist(), *points.max(0).tolist()]
     if shape == "rectangle" and not value.get("rotation"):
         return box, None
-    from .coco import segmentation_mask
-
     return box, segmentation_mask([points.ravel().tolist()], size)
 
 
@@ -347,13 +338,13 @@ def decode_brush(rle: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     count, width = take(32), take(5) + 1
     widths = [take(4) + 1 for _ in range(4)]
     if count != size[0] * size[1] * 4:
-        raise ValueError(f"the brush's rle holds {count} values, a picture of {size[0]} x {size[1]} has 4 a pixel")
+        raise ValueError(f"the brush's rle holds {count} values, a picture of {size[0]} x {size[1]} has 4 per pixel")
     values = np.zeros(count, bool)
     done = 0
     while done < count:
         repeated, length = take(1), take(widths[take(2)]) + 1
         if done + length > count:
-            raise ValueError("the brush's rle has more values than it says")
+            raise ValueError("the brush's rle has more values than it declares")
         if repeated:
             values[done : done + length] = take(width) != 0
         else:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, mask_extent
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, read_json, region_fields
+from .coco import segmentation_mask
+from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, image_fields, region_fields
 
 
 # Shapes without an inside.
@@ -48,7 +50,7 @@ def read_labelme(
         raise ValueError(f"root: {root} is not a directory, expected the one with the JSON files.")
     paths = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
     if not paths:
-        raise ValueError(f"{root} holds no JSON file.")
+        raise ValueError(f"{root} has no JSON files.")
     index = FolderIndex(Path(images)) if images else None
     stems = {path.with_suffix("") for path in paths}
     pictures = [path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -94,17 +96,7 @@ def _record(
             regions.append(_region(region_id, members, size, task, names, clip))
         except ValueError as error:
             regions.append(RegionRecordError(f"{where}, region {region_id}: {error}"))
-    return {
-        "image": image if isinstance(image, dict) else str(image),
-        "image_id": image_id,
-        "width": size[0],
-        "height": size[1],
-        "task": task,
-        "regions": regions,
-        "source": str(path),
-        "left_out": left_out,
-        "measured": True,
-    }
+    return image_fields(image, image_id, size, path, task=task, regions=regions, left_out=left_out, measured=True)
 
 
 def _picture(path: Path, content: Mapping[str, Any], images: FolderIndex | None, where: str) -> Any:
@@ -142,7 +134,7 @@ def _region(
     places = [_place(shape, size) for shape in shapes]
     masks = [mask for _, mask in places if mask is not None]
     if masks and len(masks) < len(places):
-        raise ValueError(f"its group_id {shapes[0].get('group_id')} joins rectangles and polygons; use one of both")
+        raise ValueError(f"its group_id {shapes[0].get('group_id')} mixes rectangles and polygons; use only one kind")
     box = [min(b[0] for b, _ in places), min(b[1] for b, _ in places)]
     box += [max(b[2] for b, _ in places), max(b[3] for b, _ in places)]
     mask = None if not masks else masks[0] if len(masks) == 1 else _united(masks)
@@ -181,8 +173,6 @@ def _place(shape: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float]
     # Some forks write the four corners of an upright rectangle.
     if kind == "rectangle" and all(point[0] in box[::2] and point[1] in box[1::2] for point in points.tolist()):
         return box, None
-    from .coco import segmentation_mask
-
     return box, segmentation_mask([points.ravel().tolist()], size)
 
 

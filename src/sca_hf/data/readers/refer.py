@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..region import RegionRecordError, category_text, check_names
 from .coco import mask_fields, segmentation_mask, xywh_box
-from .common import Clip, Record, find_file, read_json, region_fields
+from .common import Clip, Record, find_file, region_fields
 
 
 # Where the toolkit's own instructions put the pictures, seen from the folder of a data set.
@@ -97,7 +98,7 @@ def _instances(path: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[st
             {row["id"]: str(row["name"]) for row in content["categories"]},
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not as refer's: {error} is missing.") from None
+        raise ValueError(f"{path} is not in refer's format: {error} is missing.") from None
 
 
 def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:
@@ -114,7 +115,9 @@ def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:
                 chosen.setdefault(ref["image_id"], []).append(ref)
                 ref["ref_id"]  # the order of the regions
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not as refer's: expected a list of refs with split and ids ({error}).") from None
+        raise ValueError(
+            f"{path} is not in refer's format: expected a list of refs with split and ids ({error})."
+        ) from None
     if not chosen:
         raise ValueError(f"split is {split!r}, {path} has {', '.join(sorted(splits)) or 'no refs'}.")
     return chosen
@@ -178,11 +181,11 @@ class _PlainUnpickler(pickle.Unpickler):
             return _PLAIN_CLASSES[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, which plain values do not need"
+                f"it loads {module_name}.{global_name}, which plain values do not need"
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside of the file")
+        raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def load_plain_pickle(path: str | Path) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..region import RegionRecordError
 from .coco import segmentation_mask, xywh_box
-from .common import Clip, Record, region_fields
+from .common import Clip, Record, image_fields, region_fields
 
 
 _MEMBER = re.compile(r"sa_(\d+)\.(jpg|json)")
@@ -136,7 +136,7 @@ def _read_table(path: Path) -> Any:
             return parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
-    raise ValueError(f"captions: {path} is none of .tsv, .jsonl and .parquet.")
+    raise ValueError(f"captions: {path} is not a .tsv, .jsonl or .parquet file.")
 
 
 def _numbers(table: Any, column: str, path: Path) -> np.ndarray:
@@ -224,7 +224,7 @@ def _record(
     for key, captions in table.of_image(number).items():
         problem = f"{where}, image sa_{number}, region {key}"
         if key not in rows:
-            regions.append(RegionRecordError(f"{problem}: the table has it, the annotations have not"))
+            regions.append(RegionRecordError(f"{problem}: it is in the table but not in the annotations"))
             continue
         try:
             box = xywh_box(rows[key].get("bbox"))
@@ -236,13 +236,4 @@ def _record(
             regions.append(RegionRecordError(f"{problem}: {error}"))
             continue
         regions.append(region_fields(str(key), box, size, clip, mask=mask, captions=captions))
-    return {
-        "image": picture,
-        "image_id": f"sa_{number}",
-        "width": size[0],
-        "height": size[1],
-        "task": "caption",
-        "regions": regions,
-        "source": where,
-        "left_out": left_out,
-    }
+    return image_fields(picture, f"sa_{number}", size, where, task="caption", regions=regions, left_out=left_out)

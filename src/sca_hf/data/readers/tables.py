@@ -12,7 +12,7 @@ from typing import Any
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
 from .coco import mask_fields
-from .common import FolderIndex, Record, inside
+from .common import FolderIndex, Record, image_fields, inside
 
 
 _ROWS_PER_BATCH = 64
@@ -110,17 +110,9 @@ def _record(
             regions.append(_region(region, place, size, names))
         except (TypeError, ValueError) as error:
             regions.append(RegionRecordError(f"{where}, region {place}: {error}"))
-    return {
-        **row,
-        "image": image,
-        "image_id": str(key if row.get("image_id") is None else row["image_id"]),
-        "width": size[0],
-        "height": size[1],
-        "task": task or row.get("task") or "caption",
-        "regions": regions,
-        "source": where,
-        "measured": not known,
-    }
+    image_id = key if row.get("image_id") is None else row["image_id"]
+    own = {"task": task or row.get("task") or "caption", "regions": regions, "measured": not known}
+    return {**row, **image_fields(image, image_id, size, where, **own)}
 
 
 def _image(image: Any, index: FolderIndex) -> Any:
@@ -141,7 +133,7 @@ def _image(image: Any, index: FolderIndex) -> Any:
     if found is not None and not given.is_absolute() and not found.is_file():
         found = index.find(name, whole=True) or found
     if found is None or ".." in given.parts:
-        raise ValueError(f"its image {name!r} does not lie in {images}")
+        raise ValueError(f"its image {name!r} is not in {images}")
     return str(found)
 
 

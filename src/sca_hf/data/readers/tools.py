@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ...files import read_json
 from .coco import read_coco, unnamed_images
-from .common import Clip, Crowd, Record, read_json
+from .common import Clip, Crowd, Record
 from .voc import read_voc
 from .yolo import read_yolo
 

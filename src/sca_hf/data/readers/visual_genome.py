@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from ...files import read_json
 from ..region import RegionRecordError
 from .coco import xywh_box
-from .common import Clip, Record, find_file, inside, read_json, read_json_list, region_fields
+from .common import Clip, Record, find_file, inside, read_json_list, region_fields
 
 
 # The two archives of pictures; whoever unpacks them into one folder is understood too.
@@ -96,7 +97,7 @@ def read_grit(
         for row in content["annotations"]:
             rows.get(row["image_id"], strays).append(row)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{source} is not as GRiT's: {error} is missing.") from None
+        raise ValueError(f"{source} is not in GRiT's format: {error} is missing.") from None
     del content
     for row in strays:
         yield RegionRecordError(f"{source}, region {row.get('id')}: there is no image {row['image_id']}")
@@ -116,7 +117,7 @@ def read_grit(
 
 def _file(root: str | Path | None, path: str | Path | None, name: str) -> Path:
     if path is None and root is None:
-        raise ValueError(f"{name}: say where {name}.json lies, or root=FOLDER.")
+        raise ValueError(f"{name}: pass the path of {name}.json, or root=FOLDER.")
     found = Path(path) if path is not None else Path(root or "") / f"{name}.json"
     if not found.is_file():
         raise ValueError(f"{name}: there is no file {found}.")
@@ -125,7 +126,7 @@ def _file(root: str | Path | None, path: str | Path | None, name: str) -> Path:
 
 def _image_folders(root: str | Path | None, images: str | Path | None) -> list[Path]:
     if images is None and root is None:
-        raise ValueError("images: say where the pictures lie.")
+        raise ValueError("images: pass the folder of the pictures.")
     folders = [Path(images)] if images is not None else [Path(root or ""), Path(root or "") / "images"]
     if not any(folder.is_dir() for folder in folders):
         raise ValueError(f"images: there is no folder {folders[0]}.")
@@ -166,7 +167,7 @@ def _record(
         path = find_file([folder / part for folder in folders for part in _FOLDERS[1:]], [Path(names[-1]).name])
     if path is None:
         refused = all(inside(folders[0], name) is None for name in names)
-        problem = "leads out of the folder" if refused else "is not"
+        problem = "points outside the folder" if refused else "is not"
         raise RegionRecordError(f"{where}: the picture {names[0]!r} {problem} in {folders[0]}")
     return {"image": str(path), "image_id": image_id, "width": width, "height": height}
 

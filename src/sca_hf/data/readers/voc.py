@@ -21,7 +21,9 @@ from .common import (
     bounds,
     category_fields,
     find_file,
+    image_fields,
     inside,
+    read_degrees,
     read_lines,
     region_fields,
     rotated_corners,
@@ -120,7 +122,7 @@ class _VocFolder:
         for path in self.files(None):
             with suppress(OSError):  # told when it is read
                 if _ZERO.search(path.read_bytes()):
-                    return False, [f"pixels are taken to count from 0: {path} has an edge of 0"]
+                    return False, [f"pixels are read as 0-based: {path} has an edge of 0"]
         return True, []
 
     def files(self, split: str | None) -> list[Path]:
@@ -128,7 +130,7 @@ class _VocFolder:
         if split is None:
             found = [path for path in self.annotations.rglob("*") if path.suffix.lower() == ".xml"]
             if not found:
-                raise ValueError(f"{self.annotations} holds no XML file; say annotations=FOLDER.")
+                raise ValueError(f"{self.annotations} has no XML files; pass annotations=FOLDER.")
             # Names that begin with a dot are what file systems leave behind.
             return sorted(path for path in found if not path.name.startswith("."))
         listed = inside(self.root / "ImageSets" / "Main", f"{split}.txt")
@@ -142,7 +144,7 @@ class _VocFolder:
         paths = [inside(self.annotations, f"{stem}.xml") for stem in stems]
         for stem, path in zip(stems, paths, strict=True):
             if path is None:
-                raise ValueError(f"{listed} names {stem!r}, which leads out of {self.annotations}.")
+                raise ValueError(f"{listed} names {stem!r}, which points outside {self.annotations}.")
         return [path for path in paths if path is not None]
 
     def record(self, path: Path, annotation: ElementTree.Element, rule: _SizeRule) -> dict[str, Any]:
@@ -163,16 +165,7 @@ class _VocFolder:
                 remedy += ', size="scale" if the picture was resized' if known else ""
                 raise RegionRecordError(f"{where}: {stated}, the picture is {actual[0]} x {actual[1]}; say {remedy}")
             scale = (actual[0] / told[0], actual[1] / told[1])
-        return {
-            "image": str(image),
-            "image_id": image_id,
-            "width": actual[0],
-            "height": actual[1],
-            "regions": [],
-            "source": str(path),
-            "scale": scale,
-            "measured": not stored,
-        }
+        return image_fields(image, image_id, actual, path, regions=[], scale=scale, measured=not stored)
 
     def _find_picture(self, path: Path, annotation: ElementTree.Element, where: str) -> Path:
         # Of a path, as some tools write, only the name counts; a subfolder counts that the XML lies in as well.
@@ -188,8 +181,8 @@ class _VocFolder:
         by_stem = find_file(folders, spellings(path.stem + (Path(named).suffix or ".jpg")))
         if by_name and by_stem and not by_name.samefile(by_stem) and self.picture is None:
             raise RegionRecordError(
-                f"{where}: the XML's filename leads to {by_name}, its own name to {by_stem}; "
-                'say which holds with picture="filename" or picture="stem"'
+                f"{where}: the XML's filename means {by_name}, its own name {by_stem}; "
+                'choose with picture="filename" or picture="stem"'
             )
         found = (by_stem or by_name) if self.picture == "stem" else (by_name or by_stem)
         if found is None:  # under another spelling of its name
@@ -250,7 +243,7 @@ def _shape(
         box = bounds([value for polygon in polygons for value in polygon])
     else:
         box = _box(item, one_based, scale)
-        degrees = _degrees(_attributes(item).get("rotation"))
+        degrees = read_degrees(_attributes(item).get("rotation"))
         if degrees and not polygons:  # as CVAT has it
             polygons = [rotated_corners(box, degrees)]
             # Tools keep a box inside the picture, but not the corners that come of turning it.
@@ -284,13 +277,6 @@ def _attributes(item: ElementTree.Element) -> dict[str, str]:
     return {(each.findtext("name") or "").strip(): (each.findtext("value") or "").strip() for each in found}
 
 
-def _degrees(rotation: str | None) -> float:
-    try:
-        return float(rotation or 0) % 360
-    except ValueError:
-        raise ValueError(f"its rotation is {rotation!r}, expected degrees") from None
-
-
 def _caption(item: ElementTree.Element) -> dict[str, list[str]]:
     caption = _attributes(item).get("caption")
     return {"captions": [caption]} if caption else {}
@@ -310,7 +296,7 @@ def _box(item: ElementTree.Element, one_based: bool, scale: tuple[float, float])
     x0, y0, x1, y1 = edges
     # Counted from 1 this would be a single pixel; what it is, is a click without a drag.
     if one_based and 0 in (x0, y0):
-        raise ValueError("an edge is 0, but one_based=True counts pixels from 1; leave it out, or say one_based=False")
+        raise ValueError("an edge is 0, but one_based=True counts pixels from 1; omit it, or pass one_based=False")
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"bndbox {x0:g}, {y0:g}, {x1:g}, {y1:g} is empty, expected xmin < xmax and ymin < ymax")
     shift = 1 if one_based else 0

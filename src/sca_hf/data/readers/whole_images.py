@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import read_json
 from ..pictures import image_size
 from ..region import RegionRecordError
 from .coco import Locator, default_images, place_image, rows_of, unnamed_images
-from .common import FolderIndex, Record, inside, read_json, read_json_list
+from .common import FolderIndex, Record, image_fields, inside, read_json_list
 
 
 def read_coco_captions(
@@ -30,7 +31,8 @@ def read_coco_captions(
     for row in rows_of(content, "annotations", source):
         if row.get("image_id") not in captions:
             yield RegionRecordError(
-                f"{source}, image {row.get('image_id')}: there is no such image, but the caption {row.get('id')} of it"
+                f"{source}, image {row.get('image_id')}: caption {row.get('id')} refers to this image, which does "
+                "not exist"
             )
             continue
         captions[row["image_id"]].append(str(row.get("caption") or "").strip())
@@ -70,7 +72,7 @@ def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption")
         try:
             path = index.find(row["image"], whole=True) or inside(index.folder, row["image"])
             if path is None:
-                raise RegionRecordError("its file name leads out of the folder of images")
+                raise RegionRecordError("its file name points outside the image folder")
             size = image_size(path)
         except RegionRecordError as error:
             yield RegionRecordError(f"{where}: {error}")
@@ -87,12 +89,4 @@ def _only_captions(task: str) -> None:
 def _record(path: Path, key: str, size: tuple[int, int], captions: Sequence[str], source: Path) -> dict[str, Any]:
     box = [0.0, 0.0, float(size[0]), float(size[1])]
     regions = [{"region_id": key, "box": box, "captions": list(captions)}] if captions else []
-    return {
-        "image": str(path),
-        "image_id": key,
-        "width": size[0],
-        "height": size[1],
-        "task": "caption",
-        "regions": regions,
-        "source": str(source),
-    }
+    return image_fields(path, key, size, source, task="caption", regions=regions)

@@ -19,6 +19,7 @@ from .common import (
     Record,
     bounds,
     category_fields,
+    image_fields,
     inside,
     may_be_picture,
     read_lines,
@@ -80,8 +81,7 @@ def read_yolo(
                 regions.append(region_fields(region_id, box, size, clip, mask=mask, **texts))
             except ValueError as error:
                 regions.append(RegionRecordError(f"{where}, region {region_id}: line {index + 1}: {error}"))
-        record = {"image": str(path), "image_id": image_id, "width": size[0], "height": size[1], "measured": True}
-        yield {**record, "task": task, "regions": regions, "source": str(label)}
+        yield image_fields(path, image_id, size, label, task=task, regions=regions, measured=True)
     lines.refuse_doubt(base)
 
 
@@ -161,9 +161,9 @@ def _pictures(
         entries = config[split] if isinstance(config[split], list) else [config[split]]
         places = [_place(base, config.get("path"), entry) for entry in entries]
     elif there and split is not None:
-        raise ValueError(f"split: data.yaml in {base} has no {split!r}, but {', '.join(there)}.")
+        raise ValueError(f"split: data.yaml in {base} has no {split!r}; it has {', '.join(there)}.")
     elif there:
-        raise ValueError(f"{base}: say which split of data.yaml to read, as split={there[0]}: {', '.join(there)}.")
+        raise ValueError(f"{base}: choose a split of data.yaml, for instance split={there[0]}: {', '.join(there)}.")
     else:
         options = [base / "images", base] if split is None else [base / "images" / split, base / split / "images"]
         place = next((folder for folder in options if folder.is_dir()), None)
@@ -196,7 +196,9 @@ def _place(base: Path, inner: Any, entry: Any) -> Path:
     tried = [inside(folder, name) for name in spellings for folder in (below, base) if folder is not None]
     found = next((path for path in tried if path is not None and path.exists()), None)
     if found is None:
-        raise ValueError(f"{base}: data.yaml names {entry!r}, which is not there or lies outside; say images=FOLDER.")
+        raise ValueError(
+            f"{base}: data.yaml names {entry!r}, which does not exist or is outside the folder; pass images=FOLDER."
+        )
     return found
 
 
@@ -207,7 +209,7 @@ def _listed(path: Path, base: Path) -> Iterable[Path]:
         beside = inside(path.parent, name)
         found = beside if beside is not None and beside.is_file() else index.find(name)
         if found is None:
-            raise ValueError(f"{path} names {name!r}, which is not there or lies outside of {base}.")
+            raise ValueError(f"{path} names {name!r}, which does not exist or is outside {base}.")
         yield found
 
 
@@ -242,10 +244,10 @@ class _Labeling:
             for path in sorted(root.rglob("*.txt")) if root.is_dir() else ():
                 if path not in used and _is_labels(path):
                     used.add(path)
-                    text = f"{path}: these are labels, but there is no picture of this name in {folder}"
+                    text = f"{path}: labels without a picture of this name in {folder}"
                     self.strays.append(RegionRecordError(text))
         if not any(label.is_file() for label in found.values()):
-            raise ValueError(f"{self.base}: none of {len(found)} pictures has a file of labels; say labels=FOLDER.")
+            raise ValueError(f"{self.base}: none of {len(found)} pictures has a label file; pass labels=FOLDER.")
         return found
 
     @cache  # noqa: B019, as long as a data set is read
@@ -279,7 +281,7 @@ def _rows(path: Path, where: str, unlabeled: bool) -> list[tuple[int, str]]:
     if not path.is_file():
         if unlabeled:
             return []
-        raise RegionRecordError(f"{where}: there is no such file of labels")
+        raise RegionRecordError(f"{where}: there is no such label file")
     try:
         return [(index, line) for index, line in enumerate(read_lines(path)) if line.strip()]
     except (OSError, ValueError) as error:
@@ -308,7 +310,7 @@ class _Lines:
             x, y, w, h = values
             return number, [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height], None
         if len(values) < 6 or len(values) % 2:
-            raise ValueError(f"{len(values)} numbers follow the class, expected 4 of a box, or pairs of a polygon")
+            raise ValueError(f"{len(values)} numbers follow the class, expected 4 for a box, or pairs for a polygon")
         self.polygons[len(values)] += 1
         self.doubtful += _within_box(list(zip(values[4::2], values[5::2], strict=True)), values)
         polygon = [value * (height if index % 2 else width) for index, value in enumerate(values)]
@@ -319,11 +321,11 @@ class _Lines:
         try:
             number, values = float(fields[0]), [float(field) for field in fields[1:]]
         except ValueError:
-            raise ValueError(f"{line.strip()[:60]!r} holds something that is not a number") from None
+            raise ValueError(f"{line.strip()[:60]!r} contains something that is not a number") from None
         if not number.is_integer() or not 0 <= number < len(self.classes):
             raise ValueError(f"class is {fields[0]}, expected a whole number from 0 to {len(self.classes) - 1}")
         if not self.classes[int(number)]:
-            raise ValueError(f"class {int(number)} has no name: its line in the file of class names is blank")
+            raise ValueError(f"class {int(number)} has no name: its line in the class file is blank")
         if not all(math.isfinite(value) and abs(value) <= 2 for value in values):
             raise ValueError("coordinates are not fractions of the image's size, expected numbers from 0 to 1")
         return int(number), values
@@ -352,8 +354,8 @@ class _Lines:
             return values[:4]
         if _within_box([(x, y) for x, y, seen in points if seen], values):
             raise ValueError(
-                f"{len(values)} numbers may be a polygon, or a box and key points with their visibility; say "
-                f"kpt_shape in data.yaml, or keypoints={more} or keypoints=0 (polygons)"
+                f"{len(values)} numbers may be a polygon, or a box and key points with their visibility; set "
+                f"kpt_shape in data.yaml, or pass keypoints={more} or keypoints=0 (polygons)"
             )
         return values
 
@@ -366,8 +368,8 @@ class _Lines:
         count, total = next(iter(self.polygons), 0), self.polygons.total()
         if self.keypoints is None and len(self.polygons) == 1 and count > 8 and total >= 3 and self.doubtful == total:
             raise ValueError(
-                f"{base}: all {total} lines of more than a box have {count} numbers, and the first four would be a "
-                f"box around the others: they may be key points, not polygons; say kpt_shape in data.yaml, or "
+                f"{base}: all {total} lines longer than a box have {count} numbers, and the first four would be a "
+                f"box around the others: they may be key points, not polygons; set kpt_shape in data.yaml, or pass "
                 f"keypoints={count - 4} or keypoints=0 (polygons)."
             )
 

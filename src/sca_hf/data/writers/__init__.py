@@ -44,7 +44,7 @@ def write_regions(
         raise ValueError(f"tool is {tool!r}, expected one of {', '.join(WRITERS)}.")
     output = Path(output)
     if output.exists():
-        raise FileExistsError(f"{output} exists and may hold corrections; rename or remove it to write it again.")
+        raise FileExistsError(f"{output} exists and may contain corrections; rename or remove it to write it again.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with staged(output) as folder:
         report = WRITERS[tool](records, folder, shapes)

@@ -64,5 +64,5 @@ def _data_yaml(classes: Mapping[str, int]) -> str:
     # Quoted, as Ultralytics reads YAML 1.1, where a class called `no` would be false.
     names = (quoted_yaml(name) for name in classes)
     # Ultralytics asks for both.
-    head = "# Divide the pictures before you train: val is the same as train.\ntrain: images\nval: images\nnames:\n"
+    head = "# Split the pictures before you train: val is the same as train.\ntrain: images\nval: images\nnames:\n"
     return head + "".join(f"  {number}: {name}\n" for number, name in enumerate(names))

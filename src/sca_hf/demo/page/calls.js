@@ -3,7 +3,7 @@
 const $ = (name) => element.querySelector(`[data-id="${name}"]`);
 const all = (selector) => [...element.querySelectorAll(selector)];
 const PING = 600, PATIENCE = 1200; // milliseconds; a lost server is said within their sum
-const LOST = "The server does not answer. What you did is kept.";
+const LOST = "The server does not respond. Your input is kept.";
 
 // What is being waited for; `lost` where a call failed, `down` where the server was asked and did not answer either;
 // what is to be done once more; which picture was chosen last.
@@ -55,7 +55,7 @@ function found() {
   if (line.about === "server") say(null);
   if (down) retry();
   // It is there, and yet did not take what it was sent: doing that again and again by ourselves would not help.
-  else if (line.failed.size) say("The server could not do this; what you did is kept.", "server", true);
+  else if (line.failed.size) say("The server could not do this. Your input is kept.", "server", true);
 }
 
 // While something is waited for, or the server is lost, it is asked whether it is there.

@@ -45,7 +45,7 @@ async function openPicture(source, preview, width, height) {
   Object.assign(state, rest);
   if (state.image) showPicture(picture, ...view);
   else $("canvas").hidden = !($("drop").hidden = false);
-  status(state.image ? "The picture from before." : "Choose a picture, or one of the examples.");
+  status(state.image ? "Back to the previous picture." : "Choose a picture, or one of the examples.");
   render();
 }
 
@@ -79,7 +79,7 @@ async function readFile(file) {
   if (!state.start) return say("The page is not connected yet.", "start");
   if (!file) return say("Only files can be dropped here; save the picture first.", "open_picture");
   if (file.size > state.start.limits.bytes)
-    return say(`This file is too large; pictures of up to ${Math.floor(state.start.limits.bytes / 2 ** 20)} MB are taken.`, "open_picture");
+    return say(`This file is too large; the limit is ${Math.floor(state.start.limits.bytes / 2 ** 20)} MB.`, "open_picture");
   status(`Opening ${file.name || "the picture"} …`);
   const preview = new Image(), reader = new FileReader(), turn = ++line.chosen;
   preview.src = URL.createObjectURL(file);
@@ -128,7 +128,7 @@ function target(refine) {
 }
 
 function addPoint(point, label, refine) {
-  if (label === 0 && !active()) return say("Point at something first, then at what does not belong to it.", "describe");
+  if (label === 0 && !active()) return say("Point at something first, then at the parts to leave out.", "describe");
   remember();
   const region = target(refine || label === 0);
   region.prompt.points.push(point);
@@ -250,7 +250,7 @@ async function captionEverything() {
   }));
   Object.assign(state, { lit: null, active: { ...state.active, anything: null } });
   render();
-  status(state.anything.length ? `${state.anything.length} regions. Choose one to read it.` : "Nothing was found. Dense finds more.");
+  status(state.anything.length ? `${state.anything.length} regions. Choose one to read it.` : "Nothing found. Dense finds more.");
 }
 
 function cancel() {
@@ -331,7 +331,7 @@ async function changeModel(name) {
   Object.assign(state, { anything: [], past: [] });
   render();
   for (const region of state.prompt) describe(region);
-  status(`Now with ${name}.`);
+  status(`Now using ${name}.`);
 }
 
 function setMode(mode) {

@@ -71,12 +71,12 @@ function item(region) {
 function numbers(region) {
   const { score, masks } = region.result, sure = [score].flat()[0];
   const row = make("div", { class: "numbers" });
-  if (unsure(region.result)) row.append(make("strong", { title: "The model was trained on nothing like this: its caption is a guess." }, "unsure: nothing it knows looks like this"));
+  if (unsure(region.result)) row.append(make("strong", { title: "The region is unlike the training data: the caption is a guess." }, "unsure: unlike anything it knows"));
   if (sure !== null && sure !== undefined)
     row.append(make("span", { title: `mean log-probability of the caption's tokens: ${sure.toFixed(2)}` }, `words ${percent(Math.exp(sure))}`));
   row.append(make("span", { title: "the model's own estimate of the mask's IoU" }, `outline ${percent(masks[region.chosen || 0].iou)}`));
   if (masks.length > 1) {
-    const group = make("span", { role: "group", "aria-label": `Outlines of region ${region.id}`, title: "The model proposes several outlines: choose the one that you mean" }, "which ");
+    const group = make("span", { role: "group", "aria-label": `Outlines of region ${region.id}`, title: "The model proposes several outlines: choose one" }, "which ");
     masks.forEach((mask, index) =>
       group.append(button(
         { "data-key": `mask${region.id}-${index}`, "aria-pressed": String(index === region.chosen), "aria-label": `Outline ${index + 1} of region ${region.id}, ${percent(mask.iou)}` },

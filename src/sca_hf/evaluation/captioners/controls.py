@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...files import hash_file
 from ...processing.masks_sca import decode_rle
 from ..predictions import PredictionError, PredictionRecord, read_predictions
 from .interface import Captioner, ImageQuery, RegionPrediction
@@ -58,9 +58,7 @@ class PredictionsFile:
 
     def settings(self) -> dict[str, Any]:
         """Returns what changes its answers."""
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"kind": "predictions", "file": digest, "shuffle": self.shuffle}
+        return {"kind": "predictions", "file": hash_file(self.path), "shuffle": self.shuffle}
 
     def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
         """Returns what the file says of each region, found by image and region; in a file with neither, by id."""
@@ -90,7 +88,7 @@ def _shuffled(records: list[PredictionRecord], seed: int | None) -> list[Predict
     if seed is None:
         return records
     if len(records) < 2:
-        raise ValueError("one region cannot be shuffled; there must be another.")
+        raise ValueError("one region cannot be shuffled; at least two are needed.")
     order = np.random.default_rng(seed).permutation(len(records))
     # Each takes from the next in a random ring, so that none keeps its own.
     takes_from = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))

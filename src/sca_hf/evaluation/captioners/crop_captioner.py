@@ -91,7 +91,7 @@ class CropCaptioner:
         if self.style.area == "box":
             for region in (region for asked in images for region in asked.regions):
                 if region.resample_point is not None or (region.prompt.box is None and region.prompt.mask is None):
-                    raise ValueError("area=box cuts along a box that a point does not tell; cut along SAM's mask.")
+                    raise ValueError("area=box needs a box and the prompt is a point; use area=mask.")
         found = self._segment(images)
         crops: list[tuple[Image.Image, Image.Image]] = []
         for asked, regions in zip(images, found, strict=True):
@@ -113,7 +113,7 @@ class CropCaptioner:
         for asked in images:
             for region in asked.regions:
                 if region.resample_point is not None:
-                    raise ValueError(f"{self.name} has no SAM to find a mask with, in which to draw a point.")
+                    raise ValueError(f"{self.name} has no SAM, so no point can be drawn from its mask.")
         return [[_given(region) for region in asked.regions] for asked in images]
 
     def _chosen(self, segmented: SegmentedRegion | None) -> list[np.ndarray | None]:
@@ -194,7 +194,7 @@ def cut_region(
             f"the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {image.width} x {image.height}."
         )
     if mask is None and (style.area == "mask" or style.background != "keep"):
-        raise ValueError("there is no mask to cut along or to keep: give a SAM, masks as prompts, or area=box.")
+        raise ValueError("there is no mask to crop to: give a SAM, mask prompts, or area=box.")
     if mask is not None and not mask.any():
         mask = mask.copy()
         # The authors' stand-in for an empty mask.

@@ -130,7 +130,7 @@ class ChatCaptioner(_Referring):
         self.show, self.coordinates = show, coordinates
         self.question = QUESTIONS[show] if question is None else question
         if show == "coordinates" and "{box}" not in self.question:
-            raise ValueError(f"the question {self.question!r} does not say where to look: put {{box}} into it.")
+            raise ValueError(f"the question {self.question!r} does not say where to look: include {{box}} in it.")
         if not model.chats:
             raise ValueError(f"{name} has no chat template, so it cannot be asked a question.")
 
@@ -189,5 +189,5 @@ def _fractions(box: Sequence[float], image: Image.Image) -> tuple[float, ...]:
 
 def _asked_box(name: str, region: RegionQuery) -> list[float]:
     if region.prompt.box is None or region.prompt.points or region.resample_point is not None:
-        raise ValueError(f"{name} can be shown a region by its box only; give prompt=box.")
+        raise ValueError(f"{name} takes regions as boxes only; use prompt=box.")
     return region.prompt.box

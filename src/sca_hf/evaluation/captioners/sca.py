@@ -72,7 +72,7 @@ class ScaCaptioner:
                 inputs["reshaped_input_sizes"],
                 inputs["region_mask"],
             )
-            prompts = resampled_prompts(images, [[_Mask(record["mask"]) for record in regions] for regions in found])
+            prompts = resampled_prompts(images, [[record["mask"] for record in regions] for regions in found])
             inputs = self._inputs(images, prompts, pixels=False) | encoded
         outputs = self.model.generate(**inputs, output_caption_scores=True, **self.generation)
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
@@ -99,11 +99,6 @@ class ScaCaptioner:
         )
         inputs = self.processor(**shown, **processor_arguments(prompts), task=[asked.task for asked in images])
         return dict(inputs.to(self.model.device, self.model.dtype))
-
-
-@dataclass
-class _Mask:
-    best: np.ndarray
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -150,7 +145,8 @@ class Segmenter:
         found = self._decode(images, prompts, encoding)
         if all(region.resample_point is None for asked in images for region in asked.regions):
             return found
-        return self._decode(images, resampled_prompts(images, found), encoding)
+        best = [[region.best for region in regions] for regions in found]
+        return self._decode(images, resampled_prompts(images, best), encoding)
 
     def _decode(
         self, images: Sequence[ImageQuery], prompts: list[list[RegionPrompt]], encoding: ImageEncoding
@@ -186,17 +182,17 @@ class Segmenter:
         return mask_records(masks[:count].float(), ious[:count], upscale, pixels, all_masks=True)
 
 
-def resampled_prompts(images: Sequence[ImageQuery], found: Sequence[Sequence[Any]]) -> list[list[RegionPrompt]]:
+def resampled_prompts(images: Sequence[ImageQuery], best: Sequence[Sequence[np.ndarray]]) -> list[list[RegionPrompt]]:
     """Returns each region's prompt, a random pixel of its best mask in its place where that is asked for.
 
-    found: per image and region something with the mask (height, width) of best expected IoU in `best`.
+    best: per image and region the mask (height, width) of best expected IoU.
     """
     return [
         [
             region.prompt
             if region.resample_point is None
-            else RegionPrompt(points=[point_in_mask(mask.best, region.box, region.resample_point)], labels=[1])
+            else RegionPrompt(points=[point_in_mask(mask, region.box, region.resample_point)], labels=[1])
             for region, mask in zip(asked.regions, masks, strict=True)
         ]
-        for asked, masks in zip(images, found, strict=True)
+        for asked, masks in zip(images, best, strict=True)
     ]

@@ -59,7 +59,7 @@ def dense_map(images: Sequence[DenseImage], scorer: LanguageScorer) -> DenseResu
     matched = [_match(image) for image in images]
     total = sum(count for *_, count in matched)
     if not total:
-        raise ValueError("there is nothing to score: no image has a true box")
+        raise ValueError("there is nothing to score: no image has a ground-truth box")
     confidence = np.concatenate([np.asarray(image.scores, float) for image in images])
     order = np.argsort(-confidence, kind="stable")
     overlap = np.concatenate([m[0] for m in matched])[order]

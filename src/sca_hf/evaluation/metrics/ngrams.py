@@ -203,7 +203,7 @@ class DocumentFrequency:
         """Reads what `save` wrote."""
         values = json.loads(Path(path).read_text("utf-8"))
         if not isinstance(values, dict) or set(values) != {"pairs", "ngrams"}:
-            raise ValueError(f"{path}: holds no document frequencies, expected an object with pairs and ngrams.")
+            raise ValueError(f"{path} has no document frequencies, expected an object with pairs and ngrams.")
         return cls(**values)
 
     def save(self, path: str | Path) -> None:

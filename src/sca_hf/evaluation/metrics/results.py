@@ -38,11 +38,9 @@ class Sums:
         return float(self.finish(self.values.sum(0)))
 
 
-def mean_sums(per_item: Sequence[float], counted: Sequence[bool] | None = None) -> Sums:
-    """A plain mean as sums; items that are not `counted` add nothing. Not a number where nothing is counted."""
-    values = np.asarray(per_item, float)
-    weights = np.ones(len(values)) if counted is None else np.asarray(counted, float)
-    return Sums(np.stack([np.where(weights > 0, values, 0.0), weights], 1), ratio)
+def mean_sums(per_item: Sequence[float]) -> Sums:
+    """A plain mean as sums."""
+    return Sums(np.stack([np.asarray(per_item, float), np.ones(len(per_item))], 1), ratio)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -61,7 +59,7 @@ def check_pairs(candidates: Sequence[Tokens], references: Sequence[Sequence[Toke
     check_counts(candidates, references)
     for index, refs in enumerate(references):
         if isinstance(candidates[index], str) or any(isinstance(r, str) for r in refs):
-            raise TypeError(f"pair {index} holds a string, expected lists of tokens")
+            raise TypeError(f"pair {index} is a string, expected lists of tokens")
 
 
 def check_counts(candidates: Sequence[object], references: Sequence[Sequence[object]]) -> None:
@@ -104,7 +102,7 @@ def resample(
     tables = {id(metric.values): metric.values for metric in sums.values()}
     counts = {len(values) for values in tables.values()}
     if len(counts) != 1:
-        raise ValueError(f"metrics of {sorted(counts)} items cannot be drawn together")
+        raise ValueError(f"metrics of {sorted(counts)} items cannot be resampled together")
     if groups is not None:
         tables = {key: _grouped(values, groups) for key, values in tables.items()}
     items = len(next(iter(tables.values())))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .contents import ReportContents, build_contents
+from .contents import ReportContents, add_pictures, build_contents
 from .tables import render_html, render_markdown
 
 
@@ -27,14 +27,14 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     examples = [example for shown in contents.examples.values() for example in shown]
     if data is None:
-        contents.notes.append("There are no pictures, since no data were named.")
+        contents.notes.append("There are no pictures because no --data was given.")
     else:
-        from .contents import add_pictures
-
         add_pictures(examples, data)
         missing = sum(example.picture is None for example in examples)
         if missing:
-            contents.notes.append(f"{missing} of {len(examples)} regions have no picture; the reason is in its place.")
+            contents.notes.append(
+                f"{missing} of {len(examples)} regions have no picture; the reason is shown instead."
+            )
     page, text = folder / "report.html", folder / "report.md"
     page.write_text(render_html(contents), encoding="utf-8")
     text.write_text(render_markdown(contents), encoding="utf-8")

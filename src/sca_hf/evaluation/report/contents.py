@@ -155,7 +155,7 @@ def _names(files: Sequence[ScoredFile]) -> list[str]:
         names = [kind(file) for file in files]
         if len(set(names)) == len(names):
             return names
-    raise PredictionError(f"a file is given twice: {', '.join(str(file.path) for file in files)}.")
+    raise PredictionError(f"a file was given twice: {', '.join(str(file.path) for file in files)}.")
 
 
 def _by_size(records: Sequence[PredictionRecord]) -> list[Part]:
@@ -163,12 +163,11 @@ def _by_size(records: Sequence[PredictionRecord]) -> list[Part]:
     areas = [_area(record) for record in records]
     if any(area is None for area in areas):
         return []
-    parts = [
+    return [
         Part(f"{name} (< {_side(high)} px)" if high < math.inf else f"{name} (≥ {_side(low)} px)", found)
         for name, low, high in _SIZES
         if (found := [k for k, area in enumerate(areas) if area is not None and low <= area < high])
     ]
-    return parts
 
 
 def _side(area: float) -> str:

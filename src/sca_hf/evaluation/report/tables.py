@@ -94,7 +94,7 @@ def _differences(contents: ReportContents) -> Table:
         below = [f"{d.interval.low:+.4f} to {d.interval.high:+.4f}, p {d.p:.3f}" for d in found]
         rows.append([Cell(metric), *(Cell(f"{d.value:+.4f}", text) for d, text in zip(found, below, strict=True))])
     first = contents.systems[0].name
-    note = f"By a paired bootstrap over the same regions; p is two-sided, of no difference from {first}."
+    note = f"By a paired bootstrap over the same regions; p is two-sided, for no difference from {first}."
     return Table(f"Difference from {first}", note, ["metric", *contents.differences], rows)
 
 
@@ -108,7 +108,7 @@ def _breakdown(contents: ReportContents, name: str, parts: Sequence[Part]) -> Ta
         "size": "By the area of the box, in pixels of the original image.",
         "category": "The most frequent categories.",
     }[name]
-    note = f"{metric} of each part. {about}"
+    note = f"{metric} of each group. {about}"
     if metric == "CIDEr-D":
         note += " Document frequencies are those of all regions."
     return Table(f"By {name}", note, [name, "regions", *_names(contents)], rows)
@@ -129,7 +129,7 @@ def _names(contents: ReportContents) -> list[str]:
 _ABOUT = {
     "worst": "The lowest {metric} of {first}.",
     "best": "The highest {metric} of {first}.",
-    "random": "Drawn from all others.",
+    "random": "Drawn at random from the others.",
 }
 
 

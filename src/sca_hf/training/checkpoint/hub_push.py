@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from ...files import hash_file
 from ...modeling.base_models_sca import ADAPTER_FOLDER
 
 
@@ -25,7 +25,7 @@ def is_on_the_hub(checkpoint: Path, repo_id: str, token: str | None) -> bool:
     names = [path.relative_to(checkpoint).as_posix() for path in weights]
     found = HfApi(token=token).get_paths_info(repo_id, names)
     there = {entry.path: entry.lfs.sha256 for entry in found if isinstance(entry, RepoFile) and entry.lfs}
-    return all(there.get(name) == _sha256(path) for name, path in zip(names, weights, strict=True))
+    return all(there.get(name) == hash_file(path) for name, path in zip(names, weights, strict=True))
 
 
 def warn_of_failed_pushes(jobs: Iterable[Any], repo_id: str) -> None:
@@ -49,8 +49,3 @@ def copy_code(checkpoint: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
     if (checkpoint / ADAPTER_FOLDER).is_dir():
         shutil.copytree(checkpoint / ADAPTER_FOLDER, folder / ADAPTER_FOLDER, dirs_exist_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

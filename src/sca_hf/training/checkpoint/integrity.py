@@ -25,9 +25,15 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, is incomplete, or belongs to another run."""
 
 
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """Returns the newest whole checkpoint of a folder, ours or the stock Trainer's; None where there is none."""
-    for path in sorted(_checkpoints(Path(folder)), key=_step, reverse=True):
+def last_checkpoint(folder: str | Path, before: int | None = None) -> Path | None:
+    """Returns the newest whole checkpoint of a folder, ours or the stock Trainer's; None where there is none.
+
+    Args:
+        folder: The folder of the run.
+        before: Only checkpoints of earlier steps than this one.
+    """
+    paths = [path for path in _checkpoints(Path(folder)) if before is None or _step(path) < before]
+    for path in sorted(paths, key=_step, reverse=True):
         reason = incomplete_reason(path)
         if reason is None:
             return path
@@ -48,10 +54,12 @@ def incomplete_reason(checkpoint: Path) -> str | None:
         files = manifest.get("files") if isinstance(manifest, dict) else None
         if not isinstance(files, dict):
             return f"{MANIFEST} cannot be read"
-        return next((f"{name} is missing or cut" for name, size in files.items() if sizes.get(name) != size), None)
+        return next(
+            (f"{name} is missing or truncated" for name, size in files.items() if sizes.get(name) != size), None
+        )
     state = read_json(checkpoint / TRAINER_STATE_NAME)
     if not isinstance(state, dict) or state.get("global_step") != _step(checkpoint):
-        return f"{TRAINER_STATE_NAME} is missing or cut"
+        return f"{TRAINER_STATE_NAME} is missing or truncated"
     return next((f"{name} is cut" for name in sizes if not _is_complete(checkpoint / name, set(sizes))), None)
 
 

@@ -39,7 +39,7 @@ from ...files import (
     removed_on_error,
 )
 from ..presets import plain_name
-from ..stopping import StopOnRequest, early_stopping_of, sigterm_calls
+from ..stopping import DivergedError, StopOnRequest, early_stopping_of, sigterm_calls
 from .fingerprint import preserve_rng_state, run_differences, run_fingerprint
 from .hub_push import copy_code, is_on_the_hub, keep_from_the_hub, warn_of_failed_pushes
 from .integrity import (
@@ -138,7 +138,39 @@ class WholeCheckpoints(Trainer):
         self._resumed = self._agree_on_checkpoint(resume_from_checkpoint)
         waiting = sigterm_calls(self.stop_request.request) if self.args.enable_jit_checkpoint else nullcontext()
         with waiting:
-            return super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
+            output = super().train(str(self._resumed) if self._resumed else None, *args, **kwargs)
+        self._check_weights()
+        return output
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trains on a batch; ends the run at the first loss that is not finite.
+
+        Raises:
+            DivergedError: The loss is infinite or not a number.
+        """
+        loss = super().training_step(*args, **kwargs)
+        # The library waits for the loss at this point too (logging_nan_inf_filter).
+        if not torch.isfinite(loss).all():
+            raise DivergedError(self._where_diverged(f"the loss is {loss.item():g} in step", 1))
+        return loss
+
+    def _check_weights(self) -> None:
+        """Raises where a trained weight is not finite: such a model is neither saved nor called finished."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(getattr(parameter, "_local_tensor", parameter)).all():
+                raise DivergedError(self._where_diverged(f"{plain_name(name)} is not finite after step", 0))
+
+    def _where_diverged(self, what: str, ahead: int) -> str:
+        # The checkpoint of the step before holds the weights that led here.
+        step = self.state.global_step
+        last = last_checkpoint(self.args.output_dir, before=step)
+        good = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+        rate = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else self.args.learning_rate
+        return (
+            f"Training diverged: {what} {step + ahead} of {self.state.max_steps}, at a learning rate of {rate:g}. "
+            f"{good} Nothing is marked as finished. Train with a lower learning rate, a longer warmup or in bfloat16 "
+            "in place of float16, into another output."
+        )
 
     def _agree_on_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
         """Returns what every process resumes from; the first one looks, so that none sees another newest folder."""
@@ -158,7 +190,7 @@ class WholeCheckpoints(Trainer):
     def _checked_checkpoint(self, wanted: str | Path | bool) -> Path:
         path = last_checkpoint(self.args.output_dir) if wanted is True else Path(str(wanted))
         if path is None or not path.is_dir():
-            raise CheckpointError(f"There is no whole checkpoint {path or 'in ' + self.args.output_dir}.")
+            raise CheckpointError(f"There is no complete checkpoint {path or 'in ' + self.args.output_dir}.")
         if reason := incomplete_reason(path):
             other = last_checkpoint(path.parent)
             remedy = f"resume from {other}" if other else "start from scratch"
@@ -169,15 +201,15 @@ class WholeCheckpoints(Trainer):
             )
         manifest = read_json(path / MANIFEST)
         if not isinstance(manifest, dict):
-            logger.warning("%s does not say what run it belongs to: taken on trust.", path)
+            logger.warning("%s does not record which run it belongs to: it is trusted.", path)
         elif different := run_differences(manifest.get("run", {}), self._run):
             message = f"The checkpoint {path} belongs to another run: {'; '.join(different)}."
             if not getattr(self.args, "allow_changed_resume", False):
                 raise CheckpointError(
-                    f"{message} Give the former values, start again in another output_dir, or set "
-                    "allow_changed_resume=True to resume as another run."
+                    f"{message} Use the former values, start in another output_dir, or set allow_changed_resume=True "
+                    "to resume as another run."
                 )
-            logger.warning("%s Resuming all the same.", message)
+            logger.warning("%s Resuming anyway.", message)
         return path
 
     def get_train_dataloader(self) -> DataLoader:
@@ -187,6 +219,12 @@ class WholeCheckpoints(Trainer):
         resumed run is another process.
         """
         loader = super().get_train_dataloader()
+        if hasattr(self.train_dataset, "__len__") and not len(loader):
+            raise ValueError(
+                f"{len(self.train_dataset)} images make no batch of {self.args.train_batch_size} on "
+                f"{self.args.world_size} processes, so there is nothing to train on: give more images or a smaller "
+                "per_device_train_batch_size, or leave dataloader_drop_last out."
+            )
         getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
@@ -238,6 +276,7 @@ class WholeCheckpoints(Trainer):
             self.args.save_total_limit = limit
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._check_weights()
         self._saved = True
         run_dir = Path(super()._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -248,7 +287,9 @@ class WholeCheckpoints(Trainer):
                 self._finish(self._staging / target.name, target)
         except DiskFullError as error:
             last = last_checkpoint(run_dir)
-            raise CheckpointError(f"{error} " + (f"The last whole checkpoint is {last}." if last else "")) from error
+            raise CheckpointError(
+                f"{error} " + (f"The last complete checkpoint is {last}." if last else "")
+            ) from error
         finally:
             self._staging = None
         if self.args.push_to_hub:
@@ -379,10 +420,12 @@ class ShardedCheckpoints(WholeCheckpoints):
         if self.is_world_process_zero():
             file = checkpoint / TRAINED_WEIGHTS
             if not file.is_file():
-                raise FileNotFoundError(f"{checkpoint} has no {TRAINED_WEIGHTS}: it is of a run without FSDP.")
+                raise FileNotFoundError(f"{checkpoint} has no {TRAINED_WEIGHTS}: it is from a run without FSDP.")
             weights = load_file(file)
             if different := sorted(self._trained_names() ^ set(weights)):
-                raise ValueError(f"{file} is of another model or preset: {different[:3]} are in one of them only.")
+                raise ValueError(
+                    f"{file} belongs to another model or preset: {different[:3]} are in only one of them."
+                )
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(self.model, weights, options=options)
 

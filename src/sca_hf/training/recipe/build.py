@@ -29,7 +29,7 @@ from .known_configs import known_config
 from .schema import ModelSection, load_recipe
 
 
-_FROM_TABLE = " could not be reached: its configuration is taken from a table in this package."
+_FROM_TABLE = " could not be reached: using its configuration from a table in this package."
 
 
 class Weights:
@@ -111,7 +111,7 @@ class Configurations(Weights):
             except ValueError:
                 continue  # another kind of file
             if Path(recipe.output) / "model" == Path(name):
-                self.notes.append(f"{name} is not there yet: taken as {path.name} will make it.")
+                self.notes.append(f"{name} does not exist yet: using the model that {path.name} will produce.")
                 return assemble(recipe.model, torch.float32, torch.float32, self)[0].config
         return None
 

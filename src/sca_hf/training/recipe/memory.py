@@ -109,7 +109,7 @@ def estimate_memory(build: Callable[[ScaTrainingArguments], Any], training: Mapp
     embedding = 2 * config.sam_config.vision_config.output_channels * grid_side(config) ** 2
     states = _optimizer_share(args.optim, notes)
     if args.regions_per_image is None:
-        notes.append(f"regions_per_image is null: an image with {_ALL_REGIONS} regions is assumed.")
+        notes.append(f"regions_per_image is null: assuming an image with {_ALL_REGIONS} regions.")
     if training.get("deepspeed") or training.get("fsdp"):
         notes.append("Sharding over GPUs (DeepSpeed, FSDP) is not subtracted.")
     return MemoryEstimate(
@@ -200,7 +200,7 @@ def _optimizer_share(optimizer: Any, notes: list[str]) -> float:
     name = str(getattr(optimizer, "value", optimizer)).removeprefix("paged_")
     kind = next((kind for kind in _STATES if name.startswith(kind)), None)
     if kind is None:
-        notes.append(f"The optimizer {name} is not known here: states as large as AdamW's are assumed.")
+        notes.append(f"Unknown optimizer {name}: assuming states as large as AdamW's.")
         return _STATES["adamw"]
     bits = 4 if "4bit" in name else 8 if "8bit" in name or name == "adamw_bnb_8bit" else 32
     return _STATES[kind] * bits / 32

@@ -74,13 +74,13 @@ def _fit(estimate: MemoryEstimate, limit: int) -> str:
     size = f"{limit / 2**30:g} GiB"
     if estimate.total <= limit:
         return f"Fits {size}, {(limit - estimate.total) / 2**30:.1f} GiB to spare."
-    return f"Does not fit {size}: {(estimate.total - limit) / 2**30:.1f} GiB too much. Changes, each upon the last:"
+    return f"Does not fit {size}: {(estimate.total - limit) / 2**30:.1f} GiB too much. Changes, one after the other:"
 
 
 def _advice(tried: list[tuple[str, int]], limit: int) -> list[str]:
     lines = [f"  {change:<56} {total / 2**30:8.1f} GiB" for change, total in tried]
     if not tried or tried[-1][1] > limit:
-        lines.append("  Not enough: take a smaller language model or image encoder, or shard over several GPUs.")
+        lines.append("  Not enough: use a smaller language model or image encoder, or shard over several GPUs.")
     return lines
 
 
@@ -125,5 +125,5 @@ def report_model(config: ScaConfig, gpu_memory: int | None = None) -> str:
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
     embedding = config.sam_config.vision_config.output_channels * grid_side(config) ** 2 * 4
-    note = f"An encoded image takes {embedding / 2**20:.1f} MiB in float32. The language model is quantized as by"
+    note = f"An encoded image takes {embedding / 2**20:.1f} MiB in float32. The language model is quantized as in"
     return "\n".join([*lines, f"{note} bitsandbytes; activations and CUDA come on top."])

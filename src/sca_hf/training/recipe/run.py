@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ...evaluation.naming import NAMES_NOTE
 from ...files import differences, staged, write_whole
 from ...hub.card import CARD, draft_card
+from ...hub.info import check_saved_model
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.integrity import clear_leftovers, last_checkpoint
@@ -56,11 +57,11 @@ class RunResult:
     def __str__(self) -> str:
         lines = [f"model: {self.model}"]
         if self.found_finished:
-            lines[0] += f" (finished before; remove {self.model.parent} or give another output to train again)"
+            lines[0] += f" (already finished; remove {self.model.parent} or choose another output to train again)"
         if early := self.metrics.get("stopped_early"):
             lines.append(early)
         if new := self.metrics.get("trained_from_scratch"):
-            lines.append(f"new or changed, and so as good as this recipe made it: {', '.join(new)}")
+            lines.append(f"new or changed, trained only by this recipe: {', '.join(new)}")
         lines += [f"{name}: {value:.4f}" for name, value in plain_scores(self.metrics).items()]
         return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
@@ -150,7 +151,7 @@ def _scope(trainer: ScaTrainer, recipe: Recipe) -> dict[str, Any]:
     if hasattr(records, "__len__") and asks_for_names(IndexedRecords(records), trainer.args.task):
         names = region_names(records)
         told |= {"knows": shorten(f"{len(names)} names: {', '.join(names)}", 900, placeholder=" ..."), "narrow": True}
-        told["limits"] = "It says one of these names of anything else too."
+        told["limits"] = "It uses one of these names for anything else too."
     return {**told, "trained_on": shorten(told["trained_on"], 900, placeholder=" ..."), **recipe.model.scope}
 
 
@@ -160,9 +161,9 @@ def _where_stopped(trainer: ScaTrainer) -> str:
     saved = checkpoint.name.rpartition("-")[2] if checkpoint else None
     at = f"at step {trainer.state.global_step} of {trainer.state.max_steps}"
     if not trainer.state.max_steps:
-        at = "before its first step of this call"
-    start = f"from step {saved}" if saved else "from the start, as no checkpoint was written"
-    return f"stopped {at}, the same command resumes {start}. Nothing is marked as finished."
+        at = "before the first step of this call"
+    start = f"from step {saved}" if saved else "from the start, because no checkpoint was written"
+    return f"stopped {at}, the same command resumes {start}. The run is not marked as finished."
 
 
 def _early_finish(trainer: ScaTrainer) -> dict[str, str]:
@@ -225,9 +226,16 @@ def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
     stored = read_yaml(output / RECIPE) if (output / RECIPE).is_file() else {}
     if changed := differences(stored, recipe.to_mapping()):
         raise ValueError(
-            f"{output / MODEL} was trained by another recipe ({'; '.join(changed[:5])}): give another output, or "
+            f"{output / MODEL} was trained with another recipe ({'; '.join(changed[:5])}): choose another output, or "
             "remove that folder to train again."
         )
+    try:
+        check_saved_model(output / MODEL)
+    except Exception as error:  # whatever reading a damaged file may raise
+        raise ValueError(
+            f"{output / MODEL} is of a run that was finished, but is not whole any more ({error}): remove it, and the "
+            "same command trains again from the last checkpoint."
+        ) from error
     metrics = json.loads((output / METRICS).read_text(encoding="utf-8")) if (output / METRICS).is_file() else {}
     return RunResult(output / MODEL, metrics, found_finished=True, is_main_process=args.process_index == 0)
 
@@ -253,6 +261,7 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
             (folder / "training_args.bin").unlink(missing_ok=True)
             draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml(), metrics.get("note"))
             (folder / CARD).write_text(draft, encoding="utf-8")
+            check_saved_model(folder)
             # Last, so that a run which is stopped while it saves has none.
             write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
     trainer.accelerator.wait_for_everyone()

@@ -100,7 +100,7 @@ class ModelSection(_Section):
     def _is_one_model(self) -> ModelSection:
         parts = self.sam is not None, self.language_model is not None
         if (self.from_ is None) == (not any(parts)) or (any(parts) and not all(parts)):
-            raise ValueError("model needs either from, or both sam and language_model.")
+            raise ValueError("model needs either from or both sam and language_model.")
         if self.from_ is not None and self.mixer:
             raise ValueError("model.mixer shapes a new mixer, but model.from brings its own: remove one of them.")
         owners = {"revision": "from", "patch_size": "image_size", **{f"{name}_revision": name for name in _REVISED}}
@@ -167,16 +167,16 @@ class DataSection(_Section):
             for place, spec in enumerate(getattr(self, name)):
                 _check_spec(spec, f"data.{name}.{place}")
         if self.holdout is not None and self.eval:
-            raise ValueError("data.holdout and data.eval are both given; which of them is the evaluation set?")
+            raise ValueError("data.holdout and data.eval are both given; keep the one that is the evaluation set.")
         if self.holdout is not None and not 0 < self.holdout < 1:
             raise ValueError(f"data.holdout is {self.holdout}, expected a fraction between 0 and 1.")
         if self.holdout is not None and any(spec.get("streaming") for spec in self.train):
-            raise ValueError("data.holdout needs to know all images: leave out streaming, or give data.eval.")
+            raise ValueError("data.holdout needs to know all images: remove streaming, or use data.eval.")
         self.probabilities()
         where, scored = ("train", self.train) if self.holdout is not None else ("eval", self.eval)
         names = [self.name_of(spec) for spec in scored]
         if len(set(names)) < len(names):
-            raise ValueError(f"data.{where} has the names {', '.join(names)}; give each its own (as: ...) for scores.")
+            raise ValueError(f"data.{where} has the names {', '.join(names)}; scores need distinct names (as: ...).")
         return self
 
     def probabilities(self) -> list[float] | None:
@@ -185,7 +185,7 @@ class DataSection(_Section):
         if not any(given.values()):
             return None
         if all(given.values()) or max(map(len, given.values())) < len(self.train):
-            raise ValueError("data.train: give every set a probability, or every set a weight, or none of them.")
+            raise ValueError("data.train: give every set a probability, or every set a weight, or neither.")
         values = given["probability"] or given["weight"]
         if any(isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0 for value in values):
             raise ValueError(f"data.train: probabilities and weights are positive numbers, got {values}.")
@@ -327,8 +327,8 @@ def _training(values: Any) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ValueError(f"training is {values!r}, expected keys and values.")
     for name in _NOT_FOR_RECIPES & values.keys():
-        remedy = "output says where to" if name == "output_dir" else "sca-hf train does this by itself"
-        raise ValueError(f"training.{name} is not for recipes: {remedy}.")
+        remedy = "output sets it" if name == "output_dir" else "sca-hf train does this itself"
+        raise ValueError(f"training.{name} cannot be set in recipes: {remedy}.")
     check_keys(values, names, "training")
     return {name: _checked(hints[name], value, f"training.{name}") for name, value in values.items()}
 
@@ -374,7 +374,7 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
     for assignment in assignments:
         name, equals, text = assignment.removeprefix("--").partition("=")
         if not assignment.startswith("--") or not equals or not all(name.split(".")):
-            raise ValueError(f"{assignment!r} is not an option, and not a --section.key=value of the recipe.")
+            raise ValueError(f"{assignment!r} is neither an option nor a --section.key=value of the recipe.")
         *above, last = name.split(".")
         place: Any = values
         for depth, part in enumerate(above):
@@ -397,7 +397,7 @@ def _step(place: Any, part: str, where: str, create: bool) -> Any:
             return place[int(part)]
         if not part.isdigit() and len(place) == 1:
             return _step(place[0], part, where, create)
-        raise ValueError(f"{where} has the entries 0 to {len(place) - 1}; {part!r} is none of them.")
+        raise ValueError(f"{where} has the entries 0 to {len(place) - 1}, not {part!r}.")
     if isinstance(place, dict):
         if place.get(part) is None and create:
             place[part] = {}
@@ -426,6 +426,6 @@ def refuse_variables(value: Any, where: str) -> None:
             refuse_variables(part, f"{where}.{place}")
     elif isinstance(value, str) and (found := _VARIABLE.search(value)):
         raise ValueError(
-            f"{where} is {value!r}: a recipe does not expand {found[0]}; write it out, or have the shell do it: "
+            f"{where} is {value!r}: a recipe does not expand {found[0]}; write it out, or let the shell do it: "
             f'--{where}="{value}".'
         )
