@@ -14,7 +14,7 @@ from sca_hf.testing import tiny_image
 GOOD = ["a\nb.png", "a.jpg", "b (1).JPG", "copy (1).jpg", "copy.jpg", "moving.gif", "photo", "print.jpg"]
 GOOD += ["sideways.jpg"]
 BAD = ["IMG_0001.HEIC", "cut.jpg", "cut.png", "line.png"]
-WHY = ["identify|knows", "truncated", "truncated", "too narrow"]
+WHY = ["identify|know", "truncated", "truncated", "too narrow"]
 SETTINGS = ["--points-per-side=2", "--pred-iou-thresh=0", "--stability-score-thresh=0", "--box-nms-thresh=1"]
 
 

@@ -72,7 +72,7 @@ def test_the_head_is_what_the_hub_reads(report, folder):
 
 def test_a_field_that_nobody_fills_is_an_error(report, folder, tmp_path):
     (tmp_path / "card.md").write_text("---\nlicense: mit\n---\n$humour")
-    with pytest.raises(ValueError, match=r"card\.md asks for 'humour'"):
+    with pytest.raises(ValueError, match=r"card\.md uses 'humour'"):
         write_model_card(tmp_path / "card.md", folder, report)
 
 
