@@ -14,6 +14,10 @@ from sca_hf.modeling import base_models_sca
 from sca_hf.testing import tiny_config, tiny_image
 
 
+# Threads in a process that other tests have loaded models in; alone the file takes half a minute.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def whole(model, tmp_path):
     model.save_pretrained(tmp_path / "whole")
