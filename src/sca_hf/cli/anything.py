@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import in_one_line
-from ..model_names import BUNDLED_MODEL
 from ..processing.anything_settings_sca import AnythingSettings, range_text
 from .parsing import (
     Failures,
     add_loading,
     add_tools,
+    begin_loading,
     command,
     look,
-    notice,
-    notice_scope,
     positive,
     prepare,
     process_device,
-    quiet,
     resumable,
     write_json,
 )
@@ -118,9 +115,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output is None and options.json is None and len(items) > _MAX_PRINTED:
         raise ValueError(f"{len(items)} images are too many to print; pass an output folder with --output.")
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
-    notice(options, f"{len(items)} image{'s' * (len(items) != 1)}, loading {options.model or BUNDLED_MODEL}")
-    quiet(downloads=not options.quiet)
-    notice_scope(options, options.model)
+    begin_loading(options, options.model, before=f"{len(items)} image{'s' * (len(items) != 1)}, ")
     from ..anything.folder import FolderRun, run_folder, wait_and_finish, write_for_tool
 
     folder = FolderRun(

@@ -10,18 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model_names import BUNDLED_MODEL
 from .parsing import (
     Failures,
     add_loading,
+    begin_loading,
     check_picture_name,
     command,
     look,
-    notice,
-    notice_scope,
     positive,
     prepare,
-    quiet,
     write_json,
 )
 
@@ -105,9 +102,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         prepare(Path(options.json))
     prompts = _prompts_per_image(options, list(images))
-    notice(options, f"loading {options.model or BUNDLED_MODEL}")
-    quiet(downloads=not options.quiet)
-    notice_scope(options, options.model)
+    begin_loading(options, options.model)
 
     from ..captioning import caption_images, draw_captions, image_error, load
 

@@ -3,10 +3,8 @@
 import argparse
 from typing import Any
 
-from ..environment import require_extra
-from ..model_names import BUNDLED_MODEL
-from .parsing import command, notice, notice_scope, quiet
-from .serve import add_server_options, server_arguments
+from .parsing import command, notice
+from .serve import add_server_options, begin_server
 
 
 _HELP = """\
@@ -29,11 +27,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted or terminated."""
-    require_extra("demo", "The page", "gradio")
-    arguments = server_arguments(options)
-    notice(options, f"loading {options.model[0] if options.model else BUNDLED_MODEL}")
-    quiet(downloads=not options.quiet)
-    notice_scope(options, *(options.model or ()))
+    arguments = begin_server(options, "demo", "The page", "gradio")
     from ..demo import serve
 
     def tell(engine: Any, address: str) -> None:

@@ -75,6 +75,13 @@ def notice_scope(options: argparse.Namespace, *models: str | None) -> None:
             notice(options, text)
 
 
+def begin_loading(options: argparse.Namespace, *models: str | None, before: str = "") -> None:
+    """Tells which model is loaded, and what the models know if that is little; `before` goes in front."""
+    notice(options, f"{before}loading {(models or (None,))[0] or BUNDLED_MODEL}")
+    quiet(downloads=not options.quiet)
+    notice_scope(options, *models)
+
+
 @contextmanager
 def resumable(options: argparse.Namespace) -> Iterator[None]:
     """Within, Ctrl-C says how to resume."""

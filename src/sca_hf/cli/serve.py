@@ -7,11 +7,10 @@ from textwrap import indent
 from typing import Any
 
 from ..environment import require_extra
-from ..model_names import BUNDLED_MODEL
 from ..serving.access import check_access
 from ..serving.examples import requests
 from ..serving.limits import Limits
-from .parsing import add_loading, command, natural, notice, notice_scope, quiet, size
+from .parsing import add_loading, begin_loading, command, natural, notice, size
 
 
 _HELP = """\
@@ -72,13 +71,17 @@ def server_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return {"models": options.model, "limits": limits, "token": token} | {n: getattr(options, n) for n in names}
 
 
+def begin_server(options: argparse.Namespace, extra: str, what: str, *packages: str) -> dict[str, Any]:
+    """Returns `server_arguments`, after a check that the packages of an extra are installed, and says what is loaded."""
+    require_extra(extra, what, *packages)
+    arguments = server_arguments(options)
+    begin_loading(options, *(options.model or ()))
+    return arguments
+
+
 def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted or terminated."""
-    require_extra("serve", "The server", "fastapi", "uvicorn")
-    arguments = server_arguments(options)
-    notice(options, f"loading {options.model[0] if options.model else BUNDLED_MODEL}")
-    quiet(downloads=not options.quiet)
-    notice_scope(options, *(options.model or ()))
+    arguments = begin_server(options, "serve", "The server", "fastapi", "uvicorn")
     from ..serving.api import create_app
     from ..serving.server import serve_app
 
