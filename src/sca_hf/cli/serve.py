@@ -72,7 +72,7 @@ def server_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def begin_server(options: argparse.Namespace, extra: str, what: str, *packages: str) -> dict[str, Any]:
-    """Returns `server_arguments`, after a check that the packages of an extra are installed, and says what is loaded."""
+    """Checks that an extra is installed, says what is loaded, and returns `server_arguments`."""
     require_extra(extra, what, *packages)
     arguments = server_arguments(options)
     begin_loading(options, *(options.model or ()))
