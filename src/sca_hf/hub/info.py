@@ -14,14 +14,12 @@ from safetensors import safe_open
 from ..model_names import check_repository
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
-from ..modeling.validation_sca import check_weights
+from ..modeling.validation_sca import SCOPE_FIELDS, check_weights
 from ..processing.processing_sca import ScaProcessor
 
 
 # Beside the model's.
 _PROCESSOR = "processor_config.json"
-_SCOPE_NAMES = {"knows": "knows", "trained_on": "trained on", "limits": "limits", "languages": "languages"}
-_SCOPE_NAMES |= {"licenses": "licenses"}
 
 
 @dataclass
@@ -76,12 +74,14 @@ class RepositoryInfo:
 def scope_lines(scope: Mapping[str, Any] | None) -> list[str]:
     """What a model knows, a line for each field that its `scope` has, for a terminal, a card or a page."""
     lines = []
-    for field, name in _SCOPE_NAMES.items():
+    for field in SCOPE_FIELDS:
         value = (scope or {}).get(field)
         if isinstance(value, Mapping):
             value = "; ".join(f"{part} {of}" for part, of in value.items())
-        if value:
-            lines.append(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        if value and isinstance(value, str):  # whether it is narrow is `scope_notice`'s to say
+            lines.append(f"{field.replace('_', ' ')}: {value}")
     return lines
 
 

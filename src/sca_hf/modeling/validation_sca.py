@@ -28,7 +28,8 @@ FORMAT_VERSION = 1
 _CLASS_BESIDE = re.compile(r"\w+\.\w+")
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part"}
-_SCOPE_FIELDS = {"trained_on": str, "knows": str, "limits": str, "languages": list, "licenses": dict, "narrow": bool}
+# What a `scope` may say, in the order in which it is shown.
+SCOPE_FIELDS = {"knows": str, "trained_on": str, "limits": str, "languages": list, "licenses": dict, "narrow": bool}
 _MAX_TEXT = 1000
 # Far above any model that exists. A layer costs time even where it costs no memory.
 _MAX = {"layers": 1024, "size": 2**24}
@@ -137,11 +138,11 @@ def check_scope(scope: Any) -> None:
     """Refuse a `scope` that is not short plain text: it is printed wherever the model is used."""
     if scope is None:
         return
-    if not isinstance(scope, Mapping) or (unknown := sorted(set(map(str, scope)) - set(_SCOPE_FIELDS))):
+    if not isinstance(scope, Mapping) or (unknown := sorted(set(map(str, scope)) - set(SCOPE_FIELDS))):
         got = unknown if isinstance(scope, Mapping) else scope
-        raise ValueError(f"scope must be a mapping with any of {', '.join(_SCOPE_FIELDS)}, got {got!r}.")
+        raise ValueError(f"scope must be a mapping with any of {', '.join(SCOPE_FIELDS)}, got {got!r}.")
     for field, value in scope.items():
-        kind = _SCOPE_FIELDS[field]
+        kind = SCOPE_FIELDS[field]
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         texts = [*inner, *value] if isinstance(value, dict) else inner
         plain = all(isinstance(text, str) and text.isprintable() and len(text) <= _MAX_TEXT for text in texts)
@@ -368,6 +369,7 @@ __all__ = [
     "check_prompts",
     "check_regional",
     "check_scope",
+    "SCOPE_FIELDS",
     "check_training_inputs",
     "refuse_unknown",
     "warn_of_lost_tasks",

@@ -89,4 +89,4 @@ def _padded(part: torch.Tensor, shape: list[int], fill: int) -> torch.Tensor:
     return F.pad(part, widths, value=fill) if any(widths) else part
 
 
-__all__ = ["ScaBatch"]
+__all__ = ["ScaBatch", "column_arguments"]

@@ -21,9 +21,9 @@ from ..modeling.mixer_sca import ScaConfidenceHead
 
 logger = logging.get_logger(__name__)
 
-# The boundary calls so many of the regions from elsewhere unsure that are left out of the fit.
+# The fraction of outside regions, of pictures left out of the fit, that the boundary calls unsure.
 UNSURE_OUTSIDE = 0.985
-# Of its own more than this means that the model cannot tell its world from others.
+# If more of its own regions are unsure than this, the model cannot tell its world from others.
 _MAX_UNSURE_INSIDE = 0.25
 _BATCH, _STEPS, _ROWS, _LEARNING_RATE, _WEIGHT_DECAY = 8, 3000, 256, 3e-3, 1.0
 # One picture in so many is left out of the fit.
@@ -72,14 +72,14 @@ def fit_confidence(
         model: A `ScaForConditionalGeneration`, as it will be saved.
         collator: A `RegionCollator` that draws prompts as in training.
         inside: What the model was trained on: region records by index, augmented as in training, so a `SeededDataset`.
-        outside: Region records by index of pictures that show other things. Beside their regions as many boxes
-            anywhere in the pictures count.
+        outside: Region records by index, of pictures that show other things. As many random boxes are added to their
+            regions.
         regions: How many regions of each are looked at.
         size: The inner width of the head.
         seed: The seed of what is drawn and of the first weights.
 
     Raises:
-        ValueError: There are too few pictures to leave some out of the fit.
+        ValueError: There is only one picture on a side, so none can be left out of the fit.
     """
     rng = np.random.default_rng(seed)
     known, own = _look(model, collator, inside, regions, rng, "the training data")
@@ -126,11 +126,11 @@ def _look(
         ]
     model.train(training)
     names = sorted(set(pictures), key=lambda picture: (crc32(picture.encode()), picture))
-    left_out = set(names[: max(1, len(names) // _LEFT_OUT)])
     if len(names) < 2:
         raise ValueError(
             f"{name} has one picture, but a confidence needs several, since some are held out of its fit."
         )
+    left_out = set(names[: max(1, len(names) // _LEFT_OUT)])
     aside = torch.tensor([picture in left_out for picture in pictures])
     everything = torch.cat(features)
     return everything[~aside], everything[aside]
@@ -149,9 +149,7 @@ def _unread(record: Mapping[str, Any], rng: np.random.Generator, boxes: bool) ->
 
 def _fit(known: torch.Tensor, other: torch.Tensor, size: int, seed: int) -> ScaConfidenceHead:
     """Fits a head on features (n, C) of both kinds; what standardizes them goes into its first layer."""
-    mean, deviation = (
-        torch.stack(values).mean(0) for values in ((known.mean(0), other.mean(0)), (known.std(0), other.std(0)))
-    )
+    mean, deviation = (known.mean(0) + other.mean(0)) / 2, (known.std(0) + other.std(0)) / 2
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -120,7 +120,8 @@ def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list
     metrics |= {"trained_from_scratch": new, "versions": _versions()}
     if recipe.data.outside:
         metrics["confidence"] = fit_recipe_confidence(trainer, recipe.data).to_json()
-    trainer.accelerator.unwrap_model(trainer.model).config.scope = _scope(trainer, recipe)
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    config.scope = _scope(trainer, recipe, config.scope or {})
     _save(trainer, recipe, metrics)
     return metrics
 
@@ -138,11 +139,10 @@ def fit_recipe_confidence(trainer: ScaTrainer, section: DataSection) -> Confiden
     return fit
 
 
-def _scope(trainer: ScaTrainer, recipe: Recipe) -> dict[str, Any]:
-    """What the finished model knows, as far as its data tell; what the recipe says counts."""
+def _scope(trainer: ScaTrainer, recipe: Recipe, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What the finished model knows, by its data and its scope `before`; what the recipe says takes precedence."""
     section = recipe.data
     sets = ", ".join(dict.fromkeys(section.name_of(spec) for spec in section.train))
-    before = trainer.accelerator.unwrap_model(trainer.model).config.scope or {}
     told: dict[str, Any] = {"trained_on": sets}
     if before.get("trained_on"):
         told["trained_on"] = f"{sets}; before that: {before['trained_on']}"
