@@ -129,7 +129,7 @@ def test_nothing_is_served_to_another_encoder_size_or_normalization(cache, make_
     assert EmbeddingCache(tmp_path / "cache", copy.deepcopy(model), processor).folder == cache.folder
     halved = copy.deepcopy(model)
     halved.sam.vision_encoder.half()
-    assert encoder_fingerprint(halved.sam.vision_encoder) != encoder_fingerprint(model.sam.vision_encoder)
+    assert encoder_fingerprint(halved.sam) != encoder_fingerprint(model.sam)
 
 
 def test_a_file_that_was_moved_or_damaged_is_made_again(cache, model, processor):

@@ -14,10 +14,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .families_sca import ImageFrame, family_of, image_frame
 from .validation_sca import check_base_models, check_format, check_numbers, check_references, check_scope
 
-
-SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
 
 # A configuration must not make a load ask for absurd amounts of memory.
 _MAX_DETAIL_WIDTH = _MAX_CONFIDENCE_SIZE = 4096
@@ -159,11 +158,7 @@ class ScaConfig(PreTrainedConfig):
         check_scope(self.scope)
         self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
         self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")
-        if self.sam_config.model_type not in SUPPORTED_SAM_TYPES:
-            raise ValueError(
-                f"sam_config has model_type {self.sam_config.model_type!r}; supported are "
-                f"{' and '.join(map(repr, SUPPORTED_SAM_TYPES))}."
-            )
+        image_frame(self.sam_config)  # refuses what cannot be prompted
         if self.confidence_size is not None and not 1 <= self.confidence_size <= _MAX_CONFIDENCE_SIZE:
             raise ValueError(f"confidence_size is {self.confidence_size}, expected 1 to {_MAX_CONFIDENCE_SIZE}.")
         if self.detail_widths is not None:
@@ -185,6 +180,11 @@ class ScaConfig(PreTrainedConfig):
                 )
         super().__post_init__(**kwargs)
 
+    @property
+    def image_frame(self) -> ImageFrame:
+        """The square that images are brought to, see [`ImageFrame`]."""
+        return image_frame(self.sam_config)
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's configuration."""
         return self.text_config
@@ -197,7 +197,7 @@ def text_embedding_size(text_config: PreTrainedConfig) -> int:
 
 def check_detail_widths(widths: Sequence[int], sam_config: PreTrainedConfig) -> None:
     """Raise if a detail encoder with such stages would not end on the grid of SAM's patches."""
-    patch = sam_config.vision_config.patch_size
+    patch = image_frame(sam_config).patch
     if patch != 2 ** len(widths) or not all(1 <= width <= _MAX_DETAIL_WIDTH for width in widths):
         raise ValueError(
             f"detail_widths is {list(widths)}: each stage halves the image, so that SAM's patches of {patch} pixels "
@@ -225,6 +225,8 @@ def _whole_config(config: dict | PreTrainedConfig | None, name: str, default: st
     if "model_type" not in config:
         raise ValueError(f"{name} needs a 'model_type' to tell which configuration class it belongs to.")
     arguments = dict(config)
+    if name == "sam_config":
+        family_of(config)
     model_type = arguments.pop("model_type")
     try:
         return AutoConfig.for_model(model_type, **arguments)

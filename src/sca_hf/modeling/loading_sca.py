@@ -237,16 +237,15 @@ class ScaLoadingMixin:
     def check_processor(self, processor: Any) -> None:
         """Raise unless a processor is this model's: image size, mask size, tasks in their order, tokenizer."""
         self.check_tokenizer(processor.tokenizer)
-        vision = self.config.sam_config.vision_config
-        side, size = vision.image_size, processor.image_processor.size
-        pad = processor.image_processor.pad_size
-        expected = {
-            "size": {"longest_edge": side},
-            "pad_size": {"height": side, "width": side},
-            "mask_size": 4 * (side // vision.patch_size),
-            "tasks": list(self.config.mixer_config.tasks),
-        }
-        found = {"size": dict(size), "pad_size": dict(pad), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        frame, images = self.config.image_frame, processor.image_processor
+        square = {"height": frame.side, "width": frame.side}
+        expected = {"mask_size": frame.mask_side, "tasks": list(self.config.mixer_config.tasks)}
+        found = {"size": dict(images.size), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        if frame.resize == "pad":
+            expected |= {"size": {"longest_edge": frame.side}, "pad_size": square}
+            found["pad_size"] = dict(getattr(images, "pad_size", None) or {})
+        else:
+            expected |= {"size": square}
         for name, value in expected.items():
             if found[name] != value:
                 raise ValueError(

@@ -248,7 +248,9 @@ def _attend(
         mixed = (value.transpose(2, 3) @ scores.softmax(dim=2)).transpose(2, 3)
     else:
         mixed = F.scaled_dot_product_attention(query, key, value)
-    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    # SAM 2 and its relatives call it otherwise.
+    project = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
+    return project(mixed.transpose(1, 2).flatten(2))
 
 
 class ScaTextFeatureMixer(PreTrainedModel):

@@ -15,8 +15,8 @@ from ...modeling.base_models_sca import (
     BASE_MODELS,
     LANGUAGE_MODEL,
     SAM,
-    check_part,
     keep_precision,
+    segmenter_config,
     without_dropout,
 )
 from ...modeling.composing_sca import __name__ as swap_warnings
@@ -74,8 +74,9 @@ class Configurations(Weights):
         config = self._config(name, revision)
         if config.model_type == ScaConfig.model_type:
             config = getattr(config, config_name)
-        check_part(part, name, config)
-        config = without_dropout(deepcopy(config)) if part == LANGUAGE_MODEL else deepcopy(config)
+        config = (
+            without_dropout(deepcopy(config)) if part == LANGUAGE_MODEL else segmenter_config(config.to_dict(), name)
+        )
         with torch.device("meta"):
             if part == SAM:
                 return keep_precision(auto_class.from_config(config)).to(dtype)
