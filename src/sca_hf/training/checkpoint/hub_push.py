@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ...files import hash_file
+from ...files import hash_file, replacing, write_whole
 from ...modeling.base_models_sca import ADAPTER_FOLDER
 
 
@@ -40,12 +40,14 @@ def keep_from_the_hub(folder: Path) -> None:
     path = folder / ".gitignore"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{TRAINING_ARGS_NAME}\n", encoding="utf-8")
+        write_whole(path, f"{TRAINING_ARGS_NAME}\n")
 
 
 def copy_code(checkpoint: Path, folder: Path) -> None:
     """Copies what else loads a checkpoint: the library pushes weights and configurations, which alone do not load."""
-    for path in checkpoint.glob("*_sca.py"):
-        shutil.copyfile(path, folder / path.name)
-    if (checkpoint / ADAPTER_FOLDER).is_dir():
-        shutil.copytree(checkpoint / ADAPTER_FOLDER, folder / ADAPTER_FOLDER, dirs_exist_ok=True)
+    adapter = checkpoint / ADAPTER_FOLDER
+    for path in [*checkpoint.glob("*_sca.py"), *(file for file in adapter.rglob("*") if file.is_file())]:
+        target = folder / path.relative_to(checkpoint)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as draft:
+            shutil.copyfile(path, draft)
