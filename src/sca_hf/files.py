@@ -29,6 +29,7 @@ REPLACED = "_tmp-old-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_NAME = 255  # bytes of a file's name
 _FULL_NUMBERS = "|".join(str(number) for number in _FULL)
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -242,6 +243,11 @@ def read_json(path: str | Path) -> Any:
 def to_json(value: Any, indent: int | None = 1) -> str:
     """Returns a value as JSON that every parser takes, with a line end: what is not a number is null."""
     return json.dumps(without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent) + "\n"
+
+
+def json_line(value: Any) -> str:
+    """Returns a value as JSON in one line, without its line end, whatever a reader takes for the end of a line."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
 
 
 def without_nan(value: Any) -> Any:

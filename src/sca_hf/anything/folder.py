@@ -17,7 +17,7 @@ from ..captioning import IMAGE_ERRORS, image_error, load, with_doubt
 from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
 from ..environment import install_command
-from ..files import save_picture, to_json, write_whole
+from ..files import json_line, save_picture, to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
@@ -171,7 +171,7 @@ def run_folder(
             total=len(own), initial=done, unit="image", disable=rank != 0 or not progress, dynamic_ncols=True
         ) as bar:
             for entry in (caption or _one_by_one(run))(todo) if todo else ():
-                log.append([json.dumps(entry, ensure_ascii=False)])
+                log.append([json_line(entry)])
                 bar.update()
     result = finish(run, items)
     if result is None and world == 1:
@@ -211,7 +211,7 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
         for entry in log.entries(good):
             regions += len(entry["records"])
             entry.pop("picture")
-            yield json.dumps(entry, ensure_ascii=False) + "\n"
+            yield json_line(entry) + "\n"
 
     output = Path(run.output)
     write_whole(output / "records.jsonl", records())

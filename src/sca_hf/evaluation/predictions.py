@@ -17,12 +17,10 @@ from typing import Any
 
 from ..data.prompts import PROMPT_KINDS
 from ..environment import install_command
-from ..files import has_lone_surrogate, hash_file, read_json, replacing, to_json, write_whole
+from ..files import has_lone_surrogate, hash_file, json_line, read_json, replacing, to_json, write_whole
 from ..processing.masks_sca import decode_rle, encode_rle
 
 
-# Legal in JSON, yet many a reader of lines would end one there.
-_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _ROWS_PER_BATCH = 4096
 
 
@@ -101,7 +99,7 @@ class PredictionRecord:
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON, without its line end."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
+        return json_line(self.to_dict())
 
     def to_original(self) -> dict[str, Any]:
         """Returns the record as the original authors' evaluation has it; what that lacks is in `metadata`."""
