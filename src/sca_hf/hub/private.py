@@ -156,7 +156,7 @@ def find_secret(text: str, named: bool = True) -> str | None:
     Args:
         named: also look for what only its name gives away, as `password: ...`.
     """
-    kinds = {**_SECRETS, **({"a password or key": _NAMED} if named else {})}
+    kinds: dict[str, str | re.Pattern[str]] = {**_SECRETS, **({"a password or key": _NAMED} if named else {})}
     found = [(match.start(), kind) for kind, one in kinds.items() if (match := re.search(one, text))]
     if not found:
         return None
