@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_segmenters import KINDS, SIDE, WIDTH, prompts, segmenter_fields, tiny_model_of, tiny_segmenter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +21,7 @@ from sca_hf import ScaConfig, ScaForConditionalGeneration, ScaProcessor
 from sca_hf.modeling.families_sca import FAMILIES, as_segmenter, family_of
 from sca_hf.modeling.segmenters_sca import SEGMENTERS, encode_images
 from sca_hf.testing import tiny_image, tiny_text_config, tiny_tokenizer
+from tests.modeling.tiny_segmenters import KINDS, SIDE, WIDTH, prompts, segmenter_fields, tiny_model_of, tiny_segmenter
 
 
 PROMPTS = list(prompts("sam", SIDE))
