@@ -149,7 +149,10 @@ def _describe_sam(config: ScaConfig) -> str:
 
 def _describe_mixer(config: ScaConfig) -> str:
     mixer = config.mixer_config
-    return f"{mixer.num_hidden_layers} layers x {mixer.hidden_size}, {mixer.num_caption_tokens} caption queries"
+    text = f"{mixer.num_hidden_layers} layers x {mixer.hidden_size}, {mixer.num_caption_tokens} caption queries"
+    if mixer.is_published:
+        return text
+    return f"{text}, queries {mixer.query_type}, tokens of {mixer.token_source}, image of {mixer.image_source}"
 
 
 def _describe_text(config: ScaConfig) -> str:

@@ -21,6 +21,13 @@ from .validation_sca import check_base_models, check_format, check_numbers, chec
 # A configuration must not make a load ask for absurd amounts of memory.
 _MAX_DETAIL_WIDTH = _MAX_CONFIDENCE_SIZE = 4096
 
+# How a mixer may be wired; the first of each is the published one.
+_CHOICES = {
+    "query_type": ("learned", "mask_tokens", "roi"),
+    "token_source": ("decoder", "prompt", "none"),
+    "image_source": ("decoder", "encoder"),
+}
+
 # What the library's language models call their dropout probabilities.
 _DROPOUT_FIELDS = (
     "resid_pdrop",
@@ -52,6 +59,13 @@ class ScaMixerConfig(PreTrainedConfig):
         tasks: names of the tasks, in the order of their rows.
         text_hidden_size: width D of the language model's input embeddings.
         initializer_range: standard deviation of new weights.
+        query_type: what becomes the prefix. `"learned"` queries, as published; `"mask_tokens"`, the segmenter's tokens
+            of its three masks, one caption head each; `"roi"`, the image embeddings in `roi_size` x `roi_size` parts
+            of the region's box. The last two set `num_caption_tokens` and `num_caption_heads`, and need no layers.
+        token_source: the segmenter's tokens beside the queries: those that its `"decoder"` left, as published, the
+            `"prompt"` as it was encoded, or `"none"`.
+        image_source: the image that is read: what the `"decoder"` made of it, as published, or the `"encoder"`.
+        roi_size: parts along each side of a box.
     """
 
     model_type = "segment_caption_anything_mixer"
@@ -69,12 +83,24 @@ class ScaMixerConfig(PreTrainedConfig):
     tasks: list[str] | tuple[str, ...] = ("recognition", "caption")
     text_hidden_size: int = 768
     initializer_range: float = 0.02
+    query_type: str = "learned"
+    token_source: str = "decoder"
+    image_source: str = "decoder"
+    roi_size: int = 6
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.tasks = list(self.tasks)
-        for name in ("num_hidden_layers", "num_caption_tokens", "num_caption_heads", "num_task_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, known))}.")
+        if self.query_type == "mask_tokens":
+            self.num_caption_tokens, self.num_caption_heads = 1, 3
+        elif self.query_type == "roi":
+            self.num_caption_tokens, self.num_caption_heads = self.roi_size**2, 1
+        for name in ("num_hidden_layers", "num_caption_tokens", "num_caption_heads", "num_task_tokens", "roi_size"):
+            smallest = 0 if name == "num_hidden_layers" and self.query_type != "learned" else 1
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}.")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must be distinct names and at least one, got {self.tasks}.")
         inner = self.hidden_size // self.attention_downsample_rate
@@ -84,6 +110,11 @@ class ScaMixerConfig(PreTrainedConfig):
                 f"hidden_size / attention_downsample_rate={inner}."
             )
         super().__post_init__(**kwargs)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the mixer is wired as in the paper, whatever its sizes."""
+        return all(getattr(self, name) == known[0] for name, known in _CHOICES.items())
 
     @property
     def prefix_length(self) -> int:

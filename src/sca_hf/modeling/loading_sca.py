@@ -373,7 +373,8 @@ class ScaLoadingMixin:
         pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
         self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        self.config.format_version = FORMAT_VERSION
+        # Code that only knows the published wiring would read other captions out of another.
+        self.config.format_version = 1 if self.config.mixer_config.is_published else FORMAT_VERSION
         names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
 

@@ -10,7 +10,6 @@ Letters for shapes, used throughout the package:
 Model-side coordinates are float32 pixels of the resized image, boxes xyxy.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .base_models_sca import keep_precision, one_at_a_time
 from .composing_sca import ScaComposingMixin
 from .configuration_sca import ScaConfig
-from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
+from .detail_sca import ScaDetailEncoder
 from .families_sca import family_of
 from .generation_sca import (
     DEFAULT_NEW_TOKENS,
@@ -41,13 +40,14 @@ from .generation_sca import (
     resolve_generation_config,
     scatter_logits,
 )
-from .grouping_sca import PromptGroup, RegionInputs, RegionPlan
+from .grouping_sca import RegionInputs, RegionPlan
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .placement_sca import check_blocks, execution_device, weights_at_hand
-from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter
+from .queries_sca import reads_queries
+from .segmentation_sca import ImageEncoding
 from .segmenters_sca import encode_images, segmenter_class, share_positions
 from .validation_sca import check_regional, check_training_inputs, refuse_unknown, warn_of_lost_tasks
 
@@ -342,7 +342,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             encoding, inputs = encoding.to(device), inputs.to(device)
             plan, input_masks = inputs.plan(encoding.image_embeddings, len(self.config.mixer_config.tasks))
             segmenter = segmenter_class(sam)(sam, encoding, input_masks)
-            mix = self._mix(segmenter, encoding) if queries else None
+            mix = reads_queries(self, segmenter, encoding) if queries else None
             found, mixed, objects = segmenter.segment_regions(plan, masks, region_chunk_size, mix)
         return RegionFeatures(plan, encoding, found, mixed, objects, inputs.task_ids)
 
@@ -370,28 +370,6 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
                 f"{tuple(inputs.image_embeddings.shape)}."
             )
         return ImageEncoding(inputs.image_embeddings, inputs.intermediate_embeddings)
-
-    def _mix(
-        self, segmenter: SamSegmenter, encoding: ImageEncoding
-    ) -> Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor]:
-        """What reads the caption queries (n, A, Q, C) of each chunk of regions out of SAM's decoder."""
-        device = execution_device(self.mixer)
-        folded = self.mixer.fold_positions(segmenter.positions.to(device))
-        frame = self.config.image_frame
-
-        def mix(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
-            queries = self.mixer(regions.tokens.to(device), regions.image_tokens.to(device), folded)
-            if self.detail_encoder is None or not encoding.intermediate_embeddings:
-                return queries
-            # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
-            if chunk.boxes is not None:
-                weights = box_weights(chunk.boxes, frame.side, frame.grid)
-            else:
-                weights = mask_weights(*(masks.get(True) or segmenter.masks(regions, True)))
-            details = self.detail_encoder.describe(encoding.intermediate_embeddings[-1], chunk.image_index, weights)
-            return queries + details[:, None, None].to(queries)
-
-        return mix
 
     def _prefix(self, regions: RegionFeatures) -> torch.Tensor:
         """Language model prefix of every region, (N, A, L, D)."""

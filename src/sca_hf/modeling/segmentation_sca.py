@@ -63,12 +63,14 @@ class DecodedRegions:
         image_tokens: (n, hw, C), updated by the region.
         image_input: (n, hw, C), the image tokens that went in; None: those that the regions of an image share.
         image_index: (n,) image of each region.
+        prompt_tokens: (n, p, C), those of the prompt as they went in; p is 0 for a mask alone that has none.
     """
 
     tokens: torch.Tensor
     image_tokens: torch.Tensor
     image_input: torch.Tensor | None
     image_index: torch.Tensor
+    prompt_tokens: torch.Tensor
 
 
 # Of one chunk of regions: mask logits (n, M, 4h, 4w) and IoU scores (n, M) for each `multimask_output` asked for.
@@ -173,10 +175,11 @@ class SamSegmenter:
             projected = per_region(self.shared_projection, group.image_index)
         else:
             image_input = own_input = _as_tokens(self.images[group.image_index] + self.mask_embeds[group.mask_index])
+        prompt_tokens = tokens[:, len(self.output_tokens) :]
         tokens, image_tokens = run_two_way(
             self.decoder.transformer, self.folded, tokens, image_input, projected, self.attn_implementation
         )
-        return DecodedRegions(tokens, image_tokens, own_input, group.image_index)
+        return DecodedRegions(tokens, image_tokens, own_input, group.image_index, prompt_tokens)
 
     @cached_property
     def shared_projection(self) -> torch.Tensor:
@@ -207,6 +210,16 @@ class SamSegmenter:
     def object_scores(self, regions: DecodedRegions) -> torch.Tensor | None:
         """Logits (n,) of there being an object at all, of decoders that tell."""
         return None
+
+    def image_input(self, regions: DecodedRegions) -> torch.Tensor:
+        """The image tokens (n, hw, C) that went into the decoder."""
+        own = regions.image_input
+        return per_region(self.shared_tokens, regions.image_index) if own is None else own
+
+    def mask_tokens(self, regions: DecodedRegions) -> torch.Tensor:
+        """The decoder's tokens of its three masks, (n, 3, C)."""
+        first = self.iou_index + 2
+        return regions.tokens[:, first : first + self.decoder.num_multimask_outputs]
 
     def _masks(self, regions: DecodedRegions, wanted: range) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks and scores of some of the decoder's heads."""
