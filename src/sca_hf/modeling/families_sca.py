@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -58,6 +58,7 @@ class SegmenterFamily:
         resize: as in [`ImageFrame`].
         colors: mean and standard deviation, as in [`ImageFrame`].
         extra_maps: feature maps beside the embeddings, which masks need and captions do not; -1 for any number.
+        learns: parts that are new and learn, although the rest is frozen.
     """
 
     title: str
@@ -66,8 +67,10 @@ class SegmenterFamily:
     resize: Literal["pad", "stretch"] = "stretch"
     colors: tuple[tuple[float, ...], tuple[float, ...]] = _IMAGENET
     extra_maps: int = 2
+    learns: tuple[str, ...] = ()
 
 
+PLAIN_ENCODER = "segment_caption_anything_encoder"
 FAMILIES: dict[str, SegmenterFamily] = {
     "sam": SegmenterFamily("SAM", "4.29", "vision_config", "pad", extra_maps=0),
     "sam_hq": SegmenterFamily("SAM-HQ", "4.52", "vision_config", "pad", extra_maps=-1),
@@ -77,6 +80,10 @@ FAMILIES: dict[str, SegmenterFamily] = {
     "edgetam_video": SegmenterFamily("EdgeTAM", "4.57"),
     "sam3_tracker": SegmenterFamily("SAM 3's tracker", "5.0", colors=_HALF),
     "sam3_tracker_video": SegmenterFamily("SAM 3's tracker", "5.0", colors=_HALF),
+    # Our own: see encoder_sca.py.
+    PLAIN_ENCODER: SegmenterFamily(
+        "a plain image encoder", "5.0", "vision_config", extra_maps=0, learns=("vision_encoder.neck",)
+    ),
 }
 # Published model type -> the one that it is read as, unless another is wanted, and where its configuration is in the
 # published one. Image models have all that pictures need, 31 of SAM 2's 39 million parameters; but that of SAM 3 would
@@ -103,7 +110,7 @@ def family_of(config: PreTrainedConfig | dict[str, Any], what: str = "sam_config
             f"{what} has model_type {kind!r}, which cannot be prompted here{hint}; supported are "
             f"{', '.join(map(repr, FAMILIES))}."
         )
-    if kind not in CONFIG_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING:
         raise ValueError(
             f"{what} has model_type {kind!r}, which needs transformers {family.since} or newer: "
             "pip install -U transformers."
@@ -172,4 +179,4 @@ def _one(size: Any, name: str) -> int:
     return sizes.pop()
 
 
-__all__ = ["FAMILIES", "ImageFrame", "SegmenterFamily", "as_segmenter", "family_of", "image_frame"]
+__all__ = ["FAMILIES", "PLAIN_ENCODER", "ImageFrame", "SegmenterFamily", "as_segmenter", "family_of", "image_frame"]

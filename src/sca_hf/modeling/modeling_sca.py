@@ -124,8 +124,10 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Set training mode; frozen parts stay in evaluation mode, without dropout: frozen means frozen."""
         super().train(mode)
         for part in (self.sam, self.language_model):
-            if mode and part is not None and not any(p.requires_grad for p in part.parameters()):
-                part.eval()
+            for module in part.modules() if mode and part is not None else ():
+                trained = [weight.requires_grad for weight in module.parameters()]
+                if trained and not any(trained):
+                    module.eval()
         if mode and self.language_model is not None and not self.language_model.training:
             # Gradients pass through the frozen language model, so its layers are worth checkpointing.
             for layer in self.language_model.modules():

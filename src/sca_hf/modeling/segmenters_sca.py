@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .families_sca import image_frame
+from .encoder_sca import ScaEncoderModel
+from .families_sca import PLAIN_ENCODER, image_frame
 from .grouping_sca import PromptGroup
 from .placement_sca import execution_device
 from .segmentation_sca import DecodedRegions, ImageEncoding, SamHQSegmenter, SamSegmenter, per_region
@@ -69,6 +70,7 @@ class Sam2Segmenter(SamSegmenter):
 SEGMENTERS: dict[str, type[SamSegmenter]] = {
     "sam": SamSegmenter,
     "sam_hq": SamHQSegmenter,
+    PLAIN_ENCODER: SamSegmenter,
     **dict.fromkeys(
         ("sam2", "sam2_video", "edgetam", "edgetam_video", "sam3_tracker", "sam3_tracker_video"), Sam2Segmenter
     ),
@@ -104,4 +106,4 @@ def encode_images(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
     return segmenter_class(sam).encode(sam, pixel_values.to(execution_device(sam.vision_encoder), dtype))
 
 
-__all__ = ["SEGMENTERS", "Sam2Segmenter", "encode_images", "segmenter_class", "share_positions"]
+__all__ = ["SEGMENTERS", "Sam2Segmenter", "ScaEncoderModel", "encode_images", "segmenter_class", "share_positions"]

@@ -115,13 +115,14 @@ def stretches(size: Any) -> bool:
 
 def square_side(size: Any) -> int:
     """Return the side of the square that images are brought to, from a size in any of the library's forms."""
-    side = size if isinstance(size, int) else _edge(size, "height" if stretches(size) else "longest_edge")
+    name = "height" if stretches(size) else "longest_edge"
+    side = size if isinstance(size, int) else _edge(size, name)
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"the image processor's sizes need a longest_edge, or height and width, got {size}.")
     if stretches(size) and _edge(size, "width") != side:
         raise ValueError(f"the image processor's size is {size}, but only squares are supported.")
     if side > _MAX_SIDE:
-        raise ValueError(f"the image processor's size is {size}; the limit is {_MAX_SIDE} pixels.")
+        raise ValueError(f"the image processor's {name} is {side}; the limit is {_MAX_SIDE} pixels.")
     return side
 
 
@@ -144,12 +145,17 @@ def check_image_processor(image_processor: Any) -> None:
                 )
 
 
-def build_image_processor(frame: Any) -> Any:
+def build_image_processor(frame: Any, given: Any = None) -> Any:
     """Build the library's image processor of a segmenter, of the backend that is installed.
 
     Args:
         frame: the [`ImageFrame`] of the segmenter's configuration.
+        given: one to take in its place, if it fits.
     """
+    if given is not None:
+        if square_side(given.size) != frame.side:
+            raise ValueError(f"the image processor gives {given.size}, but the model takes {frame.side} pixels.")
+        return given
     backend, square = "" if is_torchvision_available() else "Pil", {"height": frame.side, "width": frame.side}
     colors = {"image_mean": list(frame.image_mean), "image_std": list(frame.image_std)}
     if frame.resize == "stretch":

@@ -129,14 +129,8 @@ class ScaProcessor(ProcessorMixin):
             anything_settings: what suits the model's SAM better than SAM's own defaults.
         """
         frame = config.image_frame
-        if image_processor is None:
-            image_processor = build_image_processor(frame)
-        if square_side(image_processor.size) != frame.side:
-            raise ValueError(
-                f"the image processor gives {image_processor.size}, but the model takes {frame.side} pixels."
-            )
         return cls(
-            image_processor,
+            build_image_processor(frame, image_processor),
             tokenizer,
             tasks=config.mixer_config.tasks,
             max_caption_length=config.max_caption_length,
