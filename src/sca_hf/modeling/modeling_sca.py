@@ -15,13 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -47,7 +41,7 @@ from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .placement_sca import check_blocks, execution_device, weights_at_hand
 from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, encode_images
-from .validation_sca import check_regional, check_training_inputs, refuse_unknown, warn_of_lost_tasks
+from .validation_sca import check_regional, check_training_inputs, limited_modules, refuse_unknown, warn_of_lost_tasks
 
 
 # What the processor returns and neither forward nor generate needs.
@@ -90,6 +84,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
     _keep_in_fp32_modules_strict = ["shared_image_embedding", "shared_embedding"]
 
     @one_at_a_time
+    @limited_modules()
     def __init__(self, config: ScaConfig, build_base_models: bool = True) -> None:
         """
         Args:

@@ -15,8 +15,8 @@ from transformers import image_utils
 from transformers.utils import is_torchvision_available
 
 
-# Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
-_MAX_SIDE = 16_384
+# Far above any SAM. Settings come from a repository, and every image would be resized to what they say: to 200 MB.
+_MAX_SIDE = 4096
 # How far floats in 0..1 may lie outside: resizing with a bicubic or Lanczos filter goes beyond bright and dark edges.
 _OVERSHOOT = 0.1
 # Floats whose largest value is between may be meant as either.
@@ -108,19 +108,22 @@ def check_sizes(original_sizes: Any) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in sizes]
 
 
-def longest_edge(size: Any) -> int:
-    """Return the longest edge of a size in any of the library's forms."""
+def longest_edge(size: Any, name: str = "longest_edge") -> int:
+    """Return the longest edge of a size in any of the library's forms; `name` is what errors call it."""
     side = size.get("longest_edge") if isinstance(size, dict) else getattr(size, "longest_edge", size)
     if not isinstance(side, int) or side < 1:
-        raise ValueError(f"the image processor's sizes need a longest_edge, got {size}.")
+        raise ValueError(f"the image processor's sizes need a {name}, got {size}.")
     if side > _MAX_SIDE:
-        raise ValueError(f"the image processor's longest_edge is {side}; the limit is {_MAX_SIDE} pixels.")
+        raise ValueError(f"the image processor's {name} is {side}; the limit is {_MAX_SIDE} pixels.")
     return side
 
 
 def check_image_processor(image_processor: Any) -> None:
     """Refuse numbers that no picture survives: those of an image processor come from a repository."""
     longest_edge(image_processor.size)
+    for name in ("pad_size", "mask_pad_size"):
+        for side in dict(getattr(image_processor, name, None) or {}).values():
+            longest_edge(side, name)
     for name, positive in (("rescale_factor", True), ("image_mean", False), ("image_std", True)):
         given = getattr(image_processor, name, None)
         values = given if isinstance(given, (list, tuple)) else [] if given is None else [given]

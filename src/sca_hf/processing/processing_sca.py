@@ -98,7 +98,7 @@ class ScaProcessor(ProcessorMixin):
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
         self.format_version = format_version
-        self.mask_size = longest_edge(mask_size or image_processor.mask_size)
+        self.mask_size = longest_edge(mask_size or image_processor.mask_size, "mask_size")
         check_image_processor(image_processor)
         check_vocabulary(tokenizer, vocabulary_sha256)
         self.anything_settings = dict(anything_settings or {})

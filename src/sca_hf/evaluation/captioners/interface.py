@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from ...modeling.base_models_sca import hash_weights, source_of
+from ...modeling.base_models_sca import hash_folder, source_of
 from ...processing.region_prompts_sca import RegionPrompt
 
 
@@ -115,6 +115,6 @@ def point_in_mask(mask: np.ndarray, box: Sequence[float], seed: int) -> list[flo
 def identity(model: str | os.PathLike[str], revision: str | None = None) -> str:
     """Returns what identifies a model's weights: a hash of a folder's files, or a repository's commit."""
     if os.path.isdir(model):
-        return hash_weights(Path(model))
+        return hash_folder(Path(model))
     source = source_of(model, {} if revision is None else {"revision": revision})
     return f"{source['repo_id']}@{source['revision']}"
