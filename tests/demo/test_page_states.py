@@ -199,7 +199,7 @@ def test_scores_are_in_words_and_downloads_are_called_so(browser, url):
     page.captions(1)
     row = page.tab.inner_text(".regions .numbers")
     assert "score" not in row and "IoU" not in row and row.count("%") == 2
-    for word in ("Words", "Outline", "guess"):
+    for word in ("Words", "Outline", "estimates"):
         assert word in page.tab.inner_text(".help")
     assert page.tab.inner_text(".downloads").startswith("Download")
     links = page.tab.locator(".links a")

@@ -1,4 +1,4 @@
-"""No data set of any format has a picture, a mask or an address opened that lies outside of it: every door, every trick."""
+"""No data set of any format has a picture, a mask or an address opened that lies outside of it: every door."""
 
 import json
 import os

@@ -324,13 +324,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.writer(name)
         files = self.find(name, kind).resolve(revision).files
         hosted = self.server.store.content(files[".gitignore"]).decode() if ".gitignore" in files else ""
-        ignored = self.json().get("gitIgnore", hosted).split()
+        ignored = [line.lstrip("/") for line in self.json().get("gitIgnore", hosted).splitlines() if line[:1] != "#"]
         answers = []
         for file in self.json()["files"]:
             large = is_large(file["path"], file["size"], base64.b64decode(file["sample"]))
             known = files.get(file["path"])
             answer = {"path": file["path"], "uploadMode": "lfs" if large else "regular", "oid": known and known.etag}
-            answers.append({**answer, "shouldIgnore": any(fnmatch(file["path"], pattern) for pattern in ignored)})
+            answers.append(
+                {
+                    **answer,
+                    "shouldIgnore": any(
+                        fnmatch(file["path"], pattern) or fnmatch(file["path"], f"{pattern}/*") for pattern in ignored
+                    ),
+                }
+            )
         return self.answer({"files": answers})
 
     def commit(self, kind, name, revision):

@@ -69,7 +69,7 @@ def test_the_command_publishes_what_a_stranger_can_run(online, whole, evaluation
     said = capsys.readouterr().out
     repository = online.repository("ann/told")
     newest, made, first = repository.history()
-    assert made.id in said and "left out optimizer.pt: state of training" in said
+    assert made.id in said and "left out optimizer.pt: not part of a saved model" in said
     assert newest.title == f"Describe {made.id[:12]}" and set(newest.files) - set(made.files) == {"README.md"}
     assert (
         set(first.files) < set(made.files) >= {"handler.py", "requirements.txt", "modeling_sca.py", "tokenizer.json"}
@@ -157,7 +157,7 @@ def test_a_mixer_is_published_with_its_base_models_pinned_and_their_licences(onl
     assert all(f"`{name}` at `{commit}`" in card.text for name, commit in pins.items())
     files = online.repository("ann/mixer").resolve(done.commit).files
     assert files["model.safetensors"].size < 600_000 and len(done.captions) == 4
-    with pytest.raises(PublishError, match="is whole, and does not say where"):
+    with pytest.raises(PublishError, match="is whole and does not name the source"):
         publish(save_whole(tmp_path / "w"), "ann/never", kind="mixer", api=HfApi(online.url))
     publish_whole = staged_model(tmp_path / "mixer", "whole")
     with publish_whole as facts:
@@ -201,9 +201,7 @@ def spoil_weights(folder):
 
 
 FAULTS = {
-    "a link out of the folder": (lambda f: (f / "notes.txt").symlink_to("/etc/hostname"), "publish copies, not links"),
-    "a pickle": (lambda f: (f / "extra.bin").write_bytes(b"\x80\x04."), "may hold a pickle"),
-    "code of others": (lambda f: (f / "evil.py").write_text("print('run')"), "not code of this package"),
+    "a link out of the folder": (lambda f: (f / "LICENSE").symlink_to("/etc/hostname"), "publish copies, not links"),
     "a handler of others": (lambda f: (f / "handler.py").write_text("print('run')"), "differs from this package's"),
     "changed code": (lambda f: (f / "losses_sca.py").open("a").write("\n# x"), "differs from this package's"),
     "code that is absent": (
@@ -217,7 +215,6 @@ FAULTS = {
         spoil_weights,
         r"mixer\.task_tokens\.weight holds values that are not finite numbers",
     ),
-    "files of something else": (lambda f: (f / "passwords.kdbx").write_bytes(b"1"), "is not part of a saved model"),
     "no configuration": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
     "another model": (lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "is a 'gpt2' model"),
 }
@@ -252,7 +249,7 @@ def test_a_bad_card_is_found_before_anything_is_uploaded(online, quick, whole, e
 @pytest.mark.slow
 def test_another_model_in_the_fresh_process_stops_it(online, whole, monkeypatch):
     monkeypatch.setattr(publishing_module, "describe_probe", lambda *a: {"ids": [[1]], "captions": [["other"]]})
-    with pytest.raises(PublishError, match="in place of"):
+    with pytest.raises(PublishError, match="instead of"):
         publish(whole, "ann/never", api=HfApi(online.url))
     assert ("model", "ann/never") not in online.store.repositories
 
@@ -287,3 +284,135 @@ def test_a_cut_upload_shows_nothing_and_goes_on(online, tmp_path):
             upload_alone(online.url, name, facts.folder)
             assert online.repository(name).resolve("main").id == clean
     assert not list(tmp_path.glob(".publish-*"))
+
+
+HOME = "/home/ann/hospital"
+KEY = "hf_" + "Ab1" * 11
+# Files that no saved model has: none leaves, each is named.
+STRANGERS = {
+    "token.txt": KEY,
+    "passwords.txt": "ann: secret",
+    "notes.md": "to do",
+    "patient-1.png": "a picture",
+    "patients/two.JPG": "a picture",
+    "optimizer.safetensors": "a state",
+    "optimizer.pt": "a state",
+    "rng_state.pth": "a state",
+    "training_args.bin": "a pickle",
+    "checkpoint-5/trainer_state.json": "{}",
+    "adapter_config.json": "{}",
+    "extra.pkl": "a pickle",
+    "evil.py": "print('run')",
+    "modeling_sca.py.orig": "print('run')",
+    ".env": f"HF_TOKEN={KEY}",
+    ".git/config": "x",
+    "__pycache__/x.pyc": "x",
+    "runs/events.out": "x",
+    "model-00001-of-00002.safetensors": "not of this model",
+    "run.sh": "rm -r",
+    "language_model_adapter/notes.txt": "to do",
+    "wandb/latest\nrun.log": "x",
+}
+# What is shortened in files that a saved model has.
+LOCAL = {
+    "config.json": {"_name_or_path": f"{HOME}/base"},
+    "generation_config.json": {"note": [f"file://{HOME}/x y/z"]},
+    "tokenizer_config.json": {"name_or_path": "C:\\Users\\ann\\hospital\\tok", "vocab_file": "~/hospital/vocab"},
+    "metrics.json": {f"{HOME}/val": 1.5, "command": f"sca-hf evaluate {HOME}/p.jsonl --to=/Users/ann"},
+    "evaluation.json": {
+        "share": "\\\\hospital\\patients\\p.jsonl",
+        "up": "../../home/ann/x",
+        "us": "https://a.org/b/c",
+    },
+    "recipe.yaml": f"output: {HOME}/the files/run\ndata:\n- path: '{HOME}/ann.json' # in {HOME}/b\nrate: 1e-4\n",
+    "README.md": f"# Mine\nTrained on [these]({HOME}/scans), see https://huggingface.co/ann/x and `{HOME}/a b/c`.\n",
+    "LICENSE": f"as in {HOME}/LICENSE\n",
+}
+
+
+def test_a_folder_full_of_private_things_is_published_without_any(online, quick, whole):
+    for name, content in STRANGERS.items():
+        (whole / name).parent.mkdir(exist_ok=True)
+        (whole / name).write_text(content)
+    (whole / "link.txt").symlink_to("/etc/hostname")
+    for name, content in LOCAL.items():
+        if isinstance(content, dict):
+            known = json.loads((whole / name).read_text()) if (whole / name).exists() else {}
+            content = json.dumps(known | content)
+        (whole / name).write_text(content)
+    done = publish(whole, "ann/private", api=HfApi(online.url), include=["notes.md"])
+    left = {*STRANGERS, "link.txt"} - {"notes.md"}
+    assert set(done.left_out) == left and f"left out {len(left)} files" in str(done)
+    assert all(f"left out {name.encode('unicode_escape').decode()}" in str(done).replace("'", "") for name in left)
+    assert set(done.cleaned) == set(LOCAL) - {"README.md"}
+    files = online.repository("ann/private").resolve("main").files
+    assert not left & set(files) and {"notes.md", *LOCAL} <= set(files)
+    held = {name: online.store.content(file).decode(errors="replace") for name, file in files.items()}
+    texts = {name: text for name, text in held.items() if not name.endswith((".py", ".safetensors"))}
+    assert not [name for name, text in texts.items() if re.search(r"hospital|/home|Users|ann/hos|Ab1Ab1", text)]
+    assert json.loads(held["evaluation.json"])["us"] == "https://a.org/b/c"
+    assert "https://huggingface.co/ann/x" in held["README.md"] and "rate: 1e-4" in held["recipe.yaml"]
+    assert json.loads(held["tokenizer.json"]) == json.loads((whole / "tokenizer.json").read_text())
+
+
+SECRETS = {
+    "config.json": {"auth_token": "abc-def-ghi"},
+    "generation_config.json": {"note": KEY},
+    "metrics.json": {"wandb": {"password": "tulip"}},
+    "evaluation.json": {"url": "https://ann:tulip@host.org/x"},
+    "tokenizer.json": {"note": "-----BEGIN OPENSSH PRIVATE KEY-----"},
+    "recipe.yaml": "hub:\n  token: a1b2c3d4e5f6g7h8\n",
+    "LICENSE": "AKIAABCDEFGHIJKLMNOP",
+    "NOTICE": "Authorization: Bearer abcdef0123456789abcd",
+    "notes.md": "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG",
+}
+
+
+def test_secrets_in_what_would_be_published_are_refused_each_by_its_file(online, quick, whole):
+    for name, content in SECRETS.items():
+        if isinstance(content, dict):
+            known = json.loads((whole / name).read_text()) if (whole / name).exists() else {}
+            content = json.dumps(known | content)
+        (whole / name).write_text(content)
+    weights = load_file(whole / "model.safetensors")
+    save_file(weights, whole / "model.safetensors", metadata={"format": "pt", "from": f"{HOME}/run"})
+    with pytest.raises(PublishError) as refused:
+        publish(whole, "ann/never", api=HfApi(online.url), include=["*.md"])
+    told = str(refused.value)
+    assert all(f"{whole / name}: a" in told for name in [*SECRETS, "model.safetensors"])
+    assert "tulip" not in told and KEY not in told
+    assert ("model", "ann/never") not in online.store.repositories
+
+
+def test_a_secret_in_a_card_is_refused(online, quick, whole, tmp_path):
+    template = tmp_path / "card.md"
+    template.write_text(f"---\nlicense: mit\n---\n# Log in with {KEY}\n")
+    with pytest.raises(PublishError, match=r"the card of .*: a token of the Hub"):
+        publish(whole, "ann/never", template=template, api=HfApi(online.url))
+    assert ("model", "ann/never") not in online.store.repositories
+
+
+@pytest.mark.parametrize("name", ["evil.py", "extra.pkl", "optimizer.safetensors", "nothing.md", ".env", "run.sh"])
+def test_what_could_be_loaded_or_run_cannot_be_included(whole, name):
+    if name != "nothing.md":
+        (whole / name).write_text("x")
+    with pytest.raises(PublishError, match=r"cannot be included|has no file"):
+        check_folder(whole, include=[name])
+
+
+OLD = ["evil.py", "modeling_old.py", "pytorch_model.bin", "x/optimizer.pkl", "model.bin.index.json", "tf_model.h5"]
+OLD += ["adapter_config.json", "adapter_model.safetensors", "v1/model.safetensors", "custom_generate/generate.py"]
+OLD += ["vocab.txt", "chat_template.json", "model.onnx", "flax_model.msgpack", "language_model_adapter/x.safetensors"]
+
+
+def test_what_an_older_repository_would_load_or_run_is_gone_in_the_same_commit(online, quick, whole, capsys):
+    api, kept = HfApi(online.url), ["notes.md", "samples/a.png", "LICENSE"]
+    api.create_repo("ann/old-files")
+    for name in [*OLD, *kept]:
+        api.upload_file(repo_id="ann/old-files", path_in_repo=name, path_or_fileobj=b"old")
+    said = []
+    done = publish(whole, "ann/old-files", api=api, say=said.append)
+    files = online.repository("ann/old-files").resolve(done.commit).files
+    assert not set(OLD) & set(files) and set(kept) <= set(files)
+    assert online.repository("ann/old-files").resolve(done.commit).title == "Upload model"
+    assert all(any(name in text for text in said) for name in OLD)

@@ -70,9 +70,13 @@ def test_a_killed_run_leaves_the_history_of_an_unbroken_one(online, tmp_path):
 
 @pytest.mark.slow
 def test_every_push_is_a_repository_that_loads(online, tmp_path):
+    planted = ["passwords.txt", "patients/scan 1.png", ".env", "[x]#.md", "x.bin"]
+    for name in planted:
+        (tmp_path / "run" / "checkpoints" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / "checkpoints" / name).write_text("private")
     assert run(online, tmp_path / "run", "ann/loads") == 0
     for commit in online.repository("ann/loads").history()[:-1]:
-        assert "training_args.bin" not in commit.files, "a pickle"
+        assert not {"training_args.bin", ".gitignore", *planted} & set(commit.files), "a pickle, and private things"
         assert {"modeling_sca.py", "validation_sca.py", "processing_sca.py", "config.json"} <= set(commit.files)
         assert ScaForConditionalGeneration.from_pretrained("ann/loads", revision=commit.id)
 

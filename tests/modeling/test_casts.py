@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from sca_hf import ScaForConditionalGeneration
 from sca_hf.testing import tiny_image
@@ -122,7 +123,10 @@ def test_positions_are_exact_under_autocast_too(model, inputs):
 
 def test_accelerate_and_its_mixed_precision_keep_positions(model, inputs):
     before = {name: tensor.detach().clone() for name, tensor in precise(model.bfloat16()).items()}
+    # Another test of this process may have chosen a precision for it.
+    AcceleratorState._reset_state(reset_partial_state=True)
     prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
     outputs = prepared(**inputs, input_ids=torch.ones(1, 2, 4, dtype=torch.long))
     assert torch.isfinite(outputs.logits).all()
     assert all(torch.equal(tensor, before[name]) for name, tensor in precise(model).items())

@@ -43,6 +43,14 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="scores for the card, written by sca-hf evaluate --json; repeatable",
     )
+    declared.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a document, picture or table of the folder to publish too; by default only what a model consists of is, "
+        "and the rest is listed; repeatable, may be a pattern",
+    )
     declared.add_argument("--space", action="store_true", help="also publish the demo, as the Space REPO")
     add_quiet(declared)
 
@@ -69,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
             evaluations=options.evaluation,
             api=api,
             say=partial(notice, options),
+            include=options.include,
         )
     print(done)
     if options.space:

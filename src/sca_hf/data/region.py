@@ -26,6 +26,8 @@ from ..yaml_files import parse_yaml
 if TYPE_CHECKING:
     from datasets import Features
 
+_WHOLE: Any = Integral  # numpy's too
+_FAR = 1e30
 TASKS = ("recognition", "caption")
 # Of a box, in pixels: a thinner one can miss every pixel's center.
 _MIN_SIDE = 0.5
@@ -136,7 +138,7 @@ class RegionRecord:
         where = f"{source}, image {self.image_id}"
         if self.task not in TASKS:
             raise RegionRecordError(f"{where}: task is {self.task!r}, expected one of {', '.join(TASKS)}")
-        if not all(isinstance(side, Integral) and 0 < side < 1 << 31 for side in (self.width, self.height)):
+        if not all(isinstance(side, _WHOLE) and 0 < side < 1 << 31 for side in (self.width, self.height)):
             raise RegionRecordError(
                 f"{where}: size is {self.width!r:.40} x {self.height!r:.40}, expected whole numbers"
             )
@@ -224,8 +226,8 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
 
 
 def _finite(value: Any) -> bool:
-    # The usual ones first: Real takes longer. A whole number may be above every float.
-    return isinstance(value, float | int | Real) and abs(value) < 1e30  # of NaN too
+    # The usual ones first: Real takes longer. A whole number may be above every float; NaN is not below anything.
+    return isinstance(value, float | int | Real) and -_FAR < value < _FAR  # type: ignore[operator]
 
 
 def _mask_problem(mask: Mapping[str, Any] | None, width: int, height: int) -> str | None:
@@ -256,7 +258,8 @@ def _point_problem(points: list[list[float]] | None, labels: list[int] | None, w
 
 def _text_problem(region: Region, task: str) -> str | None:
     written = [region.region_id, *region.captions, *([] if region.category is None else [region.category])]
-    if isinstance(region.captions, str) or not all(isinstance(text, str) for text in written):
+    captions: Any = region.captions
+    if not isinstance(captions, list | tuple) or not all(isinstance(text, str) for text in written):
         return f"region_id, captions and category are {written!r:.100}, expected texts"
     texts = region.texts(task)
     if not texts:

@@ -26,12 +26,11 @@ from ..modeling.base_models_sca import BASE_MODELS
 from ..modeling.configuration_sca import ScaConfig
 from ..yaml_files import parse_yaml
 from .info import RepositoryInfo, describe_repository, scope_lines
+from .private import without_paths
 
 
 CARD = "README.md"
 _HEAD = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*\n(.*)\Z", re.DOTALL)
-# An absolute path, as Linux, a Mac or Windows writes it.
-_FOLDERS = re.compile(r"(?<![\w./:~-])(?:[A-Za-z]:)?[/~\\][^\s'\",\]}]*[/\\]([^\s/\\'\",\]}]+)")
 _EVALUATION = {
     **{"n": int, "protocol": str | None, "tokenizer": str, "command": str},
     **{"versions": Mapping, "metrics": Mapping},
@@ -320,5 +319,4 @@ def _training(recipe: str | None) -> str:
     """The recipe; of folders of the machine where it ran, the last name alone."""
     if recipe is None:
         return "Not described."
-    text = _FOLDERS.sub(r".../\1", recipe.strip())
-    return f"With sca-hf, from this recipe:\n\n```yaml\n{text}\n```"
+    return f"With sca-hf, from this recipe:\n\n```yaml\n{without_paths(recipe.strip(), whole=True)}\n```"

@@ -14,10 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,34 +27,20 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
+from ..files import in_one_line
 from ..model_names import resolve_model
-from ..modeling.base_models_sca import ADAPTER_FOLDER
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..modeling.validation_sca import check_shard_index
 from ..processing.processing_sca import ScaProcessor
 from .card import CARD, card_text, is_draft
+from .private import INCLUDABLE, NAMES, clean_paths, find_secret, is_asked_for, is_inert, secret_of, without_paths
 from .probe import describe_probe
 
 
-# Of what an earlier upload may have left in the repository, what would be loaded beside or in place of ours.
-_STALE = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*_sca.py", "*adapter*/*")
 _REQUIREMENTS = "transformers>=5.17,<6\npillow>=10.1\n"
 # An interrupted upload resumes file by file.
 _SHARDS = "5GB"
-# What training leaves beside a model and nobody needs to load it; said, and left out.
-_TRAINING_STATE = {
-    *("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "checkpoint_manifest.json"),
-}
-_TRAINING_PREFIXES = ("rng_state", "global_step", "checkpoint-", "scaler.pt")
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5"}
-_KNOWN = {
-    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "tokenizer.model", "chat_template.jinja", "README.md", "LICENSE", "NOTICE", "recipe.yaml"),
-    *("model.safetensors", "model.safetensors.index.json", "metrics.json", "evaluation.json"),
-}
-_KNOWN_SUFFIXES = {".safetensors", ".md", ".txt", ".png", ".jpg", ".webp", ".svg"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 HANDLER = "handler.py"
 
@@ -71,6 +56,7 @@ class FolderFacts:
     Attributes:
         files: names, relative, of all that is to be published.
         left_out: names of what is not, with the reason.
+        cleaned: names of files in which folders of this machine were shortened.
         config: as loaded by our class.
         base_models: where SAM and the language model came from, where that is known; as in the configuration.
     """
@@ -79,6 +65,7 @@ class FolderFacts:
     config: ScaConfig
     files: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    cleaned: list[str] = field(default_factory=list)
     base_models: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
@@ -95,15 +82,19 @@ class Published:
         commit: commit with all that loads it; what the card pins.
         captions: what the model said of the probe image.
         left_out: files of the folder that were not published -> why.
+        cleaned: files in which folders of this machine were shortened.
     """
 
     repo_id: str
     commit: str
     captions: list[str]
     left_out: dict[str, str] = field(default_factory=dict)
+    cleaned: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"left out {name}: {why}" for name, why in self.left_out.items()]
+        lines = [f"left out {in_one_line(name)}: {why}" for name, why in self.left_out.items()]
+        lines += [f"left out {len(lines)} files; --include NAME publishes one"] if lines else []
+        lines += [f"shortened the paths in {', '.join(self.cleaned)}"] if self.cleaned else []
         lines.append(f'AutoModel.from_pretrained("{self.repo_id}", trust_remote_code=True, revision="{self.commit}")')
         return "\n".join(lines)
 
@@ -117,6 +108,7 @@ def publish(
     evaluations: Sequence[Path] = (),
     api: HfApi | None = None,
     say: Callable[[str], None] = lambda text: None,
+    include: Sequence[str] = (),
 ) -> Published:
     """Publish a saved model.
 
@@ -129,20 +121,21 @@ def publish(
         evaluations: files of `sca-hf evaluate --json`, for the card.
         api: client; None makes one for the environment's endpoint and token.
         say: called with a sentence at each stage.
+        include: names or patterns of further files of the folder, which must be documents, pictures or tables.
 
     Raises:
         PublishError: nothing was uploaded; the message says what to fix.
     """
     api = api or HfApi()
     folder = Path(resolve_model(folder))
-    with staged_model(folder, kind) as facts:
+    with staged_model(folder, kind, include) as facts:
         licences = check_base_repositories(facts, api, private)
         say(f"loading {facts.kind} folder {folder} in a fresh process, without this package ...")
         captions = check_loads_alone(facts.folder)
 
         def describe(commit: str) -> str:
             own = None if template else own_card(folder)
-            return card_text(
+            text = card_text(
                 facts.folder,
                 repo_id,
                 commit,
@@ -153,30 +146,34 @@ def publish(
                 licences=licences,
                 recipe=recipe_text(folder),
             )
+            return without_paths(text)
 
         # Now, so that what is wrong with a card comes out before anything is uploaded.
-        ModelCard(describe("0" * 40)).validate()
+        draft = describe("0" * 40)
+        ModelCard(draft).validate()
+        refuse_secrets({f"the card of {folder}": find_secret(draft)})
         say(f"uploading to {repo_id} ...")
         api.create_repo(repo_id, private=private or None, exist_ok=True)
-        commit = upload(api, repo_id, facts.folder)
+        commit = upload(api, repo_id, facts.folder, say=say)
         card = CommitOperationAdd(CARD, describe(commit).encode())
         commit_files(api, repo_id, [card], [], f"Describe {commit[:12]}")
-    return Published(repo_id, commit, captions, facts.left_out)
+    return Published(repo_id, commit, captions, facts.left_out, facts.cleaned)
 
 
 @contextmanager
-def staged_model(folder: Path, kind: str | None = None) -> Iterator[FolderFacts]:
-    """A folder of exactly what is to be published, the card aside: checked, and of the kind asked for."""
-    found = check_folder(folder)
+def staged_model(folder: Path, kind: str | None = None, include: Sequence[str] = ()) -> Iterator[FolderFacts]:
+    """A folder of exactly what is to be published, the card aside: checked, cleaned, and of the kind asked for."""
+    found = check_folder(folder, include)
     beside = folder.resolve().parent
     place = beside if os.access(beside, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=place) as temporary:
         staging = Path(temporary) / folder.resolve().name
         staging.mkdir()
-        if kind not in (None, found.kind):
+        other = kind not in (None, found.kind)
+        if other:
             _save_as(kind, found, staging)
-        else:
-            for name in found.files:
+        for name in found.files:
+            if not other or is_asked_for(name, include):
                 _link(folder / name, staging / name)
         (staging / CARD).unlink(missing_ok=True)
         (staging / HANDLER).write_bytes(handler_code())
@@ -184,9 +181,21 @@ def staged_model(folder: Path, kind: str | None = None) -> Iterator[FolderFacts]
         if needs.is_file() and needs.read_text(encoding="utf-8") != _REQUIREMENTS:
             found.left_out[needs.name] = "replaced by what the code needs"
         needs.write_text(_REQUIREMENTS, encoding="utf-8")
-        facts = check_folder(staging)
-        facts.left_out, facts.base_models = found.left_out, found.base_models
+        texts = [path for path in sorted(staging.rglob("*")) if path.is_file() and path.suffix != ".py"]
+        cleaned = [path.relative_to(staging).as_posix() for path in texts if clean_paths(path)]
+        refuse_secrets({str(folder / path.relative_to(staging)): secret_of(path) for path in texts})
+        facts = check_folder(staging, include)
+        facts.left_out, facts.base_models, facts.cleaned = found.left_out, found.base_models, cleaned
         yield facts
+
+
+def refuse_secrets(found: Mapping[str, str | None]) -> None:
+    """Raise if a file, by its name, has what looks like a secret; the message names each file."""
+    if lines := [f"{name}: {kind}" for name, kind in found.items() if kind]:
+        raise PublishError(
+            "nothing was published, for what looks like a secret or a trace of this machine. Remove it; a key that "
+            "others may have seen should also be withdrawn.\n" + "\n".join(lines)
+        )
 
 
 def _save_as(kind: str | None, found: FolderFacts, staging: Path) -> None:
@@ -254,16 +263,24 @@ def check_loads_alone(folder: Path) -> list[str]:
     return [caption for image in here["captions"] for caption in image]
 
 
-def upload(api: HfApi, repo_id: str, folder: Path, repo_type: str = "model") -> str:
+def upload(
+    api: HfApi,
+    repo_id: str,
+    folder: Path,
+    repo_type: str = "model",
+    say: Callable[[str], None] = lambda text: None,
+) -> str:
     """Make a repository hold a folder, by one commit; returns the commit that first did.
 
-    Files that the repository has already are not sent again, an interrupted upload's neither. Other files of it stay,
-    but for weights and code that would be loaded in place of these.
+    Files that the repository has already are not sent again, an interrupted upload's neither. Of its other files only
+    documents, pictures and tables stay; what could be loaded or run is deleted by the same commit.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     additions = [CommitOperationAdd(name, str(path)) for name, path in paths.items()]
     there = _tree(api, repo_id, repo_type, "main")
-    stale = [name for name in there if name not in paths and any(fnmatch(name, pattern) for pattern in _STALE)]
+    stale = [name for name in there if name not in paths and not is_inert(PurePosixPath(name))]
+    if stale:
+        say(f"deleting from {repo_id}, where others would load or run it: {', '.join(map(in_one_line, stale))}")
     title = "Upload model" if repo_type == "model" else "Upload demo"
     commit_files(api, repo_id, additions, stale, title, repo_type)
     return _first_commit_with(api, repo_id, repo_type, paths)
@@ -310,8 +327,11 @@ def _tree(api: HfApi, repo_id: str, repo_type: str, revision: str) -> dict[str, 
     return {entry.path: entry.blob_id for entry in entries if isinstance(entry, RepoFile)}
 
 
-def check_folder(folder: Path) -> FolderFacts:
-    """Look at every file of a model's folder; refuse what must not be published.
+def check_folder(folder: Path, include: Sequence[str] = ()) -> FolderFacts:
+    """Look at every file of a model's folder: what a repository of ours has is taken, all else is left out.
+
+    Args:
+        include: names or patterns of further files to take.
 
     Raises:
         PublishError: with the file and what to do.
@@ -320,13 +340,14 @@ def check_folder(folder: Path) -> FolderFacts:
         raise PublishError(f"{folder} holds no config.json: give the folder of a saved model.")
     facts = FolderFacts(folder, _config(folder))
     facts.base_models = dict(facts.config.base_model_repos or {})
+    index = folder / "model.safetensors.index.json"
+    own = {*NAMES, *_code_files(), HANDLER, *(check_shard_index(index) if index.is_file() else ())}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        # A checkout of this package has links to its own code beside the bundled weights.
-        if path.is_symlink() and path.resolve() not in _code_files().values():
-            raise PublishError(f"{path} is a link to {path.readlink()}: publish copies, not links.")
-        if path.is_file():
-            _sort(facts, name)
+        if path.is_file() or path.is_symlink():
+            _take_or_leave(facts, path, own, include)
+    for pattern in include:
+        if not any(is_asked_for(name, [pattern]) for name in facts.files):
+            raise PublishError(f"{folder} has no file {pattern!r} to include.")
     _check_code(facts)
     _check_processor(folder)
     _check_weights(facts)
@@ -389,26 +410,17 @@ def _config(folder: Path) -> ScaConfig:
     return ScaConfig.from_pretrained(folder)
 
 
-def _sort(facts: FolderFacts, name: str) -> None:
-    """Take a file, leave it out, or refuse it."""
-    path = PurePosixPath(name)
-    inside = path.parts[0]
-    if path.name in _TRAINING_STATE or inside.startswith(_TRAINING_PREFIXES):
-        facts.left_out[name] = "state of training"
-    elif inside.startswith(".") or inside == "__pycache__":
-        facts.left_out[name] = "hidden"
-    elif path.suffix in _PICKLES:
-        raise PublishError(f"{facts.folder / name} may hold a pickle, which runs code when it is loaded: remove it.")
-    elif path.suffix == ".py" or _is_known(path):
-        facts.files.append(name)
+def _take_or_leave(facts: FolderFacts, path: Path, own: Container[str], include: Sequence[str]) -> None:
+    name = path.relative_to(facts.folder).as_posix()
+    if name not in own and not is_asked_for(name, include):
+        facts.left_out[name] = "not part of a saved model"
+    # A checkout of this package has links to its own code beside the bundled weights.
+    elif path.is_symlink() and path.resolve() not in _code_files().values():
+        raise PublishError(f"{path} is a link to {path.readlink()}: publish copies, not links.")
+    elif name not in own and path.suffix not in INCLUDABLE:
+        raise PublishError(f"{path} cannot be included: only documents, pictures and tables, nothing to load or run.")
     else:
-        raise PublishError(f"{facts.folder / name} is not part of a saved model: move it elsewhere.")
-
-
-def _is_known(path: PurePosixPath) -> bool:
-    if path.parts[0] == ADAPTER_FOLDER:
-        return path.suffix in (".safetensors", ".json", ".md")
-    return len(path.parts) == 1 and (path.name in _KNOWN or path.suffix in _KNOWN_SUFFIXES)
+        facts.files.append(name)
 
 
 def _check_code(facts: FolderFacts) -> None:

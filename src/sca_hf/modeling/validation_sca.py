@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
@@ -38,10 +41,10 @@ _MAX_TEXT, _DEEPEST = 1000, 20
 # Bounds of every whole number of a configuration, far above any model that exists: what counts parts, or is not known,
 # may cost time for each, where the size of a tensor or an id costs nothing before weights are there. Beyond them a
 # refusal takes no time. Within, building stops at the most modules, after some 100 MB and 5 s.
-_MOST, _LARGEST, _MOST_MODULES = 1024, 2**25, 15_000
-_FROM_END = re.compile(r".*(layer|index|idx|clamp_len)")
+_MOST, _LARGEST, _MOST_MODULES = 1024, 2**25, 20_000
+_FROM_END = re.compile(r".*(layer|index|idx|clamp_len|bound)")
 _LARGE = re.compile(
-    r".*(experts?|embeddings?|embd|embed|centroids|feats)|(?!(num|n)_).*"
+    r"num_(.*experts|position_embeddings|centroids|pos_feats)|(?!(num|n)_).*"
     r"(size|dim|width|embd|embed|embedding|inner|hidden|model|ff|ffn|channels?|rank|vocab|tokens?|token|ids?|index|"
     r"positions?|ctx|context|length|seq|len|window|max|topk|top_k|scale|floor|chunk|seed|sampling_rate|samples|extent|ssm|offset|"
     r"theta|factor|distance|headdim|lr|steps).*|n_(embd|embed|inner|positions|ctx|ff)"
@@ -149,15 +152,15 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} of the configuration is not a number (NaN).")
         if _EPSILON.fullmatch(_field(name)) and value is not None and not (is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} of the configuration is {value!r}, expected a number from 0 to below 1.")
-        if isinstance(value, float) and value.is_integer():
+        if isinstance(value, float) and value.is_integer() and _known_size(name):
             value = int(value)
-        if _known_size(name) and isinstance(value, (str, float)):
+        if _known_size(name) and isinstance(value, (str, float)) and not name.endswith("]"):
             raise ValueError(f"{name} of the configuration is {value!r}, expected a whole number.")
-        most = _LARGEST if _LARGE.fullmatch(_field(name)) else _MOST
+        highest = _LARGEST if _LARGE.fullmatch(_field(name)) else _MOST
         # Negative numbers are words: -1 is the last, or none; layers may be counted from the end.
-        least = -_MOST if _FROM_END.fullmatch(_field(name)) else -1
-        if isinstance(value, int) and not least <= value <= most:
-            raise ValueError(f"{name} of the configuration is {value}; no model has more than {most} there.")
+        lowest = -_MOST if _FROM_END.fullmatch(_field(name)) else -1
+        if isinstance(value, int) and not lowest <= value <= highest:
+            raise ValueError(f"{name} of the configuration is {value}; no model has more than {highest} there.")
         if _FRACTIONS.fullmatch(_field(name)) and isinstance(value, str):
             raise ValueError(f"{name} of the configuration is {value!r}, expected a number.")
         if _POSITIVE.fullmatch(_field(name)) and isinstance(value, int) and value < 1:
@@ -166,10 +169,10 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
 
 @contextmanager
 def limited_modules() -> Iterator[None]:
-    """Refuse to build a model of more modules than any that exists, whichever fields of its configuration ask for it.
+    """Refuse to build a model of more modules and weights than any that exists, whatever asks for it.
 
     Raises:
-        ValueError: there are more than 15,000; by then building has taken some 100 MB and 5 s.
+        ValueError: there are more than 20,000; by then building has taken some 100 MB and 5 s.
     """
     built = 0
 
@@ -177,13 +180,16 @@ def limited_modules() -> Iterator[None]:
         nonlocal built
         built += 1
         if built > _MOST_MODULES:
-            raise ValueError(f"the configuration describes a model of more than {_MOST_MODULES} modules.")
+            raise ValueError(f"the configuration describes a model of more than {_MOST_MODULES} modules and weights.")
 
-    handle = register_module_module_registration_hook(count)
+    # A list of modules is made before it becomes one.
+    hooks = (register_module_module_registration_hook, register_module_parameter_registration_hook)
+    handles = [register(count) for register in hooks]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def is_number(value: Any) -> bool:

@@ -101,8 +101,8 @@ def _record(
     regions: list[Any] = []
     for number, members in enumerate(groups.values()):
         region_id = f"{image_id}/{number}"
-        key = f"{where}, region {region_id}"
-        regions.append(attempt(key, _region, region_id, members, size, task, names, clip))
+        place = f"{where}, region {region_id}"
+        regions.append(attempt(place, _region, region_id, members, size, task, names, clip))
     return image_fields(image, image_id, size, path, task=task, regions=regions, left_out=left_out, measured=True)
 
 

@@ -63,9 +63,7 @@ def read_refcoco(
     check_names(names, categories.values(), str(root))
     folders = [Path(images)] if images is not None else [root / folder for folder in _PICTURES]
     for ref in refs.pop(None, ()):
-        yield RegionRecordError(
-            f"{source}: a ref has the image_id {ref['image_id']!r:.60}, ref_id {ref['ref_id']!r:.60}"
-        )
+        yield RegionRecordError(f"{source}: a ref has no ref_id or image_id that is a number or a text: {ref!r:.100}")
     for image_id in sorted(refs, key=lambda key: (str(type(key)), key)):
         where = f"{source}, image {image_id}"
         record = attempt(where, _image_record, pictures.get(image_id), folders, where)
@@ -89,7 +87,7 @@ def read_refcoco(
         yield {**record, "task": task, "regions": regions, "source": str(source)}
 
 
-def _instances(path: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]], dict[Any, str]]:
+def _instances(path: Path) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
     """Returns the images, the annotations and the names of the categories, each by id."""
     content = read_annotations(path)
     try:
@@ -112,6 +110,8 @@ def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:
             if _is_in(str(ref["split"]), split):
                 known = has_id(ref, "image_id") and has_id(ref, "ref_id")
                 chosen.setdefault(ref["image_id"] if known else None, []).append(ref)
+        if chosen.keys() == {None}:
+            raise KeyError("ref_id or image_id")
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not in refer's format: expected a list of refs with split and ids ({error})."

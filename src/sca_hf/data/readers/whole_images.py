@@ -36,11 +36,11 @@ def read_coco_captions(
             )
             continue
         captions[key].append(str(row.get("caption") or "").strip())
-    images = rows_of(content, "images", source)
-    if len(captions) < len({id(image) for image in images if image.get("id") is not None}):
+    rows = rows_of(content, "images", source)
+    if len(captions) < len({id(image) for image in rows if image.get("id") is not None}):
         raise ValueError(f"{source}: two images have the same id.")
-    locate.expect(images)
-    for image in images:
+    locate.expect(rows)
+    for image in rows:
         where = f"{source}, image {image.get('id')}"
         try:
             with naming(where):

@@ -131,8 +131,6 @@ class WholeCheckpoints(Trainer):
         """Trains as the Trainer does, from a whole checkpoint of the same run if one is asked for."""
         if self.args.should_save:
             clear_leftovers(self.args.output_dir)
-            if self.args.push_to_hub:
-                keep_from_the_hub(Path(self.args.output_dir))
         self.accelerator.wait_for_everyone()
         self._run = run_fingerprint(self)
         self._resumed = self._agree_on_checkpoint(resume_from_checkpoint)
@@ -334,7 +332,14 @@ class WholeCheckpoints(Trainer):
         warn_of_failed_pushes(getattr(getattr(self, "push_in_progress", None), "jobs", ()), self.hub_model_id)
         if self._pushes:
             copy_code(Path(checkpoint_folder), Path(self.args.output_dir))
+            keep_from_the_hub(Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Pushes the model as the Trainer does, without what else lies in its folder."""
+        if self.is_world_process_zero():
+            keep_from_the_hub(Path(self.args.output_dir))
+        return super().push_to_hub(*args, **kwargs)
 
     @property
     def _pushes(self) -> bool:
