@@ -11,6 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def model_identity(name: str | os.PathLike[str] | None, revision: str | None = N
         return source  # neither a folder nor a repository: loading will say so
     found = source_of(source, {} if revision is None else {"revision": revision})
     return f"{found['repo_id']}@{found['revision']}"
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Returns the SHA-256 of tensors: names, shapes, types and every number."""
+
+    def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        head = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return hashlib.sha256(head.encode() + hashlib.sha256(numbers).digest()).digest()
+
+    with ThreadPoolExecutor() as pool:
+        parts = pool.map(digest, sorted(weights.items()))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def digest_of(value: Any) -> str:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sca_hf.run_identity import weights_digest
 from sca_hf.testing import tiny_image
 from sca_hf.training.collator import RegionCollator
 from sca_hf.training.draws import SeededDataset
-from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache, EmbeddingCacheError, encoder_fingerprint
+from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache, EmbeddingCacheError
 from tests.training.killed_runs import CONTEXT, fill_cache, records
 
 
@@ -129,7 +130,9 @@ def test_nothing_is_served_to_another_encoder_size_or_normalization(cache, make_
     assert EmbeddingCache(tmp_path / "cache", copy.deepcopy(model), processor).folder == cache.folder
     halved = copy.deepcopy(model)
     halved.sam.vision_encoder.half()
-    assert encoder_fingerprint(halved.sam.vision_encoder) != encoder_fingerprint(model.sam.vision_encoder)
+    assert weights_digest(halved.sam.vision_encoder.state_dict()) != weights_digest(
+        model.sam.vision_encoder.state_dict()
+    )
 
 
 def test_a_file_that_was_moved_or_damaged_is_made_again(cache, model, processor):

@@ -12,7 +12,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers.utils import logging
 from ..data.loading import leave_undecoded
 from ..data.region import RegionRecordError, record_image
 from ..files import write_whole
+from ..run_identity import versions, weights_digest
 
 
 # What the library adds to a saved configuration and no result depends on.
@@ -64,6 +64,7 @@ class EmbeddingCache:
         self.shape = (vision.output_channels, grid, grid)
         self._fingerprint = self._checked_fingerprint()
         about = {"encoder": self._fingerprint, "vision_config": _lasting(vision), "images": _geometry(processor)}
+        about["versions"] = versions()
         text = json.dumps(about, indent=1, sort_keys=True, default=str)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ class EmbeddingCache:
         # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if seen != self._seen:
-            self._seen, self._last = seen, encoder_fingerprint(self._model.sam.vision_encoder)
+            self._seen, self._last = seen, weights_digest(self._model.sam.vision_encoder.state_dict())
         return self._last
 
     def _path(self, key: str) -> Path:
@@ -277,20 +278,6 @@ def refuse_augmentation(augmentation: Any) -> None:
             f"the augmentation {augmentation!r} changes images, but the embedding cache needs unchanged ones: train "
             "without the augmentation, or without the cache."
         )
-
-
-def encoder_fingerprint(encoder: torch.nn.Module) -> str:
-    """Returns the SHA-256 of an encoder's parameters and buffers: names, shapes, types and every number."""
-
-    def digest(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        head = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
-        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return hashlib.sha256(head.encode() + hashlib.sha256(numbers).digest()).digest()
-
-    with ThreadPoolExecutor() as pool:
-        parts = pool.map(digest, sorted(encoder.state_dict().items()))
-        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _lasting(config: Any) -> dict[str, Any]:

@@ -111,6 +111,16 @@ class ModelSection(_Section):
         return self
 
     @property
+    def sources(self) -> dict[str, tuple[str, str | None]]:
+        """The folders and repositories that the model is made of, each with its revision, by their fields."""
+        owners = {"from_": "revision", **{name: f"{name}_revision" for name in _REVISED}}
+        return {
+            name: (source, getattr(self, revision))
+            for name, revision in owners.items()
+            if (source := getattr(self, name))
+        }
+
+    @property
     def config_fields(self) -> dict[str, Any]:
         """What the recipe says of fields of [`ScaConfig`]."""
         named = {name: getattr(self, name) for name in ("label_smoothing", "max_caption_length", "caption_add_bos")}
