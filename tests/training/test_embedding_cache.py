@@ -151,6 +151,28 @@ def test_a_file_that_was_moved_or_damaged_is_made_again(cache, model, processor)
     assert CachedRecords(records(2), cache).fill(progress=False) == 1
 
 
+@pytest.mark.parametrize("how", ["filled", "read"])
+def test_an_entry_damaged_at_its_full_length_is_made_again_with_the_same_bits(cache, how):
+    CachedRecords(records(5), cache).fill(batch_size=4, progress=False)
+    before = {path: path.read_bytes() for path in entries(cache.folder)}
+    for path in list(before)[1:3]:
+        data = bytearray(before[path])
+        data[-9] ^= 1
+        path.write_bytes(data)
+    again = CachedRecords(records(5), cache)
+    if how == "filled":
+        assert again.fill(batch_size=3, progress=False) == 2
+        assert again.fill(progress=False) == 0
+    else:
+        assert len([again[k]["image_embedding"] for k in range(5)]) == 5
+    assert {path: path.read_bytes() for path in entries(cache.folder)} == before
+
+
+def test_other_code_has_a_cache_of_its_own(cache, model, processor, monkeypatch):
+    monkeypatch.setattr("sca_hf.run_identity.__version__", "99")
+    assert EmbeddingCache(cache.folder.parent, model, processor).folder != cache.folder
+
+
 def test_a_trained_or_changed_encoder_is_refused(cache, model, processor, tmp_path):
     cached = CachedRecords(records(2), cache)
     cached[0]

@@ -80,7 +80,7 @@ def test_another_run_is_refused_whether_stopped_or_finished(run, base, regions, 
 
 def test_other_code_and_settings_are_another_run(run, base, regions, monkeypatch):
     again = recipe(base, regions, run.output, learning_rate=1e-3)
-    with pytest.raises(CheckpointError, match="learning_rate was 0.003 and is 0.001"):
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.003 and is 0\.001"):
         run_recipe(again)
     monkeypatch.setattr("sca_hf.run_identity.__version__", "99")
     with pytest.raises(CheckpointError, match=r"versions\.sca-hf was"):

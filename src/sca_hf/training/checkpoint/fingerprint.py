@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from ...files import differences
-from ...run_identity import data_identity, digest_of, versions, weights_digest
+from ...files import differences, digest_of
+from ...run_identity import data_identity, versions, weights_digest
 
 
 # The library's arguments that settle the weights a run ends with; all others say where, how fast and how loud.

@@ -16,8 +16,7 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ...files import REPLACED, UNFINISHED, LockedError, drop, file_sizes, hash_file, locked, put_in_place
-from ...run_identity import digest_of
+from ...files import REPLACED, UNFINISHED, LockedError, digest_of, drop, file_sizes, hash_file, locked, put_in_place
 
 
 logger = logging.getLogger(__name__)
