@@ -191,4 +191,3 @@ def test_a_folder_may_be_called_2007(tmp_path):
     (tmp_path / "mine.yaml").write_text(text + "training: {embedding_cache: 2008}\n")
     recipe = load_recipe(tmp_path / "mine.yaml", ["--model.from=2012"])
     assert (recipe.model.from_, recipe.output, recipe.training["embedding_cache"]) == ("2012", "2007", "2008")
-    assert parse_yaml("2007_12") == "2007_12"
