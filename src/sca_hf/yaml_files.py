@@ -1,7 +1,7 @@
 """Reads YAML as one means it: `1e-4` is a number, `no` is a word, and a key written twice is an error.
 
-The core schema of YAML 1.2 by ruamel.yaml, without its octal and hexadecimal numbers and without dates: `007`,
-`2007_12` and `2024-01-01` stay text. PyYAML follows YAML 1.1, where `1e-4` is text and `no` is false.
+The core schema of YAML 1.2 by ruamel.yaml, without its octal and hexadecimal numbers and without dates: `007` and
+`2024-01-01` stay text. PyYAML follows YAML 1.1, where `1e-4` is text and `no` is false.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 _SCALARS = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
     (
         "float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*|(?=[eE])))(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*|(?=[eE])))(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
         "-+.0123456789",
     ),
     ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
