@@ -20,7 +20,7 @@ POST /v1/caption captions regions, POST /v1/anything captions everything in a pi
 /openapi.json for programs; /health and /metrics are for monitoring. Requests that arrive together share a call of the
 model. Only the models named here are served; nothing that a client sends is opened as a path or a URL.
 
-On Ctrl-C or SIGTERM it finishes the running requests, for at most 8 seconds, and exits within 10. An address that
+On Ctrl-C or SIGTERM it finishes the running requests, for at most 6 seconds, and exits within 10. An address that
 other machines can reach needs a token, or --no-auth. Requests from pages of other sites are refused.
 """
 

@@ -6,12 +6,12 @@ own origin, or a name of its own for this machine (DNS rebinding), or a type tha
 
 import asyncio
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 
@@ -26,6 +26,9 @@ _FILES = "/v1/images"
 _FILE_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 
 
+_ADDRESS = re.compile(r"(\[[\da-f:.]+\]|[^\s:/@\[\]]+)(?::\d*)?")
+
+
 class Gate:
     """Refuses what pages of other sites can have a browser send.
 
@@ -37,8 +40,8 @@ class Gate:
 
     def __init__(self, app: Any, hosts: Sequence[str] | None = None, bound: str = "127.0.0.1") -> None:
         self._app, self._any = app, hosts is None or "*" in hosts
-        self._given = {bound.lower(), *(host.lower() for host in hosts or ())}
-        self._local = is_loopback(bound)
+        self._given = {host.lower() for host in hosts or ()}
+        self._bound, self._local = bound.lower(), is_loopback(bound)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it with 403 or 415."""
@@ -71,7 +74,7 @@ class Gate:
         return 415, "Send JSON, with the header `Content-Type: application/json`; only pictures are sent as files."
 
     def _is_known(self, name: str) -> bool:
-        if name in self._given or name in ("", "localhost") or name.endswith(".localhost"):
+        if name in {"", "localhost", self._bound, *self._given} or name.endswith(".localhost"):
             return True
         try:  # A page that names this machine by a number is known by its origin.
             return ipaddress.ip_address(name).is_loopback or not self._local
@@ -80,10 +83,8 @@ class Gate:
 
 
 def _name(address: str) -> str:
-    try:
-        return (urlsplit(f"//{address}").hostname or "").rstrip(".")
-    except ValueError:
-        return address
+    found = _ADDRESS.fullmatch(address)
+    return found[1].strip("[]").rstrip(".") if found else address
 
 
 class Bodies:

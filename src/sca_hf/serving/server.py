@@ -37,7 +37,7 @@ def serve_app(
     limits: Limits | None = None,
     token: str | None = None,
     open_paths: Sequence[str] = ("/health",),
-    grace: int = 8,
+    grace: int = 6,
     load_first: bool = True,
     hosts: Sequence[str] = (),
 ) -> None:
@@ -160,7 +160,7 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
             signal.signal(number, handler)
 
 
-def end_process(seconds: float = 1.5) -> None:
+def end_process(seconds: float = 1.0) -> None:
     """Ends this process without waiting longer for threads that compute on; returns if there are none."""
     until = time.monotonic() + seconds
     threads = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
