@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 UNFINISHED = "_tmp-"
 REPLACED = "_tmp-old-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONGEST_NAME = 255  # bytes of a file's name
 _FULL_NUMBERS = "|".join(str(number) for number in _FULL)
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -57,28 +59,61 @@ def write_whole(path: str | Path, content: str | bytes | Iterable[str | bytes], 
     parts = [content] if isinstance(content, str | bytes) else content
     with replacing(path, durable) as draft, draft.open("wb") as file:
         for part in parts:
-            file.write(part.encode() if isinstance(part, str) else part)
+            file.write(encode(part) if isinstance(part, str) else part)
+
+
+def encode(text: str) -> bytes:
+    """Returns a text as UTF-8; a byte of a file name that is not UTF-8 becomes \\udcXX, which JSON reads back."""
+    return text.encode(errors="backslashreplace")
 
 
 @contextmanager
 def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Gives a name beside `path` to write a file to, which takes the place of `path` if the block raises no error."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield draft
-        if durable:
-            flush_entry(draft)
-        os.replace(draft, path)
-        if durable:
-            flush_entry(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+    """Gives a name beside `path` to write a file to, which takes the place of `path` if the block raises no error.
+
+    What a link leads to is replaced, not the link. A device or a pipe is given as it is.
+
+    Raises:
+        DiskFullError: There is no room; `path` is what it was.
+    """
+    path = Path(os.path.realpath(path))
+    with naming_full_disk(path):
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        draft = beside(path, ".", f".{uuid.uuid4().hex[:8]}.part")
+        try:
+            yield draft
+            if path.exists():
+                shutil.copymode(path, draft)
+            if durable:
+                flush_entry(draft)
+            os.replace(draft, path)
+            if durable:
+                flush_entry(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def save_picture(picture: Any, path: str | Path) -> None:
+    """Saves a PIL picture in the format of the path's suffix, whole or not at all."""
+    from PIL import Image
+
+    with replacing(path) as draft:
+        picture.save(draft, Image.registered_extensions()[Path(path).suffix.lower()])
+
+
+def beside(path: Path, before: str, after: str = "") -> Path:
+    """Returns a name in the folder of `path` that is made from its own, and short enough for every file system."""
+    room = _LONGEST_NAME - len(before + after)
+    fits = len(os.fsencode(path.name)) <= room
+    name = path.name if fits else hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
+    return path.with_name(f"{before}{name}{after}")
 
 
 def write_new(path: Path, content: str | bytes) -> bool:
     """Writes a complete file unless it is there already, also when several processes try; returns who was first."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    draft = beside(path, ".", f".{uuid.uuid4().hex[:8]}.part")
     try:
         write_whole(draft, content)
         try:
@@ -94,10 +129,24 @@ def write_new(path: Path, content: str | bytes) -> bool:
         draft.unlink(missing_ok=True)
 
 
-def lock_file(path: str | Path) -> FileLock:
-    """Claims a file for this process until `release` is called or the process ends, however it ends.
+@contextmanager
+def locked(path: str | Path, again: bool = False) -> Iterator[None]:
+    """Claims a file or folder for this process, see [`lock_file`]."""
+    lock = lock_file(path, again)
+    try:
+        yield
+    finally:
+        unlock(lock)
+
+
+def lock_file(path: str | Path, again: bool = False) -> FileLock:
+    """Claims a file or folder for this process until [`unlock`] is called or the process ends, however it ends.
 
     A file beside it, `.NAME.lock`, is what is locked: on Windows the file itself could not be read meanwhile.
+
+    Args:
+        path: What to claim.
+        again: Whether what this process has claimed so itself may be claimed once more.
 
     Raises:
         LockedError: another process, or another lock in this one, has it.
@@ -105,7 +154,7 @@ def lock_file(path: str | Path) -> FileLock:
     from filelock import FileLock, Timeout
 
     path = Path(path)
-    lock = FileLock(lock_path(path))
+    lock = FileLock(lock_path(path), is_singleton=again)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -115,9 +164,56 @@ def lock_file(path: str | Path) -> FileLock:
     return lock
 
 
+def unlock(lock: FileLock) -> None:
+    """Gives up what was claimed, and removes the file that was locked."""
+    # Removed before it is given up: whoever waits for it then sees that it is gone and takes a new one.
+    if os.name != "nt" and lock.lock_counter == 1:
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
 def lock_path(path: Path) -> Path:
     """Returns the file that is locked in the place of `path`."""
-    return path.with_name(f".{path.name}.lock")
+    return beside(path, ".", ".lock")
+
+
+def named_paths(value: Any) -> Iterator[str]:
+    """Yields what on this disk a path, a data spec (`format:option=path,...`) or a mapping names, absolute."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        if os.path.exists(text):
+            yield os.path.abspath(text)
+        elif isinstance(text, str) and "=" in text:
+            yield from named_paths([part.partition("=")[2] for part in text.partition(":")[2].split(",")])
+        return
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        for part in value:
+            yield from named_paths(part)
+
+
+def refuse_inputs(outputs: Iterable[str | Path], inputs: Any, inside: bool = True) -> None:
+    """Raises where something to write is something that is read, however both are spelled, or two outputs are one.
+
+    Args:
+        outputs: Files and folders to write.
+        inputs: What is read, see [`named_paths`].
+        inside: Whether a file that is there already, in a folder that is read, is one of its files too.
+    """
+    read = {os.path.realpath(path): os.stat(path) for path in named_paths(inputs)}
+    files, seen = {(status.st_dev, status.st_ino) for status in read.values()}, set[str]()
+    for output in outputs:
+        place = os.path.realpath(output)
+        status = os.stat(place) if os.path.exists(place) else None
+        if status is not None and (status.st_dev, status.st_ino) in files:
+            raise ValueError(f"{output} would be overwritten, but is read too: choose another output.")
+        folder = next((str(above) for above in Path(place).parents if str(above) in read), None)
+        if inside and folder and os.path.isfile(place):
+            raise ValueError(f"{output} is in {folder}, which is read: choose another output, or remove that file.")
+        if place in seen:
+            raise ValueError(f"{output} would be written twice: choose another name for one of the two.")
+        seen.add(place)
 
 
 def differences(former: Any, present: Any, name: str = "") -> list[str]:
@@ -147,6 +243,11 @@ def read_json(path: str | Path) -> Any:
 def to_json(value: Any, indent: int | None = 1) -> str:
     """Returns a value as JSON that every parser takes, with a line end: what is not a number is null."""
     return json.dumps(without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent) + "\n"
+
+
+def json_line(value: Any) -> str:
+    """Returns a value as JSON in one line, without its line end, whatever a reader takes for the end of a line."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
 
 
 def without_nan(value: Any) -> Any:
@@ -179,10 +280,12 @@ def save_whole(folder: str | Path, *parts: Saveable) -> Path:
 @contextmanager
 def staged(target: str | Path) -> Iterator[Path]:
     """Gives an empty folder that becomes `target`, replacing what is there, when the block ends without an error."""
-    target = Path(target)
-    staging = target.with_name(UNFINISHED + target.name)
-    shutil.rmtree(staging, ignore_errors=True)
-    with removed_on_error(staging, target):
+    target = Path(os.path.realpath(target))
+    staging, replaced = beside(target, UNFINISHED), beside(target, REPLACED)
+    with locked(target), removed_on_error(staging, target):
+        shutil.rmtree(staging, ignore_errors=True)
+        if replaced.exists() and not target.exists():  # killed between the two renames
+            replaced.rename(target)
         part = staging / target.name
         part.mkdir(parents=True)
         yield part
@@ -215,9 +318,22 @@ def removed_on_error(staging: Path, target: Path, min_bytes: Callable[[], int] =
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Has the error of a full disk name the file."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not _is_disk_full(error):
+            raise
+        raise DiskFullError(
+            f"{path} could not be written, the disk is full; free some space and run the command again."
+        ) from error
+
+
 def put_in_place(part: Path, target: Path) -> None:
     """Renames a finished folder; one that it replaces is set aside first, so that no moment has half of each."""
-    replaced = target.with_name(REPLACED + target.name)
+    replaced = beside(target, REPLACED)
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         target.rename(replaced)
@@ -228,7 +344,7 @@ def put_in_place(part: Path, target: Path) -> None:
 
 def drop(folder: Path) -> None:
     """Deletes a folder that is never seen by halves."""
-    replaced = folder.with_name(REPLACED + folder.name)
+    replaced = beside(folder, REPLACED)
     folder.rename(replaced)
     shutil.rmtree(replaced, ignore_errors=True)
 

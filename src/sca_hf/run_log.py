@@ -12,11 +12,22 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from .files import differences, lock_file, lock_path, to_json, write_new, write_whole
+from .files import (
+    differences,
+    encode,
+    lock_file,
+    naming_full_disk,
+    read_json,
+    to_json,
+    unlock,
+    write_new,
+    write_whole,
+)
 
 
 if TYPE_CHECKING:
@@ -89,7 +100,7 @@ class RunLog:
         self.output, self.part = output, part
         self.own: list[Line] = []
         self._state_file, self._pattern, self._head, self._replaces = state, pattern, head, replaces
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._lock: FileLock | None = None
         # As JSON has it, so that what is read equals what is compared.
         self.state: dict[str, Any] = self._claim(json.loads(json.dumps(dict(settings))), notes or {})
@@ -112,7 +123,13 @@ class RunLog:
         return begun
 
     def _read_state(self) -> dict[str, Any]:
-        return json.loads(self._state_file.read_text(encoding="utf-8"))
+        state = read_json(self._state_file)
+        if not isinstance(state, dict) or not isinstance(state.get("settings"), dict) or "complete" not in state:
+            raise RunLogError(
+                f"{self._state_file} does not say what the run is: it was changed. Remove {self.output} and "
+                f"{self._state_file} to start from scratch, or choose another output."
+            )
+        return state
 
     def update(self, **values: Any) -> None:
         """Changes what the state file says beside the settings, as `complete`."""
@@ -134,7 +151,8 @@ class RunLog:
             raise ValueError("this log was opened for reading; pass a part to append to.")
         self._lock = lock_file(self.part)
         try:
-            self._file = self.part.open("ab")
+            # Without a buffer, so that what finds no room is not written again when the file is closed.
+            self._file = self.part.open("ab", buffering=0)
             self._file.truncate(_end_of_lines(self.part))
             self.own = list(self._scan(self.part))
             self.state = self._read_state()  # another process may have ended the run meanwhile
@@ -153,25 +171,32 @@ class RunLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._lock is not None and self.part is not None:
-            # Removed before it is given up: whoever waits for it then sees that it is gone and takes a new one.
-            if os.name != "nt":
-                lock_path(self.part).unlink(missing_ok=True)
-            self._lock.release()
+        if self._lock is not None:
+            unlock(self._lock)
             self._lock = None
 
     def append(self, lines: Iterable[str]) -> None:
-        """Appends lines, each a JSON value without its line end, in one write."""
-        file = self._opened()
-        file.write("".join(line + "\n" for line in lines).encode())
-        file.flush()
+        """Appends lines, each a JSON value without its line end; all of them or none.
+
+        Raises:
+            DiskFullError: There is no room for them.
+        """
+        file, left = self._opened(), memoryview(encode("".join(line + "\n" for line in lines)))
+        end = file.seek(0, os.SEEK_END)
+        try:
+            with naming_full_disk(self.part or self.output):
+                while left:
+                    left = left[file.write(left) :]
+        except BaseException:
+            file.truncate(end)
+            raise
 
     def cut(self, count: int) -> None:
         """Drops all lines of this process's part but the first `count` of those that were there when it was opened."""
         self._opened().truncate(self.own[count - 1].end if count else 0)
         del self.own[count:]
 
-    def _opened(self) -> BinaryIO:
+    def _opened(self) -> FileIO:
         if self._file is None:
             raise ValueError("enter the log (with log: ...) before changing it.")
         return self._file

@@ -129,13 +129,17 @@ def test_what_tools_import_is_written_once_and_left_to_be_corrected(model, tmp_p
     assert "--write needs an output folder: add --output FOLDER" in capsys.readouterr().err
 
 
-def test_failed_images_can_be_tried_again(model, tmp_path):
+def test_failed_images_can_be_tried_again(model, tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "photos", 2, 1)
+    with monkeypatch.context() as broken:
+        broken.setattr("sca_hf.anything.folder.caption_anything", None)
+        assert main(anything(model, folder, tmp_path / "out")) == 1
     assert main(anything(model, folder, tmp_path / "out")) == 1
+    assert len(results(tmp_path / "out")[2]) == 3
+    assert main(anything(model, folder, tmp_path / "out", "--retry")) == 1
+    assert list(results(tmp_path / "out")[2]) == ["broken-0.png"]
     tiny_image(9, (30, 30)).save(folder / "broken-0.png")
-    assert main(anything(model, folder, tmp_path / "out")) == 1
-    assert "broken-0.png" in results(tmp_path / "out")[2]
-    assert main(anything(model, folder, tmp_path / "out", "--retry")) == 0
+    assert main(anything(model, folder, tmp_path / "out")) == 0, "another picture is tried in any case"
     records, _, failed = results(tmp_path / "out")
     assert not failed and "broken-0.png" in [record["image"] for record in records]
 
@@ -153,7 +157,7 @@ def test_a_share_of_the_run_waits_for_the_others(model, tmp_path):
 
 def append(run, rank, *entries):
     with open_log(run, rank) as log:
-        log.append(map(json.dumps, entries))
+        log.append(json.dumps({"image": entry.pop("image"), "picture": "as it is", **entry}) for entry in entries)
 
 
 def test_a_line_cut_short_is_dropped_and_written_again(tmp_path):
@@ -162,11 +166,14 @@ def test_a_line_cut_short_is_dropped_and_written_again(tmp_path):
     append(run, 0, {"image": "two", "records": []})
     path = tmp_path / "journal" / "part-00000.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    assert set(open_log(run).lines()) == {"one"}
+    assert set(open_log(run).lines()) == {"one\nas it is"}
     append(run, 0, {"image": "two", "records": [1]})
     log = open_log(run)
     lines = log.lines()
-    assert [entry["records"] for entry in log.entries([lines["two"], lines["one"]])] == [[1], []]
+    assert [entry["records"] for entry in log.entries(lines[f"{name}\nas it is"] for name in ("two", "one"))] == [
+        [1],
+        [],
+    ]
 
 
 def test_a_failure_gives_way_to_a_success_whatever_the_name(tmp_path):
@@ -174,7 +181,7 @@ def test_a_failure_gives_way_to_a_success_whatever_the_name(tmp_path):
     for rank, entry in enumerate([{"error": "no"}, {"records": [], "note": "error"}, {"error": "no"}]):
         append(run, rank, {"image": name, **entry})
     lines = open_log(run).lines()
-    assert list(lines) == [name] and not lines[name].about
+    assert list(lines) == [f"{name}\nas it is"] and not lines[f"{name}\nas it is"].about
 
 
 def test_two_processes_cannot_write_the_same_part(tmp_path):

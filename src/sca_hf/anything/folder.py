@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from ..captioning import IMAGE_ERRORS, image_error, load, with_doubt
 from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
 from ..environment import install_command
-from ..files import to_json, write_whole
+from ..files import json_line, save_picture, to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
-from ..run_log import RunLog, RunLogError
-from .sources import Boxes, ImageItem, boxes_of
+from ..run_identity import model_identity, versions
+from ..run_log import Line, RunLog, RunLogError
+from .sources import OVERLAYS, Boxes, ImageItem, boxes_of
 
 
 @dataclass
@@ -52,20 +54,25 @@ class FolderRun:
     dtype: str | None = None
     revision: str | None = None
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """Returns what must be the same for a run to be resumed."""
+        """What must be the same for a run to be resumed; each picture is compared by its own line of the log."""
         boxes = self.boxes
         if boxes is not None and not isinstance(boxes, str):
             boxes = f"sha256 {hashlib.sha256(json.dumps(boxes, sort_keys=True).encode()).hexdigest()}"
         return {
-            "model": self.model or BUNDLED_MODEL,
-            "revision": self.revision,
+            "model": model_identity(self.model, self.revision),
+            "versions": versions(),
             "dtype": self.dtype,
             "settings": self.settings,
             "generation": self.generation,
             "boxes": boxes,
             "overlays": self.overlays,
         }
+
+    def overlay_of(self, item: ImageItem) -> Path:
+        """Returns where the drawing of an image goes."""
+        return Path(self.output) / OVERLAYS / f"{_file_name(item.name)}.png"
 
 
 class ImageCaptioner:
@@ -78,27 +85,27 @@ class ImageCaptioner:
 
     def __call__(self, item: ImageItem) -> dict[str, Any]:
         """Captions an image; what is wrong with it is part of the result."""
+        known = {"image": item.name, "picture": item.stamp}
         try:
-            return self._entry(item)
+            picture, records = self._records(item)
         except IMAGE_ERRORS as error:
-            return {"image": item.name, "error": image_error(error)}
+            return {**known, "error": image_error(error)}
+        if self.run.overlays:  # what cannot be drawn for want of room is no fault of the picture
+            path = self.run.overlay_of(item)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_picture(draw_records(picture, records), path)
+        return {**known, "width": picture.width, "height": picture.height, "records": records}
 
-    def _entry(self, item: ImageItem) -> dict[str, Any]:
+    def _records(self, item: ImageItem) -> tuple[Any, list[dict[str, Any]]]:
         picture = item.load()
         boxes = None
         if self.run.boxes is not None:
             boxes = item.boxes() if isinstance(self.run.boxes, str) else boxes_of(self.run.boxes, item.name)
             if boxes is None:
                 raise ValueError(f"the boxes file has no boxes for {item.name}.")
-        records = caption_anything(self.model, self.processor, picture, self.settings, boxes, **self.run.generation)
-        if self.run.overlays:
-            self._draw(item, picture, records)
-        return {"image": item.name, "width": picture.width, "height": picture.height, "records": records}
-
-    def _draw(self, item: ImageItem, picture: Any, records: list[dict[str, Any]]) -> None:
-        path = Path(self.run.output) / "overlays" / f"{_file_name(item.name)}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw_records(picture, records).save(path)
+        return picture, caption_anything(
+            self.model, self.processor, picture, self.settings, boxes, **self.run.generation
+        )
 
 
 def _file_name(name: str) -> str:
@@ -158,18 +165,25 @@ def run_folder(
     own = items[rank::world]
     with open_log(run, rank) as log:
         lines = log.lines()
-        todo = [item for item in own if item.name not in lines or (run.retry and lines[item.name].about)]
+        todo = [item for item in own if _is_to_do(run, item, lines.get(item.key))]
         done = len(own) - len(todo)
         with tqdm(
             total=len(own), initial=done, unit="image", disable=rank != 0 or not progress, dynamic_ncols=True
         ) as bar:
             for entry in (caption or _one_by_one(run))(todo) if todo else ():
-                log.append([json.dumps(entry, ensure_ascii=False)])
+                log.append([json_line(entry)])
                 bar.update()
     result = finish(run, items)
     if result is None and world == 1:
         raise RunLogError(f"{run.output}: some images came to no result; give the same command once more.")
     return result
+
+
+def _is_to_do(run: FolderRun, item: ImageItem, line: Line | None) -> bool:
+    """Whether an image is not captioned as it is now, is to be tried again, or has lost its overlay."""
+    if line is None or line.about:
+        return line is None or run.retry
+    return run.overlays and not run.overlay_of(item).is_file()
 
 
 def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
@@ -181,10 +195,14 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
         raise RunLogError(f"{run.output} was removed while the run wrote to it: start it again.")
     log = open_log(run)
     found = log.lines()
-    if any(item.name not in found for item in items):
+    if any(item.key not in found for item in items):
         return None
-    lines = [found[item.name] for item in items]
+    lines = [found[item.key] for item in items]
     good = [line for line in lines if not line.about]
+    if run.overlays:
+        drawn = [run.overlay_of(item) for item, line in zip(items, lines, strict=True) if not line.about]
+        if gone := next((path for path in drawn if not path.is_file() or not path.stat().st_size), None):
+            raise RunLogError(f"{gone} was removed while the run wrote to it: give the same command once more.")
     failed = {entry["image"]: entry["error"] for entry in log.entries(line for line in lines if line.about)}
     regions = 0
 
@@ -192,7 +210,8 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
         nonlocal regions
         for entry in log.entries(good):
             regions += len(entry["records"])
-            yield json.dumps(entry, ensure_ascii=False) + "\n"
+            entry.pop("picture")
+            yield json_line(entry) + "\n"
 
     output = Path(run.output)
     write_whole(output / "records.jsonl", records())
@@ -209,7 +228,7 @@ def wait_and_finish(run: FolderRun, items: list[ImageItem], rank: int = 0) -> Fo
     Raises:
         RunLogError: The others do not get on, see [`RunLog.wait_for`].
     """
-    open_log(run).wait_for({item.name for item in items})
+    open_log(run).wait_for({item.key for item in items})
     return finish(run, items) if rank == 0 else None
 
 
@@ -287,19 +306,21 @@ def open_log(run: FolderRun, rank: int | None = None) -> RunLog:
     return RunLog(
         Path(run.output),
         folder / "run.json",
-        run.identity(),
+        run.identity,
         part,
         "part-*.jsonl",
-        _image_and_failed,
+        _key_and_failed,
+        notes={"model": run.model or BUNDLED_MODEL, "revision": run.revision},
         replaces=lambda was_failed, failed: was_failed or not failed,
     )
 
 
-def _image_and_failed(line: bytes) -> tuple[str, bool]:
-    """Returns the image of a line, and whether it failed, without parsing the masks."""
-    text = line.decode()
-    name, end = json.JSONDecoder().raw_decode(text, len('{"image": '))
-    return name, text.startswith(', "error"', end)
+def _key_and_failed(line: bytes) -> tuple[str, bool]:
+    """Returns [`ImageItem.key`] of a line, and whether it failed, without parsing the masks."""
+    text, decoder = line.decode(), json.JSONDecoder()
+    name, end = decoder.raw_decode(text, len('{"image": '))
+    stamp, end = decoder.raw_decode(text, end + len(', "picture": '))
+    return f"{name}\n{stamp}", text.startswith(', "error"', end)
 
 
 def _one_by_one(run: FolderRun) -> Callable[[list[ImageItem]], Iterator[dict[str, Any]]]:

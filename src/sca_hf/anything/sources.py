@@ -8,13 +8,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
-from ..files import read_json
+from ..files import UNFINISHED, read_json
+
+
+# Where in the folder of a run its drawings are.
+OVERLAYS = "overlays"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,20 @@ class ImageItem:
 
     name: str
     image: Any
+
+    @cached_property
+    def stamp(self) -> str:
+        """Tells this picture, with the boxes that a data set has for it, from another of the same name."""
+        from ..run_identity import digest_of, picture_stamp  # imports torch
+
+        if isinstance(self.image, dict):
+            return f"{picture_stamp(self.image['image'])} {digest_of([r['box'] for r in self.image['regions']])}"
+        return picture_stamp(self.image)
+
+    @property
+    def key(self) -> str:
+        """What the log of a run knows this picture by."""
+        return f"{self.name}\n{self.stamp}"
 
     def load(self) -> Image.Image:
         """Opens the picture, upright and RGB; errors are ValueError or OSError and name it."""
@@ -48,13 +67,14 @@ class ImageItem:
         return [list(region["box"]) for region in self.image["regions"]]
 
 
-def find_images(sources: Sequence[str], specs: bool = True) -> list[ImageItem]:
+def find_images(sources: Sequence[str], specs: bool = True, output: str | None = None) -> list[ImageItem]:
     """Returns the images of all sources, each file once; a source without any becomes an item with the error.
 
     Args:
         sources: Files, addresses, folders (with all folders inside them), patterns such as `photos/*.jpg`, `-` for a
             picture on the standard input, or data specs as `sca-hf data check` takes them.
         specs: Whether data specs are sources too.
+        output: The folder of the run; pictures that a run writes there (overlays, copies for tools) are no sources.
 
     Raises:
         ValueError, FileNotFoundError: no source has an image, or a data spec is wrong.
@@ -62,8 +82,12 @@ def find_images(sources: Sequence[str], specs: bool = True) -> list[ImageItem]:
     found: dict[str, ImageItem] = {}
     for source in dict.fromkeys(sources):
         for item in _items(source, specs):
+            if output is not None and _is_path(item) and _is_written(item.image, output):
+                continue
             found.setdefault(os.path.abspath(item.image) if _is_path(item) else f"{source} {item.name}", item)
     items = list(found.values())
+    if not items:
+        raise FileNotFoundError(f"there is no image in {', '.join(sources)} beside what is written to {output}.")
     errors = [item.image for item in items if isinstance(item.image, Exception)]
     if len(errors) == len(items):
         raise errors[0] if len(errors) == 1 else FileNotFoundError(" ".join(map(str, errors)))
@@ -72,6 +96,14 @@ def find_images(sources: Sequence[str], specs: bool = True) -> list[ImageItem]:
 
 def _is_path(item: ImageItem) -> bool:
     return isinstance(item.image, str) and not _ADDRESS.match(item.image)
+
+
+def _is_written(path: str, output: str) -> bool:
+    """Whether a picture is one that a run writes into its own folder."""
+    from ..data.writers import WRITERS  # imports NumPy
+
+    inside = os.path.relpath(os.path.realpath(path), os.path.realpath(output)).split(os.sep)
+    return len(inside) > 1 and (inside[0] in (OVERLAYS, *WRITERS) or inside[0].startswith(UNFINISHED))
 
 
 def _with_own_names(items: list[ImageItem]) -> list[ImageItem]:

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import in_one_line
+from ..files import in_one_line, refuse_inputs
 from ..processing.anything_settings_sca import AnythingSettings, range_text
 from .parsing import (
     Failures,
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     settings = {name: value for name, value in values.items() if value is not None}
     AnythingSettings(**settings)  # raises now, not after the model is loaded
     _check_outputs(options)
-    items = find_images(options.sources)
+    items = find_images(options.sources, output=options.output)
     if options.output is None and options.json is None and len(items) > _MAX_PRINTED:
         raise ValueError(f"{len(items)} images are too many to print; pass an output folder with --output.")
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
@@ -151,6 +151,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"{result.images} images, {result.regions} regions{failed}: {Path(options.output) / 'coco.json'}")
     for tool in dict.fromkeys(options.write if result.images else ()):
         report = write_for_tool(options.output, items, tool, options.shapes)
+        look(*([] if report is None else [report.path]))
         kept = f"{Path(options.output) / tool} is left as it is; remove or rename it to write it again"
         if report is None or not options.quiet:
             print(f"{tool}: {kept if report is None else report}")
@@ -159,13 +160,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Refuses options that would have no effect on where the result goes."""
+    reads = [*options.sources, options.boxes, options.model]
+    prepare([options.json], reads, inside=False)
+    if options.output is not None:
+        files = [Path(options.output, name) for name in ("records.jsonl", "coco.json", "failed.json")]
+        refuse_inputs([options.output, *files], [one for one in reads if one], inside=False)
     if options.output is not None and options.json is not None:
         raise ValueError("--output already writes records.jsonl: omit --json.")
     for name in ("write", "overlays", "retry", "ray"):
         if options.output is None and getattr(options, name):
             raise ValueError(f"--{name} needs an output folder: add --output FOLDER.")
-    if options.json is not None:
-        prepare(Path(options.json))
 
 
 def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[ImageItem]", failures: Failures) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import save_picture
 from .parsing import (
     Failures,
     add_loading,
@@ -99,8 +100,9 @@ def run(options: argparse.Namespace) -> int:
 
     images = {_shown_name(item): item.image for item in find_images(options.images, specs=False)}
     overlays = _overlay_paths(options.overlay, list(images))
-    if options.json:
-        prepare(Path(options.json))
+    masks = [text for kind, text in options.prompts or [] if kind == "mask"]
+    reads = [*images.values(), options.regions, options.model, *masks]
+    prepare([options.json, *overlays.values()], reads)
     prompts = _prompts_per_image(options, list(images))
     begin_loading(options, options.model)
 
@@ -122,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
             if options.json != "-" and not (options.quiet and (options.json or overlays)):
                 print(_format_table(name, regions, shutil.get_terminal_size((119, 24)).columns), flush=True)
             if overlays:
-                draw_captions(picture, regions).save(overlays[name])
+                save_picture(draw_captions(picture, regions), overlays[name])
                 drawn.append(overlays[name])
             records += [region.to_json() for region in regions] if options.json else []
             left.remove(name)
@@ -204,7 +206,6 @@ def _overlay_paths(overlay: str | None, images: Sequence[str]) -> dict[str, Path
         return {}
     path = Path(overlay)
     check_picture_name(path)
-    prepare(path)
     if len(images) == 1:
         return {images[0]: path}
     stems = [Path(image).stem[:100] for image in images]

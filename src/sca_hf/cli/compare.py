@@ -1,11 +1,21 @@
 """`sca-hf compare`: two files of predictions of the same regions, paired."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ..files import to_json, write_whole
-from .evaluate import add_scoring, align, bootstrap, measured_on, names, names_note, scoring_tools, span, with_metrics
+from .evaluate import (
+    add_scoring,
+    align,
+    bootstrap,
+    inputs_of_scoring,
+    measured_on,
+    names,
+    names_note,
+    scoring_tools,
+    span,
+    with_metrics,
+)
 from .parsing import command, look, notice, prepare
 
 
@@ -36,8 +46,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     if options.resamples < 1:
         raise ValueError("--resamples is 0: a comparison needs draws.")
-    if options.json not in (None, "-"):
-        prepare(Path(options.json))
+    prepare([options.json], inputs_of_scoring(options, options.first, options.second))
     notice(options, f"reading {options.first} and {options.second}")
     from ..evaluation.scoring import Bootstrap, compare_files, score_file, versions
 

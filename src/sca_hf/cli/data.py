@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..files import to_json, write_whole
+from ..files import save_picture, to_json, write_whole
 from .parsing import check_picture_name, command, look, notice, positive, prepare, quiet
 
 
@@ -47,8 +47,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command; exits with 1 where the data are bad."""
     if options.sheet:
         check_picture_name(Path(options.sheet))
-    for output in filter(None, (options.sheet, options.json)):
-        prepare(Path(output))
+    prepare([options.sheet, options.json], [options.spec])
     notice(options, f"reading {options.spec}")
     quiet()
     from ..data.inspection import RegionSample, check_data, draw_contact_sheet, format_report
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"report: {options.json}")
     if options.sheet:
         title = f"{report.read.source}: {report.read.records} images, {report.read.regions} regions"
-        draw_contact_sheet(sample, title).save(options.sheet)
+        save_picture(draw_contact_sheet(sample, title), options.sheet)
         look(options.sheet)
         print(f"sheet: {options.sheet}", file=out)
     report.read.require_records()

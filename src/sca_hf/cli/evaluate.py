@@ -57,8 +57,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     if options.per_region and options.json is None:
         raise ValueError("--per-region adds to the JSON: pass --json too.")
-    if options.json not in (None, "-"):
-        prepare(Path(options.json))
+    prepare([options.json], inputs_of_scoring(options, options.predictions))
     notice(options, f"reading {options.predictions}")
     from ..evaluation.scoring import score_file
 
@@ -108,6 +107,12 @@ def add_scoring(declared: Any) -> None:
     declared.add_argument("--spacy-model", default="en_core_web_lg", metavar="NAME", help="(default: %(default)s)")
     declared.add_argument("--encoder", metavar="MODEL", help="sentence encoder for semantic-similarity")
     declared.add_argument("--spice-cache", metavar="FILE", help="file that caches SPICE scores")
+
+
+def inputs_of_scoring(options: argparse.Namespace, *predictions: str) -> list[str | None]:
+    """The files that scoring reads."""
+    runs = [f"{path}.run.json" for path in predictions]
+    return [*predictions, *runs, options.df, options.spice_cache, options.encoder]
 
 
 def names(options: argparse.Namespace) -> list[str] | None:

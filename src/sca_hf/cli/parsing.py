@@ -10,8 +10,9 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from ..files import in_one_line, write_whole
+from ..files import in_one_line, refuse_inputs, write_whole
 from ..model_names import BUNDLED_MODEL, resolve_model
+from ..yaml_files import read_yaml
 
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -162,13 +163,22 @@ def check_picture_name(path: Path) -> None:
         raise ValueError(f"{path}: the name of a picture must end with .png, .jpg or .webp.")
 
 
-def prepare(path: Path) -> None:
-    """Makes the folder of an output before the work starts, so that a wrong name is reported early; `-` has none."""
-    if str(path) == "-":
-        return
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, expected a file to write.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def prepare(outputs: Iterable[str | Path | None], inputs: Any, inside: bool = True) -> None:
+    """Makes the folders of files to write before the work starts, so that a wrong name is reported early.
+
+    Args:
+        outputs: The files; None and `-` are none.
+        inputs: Paths and data specs that are read; no output may be one of them, see [`refuse_inputs`].
+        inside: Whether a file that is there already, in a folder that is read, is one of its files too.
+    """
+    files = [Path(output) for output in outputs if output is not None and str(output) != "-"]
+    inputs = [one for one in inputs if one is not None]
+    specs = [one for one in inputs if str(one).endswith((".yaml", ".yml")) and os.path.isfile(one)]
+    refuse_inputs(files, [inputs, [read_yaml(one) for one in specs]], inside)
+    for path in files:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a directory, expected a file to write.")
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(records: list[dict[str, Any]], output: str) -> None:
@@ -183,6 +193,10 @@ def write_json(records: list[dict[str, Any]], output: str) -> None:
 def look(*outputs: str | Path) -> None:
     """Opens files that a command wrote, before it says so; raises where one is gone, empty or damaged."""
     for path in (Path(output) for output in outputs if str(output) != "-"):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            continue  # a device or a pipe
+        if path.is_dir() and any(path.iterdir()):
+            continue
         if not path.is_file() or not path.stat().st_size:
             state = "empty" if path.is_file() else "gone"
             raise OSError(f"{path} was written, but is {state} now: something else changed it. Run the command again.")

@@ -9,6 +9,7 @@ from .parsing import (
     add_loading,
     add_tools,
     command,
+    look,
     notice,
     notice_scope,
     positive,
@@ -84,7 +85,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     output = Path(options.output)
-    prepare(output)
+    prepare([output, f"{output}.run.json"], [options.data, options.model, options.captioner], inside=False)
     notice(options, f"loading {options.captioner or options.model or BUNDLED_MODEL}")
     quiet(downloads=not options.quiet)
     if options.captioner is None:
@@ -127,5 +128,6 @@ def run(options: argparse.Namespace) -> None:
         for tool in dict.fromkeys(options.write):
             folder = output.with_name(f"{output.stem}_{tool}")
             report = None if folder.exists() else write_for_tool(written, data, folder, tool, options.shapes)
+            look(*([] if report is None else [report.path]))
             print(f"{tool}: {report or f'{folder} is left as it is; remove or rename it to have it written again'}")
         print_skipped()

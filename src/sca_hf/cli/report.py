@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .evaluate import add_scoring, bootstrap, measured_on, names, scoring_tools, with_metrics
-from .parsing import command, look, natural, notice, quiet
+from .evaluate import add_scoring, bootstrap, inputs_of_scoring, measured_on, names, scoring_tools, with_metrics
+from .parsing import command, look, natural, notice, prepare, quiet
 
 
 _REPORT_HELP = """\
@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.output)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file, expected a folder to write to.")
+    reads = [*inputs_of_scoring(options, *options.predictions), options.data]
+    prepare([folder / "report.html", folder / "report.md"], reads, inside=False)
     notice(options, f"reading {', '.join(options.predictions)}")
     quiet()
     from ..evaluation.report import build_contents, write_report

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..files import save_picture
 from .parsing import check_picture_name, command, look, prepare, write_json
 
 
@@ -35,12 +36,11 @@ def run(options: argparse.Namespace) -> None:
     scene = render_scene(options.seed)
     output = Path(options.output)
     check_picture_name(output)
-    prepare(output)
-    scene.to_pil().save(output)
+    prepare([output, options.regions], [])
+    save_picture(scene.to_pil(), output)
     look(output)
     print(f"picture: {output}", file=sys.stderr if options.regions == "-" else sys.stdout)
     if options.regions:
-        prepare(Path(options.regions))
         # Boxes and points by turns, so that both are seen at work.
         prompts = [
             {"points": [list(thing.point)]} if index % 2 else {"box": list(thing.box)}

@@ -16,6 +16,7 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..environment import install_command
+from ..files import named_paths
 from ..yaml_files import parse_yaml
 from .pictures import check_picture
 from .read_report import ReadReport, check_records
@@ -182,7 +183,7 @@ class RecordSource:
         """Returns a key that changes with the options, the files they name (names, sizes, times) and our own code."""
         reader = find_reader(self.format)
         more, beside = getattr(reader, "cache_key", None), getattr(reader, "paths", None)
-        paths = [*_named_paths(self.options), *(_named_paths(beside(**self.options)) if beside else ())]
+        paths = [*named_paths(self.options), *(named_paths(beside(**self.options)) if beside else ())]
         parts = {
             "source": {**asdict(self), "options": dict(self.options)},
             "folder": os.getcwd(),
@@ -388,19 +389,6 @@ def _as_stored(region: dict[str, Any]) -> dict[str, Any]:
         "box": list(unpack("4f", pack("4f", *region["box"]))),
         "points": None if points is None else [list(unpack("2f", pack("2f", *point))) for point in points],
     }
-
-
-def _named_paths(value: Any) -> Iterator[str]:
-    """Yields the options that name something on this disk, absolute."""
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif isinstance(value, str | os.PathLike):
-        if os.path.exists(value):
-            yield os.path.abspath(value)
-        return
-    if isinstance(value, Iterable):
-        for part in value:
-            yield from _named_paths(part)
 
 
 def _stamp(path: str) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,17 +18,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from tqdm import tqdm
 
-from .. import __version__
 from ..data.loading import leave_undecoded, load_spec
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
 from ..data.writers import Shapes, WriteReport, write_regions
-from ..files import LockedError
+from ..files import LockedError, hash_file
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt
+from ..run_identity import all_versions, data_identity, versions
 from ..run_log import Line, RunLog, RunLogError, torchrun_rank
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
 from .predictions import (
@@ -120,7 +118,7 @@ def predict(
     if settings.protocol is not None:
         check_counts(settings.protocol, *_counts(rows))
     rank, processes = torchrun_rank()
-    about, notes = _identity(captioner, data, settings), _notes(settings, command)
+    about, notes = _identity(captioner, rows, settings), _notes(settings, data, command)
     try:
         run = PredictionRun(Path(output), about, notes, rank, processes)
         if run.complete:
@@ -244,10 +242,11 @@ def _masks(answer: RegionPrediction, region: Mapping[str, Any], kept: Masks) -> 
     return found
 
 
-def _identity(captioner: Captioner, data: Mapping[str, Any], settings: PredictSettings) -> dict[str, Any]:
+def _identity(captioner: Captioner, rows: Any, settings: PredictSettings) -> dict[str, Any]:
     """Returns what the records depend on."""
     return {
-        "data": dict(data),
+        "data": data_identity(rows),
+        "versions": versions(),
         "captioner": captioner.settings(),
         **asdict(settings),
         "prompt": settings.shown_by,
@@ -255,11 +254,10 @@ def _identity(captioner: Captioner, data: Mapping[str, Any], settings: PredictSe
     }
 
 
-def _notes(settings: PredictSettings, command: str | None) -> dict[str, Any]:
-    versions = {"sca-hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    versions["python"] = platform.python_version()
+def _notes(settings: PredictSettings, data: Mapping[str, Any], command: str | None) -> dict[str, Any]:
     began = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"protocol": settings.protocol, "command": command, "began": began, "versions": versions}
+    about = {"protocol": settings.protocol, "command": command, "data": dict(data), "began": began}
+    return {**about, "versions": all_versions()}
 
 
 def write_for_tool(
@@ -378,7 +376,7 @@ class PredictionRun:
             entries = self._log.entries(lines[key] for key in keys)
             write_predictions((PredictionRecord.from_dict(entry) for entry in entries), self.output)
         self._look(keys)
-        self._log.update(complete=True, records=len(keys))
+        self._log.update(complete=True, records=len(keys), sha256=hash_file(self.output))
         self._drop_parts()
 
     def _own_lines(self, keys: Sequence[str]) -> dict[str, Line]:

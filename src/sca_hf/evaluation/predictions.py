@@ -17,12 +17,10 @@ from typing import Any
 
 from ..data.prompts import PROMPT_KINDS
 from ..environment import install_command
-from ..files import has_lone_surrogate, replacing
+from ..files import has_lone_surrogate, hash_file, json_line, read_json, replacing, to_json, write_whole
 from ..processing.masks_sca import decode_rle, encode_rle
 
 
-# Legal in JSON, yet many a reader of lines would end one there.
-_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _ROWS_PER_BATCH = 4096
 
 
@@ -101,7 +99,7 @@ class PredictionRecord:
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON, without its line end."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
+        return json_line(self.to_dict())
 
     def to_original(self) -> dict[str, Any]:
         """Returns the record as the original authors' evaluation has it; what that lacks is in `metadata`."""
@@ -207,7 +205,9 @@ def read_run(output: str | Path) -> dict[str, Any] | None:
     state_file = run_file(Path(output))
     if not state_file.exists():
         return None
-    state = json.loads(state_file.read_text(encoding="utf-8"))
+    state = read_json(state_file)
+    if not isinstance(state, dict):
+        raise PredictionError(f"{state_file} holds a {type(state).__name__}, expected what is known of a run.")
     if not state.get("complete"):
         raise PredictionError(
             f"{output} is not complete: run the command that started it again; see {state_file.name}."
@@ -216,12 +216,14 @@ def read_run(output: str | Path) -> dict[str, Any] | None:
 
 
 def check_complete(records: Sequence[PredictionRecord], output: Path, run: Mapping[str, Any] | None) -> None:
-    """Raises where a file of predictions does not hold as many records as the run that wrote it."""
-    expected = None if run is None else run.get("records")
+    """Raises where a file of predictions is not what the run that wrote it left: by its count, then by its sum."""
+    expected, sha256 = (None if run is None else run.get(name) for name in ("records", "sha256"))
+    again = "it was changed since. Remove it and give the command that began it once more"
     if expected is not None and len(records) != expected:
+        raise PredictionError(f"{output} has {len(records)} of the {expected} records that its run wrote: {again}.")
+    if sha256 is not None and sha256 != hash_file(output):
         raise PredictionError(
-            f"{output} has {len(records)} of the {expected} records that its run wrote: it was changed since. Remove "
-            "it and give the command that began it once more."
+            f"{output} does not hold what its run wrote: {again}; or remove {run_file(output)} to take it as it is."
         )
 
 
@@ -255,13 +257,12 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _write_jsonl(records: Iterable[PredictionRecord], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(record.to_json() + "\n" for record in records)
+    write_whole(path, (record.to_json() + "\n" for record in records))
 
 
 def _write_original(records: Iterable[PredictionRecord], path: Path) -> None:
     rows = [record.to_original() for record in records]
-    path.write_text(json.dumps(rows, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, to_json(rows))
 
 
 def _write_parquet(records: Iterable[PredictionRecord], path: Path) -> None:

@@ -17,6 +17,7 @@ from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 from ..evaluation.metrics.rouge import words
 from ..evaluation.naming import are_names, true_name
+from ..files import save_picture
 from ..modeling.losses_sca import caption_loss, mask_loss
 from ..processing.captions_sca import best_caption
 
@@ -254,7 +255,7 @@ def save_sample_sheet(
     name = "" if prefix == "eval" else f"{prefix.removeprefix('eval_')}-"
     path = folder / f"{name}step-{step}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet([_tile(records[p.record], p) for p in chosen], title).save(path)
+    save_picture(draw_sheet([_tile(records[p.record], p) for p in chosen], title), path)
     return path
 
 

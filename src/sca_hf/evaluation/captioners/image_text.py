@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ...model_names import resolve_model
 from ...modeling.configuration_sca import ScaConfig
-from .interface import identity
+from ...run_identity import model_identity
 
 
 DEFAULT_NEW_TOKENS = 20
@@ -61,7 +61,7 @@ class ImageTextModel:
         """Loads a folder or repository, or `sca-tiny`."""
         source = resolve_model(source)
         loaded = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or torch.float32).to(device)
-        return cls(loaded, AutoProcessor.from_pretrained(source), batch_size, generation, identity(source))
+        return cls(loaded, AutoProcessor.from_pretrained(source), batch_size, generation, model_identity(source))
 
     @property
     def chats(self) -> bool:

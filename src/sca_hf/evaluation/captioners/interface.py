@@ -5,16 +5,13 @@ All coordinates are pixels of the original image, boxes xyxy.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from ...modeling.base_models_sca import hash_weights, source_of
 from ...processing.region_prompts_sca import RegionPrompt
 
 
@@ -110,11 +107,3 @@ def point_in_mask(mask: np.ndarray, box: Sequence[float], seed: int) -> list[flo
         return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
     y, x = divmod(int(np.random.default_rng(seed).choice(pixels)), mask.shape[1])
     return [x + 0.5, y + 0.5]
-
-
-def identity(model: str | os.PathLike[str], revision: str | None = None) -> str:
-    """Returns what identifies a model's weights: a hash of a folder's files, or a repository's commit."""
-    if os.path.isdir(model):
-        return hash_weights(Path(model))
-    source = source_of(model, {} if revision is None else {"revision": revision})
-    return f"{source['repo_id']}@{source['revision']}"

@@ -21,7 +21,8 @@ from ...processing.mask_generation_sca import mask_records
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
 from ...processing.region_prompts_sca import RegionPrompt, processor_arguments
-from .interface import ImageQuery, RegionPrediction, identity, point_in_mask
+from ...run_identity import model_identity
+from .interface import ImageQuery, RegionPrediction, point_in_mask
 
 
 class ScaCaptioner:
@@ -52,7 +53,7 @@ class ScaCaptioner:
         """Loads a folder or repository, at a revision; `sca-tiny` and None take the bundled model."""
         loaded, processor = load(model, str(device), dtype, revision)
         name = BUNDLED_MODEL if model is None else str(model)
-        return cls(loaded, processor, generation, name, identity(check_repository(model), revision))
+        return cls(loaded, processor, generation, name, model_identity(check_repository(model), revision))
 
     def settings(self) -> dict[str, Any]:
         """Returns what changes its answers."""
@@ -133,7 +134,7 @@ class Segmenter:
         """Loads the SAM of a folder or repository, of a SAM or of a whole SCA, or that of `sca-tiny`."""
         source = resolve_model(source)
         sam, _ = load_part(ScaForConditionalGeneration, SAM, source, {} if dtype is None else {"dtype": dtype})
-        return cls(sam.to(device), identity(source))
+        return cls(sam.to(device), model_identity(source))
 
     @torch.inference_mode()
     def segment(self, images: Sequence[ImageQuery]) -> list[list[SegmentedRegion]]:

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from ...files import write_whole
 from .results import MetricResult, Sums, Tokens, check_counts, check_pairs, mean_result
 
 
@@ -209,7 +210,7 @@ class DocumentFrequency:
     def save(self, path: str | Path) -> None:
         """Writes JSON."""
         text = json.dumps({"pairs": self.pairs, "ngrams": dict(self.ngrams)}, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_whole(path, text + "\n")
 
 
 def cider_d(

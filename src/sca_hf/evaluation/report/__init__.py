@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...files import locked, write_whole
 from .contents import ReportContents, add_pictures, build_contents
 from .tables import render_html, render_markdown
 
@@ -36,8 +37,9 @@ def write_report(
                 f"{missing} of {len(examples)} regions have no picture; the reason is shown instead."
             )
     page, text = folder / "report.html", folder / "report.md"
-    page.write_text(render_html(contents), encoding="utf-8")
-    text.write_text(render_markdown(contents), encoding="utf-8")
+    with locked(page):
+        write_whole(page, render_html(contents))
+        write_whole(text, render_markdown(contents))
     return page, text
 
 

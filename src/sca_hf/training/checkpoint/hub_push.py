@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ...files import hash_file, write_whole
+from ...files import hash_file, replacing, write_whole
 from ...hub.private import NAMES
 from ...modeling.base_models_sca import ADAPTER_FOLDER
 
@@ -57,7 +57,9 @@ def keep_from_the_hub(folder: Path) -> None:
 
 def copy_code(checkpoint: Path, folder: Path) -> None:
     """Copies what else loads a checkpoint: the library pushes weights and configurations, which alone do not load."""
-    for path in checkpoint.glob("*_sca.py"):
-        shutil.copyfile(path, folder / path.name)
-    if (checkpoint / ADAPTER_FOLDER).is_dir():
-        shutil.copytree(checkpoint / ADAPTER_FOLDER, folder / ADAPTER_FOLDER, dirs_exist_ok=True)
+    adapter = checkpoint / ADAPTER_FOLDER
+    for path in [*checkpoint.glob("*_sca.py"), *(file for file in adapter.rglob("*") if file.is_file())]:
+        target = folder / path.relative_to(checkpoint)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as draft:
+            shutil.copyfile(path, draft)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -11,8 +10,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, cast
 
-import torch
-import transformers
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
@@ -20,6 +17,7 @@ from ...evaluation.naming import NAMES_NOTE
 from ...files import differences, staged, write_whole
 from ...hub.card import CARD, draft_card
 from ...hub.info import check_saved_model
+from ...run_identity import all_versions
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
 from ..checkpoint.integrity import clear_leftovers, last_checkpoint
@@ -98,7 +96,7 @@ def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
             clear_leftovers(output)
         resume = last_checkpoint(output) is not None
         if args.should_save and not resume:
-            (output / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+            write_whole(output / RECIPE, recipe.to_yaml())
     try:
         metrics = _train_and_save(trainer, recipe, resume, new)
     except KeyboardInterrupt as interruption:
@@ -117,7 +115,7 @@ def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list
         metrics["eval"] = _last_scores(trainer) or trainer.evaluate()
         if trainer.args.eval_generate and trainer.evaluates_names:
             metrics["note"] = NAMES_NOTE
-    metrics |= {"trained_from_scratch": new, "versions": _versions()}
+    metrics |= {"trained_from_scratch": new, "versions": all_versions()}
     if recipe.data.outside:
         metrics["confidence"] = fit_recipe_confidence(trainer, recipe.data).to_json()
     config = trainer.accelerator.unwrap_model(trainer.model).config
@@ -253,19 +251,15 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
     main = trainer.is_world_process_zero()
     if main:
         trainer.save_state()
-        (output / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        write_whole(output / RECIPE, recipe.to_yaml())
     with staged(output / MODEL) if main else nullcontext(output / MODEL) as folder:
         trainer.save_model(str(folder))
         if main:
             # The Trainer's own arguments are a pickle, and name this machine's folders.
             (folder / "training_args.bin").unlink(missing_ok=True)
             draft = draft_card(folder, output.name, plain_scores(metrics), recipe.to_yaml(), metrics.get("note"))
-            (folder / CARD).write_text(draft, encoding="utf-8")
+            write_whole(folder / CARD, draft)
             check_saved_model(folder)
             # Last, so that a run which is stopped while it saves has none.
             write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
     trainer.accelerator.wait_for_everyone()
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
