@@ -43,8 +43,7 @@ def serve_app(
 ) -> None:
     """Serves an application over an engine until SIGINT or SIGTERM; requests that run then are still answered.
 
-    It ends within `grace` and 2 seconds, whatever clients do: captions that are being written stop at their next
-    token. A second signal does not wait.
+    It ends within `grace` and 2 seconds, whatever clients do; a second signal does not wait.
 
     Args:
         make_app: makes the ASGI application for the engine.
@@ -72,9 +71,7 @@ def serve_app(
         if load_first:
             engine.model()  # the first request should not wait for it
         app = make_app(engine)
-        if token is not None:
-            app = TokenAuth(app, token, open_paths)
-        app = Gate(app, hosts, host)
+        app = Gate(app if token is None else TokenAuth(app, token, open_paths), hosts, host)
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         config = uvicorn.Config(app, http=_Protocol, log_level="warning", timeout_graceful_shutdown=grace)
@@ -99,13 +96,13 @@ class _Protocol(H11Protocol):
         self._wait(self.loop.time() + _HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
-        """Goes on to wait where this was no whole head."""
+        """Keeps waiting where this was not a whole head."""
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
             self._wait(self._until)
 
     def on_response_complete(self) -> None:
-        """Begins anew; what keeps a connection without a request is less."""
+        """Waits for the next request: for its first byte less."""
         self._until = self.loop.time() + _HEAD_SECONDS
         super().on_response_complete()
 
