@@ -47,14 +47,14 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("pattern", ["*.arrow", "report.json", "seal.json", "dataset_info.json"])
+@pytest.mark.parametrize("pattern", ["*.arrow", "report.json", "manifest.json", "dataset_info.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_store_is_named_and_made_anew(folder, caplog, damage, pattern):
+def test_a_damaged_store_is_named_and_made_again(folder, caplog, damage, pattern):
     before = load(folder)
     path = stored(folder, pattern)
     DAMAGES[damage](path)
     assert load(folder) == before
-    if (damage, pattern) != ("gone", "seal.json"):
+    if (damage, pattern) != ("gone", "manifest.json"):
         assert "damaged in the cache of data sets" in caplog.text
     caplog.clear()
     assert load(folder) == before and not caplog.text

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Of a stored data set: the sums of its files, and what was left out.
-_SEAL, _REPORT = "seal.json", "report.json"
+_MANIFEST, _REPORT = "manifest.json", "report.json"
 # Reports of the data sets that this process has opened whole, for a command to tell at its end what was skipped.
 OPENED: list[ReadReport] = []
 OnError = Literal["raise", "skip"]
@@ -257,13 +257,14 @@ def _load_stored(source: RecordSource) -> Dataset:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not _is_sealed(folder):
+        if not _is_as_stored(folder):
             shutil.rmtree(folder, ignore_errors=True)
         dataset = stored()
-        if _seal(folder, dataset) != read_json(folder / _SEAL):  # pictures were replaced beside their annotations
+        # Pictures may have been replaced beside their annotations.
+        if _manifest(folder, dataset) != read_json(folder / _MANIFEST):
             shutil.rmtree(folder, ignore_errors=True)
             dataset = stored()
-            _seal(folder, dataset)
+            _manifest(folder, dataset)
     report = ReadReport.read(folder / _REPORT)
     report.log()
     OPENED.append(report)
@@ -291,36 +292,36 @@ def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
         report.log()
 
 
-def _is_sealed(folder: Path) -> bool:
+def _is_as_stored(folder: Path) -> bool:
     """Whether a stored data set is as it was stored; says so where something has changed it since."""
     try:
-        sums = read_json(folder / _SEAL)["sha256"]
+        sums = read_json(folder / _MANIFEST)["sha256"]
         changed = [name for name, sha256 in sums.items() if hash_file(folder / name) != sha256]
     except FileNotFoundError as error:
-        changed = [error.filename] if (folder / _SEAL).exists() else []
+        changed = [error.filename] if (folder / _MANIFEST).exists() else []
         if not changed:
             return False  # not stored yet, or not to the end
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        changed = [_SEAL]
+        changed = [_MANIFEST]
     if changed:
-        logger.warning("%s is damaged in the cache of data sets (%s): it is made anew.", folder, changed[0])
+        logger.warning("%s is damaged in the cache of data sets (%s): it is made again.", folder, changed[0])
     return not changed
 
 
-def _seal(folder: Path, dataset: Dataset) -> dict[str, Any]:
-    """Returns the sums of the files of a stored data set, and of its pictures as they are now; a new one is sealed."""
+def _manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """Returns the sums of the files of a stored data set, and of its pictures now; writes those of a new one."""
     import pyarrow.compute  # type: ignore[import-untyped]
 
     pictures = hashlib.sha256()
     for chunk in dataset.data.column("image").chunks:
         alone = chunk.field("path").filter(pyarrow.compute.is_null(chunk.field("bytes")))
         pictures.update("".join(f"{path} {picture_stamp(path)}\n" for path in alone.to_pylist()).encode())
-    seal = folder / _SEAL
-    if seal.exists():
-        return {**read_json(seal), "pictures": pictures.hexdigest()}
+    file = folder / _MANIFEST
+    if file.exists():
+        return {**read_json(file), "pictures": pictures.hexdigest()}
     files = [name for name in file_sizes(folder) if not name.endswith(".lock")]
     found = {"sha256": {name: hash_file(folder / name) for name in files}, "pictures": pictures.hexdigest()}
-    write_whole(seal, to_json(found))
+    write_whole(file, to_json(found))
     return found
 
 
