@@ -164,6 +164,9 @@ class ScaConfig(PreTrainedConfig):
                 f"sam_config has model_type {self.sam_config.model_type!r}; supported are "
                 f"{' and '.join(map(repr, SUPPORTED_SAM_TYPES))}."
             )
+        vision = getattr(self.sam_config, "vision_config", None)
+        if vision is None or not 1 <= vision.patch_size <= vision.image_size:
+            raise ValueError("sam_config.vision_config needs a patch_size from 1 to its image_size.")
         if self.confidence_size is not None and not 1 <= self.confidence_size <= _MAX_CONFIDENCE_SIZE:
             raise ValueError(f"confidence_size is {self.confidence_size}, expected 1 to {_MAX_CONFIDENCE_SIZE}.")
         if self.detail_widths is not None:
