@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import socket
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,8 @@ from fastapi.testclient import TestClient
 
 from sca_hf.demo.blocks import PageAnswers, page_app
 from sca_hf.demo.examples import EXAMPLES
+from sca_hf.serving.api import create_app
+from sca_hf.serving.gate import Gate
 
 
 SCENE = next(scenes("test", 1, 10))
@@ -215,15 +218,83 @@ def test_a_mistake_is_a_sentence(mistake, answers, picture, caplog):
     assert "went wrong on the server" not in error, caplog.text
 
 
-def test_the_application_has_page_and_interface_and_no_way_to_files(engine):
-    client = TestClient(page_app(engine))
-    assert "gradio" in client.get("/").text.lower()
+def routes_of(routes, prefix=""):
+    """Method and path of every route of an application, those of mounted and included ones too."""
+    for route in routes:
+        below = getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", None)
+        if below:
+            yield from routes_of(below, prefix + (getattr(route, "path", "") or ""))
+        else:
+            yield from ((method, prefix + route.path) for method in route.methods)
+
+
+PAGE = {("GET", "/"), ("HEAD", "/"), ("GET", "/theme.css"), ("GET", "/favicon.ico")}
+PAGE |= {("GET", "/assets/{path:path}"), ("GET", "/static/{path:path}"), ("POST", "/gradio_api/component_server")}
+PAGE |= {("POST", "/gradio_api/component_server/")}
+
+
+def test_of_all_routes_only_those_that_page_and_interface_use_are_open(engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    app = page_app(engine)
+    own = set(routes_of(create_app(engine, root=False).routes))
+    found = set(routes_of(app.routes)) | {
+        ("POST", "/gradio_api/process_recording"),
+        ("GET", "/gradio_api/file=/etc/passwd"),
+    }
+    found |= {(method, path.removeprefix("/gradio_api")) for method, path in found} | {("GET", "/../etc/passwd")}
+    assert (
+        len(found) > 100
+        and found >= PAGE
+        and {"/gradio_api/upload", "/gradio_api/queue/join"} <= {p for _, p in found}
+    )
+    client = TestClient(app, raise_server_exceptions=False)
+    for method, path in sorted(found - own - PAGE):
+        place = re.sub(r"\{\w+(:path)?\}", "x", path)
+        file = {"files": ("x.txt", io.BytesIO(b"hello"), "text/plain")} if method == "POST" else None
+        if (method, "/" + place.split("/")[1] + "/{path:path}") not in PAGE and (method, path) not in own:
+            assert client.request(method, place, files=file).status_code in (404, 405), path
+    assert not list(tmp_path.rglob("*"))
+    assert "gradio" in client.get("/").text.lower() and client.get("/theme.css").is_success
     assert client.get("/health").json()["status"] == "ok"
-    upload = {"files": ("x.txt", io.BytesIO(b"hello"), "text/plain")}
-    for path in ("/gradio_api/upload", "/upload"):
-        assert client.post(path, files=upload).status_code == 404
-    for path in ("/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/"):
-        assert client.get(path).status_code == 404
+
+
+def test_only_the_page_itself_calls_its_functions(engine):
+    client = TestClient(Gate(page_app(engine), ()), base_url="http://localhost:7860")
+    component = re.search(r'"id":(\d+),"type":"html"', client.get("/").text.replace(" ", ""))[1]
+    call = {"data": {}, "component_id": int(component), "fn_name": "start", "session_hash": "x"}
+
+    def status(**headers):
+        content = json.dumps(call).encode()
+        given = {
+            "Content-Type": "application/json",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        return client.post("/gradio_api/component_server/", content=content, headers=given).status_code
+
+    assert status() == 200 and status(Origin="http://localhost:7860", Sec_Fetch_Site="same-origin") == 200
+    assert (
+        status(Origin="http://localhost:1")
+        == status(Host="evil.example")
+        == status(Sec_Fetch_Site="cross-site")
+        == 403
+    )
+    assert status(Content_Type="text/plain") == 415
+    assert client.get("/", headers={"Host": "evil.example", "Origin": "http://evil.example"}).status_code == 403
+
+
+def test_a_cancelled_job_ends_at_the_next_token(answers, picture, monkeypatch):
+    steps, note = [], answers._note
+
+    def cancelling(session, job, *step):
+        steps.append(step[0])
+        if steps.count("captions") == 3:
+            answers.cancel({"session": "mine", "job": "first"})
+        note(session, job, *step)
+
+    monkeypatch.setattr(answers, "_note", cancelling)
+    job = {"image_id": picture["image_id"], "session": "mine", "job": "first"}
+    assert answers.everything(job)["error"] == "This was cancelled."
+    assert steps.count("captions") == 3
 
 
 def free_port(listen=False):

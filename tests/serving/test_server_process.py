@@ -23,21 +23,10 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from sca_hf.cli import main
 from sca_hf.serving.access import check_access, is_loopback
 from sca_hf.serving.examples import requests
+from tests.serving.server_process import start
 
 
 TOKEN = "a-token-of-the-tests"
-
-
-def start(*arguments, **environment):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sca_hf", "serve", "--port", "0", "--device", "cpu", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    (address,) = re.findall(r"at (http://\S+),", process.stdout.readline())
-    return process, address
 
 
 @pytest.fixture(scope="module")

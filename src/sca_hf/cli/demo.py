@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted or terminated."""
     arguments = begin_server(options, "demo", "The page", "gradio")
     from ..demo import serve
+    from ..serving.server import end_process
 
     def tell(engine: Any, address: str) -> None:
         if not options.quiet:
@@ -36,3 +37,4 @@ def run(options: argparse.Namespace) -> None:
 
     serve(started=tell, **arguments)
     notice(options, "stopped")
+    end_process()

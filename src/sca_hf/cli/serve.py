@@ -20,8 +20,8 @@ POST /v1/caption captions regions, POST /v1/anything captions everything in a pi
 /openapi.json for programs; /health and /metrics are for monitoring. Requests that arrive together share a call of the
 model. Only the models named here are served; nothing that a client sends is opened as a path or a URL.
 
-On Ctrl-C or SIGTERM it finishes the running requests and exits. An address that other machines can reach needs a
-token, or --no-auth.
+On Ctrl-C or SIGTERM it finishes the running requests, for at most 6 seconds, and exits within 10. An address that
+other machines can reach needs a token, or --no-auth. Requests from pages of other sites are refused.
 """
 
 
@@ -49,6 +49,13 @@ def add_server_options(declared: Any, port: int) -> None:
         "--token",
         help="token that requests must send, as a bearer token or a password (default: the variable SCA_TOKEN)",
     )
+    declared.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which browsers reach this server, beside those of this machine; * for any; repeatable",
+    )
     declared.add_argument("--no-auth", action="store_true", help="serve everyone who can reach the address")
     group = declared.add_argument_group("limits", "requests above them are refused")
     for each in fields(Limits):
@@ -68,7 +75,8 @@ def server_arguments(options: argparse.Namespace) -> dict[str, Any]:
     check_access(options.host, token, options.no_auth)
     limits = Limits(**{each.name: getattr(options, f"limit_{each.name}") for each in fields(Limits)})
     names = ("host", "port", "device", "dtype", "revision")
-    return {"models": options.model, "limits": limits, "token": token} | {n: getattr(options, n) for n in names}
+    fixed = {"models": options.model, "limits": limits, "token": token, "hosts": options.allow_host}
+    return fixed | {name: getattr(options, name) for name in names}
 
 
 def begin_server(options: argparse.Namespace, extra: str, what: str, *packages: str) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command until it is interrupted or terminated."""
     arguments = begin_server(options, "serve", "The server", "fastapi", "uvicorn")
     from ..serving.api import create_app
-    from ..serving.server import serve_app
+    from ..serving.server import end_process, serve_app
 
     def tell(engine: Any, address: str) -> None:
         if not options.quiet:
@@ -92,3 +100,4 @@ def run(options: argparse.Namespace) -> None:
     documentation = ("/", "/docs", "/openapi.json", "/health")
     serve_app(create_app, started=tell, open_paths=documentation, **arguments)
     notice(options, "stopped")
+    end_process()

@@ -45,7 +45,8 @@ def serve(
     from ..serving.server import serve_app
 
     # An open page never lets go of its connection.
-    settings = {"load_first": False, "grace": 2, **options}
+    # A Space is there for everyone, under names that the Hub gives it.
+    settings = {"load_first": False, "grace": 2, "hosts": ["*"] if "SPACE_HOST" in os.environ else (), **options}
     serve_app(page.page_app, models, host, port, device, started, **settings)
 
 

@@ -13,10 +13,11 @@ import html
 import io
 import logging
 import math
+import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import wraps
 from importlib import resources
@@ -26,6 +27,7 @@ import gradio as gr
 import numpy as np
 from fastapi.responses import JSONResponse
 from PIL import Image
+from starlette.routing import BaseRoute
 
 from ..anything.folder import draw_records
 from ..drawing.labels import widest_point
@@ -49,6 +51,10 @@ _STEPS = {
     "captions": (0.85, 0.15, "Writing captions"),
 }
 _MAX_DRAWN = 200
+# What the page asks of Gradio: its document, its script, style and fonts, and the functions of `PageAnswers`.
+_PAGE_ROUTES = re.compile(
+    r"(GET|HEAD) /(theme\.css|favicon\.ico|(assets|static)/[\w-][\w./-]*)?|POST /gradio_api/component_server/?"
+)
 # The longer side of the picture that is drawn to be kept.
 _DRAWN = 1200
 # The settings of anything mode that the page offers, in its own words; ranges and explanations are the setting's.
@@ -66,7 +72,7 @@ Payload = dict[str, Any]
 def build_page(engine: Engine) -> gr.Blocks:
     """Builds the page over an engine."""
     answers = PageAnswers(engine)
-    with gr.Blocks(title="Segment and Caption Anything", analytics_enabled=False) as page:
+    with gr.Blocks(title="Segment and Caption Anything", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(
             html_template=_read("page.html").replace("<!-- settings -->", settings_markup(engine.limits)),
             css_template=_read("page.css"),
@@ -80,23 +86,33 @@ def build_page(engine: Engine) -> gr.Blocks:
 def page_app(engine: Engine) -> Any:
     """The page, and the HTTP interface beside it, as one application."""
     app = create_app(engine, root=False)
-    app.add_middleware(NoFiles)
+    app.add_middleware(OnlyThePage, interface=list(app.routes))
     return gr.mount_gradio_app(app, build_page(engine), path="/", footer_links=[])
 
 
-class NoFiles:
-    """Closes Gradio's ways to write and read files: this page needs none of them."""
+class OnlyThePage:
+    """Closes every route that neither the page nor the HTTP interface uses: Gradio has many, and some write files.
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    Args:
+        app: the ASGI application behind it.
+        interface: routes of the HTTP interface.
+    """
+
+    def __init__(self, app: Any, interface: Sequence[BaseRoute]) -> None:
+        self.app, self.interface = app, interface
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers with 404 where a path asks for files."""
-        path = scope.get("path", "")
-        if any(part in path for part in ("/upload", "/file=", "/file/", "/proxy=", "/stream/")):
+        """Answers with 404 where a path is of no use to the page."""
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_open(scope)):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
             await JSONResponse({"error": "There is nothing here."}, 404)(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await send({"type": "websocket.close", "code": 1008})
+
+    def _is_open(self, scope: Any) -> bool:
+        wanted = f"{scope['method']} {scope['path']}"
+        return bool(_PAGE_ROUTES.fullmatch(wanted)) or any(route.matches(scope)[0].value for route in self.interface)
 
 
 def settings_markup(limits: Limits) -> str:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from ..model_names import check_repository
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
-from ..modeling.validation_sca import SCOPE_FIELDS, check_weights
+from ..modeling.validation_sca import SCOPE_FIELDS, check_settings_files, check_weights
 from ..processing.processing_sca import ScaProcessor
 
 
@@ -181,6 +181,7 @@ def check_saved_model(folder: str | Path, with_processor: bool = True) -> None:
         with_processor: Whether its processor was saved there too.
     """
     folder = Path(folder)
+    check_settings_files(folder)
     ScaConfig.from_pretrained(folder)
     if with_processor:
         if not (folder / _PROCESSOR).is_file():

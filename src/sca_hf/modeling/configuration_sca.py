@@ -180,12 +180,12 @@ class ScaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_format(self.format_version, "the configuration")
-        check_references(kwargs)
+        check_references({**vars(self), **kwargs})
         if not __name__.startswith("transformers_modules."):
             # The library runs what a configuration names as remote code only; here the pipeline is registered.
             kwargs.pop("custom_pipelines", None)
         check_base_models(self.base_model_repos)
-        check_numbers(vars(self))
+        check_numbers({**vars(self), **kwargs})
         check_scope(self.scope)
         self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
         self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")

@@ -6,7 +6,7 @@ The arithmetic in which they differ is in segmenters_sca.py; a new family is an 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
@@ -171,6 +171,22 @@ def image_frame(config: PreTrainedConfig) -> ImageFrame:
     )
 
 
+def segmenter_config(stored: dict[str, Any], source: Any) -> PreTrainedConfig:
+    """The configuration under which a published segmenter is read; refuse what cannot be prompted by regions."""
+    try:
+        config = config_from(as_segmenter(stored))
+        image_frame(config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return config
+
+
+def config_from(fields: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration object of a dict that names its model type."""
+    fields = dict(fields)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
 def _one(size: Any, name: str) -> int:
     """A size in any of the library's forms, of a square."""
     sizes = set(size) if isinstance(size, (list, tuple)) else {size}
@@ -179,4 +195,14 @@ def _one(size: Any, name: str) -> int:
     return sizes.pop()
 
 
-__all__ = ["FAMILIES", "PLAIN_ENCODER", "ImageFrame", "SegmenterFamily", "as_segmenter", "family_of", "image_frame"]
+__all__ = [
+    "FAMILIES",
+    "PLAIN_ENCODER",
+    "ImageFrame",
+    "SegmenterFamily",
+    "as_segmenter",
+    "config_from",
+    "family_of",
+    "image_frame",
+    "segmenter_config",
+]

@@ -28,7 +28,7 @@ from .base_models_sca import (
     check_savable_adapter,
     complete_sources,
     has_adapter,
-    hash_weights,
+    hash_folder,
     is_adapter_key,
     load_adapter,
     load_part,
@@ -41,7 +41,7 @@ from .base_models_sca import (
     wait_for_the_library,
 )
 from .placement_sca import execution_device, part_of, resolve_device_map
-from .validation_sca import FORMAT_VERSION, check_weight_files
+from .validation_sca import FORMAT_VERSION, check_settings_files, check_weight_files
 
 
 # Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
@@ -126,7 +126,9 @@ class ScaLoadingMixin:
         if path is not None:
             # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
+            kwargs.setdefault("trust_remote_code", False)  # the class is known; what else is named is not needed
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            check_settings_files(path, where)
             packed = bool(kwargs.get("quantization_config") or getattr(peeked, "quantization_config", None))
             check_weight_files(path, where, lambda: _describe_weights(cls, peeked), packed)
             if kwargs.get("device_map") is not None:
@@ -358,7 +360,7 @@ class ScaLoadingMixin:
                     f"{save_directory} holds the {name} that this model needs; a mixer-only save would overwrite it. "
                     "Save elsewhere or with include_base_models=True."
                 )
-            hashes[path] = hashes.get(path) or hash_weights(Path(path))
+            hashes[path] = hashes.get(path) or hash_folder(Path(path))
             pinned[name]["sha256"] = hashes[path]
         return pinned
 

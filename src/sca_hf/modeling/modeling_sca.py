@@ -14,13 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -49,7 +43,7 @@ from .placement_sca import check_blocks, execution_device, weights_at_hand
 from .queries_sca import reads_queries
 from .segmentation_sca import ImageEncoding
 from .segmenters_sca import encode_images, segmenter_class, share_positions
-from .validation_sca import check_regional, check_training_inputs, refuse_unknown, warn_of_lost_tasks
+from .validation_sca import check_regional, check_training_inputs, limited_modules, refuse_unknown, warn_of_lost_tasks
 
 
 # What the processor returns and neither forward nor generate needs.
@@ -92,6 +86,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
     _keep_in_fp32_modules_strict = ["shared_image_embedding", "shared_embedding"]
 
     @one_at_a_time
+    @limited_modules()
     def __init__(self, config: ScaConfig, build_base_models: bool = True) -> None:
         """
         Args:

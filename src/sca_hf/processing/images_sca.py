@@ -15,8 +15,8 @@ from transformers import image_utils
 from transformers.utils import is_torchvision_available
 
 
-# Far above any SAM. Settings come from a repository, and every image would be resized to what they say.
-_MAX_SIDE = 16_384
+# Far above any SAM. Settings come from a repository, and every image would be resized to what they say: to 200 MB.
+_MAX_SIDE = 4096
 # How far floats in 0..1 may lie outside: resizing with a bicubic or Lanczos filter goes beyond bright and dark edges.
 _OVERSHOOT = 0.1
 # Floats whose largest value is between may be meant as either.
@@ -113,12 +113,18 @@ def stretches(size: Any) -> bool:
     return _edge(size, "height") is not None
 
 
-def square_side(size: Any) -> int:
-    """Return the side of the square that images are brought to, from a size in any of the library's forms."""
-    name = "height" if stretches(size) else "longest_edge"
-    side = size if isinstance(size, int) else _edge(size, name)
+def square_side(size: Any, name: str | None = None) -> int:
+    """Return the side of the square that a size stands for, in any of the library's forms.
+
+    Args:
+        size: a longest edge, a height and width, or a number.
+        name: what errors call it.
+    """
+    edge = "height" if stretches(size) else "longest_edge"
+    side = size if isinstance(size, int) else _edge(size, edge)
+    name = name or edge
     if not isinstance(side, int) or side < 1:
-        raise ValueError(f"the image processor's sizes need a longest_edge, or height and width, got {size}.")
+        raise ValueError(f"the image processor's sizes need a {name}, got {size}.")
     if stretches(size) and _edge(size, "width") != side:
         raise ValueError(f"the image processor's size is {size}, but only squares are supported.")
     if side > _MAX_SIDE:
@@ -133,6 +139,9 @@ def _edge(size: Any, name: str) -> Any:
 def check_image_processor(image_processor: Any) -> None:
     """Refuse numbers that no picture survives: those of an image processor come from a repository."""
     square_side(image_processor.size)
+    for name in ("pad_size", "mask_pad_size"):
+        for side in dict(getattr(image_processor, name, None) or {}).values():
+            square_side(side, name)
     for name, positive in (("rescale_factor", True), ("image_mean", False), ("image_std", True)):
         given = getattr(image_processor, name, None)
         values = given if isinstance(given, (list, tuple)) else [] if given is None else [given]

@@ -53,8 +53,7 @@ FORMAT_VERSION = 1
 
 
 class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Keyword arguments of [`ScaProcessor`]: those of the image processor, and of the tokenizer `max_length` and
-    `padding` (captions)."""
+    """Keyword arguments of [`ScaProcessor`]: the image processor's, and `max_length` and `padding` of captions."""
 
     _defaults = {"common_kwargs": {"return_tensors": "pt"}}
 
@@ -106,7 +105,7 @@ class ScaProcessor(ProcessorMixin):
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
         self.format_version = format_version
-        self.mask_size = square_side(mask_size or image_processor.mask_size)
+        self.mask_size = square_side(mask_size or image_processor.mask_size, "mask_size")
         check_image_processor(image_processor)
         check_vocabulary(tokenizer, vocabulary_sha256)
         self.anything_settings = dict(anything_settings or {})

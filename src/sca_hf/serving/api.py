@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from starlette.exceptions import HTTPException
 
@@ -20,6 +21,7 @@ from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.region_prompts_sca import REGION_SCHEMA
 from .docs_page import docs_page
 from .engine import Engine, ImageStore, StoredImage
+from .gate import Bodies, Gate
 from .limits import RequestError
 
 
@@ -27,6 +29,8 @@ _DESCRIPTION = """
 Point at something in a picture with a point, a box or a mask to get its mask and a caption, or caption everything.
 Coordinates are pixels of the upright picture, x to the right, y down; boxes are `[x1, y1, x2, y2]`, masks COCO RLE.
 """
+# A field that is not known costs an error of its own.
+_MAX_FIELDS = 64
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -188,6 +192,27 @@ _FILE = {"type": "string", "format": "binary"}
 _REFUSED = (400, 401, 404, 410, 413, 415, 422, 429)
 
 
+class _Request(Request):
+    """Reads its JSON in a thread of its own: others are answered meanwhile."""
+
+    async def json(self) -> Any:
+        """Returns the value, which has no more fields than a request can have."""
+        value = await run_in_threadpool(json.loads, await self.body())
+        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+            raise HTTPException(422, f"The request has {len(value)} fields, more than there are")
+        return value
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Any]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Any:
+            return await handler(_Request(request.scope, request.receive))
+
+        return handle
+
+
 def create_app(engine: Engine, store: ImageStore | None = None, root: bool = True) -> FastAPI:
     """Builds the application over an engine; `root`: whether `GET /` points to its documentation, or is a page's."""
     # The library's own documentation takes its script, style and icon from elsewhere.
@@ -196,7 +221,9 @@ def create_app(engine: Engine, store: ImageStore | None = None, root: bool = Tru
     _add_errors(app)
     _add_documentation(app, engine, root)
     _add_state(app, engine)
-    app.add_middleware(BodyLimit, limit=2 * engine.limits.file_bytes)
+    app.router.route_class = _Route
+    app.add_middleware(Bodies, limits=engine.limits)
+    app.add_middleware(Gate)
 
     async def picture_of(request: _Picture) -> StoredImage:
         if (request.image is None) == (request.image_id is None):
@@ -340,41 +367,3 @@ async def _stream(engine: Engine, arguments: Any, all_masks: bool) -> AsyncItera
 
 def _trimmed(records: list[dict[str, Any]], all_masks: bool) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k != "masks" or all_masks} for record in records]
-
-
-class BodyLimit:
-    """Refuses bodies above a limit while they arrive, before they are held in memory.
-
-    Args:
-        limit: the most bytes of a body.
-    """
-
-    def __init__(self, app: Any, limit: int) -> None:
-        self.app, self.limit = app, limit
-
-    async def __call__(
-        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
-    ) -> None:
-        """Passes a request on, or answers it with 413."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        seen, over = 0, told.isdigit() and int(told) > self.limit
-        refusal = JSONResponse({"error": f"The request is too large; at most {self.limit} bytes are taken."}, 413)
-        if over:
-            await refusal(scope, receive, send)
-            return
-
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.limit:
-                raise RequestError(f"The request is too large; at most {self.limit} bytes are taken.", 413)
-            return message
-
-        try:
-            await self.app(scope, counted, send)
-        except RequestError:
-            await refusal(scope, receive, send)

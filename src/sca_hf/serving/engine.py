@@ -20,11 +20,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..captioning import load
 from ..model_names import BUNDLED_MODEL, check_repository
+from ..modeling.generation_sca import DEFAULT_NEW_TOKENS
 from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
-from .limits import Limits, RequestError
+from .limits import ClientLeftError, Limits, RequestError, client_left
 
 
 # Regions that requests share a call for, and how long the first of them waits for others.
@@ -48,7 +49,7 @@ class StoredImage:
         return self.picture.height, self.picture.width
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """Regions of one image that wait for the model."""
 
@@ -59,6 +60,12 @@ class _Job:
     generation: dict[str, Any]
     on_tokens: Callable[[list[str]], None] | None
     result: Future[list[dict[str, Any]]] = field(default_factory=Future)
+    left: threading.Event | None = field(default_factory=client_left.get)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its client has left."""
+        return self.left is not None and self.left.is_set()
 
     def joins(self, other: "_Job") -> bool:
         """Whether one call can answer both."""
@@ -216,7 +223,13 @@ class Engine:
         options = self._check_generation(name, generation)
         if on_tokens and options.get("num_beams", 1) > 1:
             raise RequestError("Beam search cannot be streamed: captions change until the end.")
-        processor = self.model(name)[1]
+        loaded, processor = self.model(name)
+        defaults = loaded.generation_config
+        self.limits.check_work(
+            len(regions),
+            options.get("num_beams") or defaults.num_beams or 1,
+            options.get("max_new_tokens") or defaults.max_new_tokens or DEFAULT_NEW_TOKENS,
+        )
         try:  # here, so that an error reaches the one caller who made it, not all who share the call
             processor(original_sizes=[image.size], task=task, **processor_arguments([regions]))
         except (ValueError, TypeError) as error:
@@ -247,7 +260,10 @@ class Engine:
         generation: dict[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
-        """Captions everything in an image, see `caption_anything`; one image at a time, other requests wait."""
+        """Captions everything in an image, see `caption_anything`; one image at a time, other requests wait.
+
+        It ends at the next batch of masks or the next token where its client leaves, or `progress` raises an error.
+        """
         name = self.known(model)
         options = self._check_generation(name, generation)
         loaded, processor = self.model(name)
@@ -263,16 +279,29 @@ class Engine:
                 self.counts["refused"] += 1
                 raise RequestError("Too many requests are waiting; please try again in a moment.", 429)
             self._anything_waiting += 1
+        left = client_left.get()
+
+        def report(step: str, done: int, total: int) -> None:
+            if left is not None and left.is_set():
+                raise ClientLeftError
+            if progress is not None:
+                progress(step, done, total)
+
+        options["stopping_criteria"] = StoppingCriteriaList([_Watch(lambda _: report("captions", 0, 0))])
         try:
-            with self._anything:
+            while not self._anything.acquire(timeout=0.2):
+                report("encoding", 0, 0)
+            try:
                 encoded = self.encode(image, name)
                 started = time.perf_counter()
                 records = caption_anything(
-                    loaded, processor, image.picture, chosen, encoded=encoded, progress=progress, **options
+                    loaded, processor, image.picture, chosen, encoded=encoded, progress=report, **options
                 )
                 spent = time.perf_counter() - started
                 self._count(requests=1, regions=len(records), calls=1, seconds=spent)
                 return records
+            finally:
+                self._anything.release()
         finally:
             with self._lock:
                 self._anything_waiting -= 1
@@ -311,6 +340,10 @@ class Engine:
 
     def _answer(self, jobs: list[_Job]) -> None:
         started = time.perf_counter()
+        for job in (gone := [job for job in jobs if job.is_left]):
+            job.result.set_exception(ClientLeftError())
+        if not (jobs := [job for job in jobs if job not in gone]):
+            return
         try:
             results = self._run(jobs)
         except Exception as error:  # noqa: BLE001, it belongs to the callers, and the thread must live on
@@ -326,14 +359,22 @@ class Engine:
     def _run(self, jobs: list[_Job]) -> list[list[dict[str, Any]]]:
         name, generation = jobs[0].model, dict(jobs[0].generation)
         model, processor = self.model(name)
-        encoded = [self.encode(job.image, name) for job in jobs]
+        encoded = []
+        for job in jobs:
+            _check_clients(jobs)
+            encoded.append(self.encode(job.image, name))
         images = ImageEncoding.cat([encoding for encoding, _ in encoded])
         sizes = [job.image.size for job in jobs]
         prompts = processor_arguments([job.regions for job in jobs])
         inputs = processor(original_sizes=sizes, task=[job.task for job in jobs], **prompts).to(model.device)
-        if jobs[0].on_tokens is not None:
-            watch = _Watch(jobs[0].on_tokens, processor.tokenizer)
-            generation["stopping_criteria"] = StoppingCriteriaList([watch])
+        tell = jobs[0].on_tokens
+
+        def watch(ids: torch.Tensor) -> None:
+            _check_clients(jobs)
+            if tell is not None:
+                tell([text.strip() for text in processor.tokenizer.batch_decode(ids, skip_special_tokens=True)])
+
+        generation["stopping_criteria"] = StoppingCriteriaList([_Watch(watch)])
         outputs = model.generate(**inputs, **images.as_inputs(), output_caption_scores=True, **generation)
         texts = processor.batch_decode(outputs)
         sure = outputs.confidences
@@ -346,7 +387,7 @@ class Engine:
                     texts[index],
                     outputs.caption_scores[index].tolist(),
                     sure[index],
-                    _masks(processor, outputs, index, len(job.regions), job.image.size, encoded[index][1]),
+                    _masks(processor, outputs, index, jobs, encoded[index][1]),
                     strict=False,  # scores have padding
                 )
             ]
@@ -355,24 +396,32 @@ class Engine:
 
 
 class _Watch(StoppingCriteria):
-    """Reports the captions after every token, and never stops them."""
+    """Calls a function with the ids so far after every token; captions end early only where it raises an error."""
 
-    def __init__(self, on_tokens: Callable[[list[str]], None], tokenizer: Any) -> None:
-        self.on_tokens, self.tokenizer = on_tokens, tokenizer
+    def __init__(self, each: Callable[[torch.Tensor], None]) -> None:
+        self.each = each
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self.on_tokens([text.strip() for text in self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)])
+        self.each(input_ids)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
+def _check_clients(jobs: Sequence[_Job]) -> None:
+    """Raises where the clients of all jobs have left."""
+    if all(job.is_left for job in jobs):
+        raise ClientLeftError
+
+
 def _masks(
-    processor: Any, outputs: Any, index: int, count: int, size: tuple[int, int], resized: tuple[int, int]
+    processor: Any, outputs: Any, index: int, jobs: Sequence[_Job], resized: tuple[int, int]
 ) -> Iterator[dict[str, Any]]:
     """Yields the best mask and all masks of the regions of an image, unpacked a few at a time."""
+    size, count = jobs[index].image.size, len(jobs[index].regions)
     step = max(1, _MASK_PIXELS // (size[0] * size[1]))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         part = {name: outputs[name][index : index + 1, rows] for name in ("pred_masks", "iou_scores")}
+        _check_clients(jobs)
         for region in processor.post_process_regions(part, [size], [resized], all_masks=True)[0]:
             masks = [
                 {"mask": encode_rle(mask), "iou": iou, "box": box}

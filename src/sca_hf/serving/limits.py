@@ -2,6 +2,8 @@
 
 import io
 import math
+import threading
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,17 @@ class RequestError(ValueError):
         self.status = status
 
 
+# Set once the client of the request that is being answered has left; worker threads inherit it.
+client_left: ContextVar[threading.Event | None] = ContextVar("client_left", default=None)
+
+
+class ClientLeftError(RequestError):
+    """Nobody waits for the rest of the work."""
+
+    def __init__(self) -> None:
+        super().__init__("The client has left.", 499)
+
+
 def limit(default: int, text: str) -> int:
     """Declares a limit with what it is of."""
     return field(default=default, metadata={"help": text})
@@ -34,11 +47,13 @@ def limit(default: int, text: str) -> int:
 class Limits:
     """The most that one request may take.
 
-    What each field is, is its metadata's `help`.
+    What each field is, is its metadata's `help`. Each is compared before its cost arises: with these defaults a
+    refusal takes at most 300 MiB and, once the request has arrived, 5 s.
     """
 
     file_bytes: int = limit(16 << 20, "bytes of a picture's file")
     pixels: int = limit(24_000_000, "pixels per picture")
+    side: int = limit(32_768, "pixels of a picture's longer side")
     regions: int = limit(128, "regions per request")
     mask_pixels: int = limit(256_000_000, "total pixels of a request's mask prompts")
     points_per_side: int = limit(32, "points_per_side of anything mode")
@@ -46,6 +61,9 @@ class Limits:
     crop_n_layers: int = limit(1, "crop_n_layers of anything mode")
     new_tokens: int = limit(64, "tokens per caption")
     beams: int = limit(8, "beams per caption")
+    tokens: int = limit(8192, "tokens of all beams of all captions of a request")
+    json_values: int = limit(500_000, "numbers, lists and objects in the JSON of a request")
+    body_seconds: int = limit(60, "seconds in which a request must arrive")
     waiting: int = limit(64, "waiting requests; further ones get status 429")
     kept_pixels: int = limit(200_000_000, "total pixels of the pictures stored for later requests")
 
@@ -75,6 +93,8 @@ class Limits:
         if width * height > self.pixels:
             size = "" if width == math.inf else f" of {width} x {height} pixels"
             raise RequestError(f"The picture{size} is too large; the limit is {self.pixels} pixels.", 413)
+        if max(width, height) > self.side:
+            raise RequestError(f"The picture of {width} x {height} pixels is too long; the limit is {self.side}.", 413)
         try:
             return as_image(data)
         except (ValueError, TypeError, OSError):
@@ -106,6 +126,15 @@ class Limits:
         for name in ("points_per_side", "points_per_batch", "crop_n_layers"):
             if (value := getattr(settings, name)) > (high := getattr(self, name)):
                 raise RequestError(f"{name} is {value}; the limit is {high}.")
+
+    def check_work(self, regions: int, beams: int, tokens: int) -> None:
+        """Raises where the captions of a request together would take too long; others wait for them."""
+        if (work := regions * beams * tokens) > self.tokens:
+            raise RequestError(
+                f"{regions} regions x {beams} beams x {tokens} tokens are {work}; the limit is {self.tokens}: send "
+                "fewer regions at once.",
+                413,
+            )
 
     def check_generation(self, options: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of `generate` that are set; raises where one is above its limit.

@@ -7,17 +7,22 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .access import TokenAuth
 from .engine import Engine
+from .gate import Gate
 from .limits import Limits
 
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
+# Seconds in which the head of a request must arrive.
+_HEAD_SECONDS = 30
 
 
 def serve_app(
@@ -32,10 +37,13 @@ def serve_app(
     limits: Limits | None = None,
     token: str | None = None,
     open_paths: Sequence[str] = ("/health",),
-    grace: int = 30,
+    grace: int = 6,
     load_first: bool = True,
+    hosts: Sequence[str] = (),
 ) -> None:
     """Serves an application over an engine until SIGINT or SIGTERM; requests that run then are still answered.
+
+    It ends within `grace` and 2 seconds, whatever clients do; a second signal does not wait.
 
     Args:
         make_app: makes the ASGI application for the engine.
@@ -51,6 +59,7 @@ def serve_app(
         open_paths: what is answered without the token.
         grace: how long the end waits for requests that run, seconds.
         load_first: whether requests are taken only when the default model is loaded; else it is loaded meanwhile.
+        hosts: names of this server beside those of this machine, "*" for any; see [`Gate`].
 
     Raises:
         OSError: the address is in use, or not one of this machine.
@@ -62,11 +71,10 @@ def serve_app(
         if load_first:
             engine.model()  # the first request should not wait for it
         app = make_app(engine)
-        if token is not None:
-            app = TokenAuth(app, token, open_paths)
+        app = Gate(app if token is None else TokenAuth(app, token, open_paths), hosts, host)
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace)
+        config = uvicorn.Config(app, http=_Protocol, log_level="warning", timeout_graceful_shutdown=grace)
         server = _Server(config, lambda: started(engine, address))
         failed = None if load_first else _load_meanwhile(engine, server)
         _run(server, listener)
@@ -75,6 +83,33 @@ def serve_app(
             raise failed[0]
         if not server.started:
             raise RuntimeError("the server did not start; see its log.")
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection on which no request is answered, and none arrives in time; the library waits for ever."""
+
+    _until = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        """Begins to wait for the head of a request."""
+        super().connection_made(transport)
+        self._wait(self.loop.time() + _HEAD_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        """Keeps waiting where this was not a whole head."""
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait(self._until)
+
+    def on_response_complete(self) -> None:
+        """Waits for the next request: for its first byte less."""
+        self._until = self.loop.time() + _HEAD_SECONDS
+        super().on_response_complete()
+
+    def _wait(self, until: float) -> None:
+        self._until = until
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_at(until, self.transport.abort)
 
 
 class _Server(uvicorn.Server):
@@ -110,6 +145,7 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
     """Runs a server; a signal that ended it is not raised again, as uvicorn would."""
 
     def stop(number: int, frame: Any) -> None:
+        server.force_exit = server.should_exit
         server.should_exit = True
 
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -119,6 +155,17 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def end_process(seconds: float = 1.0) -> None:
+    """Ends this process without waiting longer for threads that compute on; returns if there are none."""
+    until = time.monotonic() + seconds
+    threads = [one for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def bind(host: str, port: int) -> socket.socket:

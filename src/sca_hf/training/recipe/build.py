@@ -16,11 +16,11 @@ from ...modeling.base_models_sca import (
     LANGUAGE_MODEL,
     SAM,
     keep_precision,
-    segmenter_config,
     without_dropout,
 )
 from ...modeling.composing_sca import __name__ as swap_warnings
 from ...modeling.configuration_sca import ScaConfig
+from ...modeling.families_sca import segmenter_config
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import PRESETS, ScaTrainingArguments
