@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sca_hf import ScaConfig, ScaForConditionalGeneration, ScaProcessor
-from sca_hf.modeling.families_sca import FAMILIES, as_segmenter, family_of
+from sca_hf.modeling.families_sca import FAMILIES, PLAIN_ENCODER, as_segmenter, family_of
 from sca_hf.modeling.segmenters_sca import SEGMENTERS, encode_images
 from sca_hf.testing import tiny_image, tiny_text_config, tiny_tokenizer
 from tests.modeling.tiny_segmenters import KINDS, SIDE, WIDTH, prompts, segmenter_fields, tiny_model_of, tiny_segmenter
@@ -305,7 +305,7 @@ def test_captions_of_sam2_need_no_finer_maps_and_masks_say_so():
 
 
 def test_every_family_has_a_class_and_a_version():
-    assert FAMILIES.keys() == SEGMENTERS.keys() == set(KINDS)
+    assert FAMILIES.keys() == SEGMENTERS.keys() == {*KINDS, PLAIN_ENCODER}
 
 
 @pytest.mark.parametrize("kind", ["sam3", "clip", "sam3_lite_text", None])

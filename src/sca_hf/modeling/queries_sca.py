@@ -71,14 +71,14 @@ def _samples(ends: torch.Tensor, cells: int, size: int) -> torch.Tensor:
     """Weights (n, size, cells) of cells in each part of intervals (n, 2): bilinear at evenly spread points."""
     ends = ends.float() * cells
     length = (ends[:, 1] - ends[:, 0])[:, None, None] / size  # of a part
-    most = -(-cells // size)
-    count = length.ceil().clamp(1, most)
-    step = torch.arange(most, device=ends.device)
+    max_count = -(-cells // size)
+    count = length.ceil().clamp(1, max_count)
+    step = torch.arange(max_count, device=ends.device)
     part = torch.arange(size, device=ends.device)[:, None]
-    points = ends[:, :1, None] + length * (part + (step + 0.5) / count) - 0.5  # (n, size, most)
+    points = ends[:, :1, None] + length * (part + (step + 0.5) / count) - 0.5  # (n, size, max_count)
     weights = (step < count) / count
     points = points.clamp(0, cells - 1)[..., None]
-    near = (1 - (points - torch.arange(cells, device=ends.device)).abs()).clamp(min=0)  # (n, size, most, cells)
+    near = (1 - (points - torch.arange(cells, device=ends.device)).abs()).clamp(min=0)  # (n, size, max_count, cells)
     return (near * weights[..., None]).sum(2)
 
 
