@@ -13,10 +13,10 @@ from sca_hf.data.scenes import scenes
 from sca_hf.files import save_whole
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
+from sca_hf.run_identity import weights_digest
 from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 from sca_hf.training.collator import RegionCollator
 from sca_hf.training.draws import SeededDataset
-from sca_hf.training.embedding_cache import encoder_fingerprint
 
 from .scene_cache import load_scene_arrays
 from .scene_records import RecognitionShare, SceneRecords, cache_embeddings
@@ -62,7 +62,7 @@ def train_captioning(
 ) -> Path:
     """Trains the mixer in `folder`, resuming from its last checkpoint, and returns the folder of the whole model."""
     arrays = load_scene_arrays(cache, "train", settings.train_scenes, model.config.sam_config.vision_config.image_size)
-    name = f"embeddings-{len(arrays)}-{encoder_fingerprint(model.sam.vision_encoder)[:32]}.npy"
+    name = f"embeddings-{len(arrays)}-{weights_digest(model.sam.vision_encoder.state_dict())[:32]}.npy"
     embeddings = cache_embeddings(model.sam, arrays, cache / name)
     torch.manual_seed(settings.seed)
     arguments = stage_arguments(

@@ -225,6 +225,19 @@ def differences(former: Any, present: Any, name: str = "") -> list[str]:
     return [] if former == present else [f"{name} was {former!r} and is {present!r}"]
 
 
+def digest_of(value: Any) -> str:
+    """Returns the SHA-256 of a value as JSON has it; arrays and pictures count by what they hold."""
+    text = json.dumps(value, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tobytes"):
+        about = (getattr(value, name, None) for name in ("mode", "size", "shape", "dtype"))
+        return [*map(str, about), hashlib.sha256(value.tobytes()).hexdigest()]
+    return str(value) if isinstance(value, os.PathLike) else type(value).__qualname__
+
+
 def hash_file(path: str | Path) -> str:
     """Returns the SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:

@@ -7,10 +7,10 @@ reading all of them would take as long as the run; everything else by a digest o
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 import transformers
 
 from . import __version__
-from .files import hash_file
+from .data.pictures import picture_stamp
+from .files import digest_of, hash_file
 from .model_names import resolve_model
 from .modeling.base_models_sca import source_of
 
@@ -51,39 +52,18 @@ def model_identity(name: str | os.PathLike[str] | None, revision: str | None = N
     return f"{found['repo_id']}@{found['revision']}"
 
 
-def digest_of(value: Any) -> str:
-    """Returns the SHA-256 of a value as JSON has it; arrays and pictures count by what they hold."""
-    text = json.dumps(value, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Returns the SHA-256 of tensors: names, shapes, types and every number."""
 
+    def digest(item: tuple[str, torch.Tensor]) -> bytes:
+        name, tensor = item
+        head = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return hashlib.sha256(head.encode() + hashlib.sha256(numbers).digest()).digest()
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tobytes"):
-        about = (getattr(value, name, None) for name in ("mode", "size", "shape", "dtype"))
-        return [*map(str, about), hashlib.sha256(value.tobytes()).hexdigest()]
-    return str(value) if isinstance(value, os.PathLike) else type(value).__qualname__
-
-
-def picture_stamp(image: Any) -> str:
-    """Returns what tells a picture from one that takes its place: a file's size and time, or a digest of the content.
-
-    An address, or a place in an archive, is told by its name.
-
-    Args:
-        image: As a record has it: a path, bytes, a mapping of both, or a PIL picture.
-    """
-    if isinstance(image, Mapping):
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
-    image = getattr(image, "filename", None) or image  # of a PIL picture that was opened from a file
-    if isinstance(image, str | os.PathLike):
-        try:
-            status = os.stat(image)
-        except (OSError, ValueError):
-            return str(image)[:500]
-        return f"{status.st_size} bytes of {status.st_mtime_ns}"
-    if isinstance(image, bytes):
-        return hashlib.sha256(image).hexdigest()
-    return digest_of(image) if hasattr(image, "tobytes") else str(image)
+    with ThreadPoolExecutor() as pool:
+        parts = pool.map(digest, sorted(weights.items()))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def data_identity(dataset: Any) -> dict[str, Any]:
@@ -105,17 +85,14 @@ def data_identity(dataset: Any) -> dict[str, Any]:
     }
 
 
-def picture_stamps(column: Any) -> list[str]:
-    """Returns the stamps of a column of pictures, as Arrow has it."""
-    return [picture_stamp(image) for image in column.to_pylist()]
-
-
 def _tables(dataset: Any) -> Iterator[tuple[bytes, list[str]]]:
     """Yields the records of a data set of `datasets` as Arrow has them, far faster than one by one."""
     import pyarrow  # type: ignore[import-untyped]
 
     for table in dataset.with_format("arrow").iter(_ROWS_AT_A_TIME):
-        stamps = picture_stamps(table["image"]) if "image" in table.column_names else []
+        stamps = (
+            [picture_stamp(image) for image in table["image"].to_pylist()] if "image" in table.column_names else []
+        )
         rest = table.drop_columns(["image"] if stamps else []).combine_chunks().replace_schema_metadata(None)
         sink = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(sink, rest.schema) as writer:

@@ -1,6 +1,7 @@
 import json
 import pickle
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from original_format import original_config, original_state_dict, write_checkpoint
 from safetensors.torch import load_file
 
+from sca_hf.files import DiskFullError
 from sca_hf.hub.convert import CheckpointError, convert, plan_model
 from sca_hf.hub.original import OriginalFormatError, rename_key, split_tensor, translate_config
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
@@ -331,3 +333,39 @@ def test_what_was_converted_is_opened_before_it_is_reported(model, tmp_path, mon
     monkeypatch.setattr(ScaForConditionalGeneration, "save_pretrained", loses)
     with pytest.raises(Exception, match=r"(?i)incomplete|invalid"):
         convert(source, tmp_path / "b")
+
+
+def test_a_model_that_is_there_is_replaced_as_a_whole_and_nothing_else_is(model, tmp_path, tokenizer):
+    source = write_checkpoint(tmp_path / "a", original_config(model), original_state_dict(model))
+    tokenizer.save_pretrained(source)
+    convert(source, tmp_path / "b")
+    assert (tmp_path / "b" / "processor_config.json").is_file()
+    for path in [path for path in source.iterdir() if "token" in path.name or path.name == "vocab.json"]:
+        path.unlink()
+    convert(source, tmp_path / "b")
+    convert(source, tmp_path / "c")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted(
+        path.name for path in (tmp_path / "c").iterdir()
+    )
+    (tmp_path / "b" / "thesis.docx").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"thesis\.docx, which is not of a saved model and would be lost"):
+        convert(source, tmp_path / "b")
+    with pytest.raises(FileExistsError, match="destroy"):
+        convert(source, tmp_path)
+    assert (tmp_path / "b" / "thesis.docx").read_text() == "mine"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_a_full_disk_leaves_the_former_model(model, tmp_path, share):
+    source = write_checkpoint(tmp_path / "a", original_config(model), original_state_dict(model))
+    convert(source, tmp_path / "b")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * max(map(len, before.values()))), limits[1]))
+    try:
+        with pytest.raises(DiskFullError, match="b could not be written, the disk is full"):
+            convert(source, tmp_path / "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

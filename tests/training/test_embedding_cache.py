@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sca_hf.run_identity import weights_digest
 from sca_hf.testing import tiny_image
 from sca_hf.training.collator import RegionCollator
 from sca_hf.training.draws import SeededDataset
-from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache, EmbeddingCacheError, encoder_fingerprint
+from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache, EmbeddingCacheError
 from tests.training.killed_runs import CONTEXT, fill_cache, records
 
 
@@ -129,7 +130,9 @@ def test_nothing_is_served_to_another_encoder_size_or_normalization(cache, make_
     assert EmbeddingCache(tmp_path / "cache", copy.deepcopy(model), processor).folder == cache.folder
     halved = copy.deepcopy(model)
     halved.sam.vision_encoder.half()
-    assert encoder_fingerprint(halved.sam.vision_encoder) != encoder_fingerprint(model.sam.vision_encoder)
+    assert weights_digest(halved.sam.vision_encoder.state_dict()) != weights_digest(
+        model.sam.vision_encoder.state_dict()
+    )
 
 
 def test_a_file_that_was_moved_or_damaged_is_made_again(cache, model, processor):
@@ -146,6 +149,28 @@ def test_a_file_that_was_moved_or_damaged_is_made_again(cache, model, processor)
         assert cache.read(cache.key(records(1)[0])) is not None
     paths[0].write_bytes(whole[:-10])
     assert CachedRecords(records(2), cache).fill(progress=False) == 1
+
+
+@pytest.mark.parametrize("how", ["filled", "read"])
+def test_an_entry_damaged_at_its_full_length_is_made_again_with_the_same_bits(cache, how):
+    CachedRecords(records(5), cache).fill(batch_size=4, progress=False)
+    before = {path: path.read_bytes() for path in entries(cache.folder)}
+    for path in list(before)[1:3]:
+        data = bytearray(before[path])
+        data[-9] ^= 1
+        path.write_bytes(data)
+    again = CachedRecords(records(5), cache)
+    if how == "filled":
+        assert again.fill(batch_size=3, progress=False) == 2
+        assert again.fill(progress=False) == 0
+    else:
+        assert len([again[k]["image_embedding"] for k in range(5)]) == 5
+    assert {path: path.read_bytes() for path in entries(cache.folder)} == before
+
+
+def test_other_code_has_a_cache_of_its_own(cache, model, processor, monkeypatch):
+    monkeypatch.setattr("sca_hf.run_identity.__version__", "99")
+    assert EmbeddingCache(cache.folder.parent, model, processor).folder != cache.folder
 
 
 def test_a_trained_or_changed_encoder_is_refused(cache, model, processor, tmp_path):

@@ -13,6 +13,7 @@ from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.hub.info import describe_repository
 from sca_hf.testing import tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
+from sca_hf.training.checkpoint.integrity import CheckpointError
 from sca_hf.training.image_size import add_detail_encoder, set_image_size
 from sca_hf.training.recipe import run as recipe_module
 from sca_hf.training.recipe.run import build_datasets, build_model, run_recipe
@@ -115,7 +116,7 @@ def test_a_finished_run_is_left_as_it_is(base, regions, tmp_path, monkeypatch):
     again = run_recipe(recipe(base, regions, tmp_path / "run"))
     assert again.found_finished and "already finished" in str(again)
     assert again.metrics["eval"] == first.metrics["eval"]
-    with pytest.raises(ValueError, match=r"another recipe \(training.learning_rate was 0.003 and is 0.1\)"):
+    with pytest.raises(CheckpointError, match=r"another run \(training.learning_rate was 0.003 and is 0.1\)"):
         run_recipe(recipe(base, regions, tmp_path / "run", learning_rate=0.1))
 
 

@@ -184,3 +184,10 @@ def test_the_published_settings_are_those_of_the_paper_and_its_configurations():
         found = training["max_steps"], training["learning_rate"], training["augmentation"]
         assert found == (steps, rate, augmentation)
     assert {spec["task"] for spec in first.data.train} == {"caption"}
+
+
+def test_a_folder_may_be_called_2007(tmp_path):
+    text = "model: {from: 2007}\ndata: {train: {format: voc, root: 2007}}\noutput: 2007\n"
+    (tmp_path / "mine.yaml").write_text(text + "training: {embedding_cache: 2008}\n")
+    recipe = load_recipe(tmp_path / "mine.yaml", ["--model.from=2012"])
+    assert (recipe.model.from_, recipe.output, recipe.training["embedding_cache"]) == ("2012", "2007", "2008")

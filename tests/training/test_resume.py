@@ -160,8 +160,8 @@ def test_other_data_prompts_or_frozen_weights_are_another_run(four_steps):
         with torch.no_grad():
             next(run.model.sam.vision_encoder.parameters()).add_(1e-3)
 
-    assert "data: records was" in resume(move_a_box)
-    assert "data: length was 11 and is 10" in resume(drop_an_image)
+    assert "data: contents of the records was" in resume(move_a_box)
+    assert "data: images was 11 and is 10" in resume(drop_an_image)
     assert "model: frozen weights was" in resume(shift_the_encoder)
     assert "collator: box_jitter was 0.1 and is 0.2" in resume(
         lambda run: setattr(run.data_collator, "box_jitter", 0.2)

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
-from ..files import UNFINISHED, read_json
+from ..files import UNFINISHED, digest_of, read_json
 
 
 # Where in the folder of a run its drawings are.
@@ -37,7 +37,7 @@ class ImageItem:
     @cached_property
     def stamp(self) -> str:
         """Tells this picture, with the boxes that a data set has for it, from another of the same name."""
-        from ..run_identity import digest_of, picture_stamp  # imports torch
+        from ..data.pictures import picture_stamp  # imports NumPy
 
         if isinstance(self.image, dict):
             return f"{picture_stamp(self.image['image'])} {digest_of([r['box'] for r in self.image['regions']])}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -16,9 +18,9 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..environment import install_command
-from ..files import named_paths
+from ..files import file_sizes, hash_file, named_paths, read_json, to_json, write_whole
 from ..yaml_files import parse_yaml
-from .pictures import check_picture
+from .pictures import check_picture, picture_stamp
 from .read_report import ReadReport, check_records
 from .region import TASKS, RegionRecordError, load_names, region_features
 
@@ -26,6 +28,10 @@ from .region import TASKS, RegionRecordError, load_names, region_features
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+logger = logging.getLogger(__name__)
+
+# Of a stored data set: the sums of its files, and what was left out.
+_MANIFEST, _REPORT = "manifest.json", "report.json"
 # Reports of the data sets that this process has opened whole, for a command to tell at its end what was skipped.
 OPENED: list[ReadReport] = []
 OnError = Literal["raise", "skip"]
@@ -231,24 +237,37 @@ def load_regions(
 
 
 def _load_stored(source: RecordSource) -> Dataset:
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features, Value, config
     from datasets.exceptions import DatasetGenerationError
+    from filelock import FileLock
 
-    key = source.cache_key()
-    try:
-        # The library names its cache by all of this; the key is what it could not know.
-        dataset = Dataset.from_generator(
-            _stored_records,
-            features=Features({**region_features(), "group": Value("string")}),
-            gen_kwargs={"source": source, "key": key},
-        )
-    except DatasetGenerationError as error:
-        # The library's own error says only that there was an error.
-        raise (error.__cause__ or error) from None
-    if _report_path(key).is_file():  # unless the cache was cleared
-        report = ReadReport.read(_report_path(key))
-        report.log()
-        OPENED.append(report)
+    folder = Path(config.HF_DATASETS_CACHE) / "sca_hf" / source.cache_key()
+
+    def stored() -> Dataset:
+        try:
+            return Dataset.from_generator(
+                _stored_records,
+                features=Features({**region_features(), "group": Value("string")}),
+                cache_dir=str(folder),
+                gen_kwargs={"source": source, "folder": folder},
+            )
+        except DatasetGenerationError as error:
+            # The library's own error says only that there was an error.
+            raise (error.__cause__ or error) from None
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not _is_as_stored(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        dataset = stored()
+        # Pictures may have been replaced beside their annotations.
+        if _manifest(folder, dataset) != read_json(folder / _MANIFEST):
+            shutil.rmtree(folder, ignore_errors=True)
+            dataset = stored()
+            _manifest(folder, dataset)
+    report = ReadReport.read(folder / _REPORT)
+    report.log()
+    OPENED.append(report)
     if dataset.data.column("group").null_count == len(dataset):
         return dataset.remove_columns("group")
     return dataset
@@ -273,18 +292,45 @@ def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
         report.log()
 
 
-def _stored_records(source: RecordSource, key: str) -> Iterator[dict[str, Any]]:
+def _is_as_stored(folder: Path) -> bool:
+    """Whether a stored data set is as it was stored; says so where something has changed it since."""
+    try:
+        sums = read_json(folder / _MANIFEST)["sha256"]
+        changed = [name for name, sha256 in sums.items() if hash_file(folder / name) != sha256]
+    except FileNotFoundError as error:
+        changed = [error.filename] if (folder / _MANIFEST).exists() else []
+        if not changed:
+            return False  # not stored yet, or not to the end
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        changed = [_MANIFEST]
+    if changed:
+        logger.warning("%s is damaged in the cache of data sets (%s): it is made again.", folder, changed[0])
+    return not changed
+
+
+def _manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
+    """Returns the sums of the files of a stored data set, and of its pictures now; writes those of a new one."""
+    import pyarrow.compute  # type: ignore[import-untyped]
+
+    pictures = hashlib.sha256()
+    for chunk in dataset.data.column("image").chunks:
+        alone = chunk.field("path").filter(pyarrow.compute.is_null(chunk.field("bytes")))
+        pictures.update("".join(f"{path} {picture_stamp(path)}\n" for path in alone.to_pylist()).encode())
+    file = folder / _MANIFEST
+    if file.exists():
+        return {**read_json(file), "pictures": pictures.hexdigest()}
+    files = [name for name in file_sizes(folder) if not name.endswith(".lock")]
+    found = {"sha256": {name: hash_file(folder / name) for name in files}, "pictures": pictures.hexdigest()}
+    write_whole(file, to_json(found))
+    return found
+
+
+def _stored_records(source: RecordSource, folder: Path) -> Iterator[dict[str, Any]]:
     report = ReadReport(source=source.name)
     yield from source.records(report)
     report.require_records()
     # Before the data set is complete, so that a stored one always has its report.
-    report.write(_report_path(key))
-
-
-def _report_path(key: str) -> Path:
-    from datasets import config
-
-    return Path(config.HF_DATASETS_CACHE) / "sca_hf" / f"{key}.json"
+    report.write(folder / _REPORT)
 
 
 def load_spec(spec: Mapping[str, Any]) -> Dataset | IterableDataset:

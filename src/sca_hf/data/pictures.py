@@ -5,6 +5,7 @@ Frame of reference of all records: pixels of the picture as it is seen, that is 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..files import digest_of
 from ..processing.masks_sca import decode_rle, encode_rle
 from .region import RegionRecordError
 
@@ -45,6 +47,28 @@ class PictureHead:
     def size(self) -> Size:
         """Width and height of the picture turned upright."""
         return self.stored[::-1] if self.orientation > 4 else self.stored
+
+
+def picture_stamp(image: Any) -> str:
+    """Returns what tells a picture from one that takes its place: a file's size and time, or a digest of the content.
+
+    An address, or a place in an archive, is told by its name.
+
+    Args:
+        image: As a record has it: a path, bytes, a mapping of both, or a PIL picture.
+    """
+    if isinstance(image, Mapping):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    image = getattr(image, "filename", None) or image  # of a PIL picture that was opened from a file
+    if isinstance(image, str | os.PathLike):
+        try:
+            status = os.stat(image)
+        except (OSError, ValueError):
+            return str(image)[:500]
+        return f"{status.st_size} bytes of {status.st_mtime_ns}"
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).hexdigest()
+    return digest_of(image) if hasattr(image, "tobytes") else str(image)
 
 
 def read_head(picture: str | Path | bytes) -> PictureHead:

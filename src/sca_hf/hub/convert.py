@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..files import file_sizes, staged
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..modeling.validation_sca import is_finite
 from ..processing.processing_sca import ScaProcessor
 from .info import check_saved_model
 from .original import KeyPlan, OriginalFormatError, check_format, plan_keys, translate_config, translate_state_dict
+from .private import NAMES
 
 
 logger = logging.getLogger(__name__)
 
+# What a saved model has beside the names of a repository.
+_MODEL_FILE = re.compile(r"\w+\.py|(model|pytorch_model).*\.(safetensors|bin|json)")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -75,7 +80,7 @@ def convert(
 
     Args:
         source: folder or repository id with their config.json and safetensors or .bin weights, in shards or not.
-        destination: folder to write.
+        destination: folder to write; a model that is there is replaced as a whole, once the new one is complete.
         tokenizer: the language model's tokenizer: folder, repository id or object. None looks in the source folder
             and then where the configuration says the language model came from.
         sam: folder or repository id to take the image processor from. None makes SAM's own for the image size.
@@ -114,18 +119,25 @@ def convert(
     image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam)
     processor = None if loaded is None else ScaProcessor.from_config(model.config, loaded, image_processor)
     report.parameters = model.num_parameters()
-    model.save_pretrained(destination)
-    if processor is not None:
-        processor.save_pretrained(destination)
-    check_saved_model(destination, with_processor=processor is not None)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with staged(destination) as part:
+        model.save_pretrained(part)
+        if processor is not None:
+            processor.save_pretrained(part)
+        check_saved_model(part, with_processor=processor is not None)
     return report
 
 
 def _check_destination(folder: Path, destination: Path) -> None:
     if destination.exists() and not destination.is_dir():
         raise FileExistsError(f"{destination} is a file; the converted repository needs a folder.")
-    if destination.resolve() == folder.resolve():
-        raise FileExistsError(f"{destination} is the source itself; converting in place would destroy it.")
+    if folder.resolve().is_relative_to(destination.resolve()):
+        raise FileExistsError(f"{destination} is the source itself or holds it; converting would destroy it.")
+    names = file_sizes(destination) if destination.exists() else ()
+    if other := next((name for name in names if name not in NAMES and not _MODEL_FILE.fullmatch(name)), None):
+        raise FileExistsError(
+            f"{destination} has {other}, which is not of a saved model and would be lost: convert to another folder."
+        )
 
 
 def _build_model(

@@ -12,7 +12,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from transformers.utils import logging
 
 from ..data.loading import leave_undecoded
 from ..data.region import RegionRecordError, record_image
-from ..files import write_whole
+from ..files import read_json, write_new, write_whole
+from ..run_identity import versions, weights_digest
 
 
 # What the library adds to a saved configuration and no result depends on.
@@ -64,10 +64,10 @@ class EmbeddingCache:
         self.shape = (vision.output_channels, grid, grid)
         self._fingerprint = self._checked_fingerprint()
         about = {"encoder": self._fingerprint, "vision_config": _lasting(vision), "images": _geometry(processor)}
+        about["versions"] = versions()
         text = json.dumps(about, indent=1, sort_keys=True, default=str)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._entry_size = len(self._entry("", np.zeros(self.shape, np.float16)))
         if not (self.folder / "about.json").exists():
             write_whole(self.folder / "about.json", text.encode())
 
@@ -101,12 +101,16 @@ class EmbeddingCache:
         # The array lies in the bytes of the file, which cannot be written to.
         return torch.from_numpy(embedding.copy()) if whole and checksum == self._checksum(key, embedding) else None
 
-    def __contains__(self, key: str) -> bool:
-        """Whether an entry is there at its full length, unread."""
-        try:
-            return self._path(key).stat().st_size == self._entry_size
-        except FileNotFoundError:
-            return False
+    def batch_size(self, wanted: int | None = None) -> int:
+        """Returns how many images the encoder takes at once, as rounding depends on it: what the first filling took.
+
+        Args:
+            wanted: The number for a cache that was not filled yet; None: entries are made one by one in such a one.
+        """
+        file = self.folder / "batch_size.json"
+        if wanted is not None:
+            write_new(file, str(wanted))
+        return int(read_json(file)) if file.exists() else 1
 
     def write(self, key: str, embedding: torch.Tensor) -> None:
         """Stores an embedding (C, h, w), which all processes see whole or not at all."""
@@ -164,7 +168,7 @@ class EmbeddingCache:
         # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if seen != self._seen:
-            self._seen, self._last = seen, encoder_fingerprint(self._model.sam.vision_encoder)
+            self._seen, self._last = seen, weights_digest(self._model.sam.vision_encoder.state_dict())
         return self._last
 
     def _path(self, key: str) -> Path:
@@ -208,8 +212,7 @@ class CachedRecords(torch.utils.data.Dataset):
         self.cache.check_frozen()
         embedding = self.cache.read(key)
         if embedding is None:
-            embedding = self.cache.encode(self.cache.pixels(self._images[index])[None])[0]
-            self.cache.write(key, embedding)
+            embedding = self._make({key: self.cache.pixels(self._images[index])}, self.cache.batch_size())[0]
         record = {name: value for name, value in self._rows[index].items() if name != "image"}
         return {**record, "image_embedding": embedding}
 
@@ -224,13 +227,14 @@ class CachedRecords(torch.utils.data.Dataset):
         Several processes of one run divide the images among them.
 
         Args:
-            batch_size: How many images the encoder takes at once.
+            batch_size: How many images the encoder takes at once; a cache that was begun with another number keeps it.
             num_workers: How many processes open and resize images meanwhile.
             progress: Whether to show a progress bar.
         """
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
         share = range(rank, len(self), world)
+        batch_size = self.cache.batch_size(batch_size)
         pending = _Pending(self._images, self.cache, share)
         loader = torch.utils.data.DataLoader(pending, batch_size, num_workers=num_workers, collate_fn=list)
         made = 0
@@ -238,20 +242,22 @@ class CachedRecords(torch.utils.data.Dataset):
             for batch in loader:
                 for index, key, _ in batch:
                     self._keys[index] = key
-                made += self._make({key: pixels for _, key, pixels in batch if pixels is not None}, batch_size)
+                made += len(self._make({key: pixels for _, key, pixels in batch if pixels is not None}, batch_size))
                 bar.update(len(batch))
         if several:
             torch.distributed.barrier()
         return made
 
-    def _make(self, missing: Mapping[str, torch.Tensor], batch_size: int) -> int:
-        if missing:
-            pixels = torch.stack([*missing.values()])
-            # Rounding depends on the size of a batch: always the same, so that a resumed filling ends with the same.
-            filler = pixels[:1].expand(batch_size - len(pixels), -1, -1, -1)
-            for key, embedding in zip(missing, self.cache.encode(torch.cat([pixels, filler])), strict=False):
-                self.cache.write(key, embedding)
-        return len(missing)
+    def _make(self, missing: Mapping[str, torch.Tensor], batch_size: int) -> list[torch.Tensor]:
+        if not missing:
+            return []
+        pixels = torch.stack([*missing.values()])
+        # Rounding depends on the size of a batch: always the same, so that what is made later ends with the same.
+        filler = pixels[:1].expand(batch_size - len(pixels), -1, -1, -1)
+        made = list(self.cache.encode(torch.cat([pixels, filler]))[: len(missing)])
+        for key, embedding in zip(missing, made, strict=True):
+            self.cache.write(key, embedding)
+        return made
 
 
 class _Pending(torch.utils.data.Dataset):
@@ -267,7 +273,7 @@ class _Pending(torch.utils.data.Dataset):
         index = self.share[item]
         record = self.images[index]
         key = self.cache.key(record)
-        return index, key, None if key in self.cache else self.cache.pixels(record)
+        return index, key, None if self.cache.read(key) is not None else self.cache.pixels(record)
 
 
 def refuse_augmentation(augmentation: Any) -> None:
@@ -277,20 +283,6 @@ def refuse_augmentation(augmentation: Any) -> None:
             f"the augmentation {augmentation!r} changes images, but the embedding cache needs unchanged ones: train "
             "without the augmentation, or without the cache."
         )
-
-
-def encoder_fingerprint(encoder: torch.nn.Module) -> str:
-    """Returns the SHA-256 of an encoder's parameters and buffers: names, shapes, types and every number."""
-
-    def digest(item: tuple[str, torch.Tensor]) -> bytes:
-        name, tensor = item
-        head = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
-        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return hashlib.sha256(head.encode() + hashlib.sha256(numbers).digest()).digest()
-
-    with ThreadPoolExecutor() as pool:
-        parts = pool.map(digest, sorted(encoder.state_dict().items()))
-        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _lasting(config: Any) -> dict[str, Any]:

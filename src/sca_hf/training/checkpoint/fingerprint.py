@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments
 
-from ...files import differences
+from ...files import differences, digest_of
+from ...run_identity import data_identity, versions, weights_digest
 
 
 # The library's arguments that settle the weights a run ends with; all others say where, how fast and how loud.
@@ -25,20 +25,22 @@ _SETTLING = (
     + ["label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16", "average_tokens_across_devices"]
     + ["ignore_data_skip"]
 )
+# Those that choose among the weights of a run.
+_CHOOSING = ["load_best_model_at_end", "metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps"]
+_CHOOSING += ["eval_generate", "eval_prompt", "max_eval_samples"]
 # Of the arguments that a subclass adds, those that do not.
 _HARMLESS = {"save_form", "sample_sheet", "eval_generate", "eval_prompt", "max_eval_samples", "allow_changed_resume"}
 # Schedules that do not look at the end of a run, which may therefore be moved.
 _ENDLESS = {"constant", "constant_with_warmup", "inverse_sqrt"}
-_SAMPLED_RECORDS = 32
-_SAMPLED_NUMBERS = 256
 
 
 def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Returns arguments, data, collator and weights of a run; equal runs have equal descriptions."""
     collator = trainer.data_collator
     description = {
-        "arguments": _arguments(trainer.args),
-        "data": _data(trainer.train_dataset),
+        "versions": versions(),
+        "arguments": settling_arguments(trainer.args),
+        "data": training_data(trainer.train_dataset),
         "collator": _plain_fields(collator) if dataclasses.is_dataclass(collator) else {},
     }
     if not any(hasattr(parameter, "to_local") for parameter in trainer.model.parameters()):
@@ -75,8 +77,10 @@ def preserve_rng_state() -> Iterator[None]:
             np.random.set_state(numbers)
 
 
-def _arguments(args: TrainingArguments) -> dict[str, Any]:
-    values: dict[str, Any] = {name: getattr(args, name) for name in _SETTLING if hasattr(args, name)}
+def settling_arguments(args: TrainingArguments) -> dict[str, Any]:
+    """Returns the arguments that decide the weights."""
+    names = [*_SETTLING, *(_CHOOSING if args.load_best_model_at_end else ())]
+    values: dict[str, Any] = {name: getattr(args, name) for name in names if hasattr(args, name)}
     added = {field.name for field in dataclasses.fields(args)}
     added -= {field.name for field in dataclasses.fields(TrainingArguments)} | _HARMLESS
     values |= {name: getattr(args, name) for name in added}
@@ -90,29 +94,13 @@ def _arguments(args: TrainingArguments) -> dict[str, Any]:
     return {name: getattr(value, "value", value) for name, value in values.items()}
 
 
-def _data(dataset: Any) -> dict[str, Any]:
-    """Describes a data set by its length and by the regions of some records, without opening an image."""
+def training_data(dataset: Any) -> dict[str, Any]:
+    """Describes a data set as [`data_identity`] does, below what training wraps around it."""
     # Our own wrappers keep the order; below them lies what they read.
     while type(dataset).__module__.startswith("sca_hf.") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        return {}
-    length = len(dataset)
-    columns = getattr(dataset, "column_names", None)
-    if columns:
-        dataset = dataset.select_columns([name for name in columns if name != "image"])
-    digest = hashlib.sha256()
     with preserve_rng_state():
-        for index in np.linspace(0, length - 1, min(length, _SAMPLED_RECORDS)).astype(int).tolist():
-            digest.update(json.dumps(_region_texts(dataset[index]), default=str).encode())
-    return {"length": length, "records": digest.hexdigest()[:16]}
-
-
-def _region_texts(record: Any) -> list[Any]:
-    if not isinstance(record, Mapping) or "regions" not in record:
-        return []
-    keys = ("region_id", "box", "captions", "category")
-    return [record.get("image_id"), [[region.get(key) for key in keys] for region in record["regions"]]]
+        return data_identity(dataset)
 
 
 def _plain_fields(collator: Any) -> dict[str, Any]:
@@ -122,15 +110,12 @@ def _plain_fields(collator: Any) -> dict[str, Any]:
 
 
 def _model(model: torch.nn.Module) -> dict[str, str]:
-    """Names the trained parameters, and samples the numbers of the frozen ones: no checkpoint need hold those."""
-    trained, frozen = hashlib.sha256(), hashlib.sha256()
+    """Names the trained parameters, and digests the frozen ones: no checkpoint need hold those."""
+    about, frozen = [], {}
     for name, parameter in model.named_parameters():
-        digest = trained if parameter.requires_grad else frozen
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         # What torchao packs has no numbers of its own to look at.
         packed = type(parameter.data).__module__.startswith("torchao")
+        about.append(f"{name} {tuple(parameter.shape)} {parameter.dtype} {parameter.requires_grad}")
         if not parameter.requires_grad and parameter.numel() and not parameter.is_meta and not packed:
-            numbers = parameter.detach().reshape(-1)
-            numbers = numbers[:: max(1, len(numbers) // _SAMPLED_NUMBERS)]
-            digest.update(numbers.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return {"trained parameters": trained.hexdigest()[:16], "frozen weights": frozen.hexdigest()[:16]}
+            frozen[name] = parameter
+    return {"trained parameters": digest_of(about)[:16], "frozen weights": weights_digest(frozen)[:16]}

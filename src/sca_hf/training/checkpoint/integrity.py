@@ -7,13 +7,16 @@ import logging
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ...files import REPLACED, UNFINISHED, drop, file_sizes, put_in_place
+from ...files import REPLACED, UNFINISHED, LockedError, digest_of, drop, file_sizes, hash_file, locked, put_in_place
 
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,19 @@ MANIFEST = "checkpoint_manifest.json"
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, is incomplete, or belongs to another run."""
+
+
+@contextmanager
+def lock_run(folder: str | Path) -> Iterator[None]:
+    """Claims the folder of a training run; others are refused, this process may claim it again."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(Path(folder) / "run", again=True):
+            yield
+    except LockedError:
+        raise LockedError(
+            f"Another process is training in {folder}: wait until it finishes, or choose another output."
+        ) from None
 
 
 def last_checkpoint(folder: str | Path, before: int | None = None) -> Path | None:
@@ -44,23 +60,29 @@ def last_checkpoint(folder: str | Path, before: int | None = None) -> Path | Non
 def incomplete_reason(checkpoint: Path) -> str | None:
     """Says why a checkpoint is not whole, or returns None.
 
-    One of ours holds every file that its manifest lists, at its length. The stock Trainer writes no manifest: there,
-    every file must end where its own format says, and the Trainer's state, written last, must be that of the folder's
-    step.
+    One of ours holds every file that its manifest lists, with its length and its SHA-256. The stock Trainer writes no
+    manifest: there, every file must end where its own format says, and the Trainer's state, written last, must be that
+    of the folder's step.
     """
     sizes = file_sizes(checkpoint)
     if MANIFEST in sizes:
         manifest = read_json(checkpoint / MANIFEST)
         files = manifest.get("files") if isinstance(manifest, dict) else None
-        if not isinstance(files, dict):
-            return f"{MANIFEST} cannot be read"
-        return next(
-            (f"{name} is missing or truncated" for name, size in files.items() if sizes.get(name) != size), None
-        )
+        if not isinstance(files, dict) or manifest.get("sum", own := manifest_sum(manifest)) != own:
+            return f"{MANIFEST} is damaged"
+        short = (f"{name} is missing or truncated" for name, size in files.items() if sizes.get(name) != size)
+        sums = manifest.get("sha256", {}).items()
+        damaged = (f"{name} is damaged" for name, sha256 in sums if hash_file(checkpoint / name) != sha256)
+        return next(chain(short, damaged), None)
     state = read_json(checkpoint / TRAINER_STATE_NAME)
     if not isinstance(state, dict) or state.get("global_step") != _step(checkpoint):
         return f"{TRAINER_STATE_NAME} is missing or truncated"
     return next((f"{name} is cut" for name in sizes if not _is_complete(checkpoint / name, set(sizes))), None)
+
+
+def manifest_sum(manifest: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of what a manifest says beside it."""
+    return digest_of({name: value for name, value in manifest.items() if name != "sum"})
 
 
 def clear_leftovers(folder: str | Path) -> None:

@@ -10,7 +10,6 @@ another run under the same name.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import warnings
@@ -34,9 +33,11 @@ from ...files import (
     DiskFullError,
     file_sizes,
     flush,
-    flush_entry,
+    hash_file,
     put_in_place,
     removed_on_error,
+    to_json,
+    write_whole,
 )
 from ..presets import plain_name
 from ..stopping import DivergedError, StopOnRequest, early_stopping_of, sigterm_calls
@@ -49,6 +50,8 @@ from .integrity import (
     has_optimizer,
     incomplete_reason,
     last_checkpoint,
+    lock_run,
+    manifest_sum,
     read_json,
     rotate,
 )
@@ -129,6 +132,11 @@ class WholeCheckpoints(Trainer):
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains as the Trainer does, from a whole checkpoint of the same run if one is asked for."""
+        main = self.args.process_index == 0
+        with lock_run(self.args.output_dir) if main else nullcontext():
+            return self._train_alone(resume_from_checkpoint, *args, **kwargs)
+
+    def _train_alone(self, resume_from_checkpoint: Any, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.args.should_save:
             clear_leftovers(self.args.output_dir)
         self.accelerator.wait_for_everyone()
@@ -304,11 +312,11 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             epoch, first = self._epochs.current
-            manifest = {"files": file_sizes(part), "run": self._run, "epoch": epoch, "epoch_first_step": first}
+            sizes = file_sizes(part)
+            manifest = {"files": sizes, "sha256": {name: hash_file(part / name) for name in sizes}}
+            manifest |= {"run": self._run, "epoch": epoch, "epoch_first_step": first}
             flush(part)
-            (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            flush_entry(part / MANIFEST)
-            flush_entry(part)
+            write_whole(part / MANIFEST, to_json({**manifest, "sum": manifest_sum(manifest)}), durable=True)
             put_in_place(part, target)
             rotate(target, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()

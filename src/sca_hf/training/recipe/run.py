@@ -14,13 +14,15 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from ...evaluation.naming import NAMES_NOTE
-from ...files import differences, staged, write_whole
+from ...files import differences, read_json, refuse_inputs, staged, to_json, write_whole
 from ...hub.card import CARD, draft_card
 from ...hub.info import check_saved_model
-from ...run_identity import all_versions
+from ...modeling.base_models_sca import hash_weights
+from ...run_identity import all_versions, model_identity, versions
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
-from ..checkpoint.integrity import clear_leftovers, last_checkpoint
+from ..checkpoint.fingerprint import settling_arguments, training_data
+from ..checkpoint.integrity import CheckpointError, clear_leftovers, last_checkpoint, lock_run
 from ..collator import RegionCollator
 from ..confidence import ConfidenceFit, fit_confidence
 from ..detail_pretraining import region_names
@@ -33,7 +35,7 @@ from .schema import DataSection, Recipe
 
 logger = logging.get_logger(__name__)
 
-MODEL, METRICS, RECIPE = "model", "metrics.json", "recipe.yaml"
+MODEL, METRICS, RECIPE, RUN = "model", "metrics.json", "recipe.yaml", "run.json"
 
 
 @dataclass
@@ -67,26 +69,37 @@ class RunResult:
 def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
     """Trains to the end, from the last whole checkpoint in the recipe's output if there is one.
 
-    Writes `model/` (with its processor and a card), `metrics.json` and `recipe.yaml` into `recipe.output`. Where
-    `model/` is there already the run is finished and nothing is done. Runs under torchrun and accelerate too.
+    Writes `model/` (with its processor and a card), `metrics.json` and `recipe.yaml` into `recipe.output`, and
+    `run.json`, which says what decides all that. Where `model/` is there already the run is finished and nothing is
+    done. Runs under torchrun and accelerate too.
 
     Args:
         recipe: What to do.
         progress: Whether bars and losses are shown meanwhile.
 
     Raises:
+        LockedError: Another process trains in the output.
+        CheckpointError: What is in the output is of another run; the message names what differs.
         StoppedError: A callback, or SIGTERM with `enable_jit_checkpoint`, ended training before its last step. Then
             nothing of a finished run is written, and the same recipe resumes. Early stopping is a finish.
     """
     output = Path(recipe.output)
     args = ScaTrainingArguments(output_dir=str(output), **recipe.training)
     args.disable_tqdm = args.disable_tqdm or not progress
-    if (output / MODEL).is_dir():
-        return _finished(recipe, args)
-    set_seed(args.seed)
-    model, processor, new = build_model(recipe.model, args)
+    refuse_inputs([output, output / MODEL], [recipe.model.sources, recipe.data.train, recipe.data.eval], inside=False)
+    with lock_run(output) if args.process_index == 0 else nullcontext():
+        return _run_alone(recipe, args, progress)
+
+
+def _run_alone(recipe: Recipe, args: ScaTrainingArguments, progress: bool) -> RunResult:
+    output = Path(args.output_dir)
     with args.main_process_first(desc="reading the data"):
         train, evaluation = build_datasets(recipe.data)
+    identity = _identity(recipe, args, train, evaluation) if args.process_index == 0 else {}
+    if (output / MODEL).is_dir():
+        return _finished(output, args, identity)
+    set_seed(args.seed)
+    model, processor, new = build_model(recipe.model, args)
     trainer = ScaTrainer(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
     if not progress:
         trainer.remove_callback(PrinterCallback)  # which the library puts in the place of a bar
@@ -95,8 +108,10 @@ def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
             output.mkdir(parents=True, exist_ok=True)
             clear_leftovers(output)
         resume = last_checkpoint(output) is not None
-        if args.should_save and not resume:
-            write_whole(output / RECIPE, recipe.to_yaml())
+        if args.process_index == 0:
+            _claim(output, args, identity, resume)
+            if not resume:
+                _write_recipe(output, recipe)
     try:
         metrics = _train_and_save(trainer, recipe, resume, new)
     except KeyboardInterrupt as interruption:
@@ -218,24 +233,67 @@ def _last_scores(trainer: ScaTrainer) -> dict[str, float]:
     return {name: value for entry in last for name, value in entry.items() if name.startswith("eval_")}
 
 
-def _finished(recipe: Recipe, args: ScaTrainingArguments) -> RunResult:
-    """Returns the result of a finished run, if this recipe made it."""
-    output = Path(recipe.output)
-    stored = read_yaml(output / RECIPE) if (output / RECIPE).is_file() else {}
-    if changed := differences(stored, recipe.to_mapping()):
-        raise ValueError(
-            f"{output / MODEL} was trained with another recipe ({'; '.join(changed[:5])}): choose another output, or "
-            "remove that folder to train again."
+def _identity(recipe: Recipe, args: ScaTrainingArguments, train: Any, evaluation: Any) -> dict[str, Any]:
+    """Returns what decides a run: of its weights, which a resumed run must share, and of the rest of its result."""
+    from ...data.loading import load_spec
+
+    named = recipe.model.sources.items()
+    sources = {name.rstrip("_"): model_identity(source, revision) for name, (source, revision) in named}
+    sets = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
+    scored = {name: training_data(one) for name, one in sets.items()}
+    plain = {
+        name: value for name, value in recipe.model.model_dump(by_alias=True).items() if not name.endswith("revision")
+    }
+    weights = {"versions": versions(), "model": {**plain, **sources, "scope": None}}
+    weights |= {"data": training_data(train), "training": settling_arguments(args)}
+    if args.load_best_model_at_end:
+        weights["evaluated"] = scored
+    outside = [training_data(load_spec(recipe.data.reader_spec(spec))) for spec in recipe.data.outside]
+    names = ("max_steps", "num_train_epochs", "save_form", "eval_generate", "eval_prompt", "max_eval_samples")
+    rest = {"evaluated": scored, "scope": recipe.model.scope, "outside": outside}
+    rest |= {name: getattr(args, name) for name in names}
+    return json.loads(json.dumps({"weights": weights, "rest": rest}, default=str))
+
+
+def _claim(output: Path, args: ScaTrainingArguments, identity: dict[str, Any], resume: bool) -> None:
+    """Says in `run.json` what the run is; raises where the checkpoints to resume from are of another."""
+    file = output / RUN
+    if not resume or not file.is_file():
+        write_whole(file, to_json(identity))
+    elif changed := differences(read_json(file).get("weights"), identity["weights"]):
+        message = f"The checkpoints in {output} belong to another run: {'; '.join(changed[:5])}."
+        if not args.allow_changed_resume:
+            raise CheckpointError(
+                f"{message} Use the former values, choose another output, or set training.allow_changed_resume to "
+                "resume as another run."
+            )
+        logger.warning("%s Resuming anyway.", message)
+        write_whole(file, to_json(identity))
+
+
+def _finished(output: Path, args: ScaTrainingArguments, identity: dict[str, Any]) -> RunResult:
+    """Returns the result of a finished run, if it is this one and whole."""
+    model, file = output / MODEL, output / RUN
+    known = read_json(file) if file.is_file() else {}
+    before, now = ({**run.get("weights", {}), **run.get("rest", {})} for run in (known, identity))
+    if not known:
+        logger.warning("%s does not record which run it belongs to: it is trusted.", output)
+    elif identity and (changed := differences(before, now)):
+        raise CheckpointError(
+            f"{model} is of another run ({'; '.join(changed[:5])}): choose another output, or remove that folder to "
+            "train again."
         )
     try:
-        check_saved_model(output / MODEL)
+        check_saved_model(model)
+        if known.get("weights of the model") not in (None, hash_weights(model)):
+            raise ValueError("its weights are not those that were saved")
     except Exception as error:  # whatever reading a damaged file may raise
         raise ValueError(
-            f"{output / MODEL} is of a run that was finished, but is not whole any more ({error}): remove it, and the "
-            "same command trains again from the last checkpoint."
+            f"{model} is of a run that was finished, but is not whole any more ({error}): remove it, and the same "
+            "command trains again from the last checkpoint."
         ) from error
-    metrics = json.loads((output / METRICS).read_text(encoding="utf-8")) if (output / METRICS).is_file() else {}
-    return RunResult(output / MODEL, metrics, found_finished=True, is_main_process=args.process_index == 0)
+    metrics = read_json(output / METRICS) if (output / METRICS).is_file() else {}
+    return RunResult(model, metrics, found_finished=True, is_main_process=args.process_index == 0)
 
 
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -251,7 +309,7 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
     main = trainer.is_world_process_zero()
     if main:
         trainer.save_state()
-        write_whole(output / RECIPE, recipe.to_yaml())
+        _write_recipe(output, recipe)
     with staged(output / MODEL) if main else nullcontext(output / MODEL) as folder:
         trainer.save_model(str(folder))
         if main:
@@ -262,4 +320,13 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
             check_saved_model(folder)
             # Last, so that a run which is stopped while it saves has none.
             write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
+            known = read_json(output / RUN)
+            write_whole(output / RUN, to_json({**known, "weights of the model": hash_weights(folder)}))
     trainer.accelerator.wait_for_everyone()
+
+
+def _write_recipe(output: Path, recipe: Recipe) -> None:
+    """Writes the recipe, unless what is there means the same: it may be the very file that was given."""
+    path = output / RECIPE
+    if not path.is_file() or read_yaml(path) != recipe.to_mapping():
+        write_whole(path, recipe.to_yaml())

@@ -45,6 +45,14 @@ _EXPECTED |= {"string_type": "text", "list_type": "a list", "dict_type": "keys a
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*\}?|^~(?=/|$)")
 
 
+def _as_text(value: Any) -> Any:
+    """A folder may be called 2007."""
+    return str(value) if type(value) is int else value
+
+
+_Path = Annotated[str, BeforeValidator(_as_text)]
+
+
 class _Section(BaseModel):
     """A part of a recipe: its values have the types that it names, no text stands for a number, no key is unknown."""
 
@@ -75,16 +83,16 @@ class ModelSection(_Section):
 
     place: ClassVar[str] = "model"
 
-    from_: str | None = Field(None, alias="from")
+    from_: _Path | None = Field(None, alias="from")
     revision: str | None = None
-    sam: str | None = None
+    sam: _Path | None = None
     sam_revision: str | None = None
-    language_model: str | None = None
+    language_model: _Path | None = None
     language_model_revision: str | None = None
     mixer: dict[str, Any] = {}
-    swap_language_model: str | None = None
+    swap_language_model: _Path | None = None
     swap_language_model_revision: str | None = None
-    swap_image_encoder: str | None = None
+    swap_image_encoder: _Path | None = None
     swap_image_encoder_revision: str | None = None
     image_size: int | None = None
     patch_size: int | None = None
@@ -109,6 +117,16 @@ class ModelSection(_Section):
                 raise ValueError(f"model.{name} needs model.{owner}.")
         check_scope(self.scope)
         return self
+
+    @property
+    def sources(self) -> dict[str, tuple[str, str | None]]:
+        """The folders and repositories that the model is made of, each with its revision, by their fields."""
+        owners = {"from_": "revision", **{name: f"{name}_revision" for name in _REVISED}}
+        return {
+            name: (source, getattr(self, revision))
+            for name, revision in owners.items()
+            if (source := getattr(self, name))
+        }
 
     @property
     def config_fields(self) -> dict[str, Any]:
@@ -231,7 +249,7 @@ class Recipe:
         return cls(
             _checked(ModelSection, values["model"], "model"),
             _checked(DataSection, values["data"], "data"),
-            _checked(str, values["output"], "output"),
+            _checked(_Path, values["output"], "output"),
             _training(values.get("training") or {}),
         )
 
@@ -330,7 +348,8 @@ def _training(values: Any) -> dict[str, Any]:
         remedy = "output sets it" if name == "output_dir" else "sca-hf train does this itself"
         raise ValueError(f"training.{name} cannot be set in recipes: {remedy}.")
     check_keys(values, names, "training")
-    return {name: _checked(hints[name], value, f"training.{name}") for name, value in values.items()}
+    texts = {"embedding_cache": _Path}
+    return {name: _checked(texts.get(name, hints[name]), value, f"training.{name}") for name, value in values.items()}
 
 
 def _checked(kind: Any, values: Any, where: str) -> Any:
