@@ -28,6 +28,12 @@ SLOWER, MORE_MEMORY, END = 3.0, 150.0, 10.0
 # Of 200 clients.
 KINDS = {"fast": 30, "slow": 40, "silent": 40, "large": 20, "leaving": 40, "foreign": 30}
 
+# What takes long.
+HEAVY = {
+    "/v1/anything": {"points_per_side": 32, "crop_n_layers": 1},
+    "/v1/caption": {"regions": [{"box": [1, 1, 90, 90]}] * 100, "max_new_tokens": 40, "all_masks": True},
+}
+
 
 class Crowd:
     """Everyone else: each kind is a method that meets the server once, and says what was wrong."""
@@ -89,14 +95,8 @@ class Crowd:
     def leaving(self, chance: random.Random) -> None:
         """Asks for what takes long, and leaves."""
         image = self.clients.images[0]
-        body = chance.choice(
-            [
-                {"image": image, "points_per_side": 32, "crop_n_layers": 1},
-                {"image": image, "regions": [{"box": [1, 1, 90, 90]}] * 100, "max_new_tokens": 40, "all_masks": True},
-            ]
-        )
-        path = "/v1/anything" if "points_per_side" in body else "/v1/caption"
-        with connect(self.clients.url, f"POST {path}", json.dumps(body).encode()):
+        path, body = chance.choice(list(HEAVY.items()))
+        with connect(self.clients.url, f"POST {path}", json.dumps({"image": image, **body}).encode()):
             time.sleep(chance.uniform(0, 0.5))
 
     def foreign(self, chance: random.Random) -> None:
@@ -155,6 +155,10 @@ def measure(seconds: float, share: float = 1.0) -> dict[str, float | list[str]]:
         host, port = address.removeprefix("http://").split(":")
         clients.address = (host, int(port))
         clients.learn()
+        # What each kind of work takes once belongs to the start.
+        for path, body in HEAVY.items():
+            with connect(address, f"POST {path}", json.dumps({"image": clients.images[0], **body}).encode()) as link:
+                answer_of(link)
         alone = fast(clients, counts["fast"], seconds / 4)
         before, crowd = memory(process)[0], Crowd(clients)
         crowd.until = time.monotonic() + seconds

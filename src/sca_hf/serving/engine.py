@@ -61,7 +61,7 @@ class _Job:
     task: str
     generation: dict[str, Any]
     on_tokens: Callable[[list[str]], None] | None
-    most: int
+    at_once: int
     result: Future[list[dict[str, Any]]] = field(default_factory=Future)
     records: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event | None = field(default_factory=client_left.get)
@@ -70,7 +70,7 @@ class _Job:
     def turn(self) -> Sequence[RegionPrompt]:
         """The regions that are next; captions that are streamed grow together."""
         start = len(self.records)
-        return self.regions if self.on_tokens else self.regions[start : start + self.most]
+        return self.regions if self.on_tokens else self.regions[start : start + self.at_once]
 
     @property
     def is_left(self) -> bool:
@@ -124,7 +124,8 @@ class Engine:
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._encodings: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._lock, self._loading, self._encoding = threading.Lock(), threading.Lock(), threading.Lock()
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(self.limits.waiting)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._large: deque[_Job] = deque()
         self._anything = threading.BoundedSemaphore(1)
         self._anything_waiting = 0
         self.counts = dict.fromkeys(("requests", "regions", "calls", "encodings", "refused", "seconds"), 0.0)
@@ -240,13 +241,12 @@ class Engine:
             raise RequestError(_sentence(error)) from None
         if task is None:
             task = "caption" if "caption" in processor.tasks else processor.tasks[-1]
-        most = _TURN_REGIONS.get(loaded.device.type, _BATCH_REGIONS)
-        job = _Job(name, image, regions, task, options, on_tokens, most)
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
+        if self._jobs.qsize() + len(self._large) >= self.limits.waiting:
             self._count(refused=1)
-            raise RequestError("Too many requests are waiting; please try again in a moment.", 429) from None
+            raise RequestError("Too many requests are waiting; please try again in a moment.", 429)
+        at_once = _TURN_REGIONS.get(loaded.device.type, _BATCH_REGIONS)
+        job = _Job(name, image, regions, task, options, on_tokens, at_once)
+        self._jobs.put(job)
         return job.result
 
     def _check_generation(self, name: str, generation: dict[str, Any] | None, regions: int = 1) -> dict[str, Any]:
@@ -317,7 +317,7 @@ class Engine:
 
     def waiting(self) -> int:
         """Returns the number of requests that wait."""
-        return self._jobs.qsize() + self._anything_waiting
+        return self._jobs.qsize() + len(self._large) + self._anything_waiting
 
     def close(self) -> None:
         """Ends the engine's thread; requests that wait are still answered."""
@@ -329,37 +329,37 @@ class Engine:
                 self.counts[name] += value
 
     def _work(self) -> None:
-        """Takes jobs from the queue, joins those that can share a call, and answers them; large ones take turns."""
+        """Answers small requests, several in a call, and after each call the next regions of a large one."""
         kept: _Job | None = None
-        begun: deque[_Job] = deque()
-        while True:
-            if begun and kept is None and self._jobs.empty():
-                self._answer([begun.popleft()], begun)
-                continue
-            if (first := kept or self._jobs.get()) is None:
-                break
-            jobs, kept = [first], None
+        ended = False
+        while not ended or self._large:
+            jobs, kept = [kept] if kept else [], None
             deadline = time.monotonic() + _BATCH_SECONDS
-            while sum(len(job.turn) for job in jobs) < _BATCH_REGIONS:
+            while not ended and sum(len(job.turn) for job in jobs) < _BATCH_REGIONS:
+                left = max(0.0, deadline - time.monotonic()) if jobs else 0.0 if self._large else None
                 try:
-                    following = self._jobs.get(timeout=max(0.0, deadline - time.monotonic()))
+                    following = self._jobs.get(timeout=left)
                 except queue.Empty:
                     break
-                if following is None or not first.joins(following):
+                if following is None:
+                    ended = True
+                elif len(following.turn) < len(following.regions):
+                    self._large.append(following)
+                elif jobs and not jobs[0].joins(following):
                     kept = following
-                    if following is None:
-                        self._jobs.put(None)
                     break
-                jobs.append(following)
-            before = len(begun)
-            self._answer(jobs, begun)
-            if before:
-                self._answer([begun.popleft()], begun)
-        while begun:
-            self._answer([begun.popleft()], begun)
+                else:
+                    deadline = deadline if jobs else time.monotonic() + _BATCH_SECONDS
+                    jobs.append(following)
+            self._answer(jobs)
+            self._answer([job for job in self._large if job.is_left])
+            self._large = deque(job for job in self._large if not job.result.done())
+            if self._large:
+                self._answer([self._large.popleft()])
+        self._answer([kept] if kept else [])
 
-    def _answer(self, jobs: list[_Job], begun: deque[_Job]) -> None:
-        """Answers the next regions of jobs; those that have more are `begun`."""
+    def _answer(self, jobs: list[_Job]) -> None:
+        """Answers the next regions of jobs."""
         started = time.perf_counter()
         for job in (gone := [job for job in jobs if job.is_left]):
             job.result.set_exception(ClientLeftError())
@@ -374,7 +374,7 @@ class Engine:
         for job, records in zip(jobs, results, strict=True):
             job.records += records
         ended = [job for job in jobs if len(job.records) == len(job.regions)]
-        begun.extend(job for job in jobs if job not in ended)
+        self._large.extend(job for job in jobs if job not in ended)
         spent = time.perf_counter() - started
         self._count(requests=len(ended), regions=sum(map(len, results)), calls=1, seconds=spent)
         for job in ended:
