@@ -168,7 +168,7 @@ def read_masklets(source: str | Path) -> list[dict[int, Any]]:
     path = Path(source)
     if path.is_dir():
         found: dict[int, dict[int, Any]] = {}
-        for number, file in enumerate(FrameFolder(path)):
+        for number, file in enumerate(FrameFolder(path).files):
             with Image.open(file) as picture:
                 if picture.mode not in ("P", "L", "I;16", "I"):
                     raise ValueError(
