@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -39,13 +39,6 @@ class DiskFullError(OSError):
 
 class LockedError(RuntimeError):
     """Another process is writing the file; the message names it."""
-
-
-class Saveable(Protocol):
-    """A model, tokenizer or processor."""
-
-    def save_pretrained(self, save_directory: Path) -> Any:
-        """Writes itself to a folder."""
 
 
 def write_whole(path: str | Path, content: str | bytes | Iterable[str | bytes], durable: bool = False) -> None:
@@ -280,14 +273,6 @@ def has_lone_surrogate(text: str) -> bool:
 def in_one_line(name: str) -> str:
     """Returns a name for a message; one with a line break, or what cannot be seen, as Python writes it."""
     return name if name.isprintable() else repr(name)
-
-
-def save_whole(folder: str | Path, *parts: Saveable) -> Path:
-    """Saves parts into one folder, which exists only once everything in it is written."""
-    with staged(folder) as part:
-        for saveable in parts:
-            saveable.save_pretrained(part)
-    return Path(folder)
 
 
 @contextmanager

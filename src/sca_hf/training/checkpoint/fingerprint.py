@@ -95,12 +95,12 @@ def settling_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 
 def training_data(dataset: Any) -> dict[str, Any]:
-    """Describes a data set as [`data_identity`] does, below what training wraps around it."""
+    """Describes a data set as [`data_identity`] does, below what training wraps around it; {} for a stream."""
     # Our own wrappers keep the order; below them lies what they read.
     while type(dataset).__module__.startswith("sca_hf.") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     with preserve_rng_state():
-        return data_identity(dataset)
+        return data_identity(dataset) if hasattr(dataset, "__len__") else {}
 
 
 def _plain_fields(collator: Any) -> dict[str, Any]:

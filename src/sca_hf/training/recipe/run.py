@@ -11,10 +11,11 @@ from textwrap import shorten
 from typing import Any, cast
 
 from transformers import PrinterCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ...evaluation.naming import NAMES_NOTE
-from ...files import differences, read_json, refuse_inputs, staged, to_json, write_whole
+from ...files import differences, read_json, refuse_inputs, replacing, staged, to_json, write_whole
 from ...hub.card import CARD, draft_card
 from ...hub.info import check_saved_model
 from ...modeling.base_models_sca import hash_weights
@@ -308,7 +309,8 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
     output = Path(recipe.output)
     main = trainer.is_world_process_zero()
     if main:
-        trainer.save_state()
+        with replacing(output / TRAINER_STATE_NAME) as draft_state:
+            trainer.state.save_to_json(str(draft_state))
         _write_recipe(output, recipe)
     with staged(output / MODEL) if main else nullcontext(output / MODEL) as folder:
         trainer.save_model(str(folder))
