@@ -26,7 +26,7 @@ from .modeling.base_models_sca import source_of
 
 # What loading a model reads, beside code, which is this package's.
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}
-_ROWS_AT_A_TIME = 1000
+_ROWS_AT_A_TIME = 200
 
 
 def versions() -> dict[str, str]:

@@ -24,7 +24,6 @@ from ..data.region import RegionRecordError, record_image
 from ..files import differences, staged
 from ..modeling.detail_sca import ScaDetailEncoder, box_weights
 from ..modeling.validation_sca import is_finite
-from .checkpoint.fingerprint import training_data
 from .draws import draw_generator
 from .stopping import DivergedError
 
@@ -77,7 +76,7 @@ def pretrain_detail_encoder(
     file = Path(output_dir) / DETAILS / _WEIGHTS
     names = region_names(records.dataset)
     settings: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "regions_per_image": regions_per_image}
-    settings |= {"box_jitter": box_jitter, "seed": seed, "names": names, "data": training_data(records)}
+    settings |= {"box_jitter": box_jitter, "seed": seed, "names": names}
     if file.exists():
         _check_settings(file, settings)
     else:

@@ -46,7 +46,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     if not any(hasattr(parameter, "to_local") for parameter in trainer.model.parameters()):
         # FSDP cuts up the model of a Trainer that has trained before.
         description["model"] = _model(trainer.model)
-    return json.loads(json.dumps(description, default=str))
+    return json.loads(json.dumps(description, default=str), parse_constant=str)
 
 
 def run_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
