@@ -10,13 +10,14 @@ import errno
 import hashlib
 import json
 import os
+import pickletools
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -237,13 +238,80 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file; errors name it."""
+def inside(folder: Path, name: str) -> Path | None:
+    """Joins a name that a file gave; None where it would lead out of the folder, by its parts or by a link.
+
+    Args:
+        folder: where the name is looked for.
+        name: a relative path, with / or \\ between its parts.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    parts = path.parts
+    if not parts or path.is_absolute() or ".." in parts or ":" in parts[0] or "\0" in name:
+        return None
+    joined = folder.joinpath(*parts)
+    return None if leads_out(folder, joined) else joined
+
+
+def leads_out(folder: Path, path: Path) -> bool:
+    """Whether a link on the way from a folder to a path below it leads out of the folder."""
+    place = os.fspath(folder)
+    for part in path.relative_to(folder).parts:
+        place = os.path.join(place, part)
+        if os.path.islink(place):
+            return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    return False
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether a path is a pipe, a device or a folder: opening it may block, or never end."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+# Hashing a tuple recurses on the C stack, which ends at some 100,000; what is read here has few, and flat ones.
+_MOST_TUPLES = 20_000
+_OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
+
+
+def check_pickle(file: IO[bytes]) -> None:
+    """Refuses a pickle with tuples that may nest without end: as keys they would crash the interpreter.
+
+    Reads up to the pickle's end and runs nothing; a refusal takes some 100,000 operations, a tenth of a second.
+    """
+    tuples, name = 0, ""
+    while name != "STOP":
+        operation = _OPERATIONS.get(file.read(1).decode("latin-1"))
+        if operation is None:
+            raise ValueError("it is not a pickle, or cut short")
+        name = operation.name
+        tuples += name.startswith("TUPLE")
+        if operation.arg is not None:
+            # Strings of Python 2 may hold any bytes.
+            file.readline() if name == "STRING" else operation.arg.reader(file)
+    if tuples > _MOST_TUPLES:
+        raise ValueError(f"it has {tuples} tuples, more than {_MOST_TUPLES}, which may nest without end")
+
+
+def read_json(path: str | Path, kind: type = object, remedy: str = "", errors: str = "strict") -> Any:
+    """Reads a JSON file; errors name it.
+
+    Args:
+        path: The file.
+        kind: What it must hold, as dict.
+        remedy: What to do about a file that is damaged.
+        errors: As for `open`: "surrogateescape" leaves bytes that are not UTF-8 to the texts that they stand in.
+    """
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            return json.load(file)
+        with Path(path).open(encoding="utf-8-sig", errors=errors) as file:
+            content = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from None
+        problem = "is empty" if getattr(error, "doc", None) == "" else f"is not JSON, or cut short: {error}"
+        raise ValueError(f"{path} {problem}.{remedy and f' {remedy}'}") from None
+    if not isinstance(content, kind):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, expected {kind.__name__}.{remedy and f' {remedy}'}"
+        )
+    return content
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:

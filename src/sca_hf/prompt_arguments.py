@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import read_json
+from .files import inside, is_special, read_json
 from .processing.masks_sca import read_mask
 from .processing.region_prompts_sca import RegionPrompt, parse_region
 
@@ -41,9 +41,18 @@ def read_mask_file(path: str | Path) -> np.ndarray:
     A picture, an array in .npy, or a COCO RLE in .json; `processing/masks_sca.py` has the rule.
     """
     path = Path(path)
+    if is_special(path):
+        raise ValueError(f"{path} is not a regular file, as a mask must be.")
     if path.suffix == ".json":
         return read_mask(read_json(path), str(path))
-    return read_mask(np.load(path, allow_pickle=False) if path.suffix == ".npy" else path, str(path))
+    if path.suffix != ".npy":
+        return read_mask(path, str(path))
+    try:
+        # Mapped: an array that claims more than the file has is refused before memory is taken for it.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not an array of numbers, or cut short: {error}") from None
+    return read_mask(array, str(path))
 
 
 def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
@@ -69,7 +78,10 @@ def read_regions_file(path: str | Path) -> dict[str | None, list[RegionPrompt]]:
 
 def _regions(values: list[Any], path: Path, name: str) -> list[RegionPrompt]:
     def mask_beside(file: str) -> np.ndarray:
-        return read_mask_file(path.parent / file)
+        found = inside(path.parent, file)
+        if found is None:
+            raise ValueError(f"{path}: the mask {file!r} is outside {path.parent}; copy it there.")
+        return read_mask_file(found)
 
     return [parse_region(value, f"{path}: {name}[{index}]", mask_beside) for index, value in enumerate(values)]
 

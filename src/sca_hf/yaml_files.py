@@ -35,13 +35,16 @@ def parse_yaml(text: str, as_text: bool = False) -> Any:
         as_text: Whether every scalar is the text that it is, as in lists of names: 1.10 and null are names there.
 
     Raises:
-        ValueError: the text is not YAML, has a key twice, or asks for an object of Python; one line says where.
+        ValueError: the text is not YAML, has a key twice, asks for an object of Python, or refers to another part of
+            itself by an alias: a few lines of those may stand for endless values. One line says where.
     """
     yaml = _yaml(as_text)
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
         return yaml.load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     except MarkedYAMLError as error:
         problem = " ".join(f"{error.problem}".split())
         if twice := re.match(r'found duplicate key "(.*?)" with value', problem):
@@ -98,6 +101,8 @@ def _yaml(as_text: bool = False) -> Any:
     """Returns a reader and writer; it keeps state, so each use takes a new one."""
     try:
         from ruamel.yaml import YAML
+        from ruamel.yaml.composer import Composer, ComposerError
+        from ruamel.yaml.events import AliasEvent
         from ruamel.yaml.resolver import BaseResolver
     except ImportError as error:
         raise ImportError("YAML files need ruamel.yaml: pip install ruamel.yaml.") from error
@@ -110,9 +115,19 @@ def _yaml(as_text: bool = False) -> Any:
         def __init__(self, version: Any = None, loader: Any = None) -> None:
             super().__init__(loader)
 
+    class Plain(Composer):
+        """Takes every value where it stands."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.parser.check_event(AliasEvent):
+                place = self.parser.peek_event()
+                problem = f"an alias (*{place.anchor}) is not read; write its value out"
+                raise ComposerError(None, None, problem, place.start_mark)
+            return super().compose_node(parent, index)
+
     for tag, pattern, first in _SCALARS[-1:] if as_text else _SCALARS:
         # Integers before floats: the first that matches decides.
         Resolver.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
     yaml = YAML(typ="safe", pure=True)
-    yaml.Resolver = Resolver
+    yaml.Resolver, yaml.Composer = Resolver, Plain
     return yaml

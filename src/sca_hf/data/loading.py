@@ -18,11 +18,21 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..environment import install_command
-from ..files import file_sizes, hash_file, named_paths, naming_full_disk, read_json, to_json, write_whole
+from ..files import (
+    file_sizes,
+    hash_file,
+    is_special,
+    leads_out,
+    named_paths,
+    naming_full_disk,
+    read_json,
+    to_json,
+    write_whole,
+)
 from ..yaml_files import parse_yaml
 from .pictures import check_picture, picture_stamp
 from .read_report import ReadReport, check_records
-from .region import TASKS, RegionRecordError, load_names, region_features
+from .region import TASKS, RegionRecordError, load_names, naming, region_features
 
 
 if TYPE_CHECKING:
@@ -141,6 +151,8 @@ class RecordSource:
 
     def _sift(self, found: Iterable[Any], report: ReadReport) -> Iterator[Any]:
         """Counts what the reader left out, drops images without regions, and checks the pictures of the others."""
+        folders = [Path(path) for path in self._paths()]
+        folders = [path if path.is_dir() else path.parent for path in folders]
         for values in found:
             if isinstance(values, RegionRecordError):
                 yield values
@@ -152,11 +164,13 @@ class RecordSource:
                 report.left_out["images without regions"] += 1
                 continue
             # A stored data set is read again from other folders.
-            if isinstance(values.get("image"), str | os.PathLike):
-                values["image"] = os.path.abspath(values["image"])
             try:
-                values["group"] = self._group_of(values)
-                values = check_picture(values, self.decode)
+                with naming(f"{values.get('source') or self.name}, image {values.get('image_id')}"):
+                    if isinstance(values.get("image"), str | os.PathLike):
+                        values["image"] = os.path.abspath(values["image"])
+                        _check_place(Path(values["image"]), folders)
+                    values["group"] = self._group_of(values)
+                    values = check_picture(values, self.decode)
             except RegionRecordError as error:
                 yield error
                 continue
@@ -185,15 +199,19 @@ class RecordSource:
             given["names"] = load_names(self.options["names"])
         return {**self.options, **given}
 
+    def _paths(self) -> list[str]:
+        """What the options name on this disk, and what the reader looks for beside it, absolute."""
+        beside = getattr(find_reader(self.format), "paths", None)
+        return [*named_paths(self.options), *(named_paths(beside(**self.options)) if beside else ())]
+
     def cache_key(self) -> str:
         """Returns a key that changes with the options, the files they name (names, sizes, times) and our own code."""
         reader = find_reader(self.format)
-        more, beside = getattr(reader, "cache_key", None), getattr(reader, "paths", None)
-        paths = [*named_paths(self.options), *(named_paths(beside(**self.options)) if beside else ())]
+        more = getattr(reader, "cache_key", None)
         parts = {
             "source": {**asdict(self), "options": dict(self.options)},
             "folder": os.getcwd(),
-            "files": [_stamp(path) for path in paths],
+            "files": [_stamp(path) for path in self._paths()],
             "code": _code_stamp(reader),
             "more": more(**self.options) if more else None,
         }
@@ -280,6 +298,15 @@ def leave_undecoded(dataset: Any) -> Any:
     if not features or type(features.get("image")).__name__ != "Image":
         return dataset
     return dataset.cast_column("image", type(features["image"])(decode=False))
+
+
+def _check_place(image: Path, folders: Iterable[Path]) -> None:
+    """Refuses a picture that is no regular file, or a link that leads out of the folder that its data set named."""
+    above = [folder for folder in folders if image.is_relative_to(folder)] or [image.parent]
+    if is_special(image):
+        raise RegionRecordError(f"{image} is not a regular file")
+    if all(leads_out(folder, image) for folder in above):
+        raise RegionRecordError(f"{image} is a link that leads out of {above[0]}: copy the picture there")
 
 
 def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ..files import digest_of
+from ..files import digest_of, is_special
 from ..processing.masks_sca import decode_rle, encode_rle
 from .region import RegionRecordError
 
@@ -79,6 +79,8 @@ def read_head(picture: str | Path | bytes) -> PictureHead:
         RegionRecordError: the picture cannot be read, or is cut short.
     """
     try:
+        if not isinstance(picture, bytes) and is_special(picture):
+            raise ValueError("it is not a regular file")
         with BytesIO(picture) if isinstance(picture, bytes) else open(picture, "rb") as file:
             return _head(file)
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..files import write_whole
-from .region import RegionRecord, RegionRecordError
+from .region import RegionRecord, RegionRecordError, naming
 
 
 logger = logging.getLogger(__name__)
@@ -197,13 +197,15 @@ def _checked(
     fields = dict(values)
     source = fields.pop("source", None) or source
     rows = fields.get("regions")
-    if not isinstance(rows, Sequence) or isinstance(rows, str):
-        return RegionRecord.from_dict(fields, source)  # says what is wrong
-    record = RegionRecord.from_dict({**fields, "regions": []}, source)
+    with naming(f"{source}, image {fields.get('image_id')}"):
+        if not isinstance(rows, Sequence) or isinstance(rows, str):
+            return RegionRecord.from_dict(fields, source)  # says what is wrong
+        record = RegionRecord.from_dict({**fields, "regions": []}, source)
     clipped = 0
     for row in rows:
         try:
-            region = record.checked_region(row, source)
+            with naming(f"{source}, image {record.image_id}"):
+                region = record.checked_region(row, source)
             marks = row if isinstance(row, dict) else {}
             if "problem" in marks:
                 text = f"{source}, image {record.image_id}, region {region.region_id}: {marks['problem']}"

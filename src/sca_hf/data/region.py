@@ -6,12 +6,12 @@ of the original image, x to the right, y down.
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ from ..yaml_files import parse_yaml
 if TYPE_CHECKING:
     from datasets import Features
 
+_WHOLE: Any = Integral  # numpy's too
+_FAR = 1e30
 TASKS = ("recognition", "caption")
 # Of a box, in pixels: a thinner one can miss every pixel's center.
 _MIN_SIDE = 0.5
@@ -35,6 +37,23 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 
 class RegionRecordError(ValueError):
     """A record that cannot be used; its message names source, image and region."""
+
+
+@contextmanager
+def naming(where: str = "") -> Iterator[None]:
+    """Turns whatever goes wrong with one record or region into the `RegionRecordError` that names it.
+
+    Data of others may be wrong in more ways than anyone lists; what is wrong with the installation is not theirs.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RegionRecordError) and (where in str(error) or not where):
+            raise
+        text = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise RegionRecordError(f"{where}: {text}" if where else text) from None
 
 
 @dataclass
@@ -119,8 +138,12 @@ class RegionRecord:
         where = f"{source}, image {self.image_id}"
         if self.task not in TASKS:
             raise RegionRecordError(f"{where}: task is {self.task!r}, expected one of {', '.join(TASKS)}")
-        if self.width <= 0 or self.height <= 0:
-            raise RegionRecordError(f"{where}: size is {self.width} x {self.height}, expected positive numbers")
+        if not all(isinstance(side, _WHOLE) and 0 < side < 1 << 31 for side in (self.width, self.height)):
+            raise RegionRecordError(
+                f"{where}: size is {self.width!r:.40} x {self.height!r:.40}, expected whole numbers"
+            )
+        if not isinstance(self.image_id, str) or has_lone_surrogate(self.image_id):
+            raise RegionRecordError(f"{where}: image_id is {self.image_id!r:.60}, expected a text")
         problem = _image_problem(self.image, (self.width, self.height))
         if problem:
             raise RegionRecordError(f"{where}: {problem}")
@@ -203,7 +226,8 @@ def _box_problem(box: list[float], width: int, height: int) -> str | None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, float | int | Real) and math.isfinite(value)  # the usual ones first: Real takes longer
+    # The usual ones first: Real takes longer. A whole number may be above every float; NaN is not below anything.
+    return isinstance(value, float | int | Real) and -_FAR < value < _FAR  # type: ignore[operator]
 
 
 def _mask_problem(mask: Mapping[str, Any] | None, width: int, height: int) -> str | None:
@@ -223,7 +247,7 @@ def _point_problem(points: list[list[float]] | None, labels: list[int] | None, w
     if points is None or labels is None or len(points) != len(labels):
         counts = [None if values is None else len(values) for values in (points, labels)]
         return f"there are {counts[0]} points but {counts[1]} labels, expected one label per point"
-    if any(label not in (0, 1) for label in labels):
+    if any(label not in (0, 1) or isinstance(label, bool) for label in labels):
         return f"labels are {labels}, expected 1 (inside) or 0 (outside)"
     for point in points:
         inside = len(point) == 2 and 0 <= point[0] <= width and 0 <= point[1] <= height
@@ -233,6 +257,10 @@ def _point_problem(points: list[list[float]] | None, labels: list[int] | None, w
 
 
 def _text_problem(region: Region, task: str) -> str | None:
+    written = [region.region_id, *region.captions, *([] if region.category is None else [region.category])]
+    captions: Any = region.captions
+    if not isinstance(captions, list | tuple) or not all(isinstance(text, str) for text in written):
+        return f"region_id, captions and category are {written!r:.100}, expected texts"
     texts = region.texts(task)
     if not texts:
         return (
@@ -240,7 +268,7 @@ def _text_problem(region: Region, task: str) -> str | None:
         )
     if any(not text.strip() for text in texts):
         return f"a text is blank: {texts}"
-    if any(has_lone_surrogate(text) for text in (*region.captions, region.category or "")):
+    if any(map(has_lone_surrogate, written)):
         return f"a text has an unpaired surrogate: {texts}"
     return None
 
@@ -288,7 +316,9 @@ def region_mask(region: Mapping[str, Any], size: tuple[int, int], where: str) ->
         return None
     from ..processing.masks_sca import decode_rle  # imports torch, which checking records does not need
 
-    mask = decode_rle(dict(mask), f"{where}: mask") if isinstance(mask, Mapping) else np.asarray(mask) != 0
+    if isinstance(mask, Mapping):
+        return decode_rle(dict(mask), f"{where}: mask", size[::-1])
+    mask = np.asarray(mask) != 0
     if mask.shape != size[::-1]:
         raise RegionRecordError(
             f"{where}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[0]} x {size[1]}."

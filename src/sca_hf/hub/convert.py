@@ -3,8 +3,8 @@
 import json
 import logging
 import os
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..files import file_sizes, staged
+from ..files import check_pickle, file_sizes, staged
 from ..modeling.configuration_sca import ScaConfig, without_dropout
 from ..modeling.modeling_sca import ScaForConditionalGeneration
 from ..modeling.validation_sca import is_finite
@@ -116,7 +115,7 @@ def convert(
     if loaded is not None:
         _fill_special_tokens(model, loaded)
         model.check_tokenizer(loaded)
-    image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam)
+    image_processor = None if sam is None else AutoImageProcessor.from_pretrained(sam, trust_remote_code=False)
     processor = None if loaded is None else ScaProcessor.from_config(model.config, loaded, image_processor)
     report.parameters = model.num_parameters()
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -198,23 +197,23 @@ def _find_tokenizer(
         return given
     if given is not None:
         report.tokenizer = str(given)
-        return AutoTokenizer.from_pretrained(given)
-    candidates: list[str] = [str(folder)] if any((folder / name).is_file() for name in _TOKENIZER_FILES) else []
-    candidates += filter(None, [original.get("text_config", {}).get("_name_or_path")])
-    for candidate in candidates:
-        # The folder's config.json has a model type that the library does not know; it must not be asked.
-        config = {"config": PreTrainedConfig()} if candidate == str(folder) else {}
+        return AutoTokenizer.from_pretrained(given, trust_remote_code=False)
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
         try:
-            loaded = AutoTokenizer.from_pretrained(candidate, **config)
+            # The folder's config.json has a model type that the library does not know; it must not be asked.
+            loaded = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
-            logger.info("no tokenizer in %s: %s", candidate, error)
-            continue
-        report.tokenizer = candidate
-        return loaded
-    where = f" (looked in {', '.join(candidates)})" if candidates else ""
+            logger.info("no tokenizer in %s: %s", folder, error)
+        else:
+            report.tokenizer = str(folder)
+            loaded.init_kwargs.pop("auto_map", None)  # its code is not taken over
+            return loaded
+    # What a stranger names is not looked up, neither on this disk nor on the Hub.
+    named = original.get("text_config", {}).get("_name_or_path")
+    hint = f"; the checkpoint names {named!r}, if you trust that" if named else ""
     report.notes.append(
-        f"No tokenizer was found{where}: the model was written without a processor. Convert again with tokenizer= "
-        "(--tokenizer), or save a ScaProcessor into the folder."
+        f"No tokenizer was found in {folder}: the model was written without a processor. Convert again with "
+        f"tokenizer= (--tokenizer{hint}), or save a ScaProcessor into the folder."
     )
     return None
 
@@ -305,8 +304,9 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, OSError) as error:
+    except Exception as error:  # a damaged file does whatever it likes to the unpickler
         raise CheckpointError(
             f"{path} cannot be read as plain tensors, and nothing else is loaded: {error}"
         ) from error
@@ -314,7 +314,32 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} must hold a dictionary of tensors, got a {type(state).__name__}.")
     if wrong := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise CheckpointError(f"{path} must contain only tensors; these are not: {', '.join(wrong[:5])}.")
+    for name, value in state.items():
+        plain = value.layout == torch.strided and not value.is_quantized
+        if not plain or value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name} is not a plain tensor, or has more values than the file holds.")
     return state
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file of torch's that unpacks to more than it is, or whose pickles would crash the interpreter.
+
+    torch stores weights as they are, so that nothing of it is unpacked: a refusal takes no more than the file's table.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(5):  # the older format begins with as many
+                check_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError(f"it unpacks to {unpacked} bytes, but torch compresses no weights")
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                with archive.open(entry) as file:
+                    check_pickle(file)
 
 
 __all__ = ["ConversionReport", "convert", "plan_model"]

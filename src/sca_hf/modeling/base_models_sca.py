@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, without_dropout
-from .validation_sca import sizes
+from .configuration_sca import ScaConfig, without_dropout
+from .families_sca import as_segmenter, config_from, segmenter_config
+from .validation_sca import check_numbers, check_references, is_finite, sizes
 
 
 SAM = "sam"
@@ -36,6 +37,11 @@ LANGUAGE_MODEL = "language_model"
 BASE_MODELS = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
 # Loading arguments that say where files are.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
+
+
+# Folder within a mixer-only repository; at its top the library would take the repository for an adapter of something.
+ADAPTER_FOLDER = "language_model_adapter"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 # One for the process, whichever copy of this file is imported first: a repository brings its own.
@@ -80,13 +86,40 @@ def load_part(
     """Load one base model from wherever the user says, and return it with its source (None: unknown)."""
     if isinstance(source, PreTrainedModel):
         part = source if source.config.model_type != ScaConfig.model_type else getattr(source, name)
+        own = type(part).config_class
+        if name == SAM and own is not None and part.config.model_type != own.model_type:
+            # The library may give an image model the configuration of the video model whose weights it has.
+            part.config = config_from(as_segmenter(part.config.to_dict(), own.model_type))
         # It may have been changed since it was loaded, so that no folder or commit stands for it.
         return part, None
+    if len(_NESTED) >= _MOST_NESTED:
+        raise ValueError(
+            f"the base models of {_NESTED[0]} come from repositories that take theirs from others, {_MOST_NESTED} "
+            f"times ({source} is the last); a repository must not name itself. Save it with include_base_models=True."
+        )
+    _NESTED.append(str(source))
+    try:
+        return _load_part(model_class, name, source, kwargs, drop_dropout)
+    finally:
+        _NESTED.pop()
+
+
+# Bases that are being loaded, each for the one before it: a repository that names itself would have no last one.
+_NESTED: list[str] = []
+_MOST_NESTED = 3
+
+
+def _load_part(
+    model_class: type, name: str, source: Any, kwargs: dict[str, Any], drop_dropout: bool
+) -> tuple[PreTrainedModel, dict[str, str]]:
     where = source_of(source, kwargs)
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if "revision" in where:
         hub["revision"] = where["revision"]
     stored = PreTrainedConfig.get_config_dict(source, **hub)[0]
+    check_numbers(stored)
+    if not kwargs.get("trust_remote_code"):
+        check_references(stored)
     if kwargs.get("config") is not None:
         _check_architecture(name, source, kwargs["config"], stored)
     if stored.get("model_type") == ScaConfig.model_type:
@@ -99,19 +132,13 @@ def load_part(
         whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})
         return getattr(whole, name), {**where, "part": name}
     trust = kwargs.get("trust_remote_code")
-    config = kwargs.get("config") or AutoConfig.from_pretrained(source, trust_remote_code=trust, **hub)
-    check_part(name, source, config)
+    config = kwargs.get("config")
+    if config is None and name == SAM and stored.get("model_type"):
+        config = segmenter_config(stored, source)
+    config = config or AutoConfig.from_pretrained(source, trust_remote_code=bool(trust), **hub)
     if drop_dropout:
         config = without_dropout(config)
     return _load_base(name, source, {**kwargs, **hub, "config": config}), where
-
-
-def check_part(name: str, source: Any, config: PreTrainedConfig) -> None:
-    """Refuse a model that cannot be the part that it is named for."""
-    if name == SAM and config.model_type not in SUPPORTED_SAM_TYPES:
-        raise ValueError(
-            f"{source} has model_type {config.model_type!r}; SAM may be {' or '.join(map(repr, SUPPORTED_SAM_TYPES))}."
-        )
 
 
 def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -125,6 +152,8 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source, strict, lenient)
+    if broken := [n for n, weight in part.named_parameters() if weight.is_floating_point() and not is_finite(weight)]:
+        raise ValueError(f"{broken[0]} of {source} holds infinite values or NaN: the file is damaged.")
     return keep_precision(part).to(dtype) if half else part
 
 
@@ -168,9 +197,10 @@ def load_pinned(
         raise FileNotFoundError(
             f"{repository} needs its {name} from the folder {source['path']}, which does not exist: {remedy}."
         )
-    if hash_weights(folder) != source["sha256"]:
+    # Repositories of before the code counted have the hash of the weights alone.
+    if source["sha256"] not in (hash_folder(folder), hash_folder(folder, ())):
         raise ValueError(
-            f"the weights in {folder} are not those that {repository} was trained with ({name}): {remedy}."
+            f"the weights or settings in {folder} are not those that {repository} was trained with ({name}): {remedy}."
         )
     part, _ = load_part(model_class, name, folder, kwargs)
     return part, {**source, "path": str(folder.resolve())}
@@ -208,11 +238,11 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
     """
     if stored.get("model_type") == ScaConfig.model_type:
         stored = stored.get(BASE_MODELS[name][1]) or {}
-    fields = dict(stored)
-    kind = fields.pop("model_type", None)
+    fields = as_segmenter(stored, config.model_type) if name == SAM else stored
+    kind = fields.get("model_type")
     differences = [f"model_type {kind!r} instead of {config.model_type!r}"]
     if kind == config.model_type:
-        there, here = (dict(sizes(one)) for one in (AutoConfig.for_model(kind, **fields), config))
+        there, here = (dict(sizes(one)) for one in (config_from(fields), config))
         differences = [
             f"{key} {there.get(key)} instead of {here[key]}" for key in here if there.get(key, here[key]) != here[key]
         ]
@@ -223,15 +253,26 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
         )
 
 
-def hash_weights(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's weight files."""
+def hash_folder(folder: Path, others: tuple[str, ...] = ("*.json", "*.py", f"{ADAPTER_FOLDER}/*")) -> str:
+    """SHA-256 over the names and contents of all of a folder's files that decide what its model computes.
+
+    Args:
+        others: patterns of those beside the weights.
+    """
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     if not files:
         raise FileNotFoundError(f"{folder} has no weight files.")
+    # Of what a training writes beside them, nothing counts.
+    kept = ("config.json", "generation_config.json", "adapter_config.json")
+    more = [file for pattern in others for file in sorted(folder.glob(pattern))]
+    files += [
+        file for file in more if file.suffix != ".json" or file.name in kept or file.name.endswith(".index.json")
+    ]
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            total.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            name = file.relative_to(folder).as_posix()
+            total.update(f"{name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
 
 
@@ -242,7 +283,9 @@ def source_of(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str,
         return {"path": str((Path(path) / subfolder).resolve())}
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs and key != "force_download"}
     commit = extract_commit_hash(cached_file(path, "config.json", **hub), None)
-    where = {"repo_id": str(path), "revision": commit or kwargs.get("revision") or "main"}
+    if commit is None:
+        raise OSError(f"{path} has no commit in the cache: load it once from the Hub.")
+    where = {"repo_id": str(path), "revision": commit}
     return {**where, "subfolder": subfolder} if subfolder else where
 
 
@@ -335,11 +378,6 @@ def _apply_in_float32(module: torch.nn.Module, change: Callable[..., Any], recur
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-
-
-# Folder within a mixer-only repository; at its top the library would take the repository for an adapter of something.
-ADAPTER_FOLDER = "language_model_adapter"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def made_by_peft(module: torch.nn.Module | None) -> bool:
@@ -442,7 +480,7 @@ __all__ = [
     "changed_weights",
     "check_loading_info",
     "complete_sources",
-    "hash_weights",
+    "hash_folder",
     "load_part",
     "load_pinned",
     "sample_base_weights",

@@ -28,7 +28,7 @@ from .base_models_sca import (
     check_savable_adapter,
     complete_sources,
     has_adapter,
-    hash_weights,
+    hash_folder,
     is_adapter_key,
     load_adapter,
     load_part,
@@ -41,7 +41,7 @@ from .base_models_sca import (
     wait_for_the_library,
 )
 from .placement_sca import execution_device, part_of, resolve_device_map
-from .validation_sca import FORMAT_VERSION, check_weight_files
+from .validation_sca import FORMAT_VERSION, check_settings_files, check_weight_files
 
 
 # Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
@@ -126,7 +126,9 @@ class ScaLoadingMixin:
         if path is not None:
             # Plain tensors only; a format that can hold code is not even opened.
             kwargs.setdefault("use_safetensors", True)
+            kwargs.setdefault("trust_remote_code", False)  # the class is known; what else is named is not needed
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            check_settings_files(path, where)
             packed = bool(kwargs.get("quantization_config") or getattr(peeked, "quantization_config", None))
             check_weight_files(path, where, lambda: _describe_weights(cls, peeked), packed)
             if kwargs.get("device_map") is not None:
@@ -237,16 +239,15 @@ class ScaLoadingMixin:
     def check_processor(self, processor: Any) -> None:
         """Raise unless a processor is this model's: image size, mask size, tasks in their order, tokenizer."""
         self.check_tokenizer(processor.tokenizer)
-        vision = self.config.sam_config.vision_config
-        side, size = vision.image_size, processor.image_processor.size
-        pad = processor.image_processor.pad_size
-        expected = {
-            "size": {"longest_edge": side},
-            "pad_size": {"height": side, "width": side},
-            "mask_size": 4 * (side // vision.patch_size),
-            "tasks": list(self.config.mixer_config.tasks),
-        }
-        found = {"size": dict(size), "pad_size": dict(pad), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        frame, images = self.config.image_frame, processor.image_processor
+        square = {"height": frame.side, "width": frame.side}
+        expected = {"mask_size": frame.mask_side, "tasks": list(self.config.mixer_config.tasks)}
+        found = {"size": dict(images.size), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        if frame.resize == "pad":
+            expected |= {"size": {"longest_edge": frame.side}, "pad_size": square}
+            found["pad_size"] = dict(getattr(images, "pad_size", None) or {})
+        else:
+            expected |= {"size": square}
         for name, value in expected.items():
             if found[name] != value:
                 raise ValueError(
@@ -359,7 +360,7 @@ class ScaLoadingMixin:
                     f"{save_directory} holds the {name} that this model needs; a mixer-only save would overwrite it. "
                     "Save elsewhere or with include_base_models=True."
                 )
-            hashes[path] = hashes.get(path) or hash_weights(Path(path))
+            hashes[path] = hashes.get(path) or hash_folder(Path(path))
             pinned[name]["sha256"] = hashes[path]
         return pinned
 
@@ -374,7 +375,8 @@ class ScaLoadingMixin:
         pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
         self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        self.config.format_version = FORMAT_VERSION
+        # Code that only knows the published wiring would read other captions out of another.
+        self.config.format_version = 1 if self.config.mixer_config.is_published else FORMAT_VERSION
         names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
 

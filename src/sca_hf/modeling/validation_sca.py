@@ -10,11 +10,16 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import cached_file
 
@@ -22,17 +27,28 @@ from transformers.utils.hub import cached_file
 logger = logging.get_logger(__name__)
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # A class in a file beside the configuration. Another repository (`name--file.Class`) or folder is never needed.
 _CLASS_BESIDE = re.compile(r"\w+\.\w+")
+_QUANTIZATION = re.compile(r"quant_method|_?load_in_[48]bit|llm_int8_\w+|bnb_4bit_\w+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part"}
 # What a `scope` may say, in the order in which it is shown.
 SCOPE_FIELDS = {"knows": str, "trained_on": str, "limits": str, "languages": list, "licenses": dict, "narrow": bool}
-_MAX_TEXT = 1000
-# Far above any model that exists. A layer costs time even where it costs no memory.
-_MAX = {"layers": 1024, "size": 2**24}
+_MAX_TEXT, _DEEPEST = 1000, 20
+# Bounds of every whole number of a configuration, far above any model that exists: what counts parts, or is not known,
+# may cost time for each, where the size of a tensor or an id costs nothing before weights are there. Beyond them a
+# refusal takes no time. Within, building stops at the most modules, after some 100 MB and 5 s.
+_MOST, _LARGEST, _MOST_MODULES = 1024, 2**25, 20_000
+_FROM_END = re.compile(r".*(layer|index|idx|clamp_len|bound)")
+_LARGE = re.compile(
+    r"num_(.*experts|position_embeddings|centroids|pos_feats)|(?!(num|n)_).*"
+    r"(size|dim|width|embd|embed|embedding|inner|hidden|model|ff|ffn|channels?|rank|vocab|tokens?|token|ids?|index|"
+    r"positions?|ctx|context|length|seq|len|window|max|topk|top_k|scale|floor|chunk|seed|sampling_rate|samples|extent|ssm|offset|"
+    r"theta|factor|distance|headdim|lr|steps).*|n_(embd|embed|inner|positions|ctx|ff)"
+)
 _EPSILON = re.compile(r".*(_eps|epsilon)|eps")
 # What is divided by; a window of 0 pixels is SAM's word for the whole image.
 _POSITIVE = re.compile(
@@ -62,14 +78,29 @@ def check_format(version: Any, what: str) -> None:
 
 
 def check_references(fields: Mapping[str, Any]) -> None:
-    """Refuse references to code that does not lie beside the configuration.
+    """Refuse references to code that does not lie beside the configuration, and settings that have code fetched.
 
     Args:
-        fields: the configuration's fields; `auto_map` and `custom_pipelines` are checked.
+        fields: the fields of any JSON file of a repository, which may nest.
     """
     named = {f"auto_map[{key!r}]": value for key, value in _mapping(fields, "auto_map").items()}
     for task, pipeline in _mapping(fields, "custom_pipelines").items():
         named[f"custom_pipelines[{task!r}]"] = pipeline.get("impl") if isinstance(pipeline, Mapping) else pipeline
+    for key, value in fields.items():
+        # Kernels of the Hub are code of the Hub; so is what most kinds of quantization are computed by.
+        names = value.values() if isinstance(value, Mapping) else [value]
+        if str(key).endswith("_implementation") and not all(n is None or re.fullmatch(r"\w+", str(n)) for n in names):
+            raise ValueError(f"{key} is {value!r}, expected a word such as sdpa: kernels of the Hub are not loaded.")
+        if key == "quantization_config" and isinstance(value, Mapping):
+            others = sorted(str(name) for name in value if not _QUANTIZATION.fullmatch(str(name)))
+            if value.get("quant_method") != "bitsandbytes" or others:
+                raise ValueError(
+                    f"quantization_config is {dict(value)!r:.200}, but only bitsandbytes is loaded from a repository; "
+                    "quantize the loaded model (quantize_language_model)."
+                )
+        for inner in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(inner, Mapping):
+                check_references(inner)
     for where, reference in named.items():
         for one in reference if isinstance(reference, (list, tuple)) else [reference]:
             if one is not None and not (isinstance(one, str) and _CLASS_BESIDE.fullmatch(one)):
@@ -79,6 +110,41 @@ def check_references(fields: Mapping[str, Any]) -> None:
                 )
 
 
+# What may hold references; the others hold words, or weights.
+_DATA_FILES = re.compile(r"tokenizer\.json|vocab.*\.json|.*\.index\.json|added_tokens\.json")
+_SETTINGS_FILES = ("processor_config", "preprocessor_config", "tokenizer_config", "generation_config", "config")
+
+
+def check_settings_files(path: Any, where: Mapping[str, Any] | None = None) -> None:
+    """Refuse a repository any of whose JSON files refers to code elsewhere; run before it is loaded or published.
+
+    Args:
+        path: folder or repository id.
+        where: for a repository id: `revision`, `token`, `cache_dir`, ...
+    """
+    folder = Path(path, (where or {}).get("subfolder") or "")
+    if folder.is_dir():
+        files = [file for file in sorted(folder.rglob("*.json")) if not _DATA_FILES.fullmatch(file.name)]
+    else:
+        absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        found = [cached_file(path, f"{name}.json", **(where or {}), **absent) for name in _SETTINGS_FILES]
+        files = [Path(file) for file in found if file is not None]
+    for file in files:
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            if file.stem in _SETTINGS_FILES:
+                raise ValueError(
+                    f"{file} is not valid JSON, or cut short: {error}; restore it as it was saved."
+                ) from None
+            continue
+        if isinstance(fields, Mapping):
+            try:
+                check_references(fields)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file}: {error}") from None
+
+
 def check_numbers(fields: Mapping[str, Any]) -> None:
     """Refuse NaN anywhere, negative sizes, and sizes beyond any model's."""
     for name, value in _leaves(fields):
@@ -86,16 +152,44 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} of the configuration is not a number (NaN).")
         if _EPSILON.fullmatch(_field(name)) and value is not None and not (is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} of the configuration is {value!r}, expected a number from 0 to below 1.")
-        if _known_size(name) and isinstance(value, (str, float)):
+        if isinstance(value, float) and value.is_integer() and _known_size(name):
+            value = int(value)
+        if _known_size(name) and isinstance(value, (str, float)) and not name.endswith("]"):
             raise ValueError(f"{name} of the configuration is {value!r}, expected a whole number.")
+        highest = _LARGEST if _LARGE.fullmatch(_field(name)) else _MOST
+        # Negative numbers are words: -1 is the last, or none; layers may be counted from the end.
+        lowest = -_MOST if _FROM_END.fullmatch(_field(name)) else -1
+        if isinstance(value, int) and not lowest <= value <= highest:
+            raise ValueError(f"{name} of the configuration is {value}; no model has more than {highest} there.")
         if _FRACTIONS.fullmatch(_field(name)) and isinstance(value, str):
             raise ValueError(f"{name} of the configuration is {value!r}, expected a number.")
         if _POSITIVE.fullmatch(_field(name)) and isinstance(value, int) and value < 1:
             raise ValueError(f"{name} of the configuration is {value}, expected at least 1.")
-    for name, value in sizes(fields):
-        kind = "layers" if _LAYERS.fullmatch(_field(name)) else "size"
-        if not -1 <= value <= _MAX[kind]:
-            raise ValueError(f"{name} of the configuration is {value}; no model has more than {_MAX[kind]} there.")
+
+
+@contextmanager
+def limited_modules() -> Iterator[None]:
+    """Refuse to build a model of more modules and weights than any that exists, whatever asks for it.
+
+    Raises:
+        ValueError: there are more than 20,000; by then building has taken some 100 MB and 5 s.
+    """
+    built = 0
+
+    def count(*_: Any) -> None:
+        nonlocal built
+        built += 1
+        if built > _MOST_MODULES:
+            raise ValueError(f"the configuration describes a model of more than {_MOST_MODULES} modules and weights.")
+
+    # A list of modules is made before it becomes one.
+    hooks = (register_module_module_registration_hook, register_module_parameter_registration_hook)
+    handles = [register(count) for register in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def is_number(value: Any) -> bool:
@@ -127,6 +221,10 @@ def check_base_models(repos: Any) -> None:
         needed = "revision" if "repo_id" in source else "sha256"
         if not source.get(needed):
             raise ValueError(f"{where} is not pinned: it has no {needed}.")
+        if not _COMMIT.fullmatch(source.get("revision", "0" * 40)):
+            raise ValueError(
+                f"{where} is not pinned: its revision {source['revision']!r} is not a commit of 40 hexadecimal digits."
+            )
         if not _REPOSITORY_ID.fullmatch(source.get("repo_id", "x")) or ".." in source.get("repo_id", ""):
             raise ValueError(f"{where}: {source['repo_id']!r} is not a repository id.")
         for key in ("subfolder", "revision"):
@@ -241,7 +339,7 @@ def _known_size(name: str) -> bool:
 
 
 def _field(name: str) -> str:
-    return re.split(r"[.\[]", name)[-1]
+    return name.split(".")[-1].split("[")[0]
 
 
 def _mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -251,16 +349,18 @@ def _mapping(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Every number or text of nested mappings and lists, with its name."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{name[:100]}... of the configuration is nested deeper than {_DEEPEST} levels.")
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key), depth + 1)
     elif isinstance(value, (list, tuple)):
         for position, inner in enumerate(value):
-            yield from _leaves(inner, f"{name}[{position}]")
+            yield from _leaves(inner, f"{name}[{position}]", depth + 1)
     else:
         yield name, value
 
@@ -369,6 +469,7 @@ __all__ = [
     "check_prompts",
     "check_regional",
     "check_scope",
+    "check_settings_files",
     "SCOPE_FIELDS",
     "check_training_inputs",
     "refuse_unknown",
@@ -379,6 +480,7 @@ __all__ = [
     "check_numbers",
     "check_references",
     "is_number",
+    "limited_modules",
     "check_shard_index",
     "check_weight_files",
     "check_weights",

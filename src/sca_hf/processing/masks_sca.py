@@ -42,13 +42,16 @@ def mask_coverage(
 
     It takes what [`mask_logits`] takes, logits excepted.
     """
-    array = read_mask(mask, where)
-    height, width = array.shape
+    # Before it is decoded, where its size is told: a few characters may claim any.
+    rle = isinstance(mask, dict) and not mask.keys() & {"bytes", "path"}
+    array = None if rle else read_mask(mask, where)
+    height, width = rle_size(mask, where) if array is None else array.shape
     if abs(height - width * size[0] / size[1]) >= 1 and abs(width - height * size[1] / size[0]) >= 1:
         raise ValueError(
             f"{where}: the mask is {width} x {height} pixels (width x height), the image {size[1]} x {size[0]}; give "
             "a mask of the image's size, or a scaled one of the same shape."
         )
+    array = read_mask(mask, where) if array is None else array
     return _share(_share(array, resized[0], frame_size, mask_size).T, resized[1], frame_size, mask_size).T
 
 
@@ -192,8 +195,8 @@ def _share(values: np.ndarray, resized: int, frame_size: int, cells: int) -> np.
     return np.diff(sums, axis=0) * (resized / pixels * cells / frame_size)
 
 
-# A few characters of RLE may claim any size; no image is larger than this.
-_MAX_PIXELS = 1 << 30
+# A few characters of RLE may claim any size; Pillow opens no larger picture. Its mask takes 180 MB and half a second.
+_MAX_PIXELS = 2 * 89_478_485
 
 
 def encode_rle(mask: Any) -> dict[str, Any]:
@@ -211,15 +214,13 @@ def encode_rle(mask: Any) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": _compress(_run_lengths(mask.astype(bool, copy=False)))}
 
 
-def decode_rle(rle: dict[str, Any], where: str = "mask") -> np.ndarray:
-    """Decode a COCO RLE, compressed (a string or bytes) or not (a list of counts).
+def rle_size(rle: dict[str, Any], where: str = "mask", size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Return (height, width) of a COCO RLE without decoding it, or refuse it.
 
     Args:
         rle: `{"size": [height, width], "counts": ...}`.
         where: what to call it in an error.
-
-    Returns:
-        (height, width) bool.
+        size: (height, width) that it must have, those of its picture; without it any up to Pillow's largest picture.
     """
     try:
         height, width = (int(side) for side in rle["size"])
@@ -232,6 +233,27 @@ def decode_rle(rle: dict[str, Any], where: str = "mask") -> np.ndarray:
             f"{where}: an RLE is a dict with size [height, width], of at most {_MAX_PIXELS} pixels, and counts, got "
             f"{_short(rle)}."
         )
+    if size is not None and (height, width) != tuple(size):
+        raise ValueError(f"{where} is of size [{height}, {width}], expected [height, width] = {list(size)}")
+    # A run has at least one pixel, but for the first; long ones take more than one character.
+    if isinstance(counts, (str, bytes, list, tuple)) and len(counts) > 2 * (height * width + 2):
+        raise ValueError(f"{where} has {len(counts)} counts, more than a mask of its size can need.")
+    return height, width
+
+
+def decode_rle(rle: dict[str, Any], where: str = "mask", size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode a COCO RLE, compressed (a string or bytes) or not (a list of counts).
+
+    Args:
+        rle: `{"size": [height, width], "counts": ...}`.
+        where: what to call it in an error.
+        size: (height, width) that it must have, which is compared before anything is decoded.
+
+    Returns:
+        (height, width) bool.
+    """
+    height, width = rle_size(rle, where, size)
+    counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
         runs = _decompress(counts, where)
     else:

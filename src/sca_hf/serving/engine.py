@@ -153,7 +153,7 @@ class Engine:
             "name": name,
             "language_model": getattr(text, "_name_or_path", "") or text.model_type,
             "image_encoder": model.config.sam_config.model_type,
-            "image_size": model.config.sam_config.vision_config.image_size,
+            "image_size": model.config.image_frame.side,
             "parameters": model.num_parameters(),
             "tasks": processor.tasks,
             "anything": asdict(processor.anything_settings_for()),

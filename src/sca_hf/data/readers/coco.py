@@ -14,18 +14,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...environment import install_command
-from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
-from ..region import RegionRecordError, category_text, check_names, mask_extent
+from ..region import RegionRecordError, category_text, check_names, mask_extent, naming
 from .common import (
     Clip,
     Crowd,
     FolderIndex,
     Record,
+    attempt,
     bounds,
     find_file,
     image_fields,
     inside,
+    read_annotations,
     read_degrees,
     region_fields,
     rotated_corners,
@@ -98,12 +99,12 @@ def place_image(
     image: Mapping[str, Any], locate: Callable[[Mapping[str, Any]], Path | None], where: str
 ) -> tuple[Path, tuple[int, int]]:
     """Returns the file, width and height of an image; raises a `RegionRecordError` that names `where`."""
-    try:
-        path, size = locate(image), (int(image["width"]), int(image["height"]))
-    except RegionRecordError as error:
-        raise RegionRecordError(f"{where}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise RegionRecordError(f"{where}: file_name, width or height is missing or not a number ({error})") from None
+    with naming(where):
+        if image.get("id") is None:
+            raise ValueError("an image has no id")
+        path = locate(image)
+    with naming(f"{where}: file_name, width or height is missing or not a number"):
+        size = (int(image["width"]), int(image["height"]))
     if path is None:
         raise RegionRecordError(f"{where}: its file name points outside the image folder")
     return path, size
@@ -131,13 +132,13 @@ class _CocoFile:
     plain: Callable[[str], str] = str
 
     def records(self) -> Iterator[Record]:
-        content = read_json(self.path)
+        content = read_annotations(self.path)
         categories = self._categories(content)
         images = rows_of(content, "images", self.path)
-        rows: dict[Any, list[dict[str, Any]]] = {id_key(image.get("id")): [] for image in images}
-        if len(rows) < len(images):
-            twice = [key for key, count in Counter(id_key(image.get("id")) for image in images).items() if count > 1]
+        counts = Counter(id_key(image.get("id")) for image in images)
+        if twice := [key for key, count in counts.items() if count > 1 and key is not None]:
             raise ValueError(f"{self.path}: two images have the id {twice[0]}, so their boxes cannot be told apart.")
+        rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in counts if key is not None}
         if isinstance(self.locate, Locator):
             self.locate.expect(images)
         strays: list[dict[str, Any]] = []
@@ -158,7 +159,7 @@ class _CocoFile:
             self.notes.append(f"texts of annotations in {', '.join(unread)} are not read; those in caption are")
         seen: set[Any] = set()
         for image in images:
-            yield self._record(image, rows.pop(id_key(image.get("id"))), categories, seen)
+            yield self._record(image, rows.pop(id_key(image.get("id")), []), categories, seen)
 
     def _categories(self, content: Any) -> dict[Any, str]:
         if isinstance(content, dict) and "categories" not in content:
@@ -187,10 +188,7 @@ class _CocoFile:
             if self.crowd != "keep" and row.get("iscrowd"):
                 crowds.append(categories.get(id_key(row.get("category_id")), "?"))
                 continue
-            try:
-                regions.append(self._region(row, size, categories, seen))
-            except ValueError as error:
-                regions.append(RegionRecordError(f"{where}, region {row.get('id')}: {error}"))
+            regions.append(attempt(f"{where}, region {row.get('id')}", self._region, row, size, categories, seen))
         extra = image.get("extra")
         # Roboflow names the picture that augmented copies were made of.
         group = image.get("group", extra.get("name") if isinstance(extra, dict) else None)
@@ -202,9 +200,10 @@ class _CocoFile:
     def _region(
         self, row: Mapping[str, Any], size: tuple[int, int], categories: Mapping[Any, str], seen: set[Any]
     ) -> dict[str, Any]:
-        if row.get("id") is None or row["id"] in seen:
-            raise ValueError("an annotation has no id" if row.get("id") is None else "two annotations have this id")
-        seen.add(row["id"])
+        key = id_key(row.get("id"))
+        if key is None or key in seen:
+            raise ValueError("an annotation has no id" if key is None else "two annotations have this id")
+        seen.add(key)
         captions, category = _captions(row), categories.get(id_key(row.get("category_id")))
         if category is None and (not captions or (row.get("category_id") is not None and categories)):
             raise ValueError(f"there is no category with the id {row.get('category_id')!r}")
@@ -246,7 +245,7 @@ def _in_fractions(boxes: Iterable[Any]) -> bool:
     for box in boxes:
         try:
             x, y, width, height = (float(value) for value in box)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
         # Fractions add up to 1, and rounding to a little more.
         if x + width > 1.001 or y + height > 1.001:
@@ -267,7 +266,7 @@ def _shape(row: Mapping[str, Any], size: tuple[int, int], in_fractions: bool) ->
         segmentation = [_in_pixels(polygon, size) for polygon in segmentation]
     given = row.get("bbox")
     if segmentation and (not given or (isinstance(given, list) and not any(given))):
-        return segmentation, _segmentation_box(segmentation), False
+        return segmentation, _segmentation_box(segmentation, size), False
     box = xywh_box(given)
     if in_fractions:
         box = _in_pixels(box, size)
@@ -277,7 +276,7 @@ def _shape(row: Mapping[str, Any], size: tuple[int, int], in_fractions: bool) ->
     corners = rotated_corners(box, degrees)
     if not segmentation:
         return [corners], bounds(corners), True
-    around = _segmentation_box(segmentation)
+    around = _segmentation_box(segmentation, size)
     if max(abs(a - b) for a, b in zip(around, box, strict=True)) <= _AROUND:
         return segmentation, box, False  # the box is that of the turned shape already
     return segmentation, bounds(corners), True
@@ -291,7 +290,7 @@ def _in_pixels(values: Any, size: tuple[int, int]) -> Any:
     """Scales x, y, x, y, ... from fractions of the sides, unless they show that they are not."""
     try:
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return values  # an error for others to tell
     if any(abs(number) > 2 for number in numbers):
         return values
@@ -317,10 +316,10 @@ def _rotation(row: Mapping[str, Any]) -> float:
     return read_degrees(given)
 
 
-def _segmentation_box(segmentation: Any) -> list[float]:
-    """Returns the box, xyxy, around polygons or a run-length code."""
+def _segmentation_box(segmentation: Any, size: tuple[int, int]) -> list[float]:
+    """Returns the box, xyxy, around polygons or a run-length code; size: width and height of the image."""
     if isinstance(segmentation, Mapping):
-        mask = decode_rle(dict(segmentation), "segmentation")
+        mask = decode_rle(dict(segmentation), "segmentation", size[::-1])
         if not mask.any():
             raise ValueError("there is no bbox, and the segmentation covers no pixel")
         return [float(side) for side in mask_extent(mask)]
@@ -334,8 +333,8 @@ def xywh_box(box: Any) -> list[float]:
     """Returns xyxy from left, top, width and height, fractions kept."""
     try:
         x, y, width, height = (float(value) for value in box)
-    except (TypeError, ValueError):
-        raise ValueError(f"bbox is {box!r}, expected left, top, width and height") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"bbox is {box!r:.200}, expected left, top, width and height") from None
     return [x, y, x + width, y + height]
 
 
@@ -346,10 +345,8 @@ def mask_fields(
 
     size: width and height of the image; read: what reads the segmentation, see [`segmentation_mask`].
     """
-    try:
-        return {"mask": (read or segmentation_mask)(segmentation, size)}
-    except (TypeError, ValueError) as error:
-        return {"problem": str(error)}
+    mask = attempt("", read or segmentation_mask, segmentation, size)
+    return {"problem": str(mask)} if isinstance(mask, RegionRecordError) else {"mask": mask}
 
 
 def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
@@ -365,9 +362,7 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any
     if not segmentation:
         return None
     if isinstance(segmentation, Mapping):
-        rle = encode_rle(decode_rle(dict(segmentation), "segmentation"))
-        if rle["size"] != [height, width]:
-            raise ValueError(f"segmentation is of size {rle['size']}, expected [height, width] = [{height}, {width}]")
+        rle = encode_rle(decode_rle(dict(segmentation), "segmentation", (height, width)))
         empty = coco_mask.area({**rle, "counts": rle["counts"].encode()}) == 0
         return None if empty else rle
     polygons = [_polygon(polygon) for polygon in segmentation]
@@ -383,8 +378,8 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any
 def _polygon(values: Any) -> list[float]:
     try:
         polygon = [float(value) for value in values]
-    except (TypeError, ValueError):
-        raise ValueError(f"segmentation holds {values!r}, expected polygons x0, y0, x1, y1, ...") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"segmentation holds {values!r:.200}, expected polygons x0, y0, x1, y1, ...") from None
     # What is far outside would make the rasterizer run forever.
     if len(polygon) % 2 or not all(abs(value) < 1e6 for value in polygon):
         raise ValueError(
@@ -395,9 +390,10 @@ def _polygon(values: Any) -> list[float]:
 
 def rows_of(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
     rows = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or (rows and not any(isinstance(row, dict) for row in rows)):
         raise ValueError(f"{path} has no list of {key}, as a COCO instances file has.")
-    return rows
+    # What is not an object has no fields, which is told where they are needed.
+    return [row if isinstance(row, dict) else {} for row in rows]
 
 
 def read_lvis(

@@ -11,13 +11,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, TextIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from ..region import RegionRecordError, category_text
+from ...files import inside, is_special, leads_out, read_json
+from ..region import RegionRecordError, category_text, naming
 from ..scenes import scenes
 
 
@@ -31,12 +32,16 @@ _BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|....ftyp(
 _SPACE = re.compile(r"\s*")
 _DELIMITERS = tuple(" \t\r\n,]}")
 _BLOCK = 1 << 20
+# What is not UTF-8 makes the row bad that it stands in, not the file.
+_BYTES = "surrogateescape"
+read_annotations = partial(read_json, errors=_BYTES)
 Record = dict[str, Any] | RegionRecordError
+_Read = TypeVar("_Read")
 
 
 def read_json_list(path: str | Path) -> Iterator[Any]:
     """Yields the items of a JSON list one by one, so that a file of any size takes little memory."""
-    with Path(path).open(encoding="utf-8-sig") as file:
+    with Path(path).open(encoding="utf-8-sig", errors=_BYTES) as file:
         text = _JsonText(file, str(path))
         if text.next_character() != "[":
             raise ValueError(f"{path}: expected a JSON list.")
@@ -93,18 +98,13 @@ class _JsonText:
         return bool(more)
 
 
-def inside(folder: Path, name: str) -> Path | None:
-    """Joins a name that a file gave; None where it would lead out of the folder.
-
-    Args:
-        folder: where the name is looked for.
-        name: a relative path, with / or \\ between its parts.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    parts = path.parts
-    if not parts or path.is_absolute() or ".." in parts or ":" in parts[0] or "\0" in name:
-        return None
-    return folder.joinpath(*parts)
+def attempt(where: str, read: Callable[..., _Read], *arguments: Any) -> _Read | RegionRecordError:
+    """Returns what a reader makes of one row, or the error that names it, whatever is wrong with the row."""
+    try:
+        with naming(where):
+            return read(*arguments)
+    except RegionRecordError as error:
+        return error
 
 
 def may_be_picture(path: Path) -> bool:
@@ -118,6 +118,28 @@ def may_be_picture(path: Path) -> bool:
             return _BEGINNINGS.match(file.read(12)) is not None
     except OSError:
         return False
+
+
+def rows_by_id(rows: Any, key: str = "id") -> dict[Any, Mapping[str, Any]]:
+    """Returns rows by their ids; one whose id is not a number or a text can be referred to by none."""
+    return {row[key]: row for row in rows if has_id(row, key)}
+
+
+def has_id(row: Any, key: str = "id") -> bool:
+    """Whether a row is an object whose id is a number or a text."""
+    return isinstance(row, Mapping) and isinstance(row.get(key), int | str) and not isinstance(row[key], bool)
+
+
+def files_below(folder: Path, suffixes: str | tuple[str, ...], deep: bool = True) -> list[Path]:
+    """Returns the files of a folder by their suffixes, in order; refuses pipes, devices and links that lead out.
+
+    Names that begin with a dot are what file systems leave behind.
+    """
+    found = sorted(path for path in (folder.rglob("*") if deep else folder.iterdir()) if not path.name.startswith("."))
+    found = [path for path in found if path.name.lower().endswith(suffixes) and not path.is_dir()]
+    if bad := next((path for path in found if is_special(path) or leads_out(folder, path)), None):
+        raise ValueError(f"{bad} is not a regular file, or a link that leads out of {folder}: remove it.")
+    return found
 
 
 def spellings(name: str) -> list[str]:
@@ -200,6 +222,8 @@ class FolderIndex:
             for name in names:
                 if name.lower().endswith(self.suffixes) and not name.startswith("."):
                     path = Path(folder, name)
+                    if is_special(path) or leads_out(self.folder, path):
+                        continue
                     parts = name_parts(path.relative_to(self.folder).as_posix())
                     files.setdefault(parts[-1], []).append((parts, path))
         return files

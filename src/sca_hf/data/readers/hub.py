@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from ..pictures import image_size
-from ..region import RegionRecordError, category_text
+from ..region import RegionRecordError, category_text, naming
 from .coco import mask_fields
 from .common import Clip, Record, region_fields
+from .tables import read_batches
 
 
 _COLUMNS = ("image", "boxes", "captions", "categories", "masks", "image_id", "region_ids", "width", "height", "group")
@@ -46,14 +49,16 @@ def read_hub(
         download: whether to fetch the data set to this disk or to read it over the network on each pass.
     """
     _check_columns(columns)
+    places = _places(path, data_files)
     rows = _load(path, config, data_files, split, revision, download, columns["image"])
     label = _label_names(rows.features, columns.get("categories"))
     for number, row in enumerate(rows):
         where = f"{path} ({split}), row {number}"
         try:
-            record, row_cells = _record(row, number, columns)
-        except (KeyError, TypeError, ValueError) as error:
-            yield RegionRecordError(f"{where}: {error}")
+            with naming(where):
+                record, row_cells = _record(row, number, columns, places)
+        except RegionRecordError as error:
+            yield error
             continue
         if box_format is None:
             _check_corners([cells["boxes"] for cells in row_cells if "boxes" in cells], where)
@@ -61,17 +66,42 @@ def read_hub(
         regions: list[Record] = []
         for index, cells in enumerate(row_cells):
             try:
-                box = [0.0, 0.0, *map(float, size)]
-                if "boxes" in cells:
-                    box = _box(cells["boxes"], box_format or "xyxy", normalized, size)
-                region = _texts(cells["captions"], cells["categories"], label, names, task)
-                if cells["masks"] is not None:
-                    region |= mask_fields(cells["masks"], size)
-                key = str(index if cells["region_ids"] is None else cells["region_ids"])
-                regions.append(region_fields(key, box, size, clip, **region))
-            except (TypeError, ValueError) as error:
-                regions.append(RegionRecordError(f"{where}, region {index}: {error}"))
+                with naming(f"{where}, region {index}"):
+                    box = [0.0, 0.0, *map(float, size)]
+                    if "boxes" in cells:
+                        box = _box(cells["boxes"], box_format or "xyxy", normalized, size)
+                    region = _texts(cells["captions"], cells["categories"], label, names, task)
+                    if cells["masks"] is not None:
+                        region |= mask_fields(cells["masks"], size)
+                    key = str(index if cells["region_ids"] is None else cells["region_ids"])
+                    regions.append(region_fields(key, box, size, clip, **region))
+            except RegionRecordError as error:
+                regions.append(error)
         yield {**record, "task": task, "regions": regions, "source": where}
+
+
+def _places(path: str, data_files: Any) -> tuple[str, ...]:
+    """Returns where pictures of a data set may lie: beside its files, in what was fetched of it, on its own page.
+
+    Local Parquet files are looked at on the way: `datasets` would write out whatever they unfold to.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    named = data_files.values() if isinstance(data_files, Mapping) else [data_files]
+    named = [one for part in named for one in (part if isinstance(part, list | tuple) else [part]) if one is not None]
+    # Of a pattern, the folder in front of it.
+    plain = [re.sub(r"[^/\\]*[*?\[].*", "", str(one)) for one in (path, *named)]
+    local = [os.path.realpath(one) for one in plain if os.path.exists(one)]
+    files = [one for place in local for one in ([place] if os.path.isfile(place) else Path(place).rglob("*.parquet"))]
+    for file in (file for file in files if str(file).endswith(".parquet")):
+        for _ in read_batches(file):
+            pass
+    folders = [os.path.dirname(place) if os.path.isfile(place) else place for place in local]
+    fetched = os.path.join(constants.HF_HUB_CACHE, f"datasets--{path.replace('/', '--')}")
+    folders += [str(datasets.config.DOWNLOADED_DATASETS_PATH), str(datasets.config.HF_DATASETS_CACHE), fetched]
+    inside = [os.path.join(os.path.realpath(folder), "") for folder in folders]
+    return *inside, *(() if os.path.exists(path) else (f"hf://datasets/{path}/", f"hf://datasets/{path}@"))
 
 
 def _cache_key(
@@ -136,10 +166,10 @@ def _pick(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _record(
-    row: Mapping[str, Any], number: int, columns: Mapping[str, str]
+    row: Mapping[str, Any], number: int, columns: Mapping[str, str], places: tuple[str, ...]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns the fields of a row's image, and the cells of each of its regions."""
-    image, (width, height) = _picture(row, columns)
+    image, (width, height) = _picture(row, columns, places)
     values = {key: _pick(row, column) for key, column in columns.items()}
     image_id = str(number if values.get("image_id") is None else values["image_id"])
     record = {"image": image, "image_id": image_id, "width": width, "height": height, "group": values.get("group")}
@@ -178,12 +208,21 @@ def _per_region(values: Any, count: int, column: str) -> list[Any]:
     return values
 
 
-def _picture(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any] | str, tuple[int, int]]:
-    """Returns the picture, as path or bytes, and its width and height."""
+def _picture(
+    row: Mapping[str, Any], columns: Mapping[str, str], places: tuple[str, ...]
+) -> tuple[dict[str, Any] | str, tuple[int, int]]:
+    """Returns the picture, as path or bytes, and its width and height; a row may name no other place than `places`."""
     cell = row[columns["image"]]
     if cell is None:
         raise ValueError("there is no image")
     path, content = cell.get("path"), cell.get("bytes")
+    if content is None:
+        # What stands behind the last :: is the file, what is in front of it leads into an archive.
+        inner, _, base = str(path).rpartition("::")
+        base = base if base.startswith("hf://") else os.path.realpath(base)
+        if not base.startswith(places) or ("://" in base and ".." in base):
+            raise ValueError(f"its picture {path!r} lies outside the data set")
+        path = base if not inner else f"{inner}::{base}"
     if content is None and not os.path.isfile(path):
         import fsspec  # type: ignore[import-untyped]
 

@@ -15,7 +15,17 @@ from ...processing.masks_sca import encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text, mask_extent
 from .coco import segmentation_mask
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, image_fields, inside, read_json_list, region_fields
+from .common import (
+    IMAGE_SUFFIXES,
+    Clip,
+    FolderIndex,
+    Record,
+    attempt,
+    image_fields,
+    inside,
+    read_json_list,
+    region_fields,
+)
 
 
 Source = Literal["annotations", "predictions"]
@@ -59,10 +69,9 @@ def read_label_studio(
     seen: set[str] = set()
     number = 0
     for number, row in enumerate(read_json_list(path), 1):
-        try:
-            record = reader.record(row, number)
-        except RegionRecordError as error:
-            yield error
+        record = attempt(f"{path}, task {number}", reader.record, row, number)
+        if isinstance(record, RegionRecordError):
+            yield record
             continue
         if record["image_id"] in seen:
             raise ValueError(f"{path}: two tasks have the id {record['image_id']}; export the project again.")
@@ -113,7 +122,8 @@ class _Export:
         for region_id, rows in grouped.items():
             place = next((one for one in rows if _shape(one)), None)
             if place is not None:
-                regions.append(self._region(region_id, rows, place, size, where))
+                key = f"{where}, region {region_id}"
+                regions.append(attempt(key, self._region, region_id, rows, place, size))
             else:
                 _leave_out(rows, left_out, notes)
         told = {"left_out": left_out, "notes": notes, "measured": True}
@@ -160,20 +170,16 @@ class _Export:
         rows: Sequence[Mapping[str, Any]],
         place: Mapping[str, Any],
         size: tuple[int, int],
-        where: str,
     ) -> Record:
         """Joins the results of one id, which are a place, its labels and its texts."""
-        try:
-            told = (place.get("original_width"), place.get("original_height"))
-            if None not in told and told != size:
-                raise ValueError(
-                    f"it was drawn on {told[0]} x {told[1]} pixels, the picture in {self.images} is {size[0]} x "
-                    f"{size[1]}; give the folder of the pictures that were annotated with images=FOLDER"
-                )
-            box, mask = _box_and_mask(place, size)
-            fields = self._texts(rows)
-        except ValueError as error:
-            return RegionRecordError(f"{where}, region {region_id}: {error}")
+        told = (place.get("original_width"), place.get("original_height"))
+        if None not in told and told != size:
+            raise ValueError(
+                f"it was drawn on {told[0]} x {told[1]} pixels, the picture in {self.images} is {size[0]} x "
+                f"{size[1]}; give the folder of the pictures that were annotated with images=FOLDER"
+            )
+        box, mask = _box_and_mask(place, size)
+        fields = self._texts(rows)
         return region_fields(region_id, box, size, self.clip, mask=mask, **fields)
 
     def _texts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -241,7 +247,7 @@ def _box_and_mask(place: Mapping[str, Any], size: tuple[int, int]) -> tuple[list
             points = np.array([[float(x), float(y)] for x, y in value["points"]]).reshape(-1, 2) * size / 100
         else:
             points = _outline(shape == "ellipse", value, size)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the {shape} is {dict(value)!r:.200}, expected its numbers in percent ({error})") from None
     if len(points) < 3:
         raise ValueError(f"the {shape} has {len(points)} points, expected at least 3")

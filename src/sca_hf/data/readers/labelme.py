@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -12,12 +13,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...files import read_json
 from ...processing.masks_sca import decode_rle, encode_rle
 from ..pictures import image_size
 from ..region import RegionRecordError, mask_extent
 from .coco import segmentation_mask
-from .common import IMAGE_SUFFIXES, Clip, FolderIndex, Record, category_fields, image_fields, region_fields
+from .common import (
+    IMAGE_SUFFIXES,
+    Clip,
+    FolderIndex,
+    Record,
+    attempt,
+    category_fields,
+    files_below,
+    image_fields,
+    read_annotations,
+    region_fields,
+)
 
 
 # Shapes without an inside.
@@ -48,7 +59,7 @@ def read_labelme(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"root: {root} is not a directory, expected the one with the JSON files.")
-    paths = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+    paths = files_below(root, ".json")
     if not paths:
         raise ValueError(f"{root} has no JSON files.")
     index = FolderIndex(Path(images)) if images else None
@@ -57,22 +68,20 @@ def read_labelme(
     unlabelled = sum(path.with_suffix("") not in stems for path in pictures)
     notes = [f"{unlabelled} pictures without a JSON file are left out"] if unlabelled else []
     for path in paths:
-        try:
-            yield {**_record(path, root, index, task, names, clip), "notes": notes}
-        except ValueError as error:
-            yield error if isinstance(error, RegionRecordError) else RegionRecordError(str(error))
+        record = attempt(str(path), _record, path, root, index, task, names, clip)
+        yield record if isinstance(record, RegionRecordError) else {**record, "notes": notes}
 
 
 def _record(
     path: Path, root: Path, images: FolderIndex | None, task: str, names: Mapping[str, str] | None, clip: Clip
 ) -> dict[str, Any]:
-    content = read_json(path)
+    content = read_annotations(path)
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
         raise RegionRecordError(f"{path} has no list of shapes, as a file of LabelMe has; move it elsewhere")
     image_id = path.relative_to(root).with_suffix("").as_posix()
     where = f"{path}, image {image_id}"
-    image = _picture(path, content, images, where)
+    image = _picture(path, content, images, where, root)
     size = image_size(image["bytes"] if isinstance(image, dict) else image)
     told = (content.get("imageWidth"), content.get("imageHeight"))
     if None not in told and told != size:
@@ -92,19 +101,17 @@ def _record(
     regions: list[Any] = []
     for number, members in enumerate(groups.values()):
         region_id = f"{image_id}/{number}"
-        try:
-            regions.append(_region(region_id, members, size, task, names, clip))
-        except ValueError as error:
-            regions.append(RegionRecordError(f"{where}, region {region_id}: {error}"))
+        place = f"{where}, region {region_id}"
+        regions.append(attempt(place, _region, region_id, members, size, task, names, clip))
     return image_fields(image, image_id, size, path, task=task, regions=regions, left_out=left_out, measured=True)
 
 
-def _picture(path: Path, content: Mapping[str, Any], images: FolderIndex | None, where: str) -> Any:
+def _picture(path: Path, content: Mapping[str, Any], images: FolderIndex | None, where: str, root: Path) -> Any:
     told = str(content.get("imagePath") or "").replace("\\", "/")
     if images is None:
-        # LabelMe's own way: from the folder of the file, which may lead up.
-        found = path.parent / told
-        if told and found.is_file():
+        # LabelMe's own way: from the folder of the file, which may lead up as far as the folder beside the labels'.
+        found = Path(os.path.normpath(path.parent.absolute() / told))
+        if told and found.is_file() and found.is_relative_to(root.absolute().parent):
             return found
         if content.get("imageData"):
             try:
@@ -157,7 +164,7 @@ def _place(shape: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float]
     kind = shape.get("shape_type")
     try:
         points = np.array([[float(x), float(y)] for x, y in shape["points"]]).reshape(-1, 2)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"points are {shape.get('points')!r:.200}, expected pairs x, y") from None
     expected = {"rectangle": (2, 4), "circle": (2,), "mask": (2,)}.get(str(kind))
     if (expected is not None and len(points) not in expected) or (kind in _POLYGONS and len(points) < 3):
@@ -179,15 +186,17 @@ def _place(shape: Mapping[str, Any], size: tuple[int, int]) -> tuple[list[float]
 def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -> tuple[list[float], dict[str, Any]]:
     """Puts the picture of a mask to its place; its points are the first and the last pixel."""
     try:
+        (x0, y0), (x1, y1) = (int(x) for x in points[0]), (int(x) for x in points[1])
         with Image.open(BytesIO(base64.b64decode(shape["mask"]))) as picture:
-            part = np.asarray(picture).astype(bool)
+            width, height = picture.size
+            fits = picture.size == (x1 - x0 + 1, y1 - y0 + 1) and x0 >= 0 and y0 >= 0 and x1 < size[0] and y1 < size[1]
+            part = np.asarray(picture).astype(bool) if fits else np.zeros(0, bool)
     except Exception as error:  # noqa: BLE001, decoders raise whatever they like
         raise ValueError(f"its mask is not a picture in base64: {error}") from None
-    (x0, y0), (x1, y1) = (int(x) for x in points[0]), (int(x) for x in points[1])
-    if part.shape != (y1 - y0 + 1, x1 - x0 + 1) or x0 < 0 or y0 < 0 or x1 >= size[0] or y1 >= size[1]:
+    if not fits:
         raise ValueError(
-            f"its mask of {part.shape[1]} x {part.shape[0]} pixels does not fill {x0}, {y0} to {x1}, {y1} in an image "
-            f"of {size[0]} x {size[1]}"
+            f"its mask of {width} x {height} pixels does not fill {x0}, {y0} to {x1}, {y1} in an image of {size[0]} x "
+            f"{size[1]}"
         )
     if not part.any():
         raise ValueError("its mask covers no pixel; delete the shape")

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ...files import read_json
+from ...files import check_pickle
 from ...processing.masks_sca import decode_rle, encode_rle
-from ..region import RegionRecordError, category_text, check_names
+from ..region import RegionRecordError, category_text, check_names, naming
 from .coco import mask_fields, segmentation_mask, xywh_box
-from .common import Clip, Record, find_file, region_fields
+from .common import Clip, Record, attempt, find_file, has_id, read_annotations, region_fields, rows_by_id
 
 
 # Where the toolkit's own instructions put the pictures, seen from the folder of a data set.
@@ -62,41 +62,37 @@ def read_refcoco(
     pictures, annotations, categories = _instances(root / "instances.json")
     check_names(names, categories.values(), str(root))
     folders = [Path(images)] if images is not None else [root / folder for folder in _PICTURES]
-    for image_id in sorted(refs):
+    for ref in refs.pop(None, ()):
+        yield RegionRecordError(f"{source}: a ref has no ref_id or image_id that is a number or a text: {ref!r:.100}")
+    for image_id in sorted(refs, key=lambda key: (str(type(key)), key)):
         where = f"{source}, image {image_id}"
-        try:
-            record = _image_record(pictures.get(image_id), folders, where)
-        except RegionRecordError as error:
-            yield error
+        record = attempt(where, _image_record, pictures.get(image_id), folders, where)
+        if isinstance(record, RegionRecordError):
+            yield record
             continue
         regions: list[Any] = []
-        for ref in sorted(refs[image_id], key=lambda ref: ref["ref_id"]):
-            region = where + f", region {ref['ref_id']}"
+        for ref in sorted(refs[image_id], key=lambda ref: (str(type(ref["ref_id"])), ref["ref_id"])):
             try:
-                row = annotations[ref["ann_id"]]
-                size = (record["width"], record["height"])
-                fields = {
-                    **(mask_fields(row.get("segmentation"), size, _refer_mask) if masks else {}),
-                    "captions": [sentence[text] for sentence in ref["sentences"]],
-                    "category": category_text(categories[row["category_id"]], names),
-                }
-                regions.append(region_fields(str(ref["ref_id"]), xywh_box(row["bbox"]), size, clip, **fields))
-            except KeyError as error:
-                regions.append(RegionRecordError(f"{region}: {error} is missing in the ref, or in instances.json"))
-            except (TypeError, ValueError) as error:
-                regions.append(RegionRecordError(f"{region}: {error}"))
+                with naming(f"{where}, region {ref['ref_id']}"):
+                    row = annotations[ref["ann_id"]]
+                    size = (record["width"], record["height"])
+                    fields = {
+                        **(mask_fields(row.get("segmentation"), size, _refer_mask) if masks else {}),
+                        "captions": [sentence[text] for sentence in ref["sentences"]],
+                        "category": category_text(categories[row["category_id"]], names),
+                    }
+                    regions.append(region_fields(str(ref["ref_id"]), xywh_box(row["bbox"]), size, clip, **fields))
+            except RegionRecordError as error:
+                regions.append(error)
         yield {**record, "task": task, "regions": regions, "source": str(source)}
 
 
-def _instances(path: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]], dict[Any, str]]:
+def _instances(path: Path) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
     """Returns the images, the annotations and the names of the categories, each by id."""
-    content = read_json(path)
+    content = read_annotations(path)
     try:
-        return (
-            {row["id"]: row for row in content["images"]},
-            {row["id"]: row for row in content["annotations"]},
-            {row["id"]: str(row["name"]) for row in content["categories"]},
-        )
+        images, annotations, categories = (rows_by_id(content[key]) for key in ("images", "annotations", "categories"))
+        return images, annotations, {key: str(row["name"]) for key, row in categories.items()}
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not in refer's format: {error} is missing.") from None
 
@@ -112,8 +108,10 @@ def _refs(path: Path, split: str) -> dict[Any, list[dict[str, Any]]]:
         chosen: dict[Any, list[dict[str, Any]]] = {}
         for ref in refs:
             if _is_in(str(ref["split"]), split):
-                chosen.setdefault(ref["image_id"], []).append(ref)
-                ref["ref_id"]  # the order of the regions
+                known = has_id(ref, "image_id") and has_id(ref, "ref_id")
+                chosen.setdefault(ref["image_id"] if known else None, []).append(ref)
+        if chosen.keys() == {None}:
+            raise KeyError("ref_id or image_id")
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not in refer's format: expected a list of refs with split and ids ({error})."
@@ -133,10 +131,8 @@ def _is_in(theirs: str, wanted: str) -> bool:
 def _image_record(row: Mapping[str, Any] | None, folders: list[Path], where: str) -> dict[str, Any]:
     if row is None:
         raise RegionRecordError(f"{where}: instances.json does not list this image")
-    try:
+    with naming(f"{where}: in instances.json a field is missing or not a number"):
         name, width, height = str(row["file_name"]), int(row["width"]), int(row["height"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RegionRecordError(f"{where}: in instances.json {error} is missing or not a number") from None
     stem = PurePosixPath(name).stem
     # imageCLEF's archive keeps its pictures in folders of a thousand.
     numbered = [f"{int(stem) // 1000:02d}/images/{stem}.jpg"] if stem.isascii() and stem.isdigit() else []
@@ -157,9 +153,7 @@ def _refer_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | No
     width, height = size
     union = None
     for part in segmentation:
-        mask = decode_rle(part, "segmentation")
-        if mask.shape != (height, width):
-            raise ValueError(f"segmentation is of size {list(mask.shape)}, expected [{height}, {width}]")
+        mask = decode_rle(part, "segmentation", (height, width))
         union = mask if union is None else union | mask
     return encode_rle(union) if union is not None and union.any() else None
 
@@ -171,6 +165,9 @@ _PLAIN_CLASSES = {
     for module in ("builtins", "__builtin__")  # of Python 3 and 2
     for name, kind in (("set", set), ("frozenset", frozenset))
 }
+
+
+_DEEPEST = 100
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -188,19 +185,36 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
+def _check_tree(values: Any, size: int) -> None:
+    """Refuses values that are deeper than any data set, or of more parts than a file of `size` bytes can write out."""
+    rest, parts = [(values, 1)], 0
+    while rest:
+        value, depth = rest.pop()
+        parts += 1
+        if parts > size or depth > _DEEPEST:
+            raise pickle.UnpicklingError("its values contain each other, or are nested too deeply")
+        inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        rest += [(one, depth + 1) for one in inner if isinstance(one, dict | list | tuple | set | frozenset)]
+
+
 def load_plain_pickle(path: str | Path) -> Any:
     """Returns what a pickle holds: lists, tuples, dicts, sets, strings, numbers, True, False, None.
 
     Strings of Python 2 are read as UTF-8, or, where they are not, all of them as Latin-1. Whatever else the file asks
-    for is a ValueError that names it, and nothing of it is run.
+    for is a ValueError that names it, and nothing of it is run. So are values that share their parts, which written
+    out have no end: reading takes at most what an honest file of the same size takes.
     """
     with Path(path).open("rb") as file:
         try:
+            check_pickle(file)
             try:
-                return _PlainUnpickler(file, encoding="utf-8").load()
+                file.seek(0)
+                values = _PlainUnpickler(file, encoding="utf-8").load()
             except UnicodeDecodeError:
                 file.seek(0)
-                return _PlainUnpickler(file, encoding="latin-1").load()
+                values = _PlainUnpickler(file, encoding="latin-1").load()
+            _check_tree(values, Path(path).stat().st_size)
+            return values
         except pickle.UnpicklingError as error:
             raise ValueError(f"{path} is not a pickle of plain values: {error}.") from None
         except Exception as error:  # noqa: BLE001, a damaged file does whatever it likes to the unpickler

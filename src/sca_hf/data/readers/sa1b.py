@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..region import RegionRecordError
+from ...files import is_special, leads_out
+from ..region import RegionRecordError, naming
 from .coco import segmentation_mask, xywh_box
-from .common import Clip, Record, image_fields, region_fields
+from .common import Clip, Record, attempt, image_fields, region_fields, rows_by_id
+from .tables import read_batches
 
 
 _MEMBER = re.compile(r"sa_(\d+)\.(jpg|json)")
@@ -49,10 +51,11 @@ def read_sa1b(
         raise ValueError(f'task is {task!r}, but SA-1B has no categories: expected "caption".')
     table = _caption_table(Path(captions), min_score, os.stat(captions).st_mtime_ns)
     for number, where, picture, annotation in _pairs(Path(images), table):
-        try:
-            yield _record(number, where, picture, annotation(), table, min_area, masks, clip)
-        except RegionRecordError as error:
-            yield error
+
+        def record(read: Any = annotation, told: tuple[int, str, Any] = (number, where, picture)) -> Record:
+            return _record(*told, read(), table, min_area, masks, clip)
+
+        yield attempt(f"{where}, image sa_{number}", record)
 
 
 def _parts(images: str | Path, **others: Any) -> list[dict[str, Any]]:
@@ -133,6 +136,8 @@ def _read_table(path: Path) -> Any:
         if path.suffix == ".jsonl":
             return lines.read_json(path)
         if path.suffix == ".parquet":
+            for _ in read_batches(path):  # refuses what unfolds to far more than it is
+                pass
             return parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
@@ -166,6 +171,8 @@ def _pairs(images: Path, table: _CaptionTable) -> Iterator[tuple[int, str, Any, 
     for number in numbers:
         if number in table:
             path = images / f"sa_{number}.json"
+            if is_special(path) or leads_out(images, path):
+                raise ValueError(f"{path} is not a regular file, or a link that leads out of {images}: remove it.")
             yield number, str(path), str(path.with_suffix(".jpg")), path.read_bytes
 
 
@@ -213,12 +220,10 @@ def _record(
     masks: bool,
     clip: Clip,
 ) -> Record:
-    try:
+    with naming(f"{where}, image sa_{number}: its annotation cannot be read"):
         content = json.loads(annotation)
         size = (int(content["image"]["width"]), int(content["image"]["height"]))
-        rows = {int(row["id"]): row for row in content["annotations"]}
-    except (KeyError, TypeError, ValueError) as error:
-        return RegionRecordError(f"{where}, image sa_{number}: its annotation cannot be read ({error!r})")
+        rows = {int(key): row for key, row in rows_by_id(content["annotations"]).items()}
     left_out = {"captions below min_score": table.left_out[number]} if number in table.left_out else {}
     regions: list[Record] = []
     for key, captions in table.of_image(number).items():
@@ -227,13 +232,14 @@ def _record(
             regions.append(RegionRecordError(f"{problem}: it is in the table but not in the annotations"))
             continue
         try:
-            box = xywh_box(rows[key].get("bbox"))
-            if float(rows[key].get("area") or 0) < min_area * size[0] * size[1]:
-                left_out["regions below min_area"] = left_out.get("regions below min_area", 0) + 1
-                continue
-            mask = segmentation_mask(rows[key].get("segmentation"), size) if masks else None
-        except (TypeError, ValueError) as error:
-            regions.append(RegionRecordError(f"{problem}: {error}"))
+            with naming(problem):
+                box = xywh_box(rows[key].get("bbox"))
+                if float(rows[key].get("area") or 0) < min_area * size[0] * size[1]:
+                    left_out["regions below min_area"] = left_out.get("regions below min_area", 0) + 1
+                    continue
+                mask = segmentation_mask(rows[key].get("segmentation"), size) if masks else None
+        except RegionRecordError as error:
+            regions.append(error)
             continue
         regions.append(region_fields(str(key), box, size, clip, mask=mask, captions=captions))
     return image_fields(picture, f"sa_{number}", size, where, task="caption", regions=regions, left_out=left_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
 from .coco import mask_fields
-from .common import FolderIndex, Record, image_fields, inside
+from .common import FolderIndex, Record, attempt, files_below, image_fields, inside
 
 
 _ROWS_PER_BATCH = 64
@@ -35,17 +36,18 @@ def read_jsonl(
     """
     for file in _files(path, ".jsonl"):
         index = FolderIndex(Path(images or file.parent))
-        with file.open(encoding="utf-8-sig") as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if not line.strip():
                     continue
                 where = f"{file}, line {number}"
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield RegionRecordError(f"{where}: is not JSON: {error}")
-                    continue
-                yield _record(row, index, where, f"{file.stem}-{number}", task, names)
+                row = attempt(f"{where}: is not JSON", json.loads, line)
+                yield (
+                    row
+                    if isinstance(row, RegionRecordError)
+                    else attempt(where, _record, row, index, where, f"{file.stem}-{number}", task, names)
+                )
 
 
 def read_parquet(
@@ -58,19 +60,56 @@ def read_parquet(
         images, task, names: as for JSON lines; pictures may stand in the file as bytes.
     """
     import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet
 
     for file in _files(path, ".parquet"):
         index = FolderIndex(Path(images or file.parent))
         number = 0
         try:
-            for batch in parquet.ParquetFile(file).iter_batches(_ROWS_PER_BATCH):
+            for batch in read_batches(file):
                 for row in batch.to_pylist():
                     number += 1
                     where = f"{file}, row {number}"
-                    yield _record(row, index, where, f"{file.stem}-{number}", task, names)
+                    yield attempt(where, _record, row, index, where, f"{file.stem}-{number}", task, names)
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} cannot be read as Parquet: {error}.") from error
+
+
+# Bytes of one column that rows read together may become. A few bytes of a file may refer to a long text for each row.
+_MAX_UNFOLDED = 1 << 27
+
+
+def read_batches(path: str | Path) -> Iterator[Any]:
+    """Yields the rows of a Parquet file in batches, refusing texts that unfold to far more than the file holds.
+
+    What compression hides is told by the file's own table; how often a text is repeated, once it is read, while it is
+    in memory once. A refusal takes at most twice the longest text that [`_MAX_UNFOLDED`] admits, and a second.
+    """
+    from pyarrow import parquet
+
+    meta = parquet.ParquetFile(path).metadata
+    columns = [meta.row_group(g).column(c) for g in range(meta.num_row_groups) for c in range(meta.num_columns)]
+    for column in columns:
+        size, packed = column.total_uncompressed_size, column.total_compressed_size
+        if size > _MAX_UNFOLDED // 8 and size > 200 * packed:
+            raise ValueError(f"{path}: {packed} bytes of the column {column.path_in_schema} unfold to {size}")
+    folded = {one.path_in_schema for one in columns if one.physical_type == "BYTE_ARRAY" and one.has_dictionary_page}
+    for batch in parquet.ParquetFile(path, read_dictionary=sorted(folded)).iter_batches(_ROWS_PER_BATCH):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            size = _unfolded(column)
+            if size > _MAX_UNFOLDED and size > 4 * column.get_total_buffer_size():
+                raise ValueError(f"{path}: a few rows of the column {name} unfold to {size} bytes")
+        yield batch
+
+
+def _unfolded(column: Any) -> int:
+    """Returns how many bytes the texts behind dictionaries become when they are written out."""
+    from pyarrow import compute, types
+
+    if types.is_dictionary(column.type):
+        return compute.sum(compute.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+    if types.is_struct(column.type):
+        return sum(map(_unfolded, column.flatten()))
+    return _unfolded(column.flatten()) if types.is_list(column.type) or types.is_large_list(column.type) else 0
 
 
 def _parts(path: str | Path, suffix: str) -> list[dict[str, Any]]:
@@ -83,7 +122,7 @@ read_parquet.parts = lambda path, **others: _parts(path, ".parquet")  # type: ig
 
 def _files(path: str | Path, suffix: str) -> list[Path]:
     path = Path(path)
-    found = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path] if path.is_file() else []
+    found = files_below(path, suffix, deep=False) if path.is_dir() else [path] if path.is_file() else []
     if not found:
         raise ValueError(f"path: there is no file {path}, and no folder with *{suffix}.")
     return found
@@ -94,22 +133,17 @@ def _record(
 ) -> Record:
     if not isinstance(row, Mapping) or not isinstance(row.get("regions", []), list):
         return RegionRecordError(f"{where}: expected an object with image and a list of regions")
-    try:
-        image = _image(row.get("image"), index)
-        known = row.get("width") is not None and row.get("height") is not None
-        size = (
-            (int(row["width"]), int(row["height"]))
-            if known
-            else image_size(image if isinstance(image, str) else image["bytes"])
-        )
-    except (RegionRecordError, TypeError, ValueError) as error:
-        return RegionRecordError(f"{where}: {error}")
-    regions: list[Record] = []
-    for place, region in enumerate(row.get("regions", [])):
-        try:
-            regions.append(_region(region, place, size, names))
-        except (TypeError, ValueError) as error:
-            regions.append(RegionRecordError(f"{where}, region {place}: {error}"))
+    image = _image(row.get("image"), index)
+    known = row.get("width") is not None and row.get("height") is not None
+    size = (
+        (int(row["width"]), int(row["height"]))
+        if known
+        else image_size(image if isinstance(image, str) else image["bytes"])
+    )
+    regions: list[Record] = [
+        attempt(f"{where}, region {place}", _region, region, place, size, names)
+        for place, region in enumerate(row.get("regions", []))
+    ]
     image_id = key if row.get("image_id") is None else row["image_id"]
     own = {"task": task or row.get("task") or "caption", "regions": regions, "measured": not known}
     return {**row, **image_fields(image, image_id, size, where, **own)}

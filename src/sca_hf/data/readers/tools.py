@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ...files import read_json
 from .coco import read_coco, unnamed_images
-from .common import Clip, Crowd, Record
+from .common import Clip, Crowd, Record, read_annotations
 from .voc import read_voc
 from .yolo import read_yolo
 
@@ -114,7 +113,7 @@ def read_via(
     """
     root = Path(root)
     file = _chosen(sorted(root.glob("*.json")), None) if root.is_dir() else root
-    content = read_json(file)
+    content = read_annotations(file)
     projects = isinstance(content, dict) and ("_via_img_metadata" in content or "categories" not in content)
     if projects:
         raise ValueError(f"{file} is a project of VIA; choose Annotation > Export Annotations (COCO format) there.")

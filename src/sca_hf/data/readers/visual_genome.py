@@ -7,10 +7,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ...files import read_json
-from ..region import RegionRecordError
+from ..region import RegionRecordError, naming
 from .coco import xywh_box
-from .common import Clip, Record, find_file, inside, read_json_list, region_fields
+from .common import (
+    Clip,
+    Record,
+    find_file,
+    has_id,
+    inside,
+    read_annotations,
+    read_json_list,
+    region_fields,
+    rows_by_id,
+)
 
 
 # The two archives of pictures; whoever unpacks them into one folder is understood too.
@@ -48,20 +57,17 @@ def read_visual_genome(
     folders = _image_folders(root, images)
     for entry in read_json_list(regions_file):
         try:
-            image_id = entry["id"] if "id" in entry else entry["image_id"]
-            rows = entry["regions"]
-        except (KeyError, TypeError):
-            yield RegionRecordError(f"{regions_file}: an entry has no id, or no regions: {str(entry)[:60]}")
-            continue
-        if chosen is not None and image_id not in chosen:
-            continue
-        where = f"{regions_file}, image {image_id}"
-        picture = pictures.get(image_id)
-        if picture is None:
-            yield RegionRecordError(f"{where}: image_data.json does not list this image")
-            continue
-        try:
-            record = _record(picture, str(image_id), _names_in_url(picture), folders, where)
+            with naming(f"{regions_file}: an entry has no id, or no regions: {str(entry)[:60]}"):
+                image_id = entry["id"] if "id" in entry else entry["image_id"]
+                rows = list(entry["regions"])
+                if chosen is not None and image_id not in chosen:
+                    continue
+                picture = pictures.get(image_id)
+            where = f"{regions_file}, image {image_id}"
+            if picture is None:
+                raise RegionRecordError(f"{where}: image_data.json does not list this image")
+            with naming(where):
+                record = _record(picture, str(image_id), _names_in_url(picture), folders, where)
         except RegionRecordError as error:
             yield error
             continue
@@ -87,25 +93,28 @@ def read_grit(
         clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
     """
     source = Path(annotations)
-    content = read_json(source)
+    content = read_annotations(source)
     pictures = _image_table(Path(image_data)) if image_data is not None else {}
     folders = _image_folders(None, images)
     try:
         entries = content["images"]
-        rows: dict[Any, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in entries}
+        rows: dict[Any, list[Mapping[str, Any]]] = {key: [] for key in rows_by_id(entries)}
         strays: list[Mapping[str, Any]] = []
         for row in content["annotations"]:
-            rows.get(row["image_id"], strays).append(row)
+            (rows.get(row["image_id"], strays) if has_id(row, "image_id") else strays).append(row)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source} is not in GRiT's format: {error} is missing.") from None
     del content
     for row in strays:
-        yield RegionRecordError(f"{source}, region {row.get('id')}: there is no image {row['image_id']}")
+        key, image = (row.get("id"), row.get("image_id")) if isinstance(row, Mapping) else (str(row)[:60], "of it")
+        yield RegionRecordError(f"{source}, region {key}: there is no image {image}")
     for entry in entries:
-        where = f"{source}, image {entry['id']}"
+        where = f"{source}, image {str(entry)[:60]}"
         try:
-            names = _names_in_url(pictures[entry["id"]]) if entry["id"] in pictures else []
-            record = _record(entry, str(entry["id"]), [*names, str(entry.get("file_name", ""))], folders, where)
+            with naming(where):
+                where = f"{source}, image {entry['id']}"
+                names = _names_in_url(pictures[entry["id"]]) if entry["id"] in pictures else []
+                record = _record(entry, str(entry["id"]), [*names, str(entry.get("file_name", ""))], folders, where)
         except RegionRecordError as error:
             yield error
             continue
@@ -135,13 +144,14 @@ def _image_folders(root: str | Path | None, images: str | Path | None) -> list[P
 
 def _image_table(path: Path) -> dict[Any, Mapping[str, Any]]:
     try:
-        return {row["image_id"] if "image_id" in row else row["id"]: row for row in read_json(path)}
-    except (KeyError, TypeError):
+        rows = read_annotations(path, list)
+        return rows_by_id(rows) | rows_by_id(rows, "image_id")
+    except TypeError:
         raise ValueError(f"{path}: expected Visual Genome's list of images, each with its image_id.") from None
 
 
 def _split_ids(path: Path, split: str) -> set[Any]:
-    splits = read_json(path)
+    splits = read_annotations(path)
     if not isinstance(splits, dict) or not isinstance(splits.get(split), list):
         there = ", ".join(splits) if isinstance(splits, dict) else "no splits"
         raise ValueError(f"split is {split!r}, {path} has {there}.")
@@ -157,10 +167,8 @@ def _names_in_url(picture: Mapping[str, Any]) -> list[str]:
 def _record(
     row: Mapping[str, Any], image_id: str, names: list[str], folders: list[Path], where: str
 ) -> dict[str, Any]:
-    try:
+    with naming(f"{where}: width or height is missing or not a number"):
         width, height = int(row["width"]), int(row["height"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RegionRecordError(f"{where}: width or height is missing or not a number ({error})") from None
     names = [name for name in names if name] or [f"{image_id}.jpg"]
     path = find_file(folders, names)
     if path is None:
@@ -176,13 +184,13 @@ def _region(row: Any, size: tuple[int, int], clip: Clip, where: str) -> dict[str
     """Reads a region of either form: x, y, width, height, phrase; or bbox, caption."""
     region_id: Any = "?"
     try:
-        region_id = row["region_id"] if "region_id" in row else row["id"]
-        grit = "bbox" in row
-        box = xywh_box(row["bbox"] if grit else [row[key] for key in ("x", "y", "width", "height")])
-        phrase = row["caption"] if grit else row["phrase"]
-        if not isinstance(phrase, str):
-            raise ValueError(f"the phrase is {phrase!r}, expected text")
-    except (KeyError, TypeError, ValueError) as error:
-        text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        return RegionRecordError(f"{where}, region {region_id}: {text}")
-    return region_fields(str(region_id), box, size, clip, captions=[phrase])
+        with naming():
+            region_id = row["region_id"] if "region_id" in row else row["id"]
+            grit = "bbox" in row
+            box = xywh_box(row["bbox"] if grit else [row[key] for key in ("x", "y", "width", "height")])
+            phrase = row["caption"] if grit else row["phrase"]
+            if not isinstance(phrase, str):
+                raise ValueError(f"the phrase is {phrase!r}, expected text")
+            return region_fields(str(region_id), box, size, clip, captions=[phrase])
+    except RegionRecordError as error:
+        return RegionRecordError(f"{where}, region {region_id}: {error}")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from ..pictures import read_head
-from ..region import RegionRecordError, category_text
+from ..region import RegionRecordError, category_text, naming
 from .coco import mask_fields
 from .common import (
     Clip,
@@ -20,6 +20,7 @@ from .common import (
     Record,
     bounds,
     category_fields,
+    files_below,
     find_file,
     image_fields,
     inside,
@@ -71,8 +72,9 @@ def read_voc(
     based, notes = source.counting(one_based)
     for path in source.files(split):
         try:
-            annotation = _parse(path)
-            record = source.record(path, annotation, size)
+            with naming(str(path)):
+                annotation = _parse(path)
+                record = source.record(path, annotation, size)
         except RegionRecordError as error:
             yield error
             continue
@@ -82,13 +84,13 @@ def read_voc(
         gone = [category_text(_name(item), names) for item in left]
         for region_id, item in ((f"{record['image_id']}/{place}", item) for place, item in enumerate(items)):
             try:
-                if item not in left:
-                    fields = {"clip": clip, **category_fields(_name(item), task, names), **_caption(item)}
-                    fields |= _shape(item, based, scale, extent)
-                    record["regions"].append(region_fields(region_id, size=extent, **fields))
-            except ValueError as error:
-                where = f"{path}, image {record['image_id']}, region {region_id}"
-                record["regions"].append(RegionRecordError(f"{where}: {error}"))
+                with naming(f"{path}, image {record['image_id']}, region {region_id}"):
+                    if item not in left:
+                        fields = {"clip": clip, **category_fields(_name(item), task, names), **_caption(item)}
+                        fields |= _shape(item, based, scale, extent)
+                        record["regions"].append(region_fields(region_id, size=extent, **fields))
+            except RegionRecordError as error:
+                record["regions"].append(error)
         yield {**record, "task": task, "left_out": {"difficult objects": gone} if gone else {}, "notes": notes}
 
 
@@ -128,11 +130,10 @@ class _VocFolder:
     def files(self, split: str | None) -> list[Path]:
         """The XML files, in order."""
         if split is None:
-            found = [path for path in self.annotations.rglob("*") if path.suffix.lower() == ".xml"]
+            found = files_below(self.annotations, ".xml")
             if not found:
                 raise ValueError(f"{self.annotations} has no XML files; pass annotations=FOLDER.")
-            # Names that begin with a dot are what file systems leave behind.
-            return sorted(path for path in found if not path.name.startswith("."))
+            return found
         listed = inside(self.root / "ImageSets" / "Main", f"{split}.txt")
         if listed is None or not listed.is_file():
             folder = self.root / "ImageSets" / "Main"

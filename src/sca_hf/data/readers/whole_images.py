@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...files import read_json
 from ..pictures import image_size
-from ..region import RegionRecordError
-from .coco import Locator, default_images, place_image, rows_of, unnamed_images
-from .common import FolderIndex, Record, image_fields, inside, read_json_list
+from ..region import RegionRecordError, naming
+from .coco import Locator, default_images, id_key, place_image, rows_of, unnamed_images
+from .common import FolderIndex, Record, image_fields, inside, read_annotations, read_json_list
 
 
 def read_coco_captions(
@@ -26,27 +25,31 @@ def read_coco_captions(
     source = Path(annotations)
     locate = Locator(Path(images) if images is not None else default_images(source))
     _only_captions(task)
-    content = read_json(source)
-    captions: dict[Any, list[str]] = {row.get("id"): [] for row in rows_of(content, "images", source)}
+    content = read_annotations(source)
+    captions: dict[Any, list[str]] = {id_key(row.get("id")): [] for row in rows_of(content, "images", source)}
     for row in rows_of(content, "annotations", source):
-        if row.get("image_id") not in captions:
+        key = id_key(row.get("image_id"))
+        if key not in captions:
             yield RegionRecordError(
                 f"{source}, image {row.get('image_id')}: caption {row.get('id')} refers to this image, which does "
                 "not exist"
             )
             continue
-        captions[row["image_id"]].append(str(row.get("caption") or "").strip())
-    if len(captions) < len(content["images"]):
+        captions[key].append(str(row.get("caption") or "").strip())
+    rows = rows_of(content, "images", source)
+    if len(captions) < len({id(image) for image in rows if image.get("id") is not None}):
         raise ValueError(f"{source}: two images have the same id.")
-    locate.expect(content["images"])
-    for image in content["images"]:
+    locate.expect(rows)
+    for image in rows:
         where = f"{source}, image {image.get('id')}"
         try:
-            path, size = place_image(image, locate, where)
+            with naming(where):
+                path, size = place_image(image, locate, where)
+                record = _record(path, str(image.get("id")), size, captions[id_key(image.get("id"))], source)
         except RegionRecordError as error:
             yield error
             continue
-        yield _record(path, str(image["id"]), size, captions[image["id"]], source)
+        yield record
 
 
 read_coco_captions.paths = unnamed_images  # type: ignore[attr-defined]
@@ -70,12 +73,13 @@ def read_sbu(annotations: str | Path, images: str | Path, task: str = "caption")
             yield RegionRecordError(f"{where}: expected an object with image and caption")
             continue
         try:
-            path = index.find(row["image"], whole=True) or inside(index.folder, row["image"])
-            if path is None:
-                raise RegionRecordError("its file name points outside the image folder")
-            size = image_size(path)
+            with naming(where):
+                path = index.find(row["image"], whole=True) or inside(index.folder, row["image"])
+                if path is None:
+                    raise RegionRecordError("its file name points outside the image folder")
+                size = image_size(path)
         except RegionRecordError as error:
-            yield RegionRecordError(f"{where}: {error}")
+            yield error
             continue
         # One picture may stand in the list twice, so that its name does not tell.
         yield _record(path, str(number), size, [str(row.get("caption") or "").strip()], source)

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ...files import is_special, leads_out
 from ...yaml_files import parse_yaml
 from ..pictures import image_size
-from ..region import RegionRecordError, check_names
+from ..region import RegionRecordError, check_names, naming
 from .coco import segmentation_mask
 from .common import (
     Clip,
@@ -68,7 +69,8 @@ def read_yolo(
         image_id = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
         where = f"{label}, image {image_id}"
         try:
-            rows, size = _rows(label, where, unlabeled), image_size(path)
+            with naming(where):
+                rows, size = _rows(label, where, unlabeled), image_size(path)
         except RegionRecordError as error:
             yield error
             continue
@@ -76,11 +78,12 @@ def read_yolo(
         for index, line in rows:
             region_id = f"{image_id}/{index}"
             try:
-                number, box, mask = lines.region(line, size)
-                texts = category_fields(class_names[number], task, names)
-                regions.append(region_fields(region_id, box, size, clip, mask=mask, **texts))
-            except ValueError as error:
-                regions.append(RegionRecordError(f"{where}, region {region_id}: line {index + 1}: {error}"))
+                with naming(f"{where}, region {region_id}: line {index + 1}"):
+                    number, box, mask = lines.region(line, size)
+                    texts = category_fields(class_names[number], task, names)
+                    regions.append(region_fields(region_id, box, size, clip, mask=mask, **texts))
+            except RegionRecordError as error:
+                regions.append(error)
         yield image_fields(path, image_id, size, label, task=task, regions=regions, measured=True)
     lines.refuse_doubt(base)
 
@@ -278,6 +281,8 @@ def _is_labels(path: Path) -> bool:
 
 
 def _rows(path: Path, where: str, unlabeled: bool) -> list[tuple[int, str]]:
+    if is_special(path) or leads_out(path.parent, path):
+        raise RegionRecordError(f"{path} is not a regular file, or a link that leads out of its folder: remove it")
     if not path.is_file():
         if unlabeled:
             return []

@@ -262,9 +262,7 @@ def add_pictures(examples: Iterable[Example], data: str | Mapping[str, Any]) -> 
 def draw_example(image: Image.Image, record: PredictionRecord) -> Image.Image:
     """Draws the region of a record in its surroundings: its true box and, where there is one, the predicted mask."""
     rle = record.mask or record.reference_mask
-    mask = None if rle is None else decode_rle(rle)
-    if mask is not None and mask.shape != image.size[::-1]:
-        raise RegionRecordError(f"the mask of {record.id} is of {mask.shape}, its picture of {image.size[::-1]}")
+    mask = None if rle is None else decode_rle(rle, f"the mask of {record.id}", image.size[::-1])
     return cut_region(image, DrawnRegion(mask=mask, box=record.box), _SIZE)
 
 

@@ -19,7 +19,7 @@ from ...evaluation.naming import NAMES_NOTE
 from ...files import differences, read_json, refuse_inputs, replacing, staged, to_json, write_whole
 from ...hub.card import CARD, draft_card
 from ...hub.info import check_saved_model
-from ...modeling.base_models_sca import hash_weights
+from ...modeling.base_models_sca import hash_folder
 from ...run_identity import all_versions, model_identity, versions
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
@@ -291,7 +291,7 @@ def _finished(output: Path, args: ScaTrainingArguments, identity: dict[str, Any]
         )
     try:
         check_saved_model(model)
-        if known.get("weights of the model") not in (None, hash_weights(model)):
+        if known.get("weights of the model") not in (None, hash_folder(model, ())):
             raise ValueError("its weights are not those that were saved")
     except Exception as error:  # whatever reading a damaged file may raise
         raise ValueError(
@@ -327,7 +327,7 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any], identity
             check_saved_model(folder)
             # Last, so that a run which is stopped while it saves has none.
             write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
-            write_whole(output / RUN, to_json({**identity, "weights of the model": hash_weights(folder)}))
+            write_whole(output / RUN, to_json({**identity, "weights of the model": hash_folder(folder, ())}))
     trainer.accelerator.wait_for_everyone()
 
 
