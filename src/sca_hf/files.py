@@ -446,7 +446,9 @@ def flush_entry(path: Path) -> None:
 def _is_disk_full(error: BaseException) -> bool:
     """Libraries hide the error number of a failed write in errors of their own, or lose it."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []  # an error that was raised again may be its own cause
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if isinstance(cause, OSError) and cause.errno in _FULL:
             return True
         # safetensors keeps the number in its text; torch, which writes its archives itself, says only that it failed.
