@@ -76,6 +76,10 @@ def caption_generation_config(language_model: PreTrainedModel) -> GenerationConf
     return config
 
 
+# Of beams or tokens: settings come from a repository too.
+_MOST = 4096
+
+
 def resolve_generation_config(
     own: GenerationConfig, given: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
@@ -112,6 +116,10 @@ def resolve_generation_config(
 
 def _refuse_impossible(settings: dict[str, Any]) -> None:
     harmless = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1, "max_length": None}
+    for name in ("num_beams", "num_return_sequences", "max_new_tokens"):
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST):
+            raise ValueError(f"{name} is {value!r}, expected a whole number from 1 to {_MOST}.")
     for name, reason in _IMPOSSIBLE.items():
         value = settings.get(name)
         if value is not None and value is not False and value != harmless.get(name):
