@@ -39,7 +39,13 @@ class CheckedLoading:
             if file is not None:
                 _check_code(file)
         kwargs.setdefault("trust_remote_code", False)  # the library would ask
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except (TypeError, AttributeError, LookupError, ArithmeticError, json.JSONDecodeError, UnicodeError) as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: a file of its processor is damaged, or has a value of a wrong type "
+                f"({type(error).__name__}: {error}); restore it as it was saved."
+            ) from error
 
 
 def _check_code(file: str) -> None:
