@@ -44,7 +44,7 @@ class Clients:
         self.lock = threading.Lock()
         self.scenes = list(scenes("test", PICTURES, 100))
         self.images = [self._image(number) for number in range(PICTURES)]
-        self.threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
+        self.threads = [threading.Thread(target=self.run, args=(number,)) for number in range(clients)]
 
     def _image(self, number: int) -> str:
         buffer = io.BytesIO()
@@ -71,7 +71,8 @@ class Clients:
         # Rounding differs with the company in a batch, and a mask by a pixel with it.
         return [record["caption"], round(record["score"], 3), round(record["iou"], 3)]
 
-    def _run(self, number: int) -> None:
+    def run(self, number: int) -> None:
+        """Asks again and again until the time is over."""
         chance = random.Random(number)
         while time.monotonic() < self.until:
             picture, region = chance.choice(list(self.expected))

@@ -148,7 +148,7 @@ WHOLE = {
     ),
     "a part that is no configuration": (config(sam_config="../sam"), "sam_config must be a configuration or a dict"),
     "a SAM that is none": (config(sam_config__model_type="gpt2"), "sam_config has model_type 'gpt2'"),
-    "newer than this code": (config(format_version=2), "has format 2, but this code supports formats up to 1: update"),
+    "newer than this code": (config(format_version=3), "has format 3, but this code supports formats up to 2: update"),
     "a format that is none": (config(format_version="one"), "format_version 'one', expected a whole number"),
     "a configuration that is no JSON": (
         text("config.json", "{'a': __import__('os')}"),

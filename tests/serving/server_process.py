@@ -39,13 +39,13 @@ def running(*arguments, **options):
         process.communicate()
 
 
-def connect(address, head, body=b"", claimed=None):
+def connect(address, head, body=b"", claimed=None, header="Accept: */*"):
     """Opens a connection and sends a request of which the body may be a part only."""
     place = urlsplit(address)
     link = socket.create_connection((place.hostname, place.port), timeout=60)
     length = len(body) if claimed is None else claimed
     link.sendall(f"{head} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Length: {length}\r\n".encode())
-    link.sendall(b"Content-Type: application/json\r\n\r\n" + body)
+    link.sendall(f"Content-Type: application/json\r\n{header}\r\n\r\n".encode() + body)
     return link
 
 

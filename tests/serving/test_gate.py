@@ -277,6 +277,20 @@ def test_those_who_shared_a_call_with_a_client_that_left_get_their_answer(engine
         gone.result(60)
 
 
+def test_many_regions_of_one_client_take_turns_with_others_and_are_the_same(engine):
+    image, order = engine.open_base64(picture(96, 80)), []
+    regions = [RegionPrompt(box=[1, 1, 20 + number, 60]) for number in range(50)]
+    alone = [engine.submit(image, [region]).result()[0] for region in regions]
+    calls = engine.counts["calls"]
+    many, one = engine.submit(image, regions), engine.submit(image, regions[:1], generation={"num_beams": 2})
+    for name, future in (("many", many), ("one", one)):
+        future.add_done_callback(lambda _, name=name: order.append(name))
+    found = many.result(60)
+    assert order == ["one", "many"] and engine.counts["calls"] - calls == 5
+    assert [record["caption"] for record in found] == [record["caption"] for record in alone]
+    assert [record["mask"] for record in found] == [record["mask"] for record in alone]
+
+
 def test_captions_stop_at_the_next_token(engine):
     left, seen = threading.Event(), []
     token = client_left.set(left)

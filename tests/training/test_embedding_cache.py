@@ -203,7 +203,7 @@ def test_augmentation_of_images_is_refused(cache):
 
 def test_masks_of_sam_hq_are_not_trained_on_cached_embeddings(make_model, processor, tmp_path):
     model = make_model(sam_type="sam_hq")
-    with pytest.raises(EmbeddingCacheError, match="SAM-HQ also needs early features"):
+    with pytest.raises(EmbeddingCacheError, match="SAM-HQ also needs other features for its masks"):
         EmbeddingCache(tmp_path, model, processor, mask_loss_weight=1.0)
     record = CachedRecords(records(1), EmbeddingCache(tmp_path, model, processor))[0]
     expected = model.get_image_embeddings(processor(records(1)[0]["image"])["pixel_values"])[0][0]

@@ -139,16 +139,20 @@ def _source(base: dict[str, str] | None) -> str:
 
 
 def _describe_sam(config: ScaConfig) -> str:
-    vision = config.sam_config.vision_config
-    return (
-        f"{config.sam_config.model_type}, {vision.num_hidden_layers} layers x {vision.hidden_size}, "
-        f"{vision.image_size} px"
-    )
+    sam, side = config.sam_config, config.image_frame.side
+    vision = getattr(sam.vision_config, "backbone_config", None) or sam.vision_config
+    stages = getattr(vision, "blocks_per_stage", None)
+    layers = sum(stages) if stages else getattr(vision, "num_hidden_layers", None)
+    shape = f", {layers} layers x {vision.hidden_size}" if layers else ""
+    return f"{sam.model_type}{shape}, {side} px"
 
 
 def _describe_mixer(config: ScaConfig) -> str:
     mixer = config.mixer_config
-    return f"{mixer.num_hidden_layers} layers x {mixer.hidden_size}, {mixer.num_caption_tokens} caption queries"
+    text = f"{mixer.num_hidden_layers} layers x {mixer.hidden_size}, {mixer.num_caption_tokens} caption queries"
+    if mixer.is_published:
+        return text
+    return f"{text}, queries {mixer.query_type}, tokens of {mixer.token_source}, image of {mixer.image_source}"
 
 
 def _describe_text(config: ScaConfig) -> str:

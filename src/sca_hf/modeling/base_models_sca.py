@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .configuration_sca import SUPPORTED_SAM_TYPES, ScaConfig, without_dropout
+from .configuration_sca import ScaConfig, without_dropout
+from .families_sca import as_segmenter, config_from, segmenter_config
 from .validation_sca import check_numbers, check_references, is_finite, sizes
 
 
@@ -85,6 +86,10 @@ def load_part(
     """Load one base model from wherever the user says, and return it with its source (None: unknown)."""
     if isinstance(source, PreTrainedModel):
         part = source if source.config.model_type != ScaConfig.model_type else getattr(source, name)
+        own = type(part).config_class
+        if name == SAM and own is not None and part.config.model_type != own.model_type:
+            # The library may give an image model the configuration of the video model whose weights it has.
+            part.config = config_from(as_segmenter(part.config.to_dict(), own.model_type))
         # It may have been changed since it was loaded, so that no folder or commit stands for it.
         return part, None
     if len(_NESTED) >= _MOST_NESTED:
@@ -127,19 +132,13 @@ def _load_part(
         whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})
         return getattr(whole, name), {**where, "part": name}
     trust = kwargs.get("trust_remote_code")
-    config = kwargs.get("config") or AutoConfig.from_pretrained(source, trust_remote_code=bool(trust), **hub)
-    check_part(name, source, config)
+    config = kwargs.get("config")
+    if config is None and name == SAM and stored.get("model_type"):
+        config = segmenter_config(stored, source)
+    config = config or AutoConfig.from_pretrained(source, trust_remote_code=bool(trust), **hub)
     if drop_dropout:
         config = without_dropout(config)
     return _load_base(name, source, {**kwargs, **hub, "config": config}), where
-
-
-def check_part(name: str, source: Any, config: PreTrainedConfig) -> None:
-    """Refuse a model that cannot be the part that it is named for."""
-    if name == SAM and config.model_type not in SUPPORTED_SAM_TYPES:
-        raise ValueError(
-            f"{source} has model_type {config.model_type!r}; SAM may be {' or '.join(map(repr, SUPPORTED_SAM_TYPES))}."
-        )
 
 
 def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -239,11 +238,11 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
     """
     if stored.get("model_type") == ScaConfig.model_type:
         stored = stored.get(BASE_MODELS[name][1]) or {}
-    fields = dict(stored)
-    kind = fields.pop("model_type", None)
+    fields = as_segmenter(stored, config.model_type) if name == SAM else stored
+    kind = fields.get("model_type")
     differences = [f"model_type {kind!r} instead of {config.model_type!r}"]
     if kind == config.model_type:
-        there, here = (dict(sizes(one)) for one in (AutoConfig.for_model(kind, **fields), config))
+        there, here = (dict(sizes(one)) for one in (config_from(fields), config))
         differences = [
             f"{key} {there.get(key)} instead of {here[key]}" for key in here if there.get(key, here[key]) != here[key]
         ]

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from .base_models_sca import LANGUAGE_MODEL, SAM, as_dtype, complete_sources, keep_precision, load_part, one_at_a_time
 from .configuration_sca import ScaConfig, ScaMixerConfig, check_detail_widths, text_embedding_size
+from .families_sca import family_of
 from .generation_sca import caption_generation_config
 from .placement_sca import check_blocks, execution_device
 
@@ -142,6 +143,8 @@ class ScaComposingMixin:
             for part in (self.sam, self.language_model):
                 if part is not None:
                     part.requires_grad_(False)
+            for name in family_of(self.config.sam_config).learns if self.sam is not None else ():
+                self.sam.get_submodule(name).requires_grad_(True)
 
     def _attach(self, sam: PreTrainedModel, language_model: PreTrainedModel) -> None:
         """Make loaded models parts of this one, in the state in which a whole repository would hold them."""

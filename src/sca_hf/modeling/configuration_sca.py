@@ -14,13 +14,19 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .families_sca import ImageFrame, family_of, image_frame
 from .validation_sca import check_base_models, check_format, check_numbers, check_references, check_scope
 
 
-SUPPORTED_SAM_TYPES = ("sam", "sam_hq")
-
 # A configuration must not make a load ask for absurd amounts of memory.
 _MAX_DETAIL_WIDTH = _MAX_CONFIDENCE_SIZE = 4096
+
+# How a mixer may be wired; the first of each is the published one.
+_CHOICES = {
+    "query_type": ("learned", "mask_tokens", "roi"),
+    "token_source": ("decoder", "prompt", "none"),
+    "image_source": ("decoder", "encoder"),
+}
 
 # What the library's language models call their dropout probabilities.
 _DROPOUT_FIELDS = (
@@ -53,6 +59,13 @@ class ScaMixerConfig(PreTrainedConfig):
         tasks: names of the tasks, in the order of their rows.
         text_hidden_size: width D of the language model's input embeddings.
         initializer_range: standard deviation of new weights.
+        query_type: what becomes the prefix. `"learned"` queries, as published; `"mask_tokens"`, the segmenter's tokens
+            of its three masks, one caption head each; `"roi"`, the image embeddings in `roi_size` x `roi_size` parts
+            of the region's box. The last two set `num_caption_tokens` and `num_caption_heads`, and need no layers.
+        token_source: the segmenter's tokens beside the queries: those that its `"decoder"` left, as published, the
+            `"prompt"` as it was encoded, or `"none"`.
+        image_source: the image that is read: what the `"decoder"` made of it, as published, or the `"encoder"`.
+        roi_size: parts along each side of a box.
     """
 
     model_type = "segment_caption_anything_mixer"
@@ -70,13 +83,25 @@ class ScaMixerConfig(PreTrainedConfig):
     tasks: list[str] | tuple[str, ...] = ("recognition", "caption")
     text_hidden_size: int = 768
     initializer_range: float = 0.02
+    query_type: str = "learned"
+    token_source: str = "decoder"
+    image_source: str = "decoder"
+    roi_size: int = 6
 
     def __post_init__(self, **kwargs: Any) -> None:
         _check_kinds(vars(self), {name: getattr(type(self), name, None) for name in vars(self)}, "mixer_config.")
         self.tasks = list(self.tasks)
-        for name in ("num_hidden_layers", "num_caption_tokens", "num_caption_heads", "num_task_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, known))}.")
+        if self.query_type == "mask_tokens":
+            self.num_caption_tokens, self.num_caption_heads = 1, 3
+        elif self.query_type == "roi":
+            self.num_caption_tokens, self.num_caption_heads = self.roi_size**2, 1
+        for name in ("num_hidden_layers", "num_caption_tokens", "num_caption_heads", "num_task_tokens", "roi_size"):
+            smallest = 0 if name == "num_hidden_layers" and self.query_type != "learned" else 1
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}.")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must be distinct names and at least one, got {self.tasks}.")
         inner = self.hidden_size // self.attention_downsample_rate
@@ -86,6 +111,11 @@ class ScaMixerConfig(PreTrainedConfig):
                 f"hidden_size / attention_downsample_rate={inner}."
             )
         super().__post_init__(**kwargs)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the mixer is wired as in the paper, whatever its sizes."""
+        return all(getattr(self, name) == known[0] for name, known in _CHOICES.items())
 
     @property
     def prefix_length(self) -> int:
@@ -161,14 +191,7 @@ class ScaConfig(PreTrainedConfig):
         check_scope(self.scope)
         self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
         self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")
-        if self.sam_config.model_type not in SUPPORTED_SAM_TYPES:
-            raise ValueError(
-                f"sam_config has model_type {self.sam_config.model_type!r}; supported are "
-                f"{' and '.join(map(repr, SUPPORTED_SAM_TYPES))}."
-            )
-        vision = getattr(self.sam_config, "vision_config", None)
-        if vision is None or not 1 <= vision.patch_size <= vision.image_size:
-            raise ValueError("sam_config.vision_config needs a patch_size from 1 to its image_size.")
+        image_frame(self.sam_config)  # refuses what cannot be prompted
         if self.confidence_size is not None and not 1 <= self.confidence_size <= _MAX_CONFIDENCE_SIZE:
             raise ValueError(f"confidence_size is {self.confidence_size}, expected 1 to {_MAX_CONFIDENCE_SIZE}.")
         if self.detail_widths is not None:
@@ -190,6 +213,11 @@ class ScaConfig(PreTrainedConfig):
                 )
         super().__post_init__(**kwargs)
 
+    @property
+    def image_frame(self) -> ImageFrame:
+        """The square that images are brought to, see [`ImageFrame`]."""
+        return image_frame(self.sam_config)
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's configuration."""
         return self.text_config
@@ -202,7 +230,7 @@ def text_embedding_size(text_config: PreTrainedConfig) -> int:
 
 def check_detail_widths(widths: Sequence[int], sam_config: PreTrainedConfig) -> None:
     """Raise if a detail encoder with such stages would not end on the grid of SAM's patches."""
-    patch = sam_config.vision_config.patch_size
+    patch = image_frame(sam_config).patch
     if patch != 2 ** len(widths) or not all(1 <= width <= _MAX_DETAIL_WIDTH for width in widths):
         raise ValueError(
             f"detail_widths is {list(widths)}: each stage halves the image, so that SAM's patches of {patch} pixels "
@@ -230,6 +258,8 @@ def _whole_config(config: dict | PreTrainedConfig | None, name: str, default: st
     if "model_type" not in config:
         raise ValueError(f"{name} needs a 'model_type' to tell which configuration class it belongs to.")
     arguments = dict(config)
+    if name == "sam_config":
+        family_of(config)
     model_type = arguments.pop("model_type")
     if not isinstance(model_type, str):
         raise ValueError(f"{name}.model_type is {model_type!r}, expected a text.")

@@ -28,7 +28,7 @@ class ScaDetailEncoder(nn.Module):
 
     def __init__(self, config: ScaConfig) -> None:
         super().__init__()
-        widths, channels = list(config.detail_widths or ()), config.sam_config.vision_config.num_channels
+        widths, channels = list(config.detail_widths or ()), config.image_frame.channels
         self.stem = nn.Conv2d(channels, widths[0], 5, stride=2, padding=2, bias=False)
         self.stem_norm = FrozenBatchNorm2d(widths[0])
         self.blocks = nn.ModuleList(ResidualBlock(before, after) for before, after in pairwise(widths))

@@ -241,16 +241,15 @@ class ScaLoadingMixin:
     def check_processor(self, processor: Any) -> None:
         """Raise unless a processor is this model's: image size, mask size, tasks in their order, tokenizer."""
         self.check_tokenizer(processor.tokenizer)
-        vision = self.config.sam_config.vision_config
-        side, size = vision.image_size, processor.image_processor.size
-        pad = processor.image_processor.pad_size
-        expected = {
-            "size": {"longest_edge": side},
-            "pad_size": {"height": side, "width": side},
-            "mask_size": 4 * (side // vision.patch_size),
-            "tasks": list(self.config.mixer_config.tasks),
-        }
-        found = {"size": dict(size), "pad_size": dict(pad), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        frame, images = self.config.image_frame, processor.image_processor
+        square = {"height": frame.side, "width": frame.side}
+        expected = {"mask_size": frame.mask_side, "tasks": list(self.config.mixer_config.tasks)}
+        found = {"size": dict(images.size), "mask_size": processor.mask_size, "tasks": processor.tasks}
+        if frame.resize == "pad":
+            expected |= {"size": {"longest_edge": frame.side}, "pad_size": square}
+            found["pad_size"] = dict(getattr(images, "pad_size", None) or {})
+        else:
+            expected |= {"size": square}
         for name, value in expected.items():
             if found[name] != value:
                 raise ValueError(
@@ -378,7 +377,8 @@ class ScaLoadingMixin:
         pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
         self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        self.config.format_version = FORMAT_VERSION
+        # Code that only knows the published wiring would read other captions out of another.
+        self.config.format_version = 1 if self.config.mixer_config.is_published else FORMAT_VERSION
         names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
 

@@ -248,7 +248,9 @@ def _attend(
         mixed = (value.transpose(2, 3) @ scores.softmax(dim=2)).transpose(2, 3)
     else:
         mixed = F.scaled_dot_product_attention(query, key, value)
-    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    # SAM 2 and its relatives call it otherwise.
+    project = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
+    return project(mixed.transpose(1, 2).flatten(2))
 
 
 class ScaTextFeatureMixer(PreTrainedModel):
@@ -270,8 +272,9 @@ class ScaTextFeatureMixer(PreTrainedModel):
     def __init__(self, config: ScaMixerConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.caption_tokens = nn.Embedding(config.num_caption_heads * config.num_caption_tokens, width)
-        self.transformer = ScaTwoWayTransformer(config)
+        rows = config.num_caption_heads * config.num_caption_tokens
+        self.caption_tokens = nn.Embedding(rows, width) if config.query_type == "learned" else None
+        self.transformer = ScaTwoWayTransformer(config) if config.num_hidden_layers else None
         self.language_project = nn.Linear(width, config.text_hidden_size)
         self.task_tokens = nn.Embedding(len(config.tasks) * config.num_task_tokens, config.text_hidden_size)
         self.post_init()
@@ -288,31 +291,41 @@ class ScaTextFeatureMixer(PreTrainedModel):
 
     def fold_positions(self, positions: torch.Tensor) -> list[ImageProjection]:
         """Prepare the image-side projections for one call; see [`fold_positions`]. `positions` is (hw, C)."""
-        return fold_positions(self.transformer, positions)
+        return [] if self.transformer is None else fold_positions(self.transformer, positions)
 
     def forward(
-        self, sam_tokens: torch.Tensor, image_tokens: torch.Tensor, folded: list[ImageProjection]
+        self,
+        sam_tokens: torch.Tensor,
+        image_tokens: torch.Tensor,
+        folded: list[ImageProjection],
+        queries: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mix n regions.
 
         Args:
-            sam_tokens: (n, t, C), all output tokens of SAM's mask decoder.
-            image_tokens: (n, hw, C), the image tokens that the decoder updated for the region.
+            sam_tokens: (n, t, C), as published all output tokens of SAM's mask decoder.
+            image_tokens: (n, hw, C), as published the image tokens that the decoder updated for the region.
             folded: from `self.fold_positions`.
+            queries: (n, A * Q, C), where they are not learned.
 
         Returns:
             (n, A, Q, C): the caption queries of each head.
         """
         config = self.config
-        queries = embedding_rows(self.caption_tokens).expand(len(sam_tokens), -1, -1)
-        tokens = torch.cat([queries, sam_tokens.to(queries.dtype)], dim=1)  # (n, A*Q + t, C)
-        tokens, _ = run_two_way(
-            self.transformer,
-            folded,
-            tokens,
-            image_tokens.to(queries.dtype),
-            attn_implementation=config._attn_implementation,
-        )
+        if self.caption_tokens is not None:
+            queries = embedding_rows(self.caption_tokens).expand(len(sam_tokens), -1, -1)
+        elif queries is None:
+            raise ValueError(f"a mixer of query_type {config.query_type!r} has no queries of its own: pass them.")
+        tokens = queries.to(self.language_project.weight.dtype)
+        if self.transformer is not None:
+            tokens = torch.cat([tokens, sam_tokens.to(tokens.dtype)], dim=1)  # (n, A*Q + t, C)
+            tokens, _ = run_two_way(
+                self.transformer,
+                folded,
+                tokens,
+                image_tokens.to(tokens.dtype),
+                attn_implementation=config._attn_implementation,
+            )
         return tokens[:, : queries.shape[1]].unflatten(1, (config.num_caption_heads, config.num_caption_tokens))
 
     def prefix(self, queries: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:

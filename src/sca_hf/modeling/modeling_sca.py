@@ -7,10 +7,9 @@ Letters for shapes, used throughout the package:
     K mask prompts           T text tokens                       C mixer width (256)    V vocabulary
     P points per region      L prefix vectors                    D language model width
 
-Model-side coordinates are float32 pixels of the resized image (longest side = SAM's `image_size`), boxes xyxy.
+Model-side coordinates are float32 pixels of the resized image, boxes xyxy.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .base_models_sca import keep_precision, one_at_a_time
 from .composing_sca import ScaComposingMixin
 from .configuration_sca import ScaConfig
-from .detail_sca import ScaDetailEncoder, box_weights, mask_weights
+from .detail_sca import ScaDetailEncoder
+from .families_sca import family_of
 from .generation_sca import (
     DEFAULT_NEW_TOKENS,
     GENERATE_ARGUMENTS,
@@ -34,13 +34,15 @@ from .generation_sca import (
     resolve_generation_config,
     scatter_logits,
 )
-from .grouping_sca import PromptGroup, RegionInputs, RegionPlan
+from .grouping_sca import RegionInputs, RegionPlan
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss, mask_loss
 from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .placement_sca import check_blocks, execution_device, weights_at_hand
-from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, encode_images
+from .queries_sca import reads_queries
+from .segmentation_sca import ImageEncoding
+from .segmenters_sca import encode_images, segmenter_class, share_positions
 from .validation_sca import check_regional, check_training_inputs, limited_modules, refuse_unknown, warn_of_lost_tasks
 
 
@@ -96,7 +98,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         self.sam: PreTrainedModel | None = None
         self.language_model: PreTrainedModel | None = None
         if build_base_models:
-            self.sam = keep_precision(AutoModel.from_config(config.sam_config))
+            self.sam = keep_precision(share_positions(AutoModel.from_config(config.sam_config)))
             self.language_model = keep_precision(AutoModelForCausalLM.from_config(config.text_config))
             self.generation_config = caption_generation_config(self.language_model)
         self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
@@ -117,8 +119,10 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Set training mode; frozen parts stay in evaluation mode, without dropout: frozen means frozen."""
         super().train(mode)
         for part in (self.sam, self.language_model):
-            if mode and part is not None and not any(p.requires_grad for p in part.parameters()):
-                part.eval()
+            for module in part.modules() if mode and part is not None else ():
+                trained = [weight.requires_grad for weight in module.parameters()]
+                if trained and not any(trained):
+                    module.eval()
         if mode and self.language_model is not None and not self.language_model.training:
             # Gradients pass through the frozen language model, so its layers are worth checkpointing.
             for layer in self.language_model.modules():
@@ -154,7 +158,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Encode images once, to prompt them many times: `model.generate(**encoding.as_inputs(), input_boxes=...)`.
 
         Args:
-            pixel_values: (B, 3, H, W), normalized pixels of the resized and padded images.
+            pixel_values: (B, 3, H, W), normalized pixels of the images, brought to the square.
         """
         encoding = encode_images(self.sam, pixel_values)
         if self.detail_encoder is not None:
@@ -170,11 +174,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Encode images as [`encode_images`] does, and return tensors as the library's SAM does.
 
         Args:
-            pixel_values: (B, 3, H, W), normalized pixels of the resized and padded images.
+            pixel_values: (B, 3, H, W), normalized pixels of the images, brought to the square.
 
         Returns:
-            (B, C, h, w). For SAM-HQ, whose masks need early features too, and for a model with a detail encoder a
-            pair of this and `intermediate_embeddings`.
+            (B, C, h, w). Where masks need more (SAM-HQ, SAM 2 and its relatives) and for a model with a detail
+            encoder a pair of this and `intermediate_embeddings`.
         """
         encoding = self.encode_images(pixel_values)
         if encoding.intermediate_embeddings is None:
@@ -259,7 +263,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
         """Caption every prompted region; takes what the processor returns.
 
         Args:
-            pixel_values: (B, 3, H, W) normalized pixels of the resized and padded images.
+            pixel_values: (B, 3, H, W) normalized pixels of the images, brought to the square.
             generation_config: overrides the model's own; single values can be given as keywords (`num_beams=3`).
             multimask_output: return three candidate masks per region, else one. Does not influence captions.
             output_masks: also return `pred_masks` and `iou_scores`.
@@ -334,10 +338,10 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             device = execution_device(sam.mask_decoder)
             encoding, inputs = encoding.to(device), inputs.to(device)
             plan, input_masks = inputs.plan(encoding.image_embeddings, len(self.config.mixer_config.tasks))
-            segmenter = SamSegmenter(sam, encoding, input_masks)
-            mix = self._mix(segmenter, encoding) if queries else None
-            found, mixed = segmenter.segment_regions(plan, masks, region_chunk_size, mix)
-        return RegionFeatures(plan, encoding, found, mixed, inputs.task_ids)
+            segmenter = segmenter_class(sam)(sam, encoding, input_masks)
+            mix = reads_queries(self, segmenter, encoding) if queries else None
+            found, mixed, objects = segmenter.segment_regions(plan, masks, region_chunk_size, mix)
+        return RegionFeatures(plan, encoding, found, mixed, objects, inputs.task_ids)
 
     def _encode(self, inputs: RegionInputs, masks: bool, queries: bool) -> ImageEncoding:
         """Encode the pixels, or check that the encoding given in their place is all that masks and queries need."""
@@ -345,47 +349,24 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrained
             raise ValueError("Pass either pixel_values or image_embeddings, not both.")
         if inputs.pixel_values is not None:
             return self.encode_images(inputs.pixel_values)
-        if masks and self.config.sam_config.model_type == "sam_hq" and not inputs.intermediate_embeddings:
+        family, frame = family_of(self.config.sam_config), self.config.image_frame
+        if masks and family.extra_maps and not inputs.intermediate_embeddings:
             raise ValueError(
-                "SAM-HQ needs the intermediate_embeddings from get_image_embeddings for its masks; pass them with "
-                "image_embeddings, or pass output_masks=False."
+                f"{family.title} needs the intermediate_embeddings from get_image_embeddings for its masks; pass them "
+                "with image_embeddings, or pass output_masks=False."
             )
         if queries and self.detail_encoder is not None and not inputs.intermediate_embeddings:
             raise ValueError(
                 "a model with a detail encoder needs the intermediate_embeddings from get_image_embeddings; pass "
                 "them with image_embeddings."
             )
-        vision = self.config.sam_config.vision_config
-        form = (vision.output_channels, *(vision.image_size // vision.patch_size,) * 2)
+        form = (frame.width, frame.grid, frame.grid)
         if tuple(inputs.image_embeddings.shape[1:]) != form:
             raise ValueError(
                 f"image_embeddings must be (B, {', '.join(map(str, form))}), got "
                 f"{tuple(inputs.image_embeddings.shape)}."
             )
         return ImageEncoding(inputs.image_embeddings, inputs.intermediate_embeddings)
-
-    def _mix(
-        self, segmenter: SamSegmenter, encoding: ImageEncoding
-    ) -> Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor]:
-        """What reads the caption queries (n, A, Q, C) of each chunk of regions out of SAM's decoder."""
-        device = execution_device(self.mixer)
-        folded = self.mixer.fold_positions(segmenter.positions.to(device))
-        vision = self.config.sam_config.vision_config
-        grid = vision.image_size // vision.patch_size
-
-        def mix(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
-            queries = self.mixer(regions.tokens.to(device), regions.image_tokens.to(device), folded)
-            if self.detail_encoder is None or not encoding.intermediate_embeddings:
-                return queries
-            # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
-            if chunk.boxes is not None:
-                weights = box_weights(chunk.boxes, vision.image_size, grid)
-            else:
-                weights = mask_weights(*(masks.get(True) or segmenter.masks(regions, True)))
-            details = self.detail_encoder.describe(encoding.intermediate_embeddings[-1], chunk.image_index, weights)
-            return queries + details[:, None, None].to(queries)
-
-        return mix
 
     def _prefix(self, regions: RegionFeatures) -> torch.Tensor:
         """Language model prefix of every region, (N, A, L, D)."""

@@ -19,6 +19,7 @@ class ScaOutput(ModelOutput):
             padded regions, and while training wherever there is no label.
         pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input.
         iou_scores: (B, R, M) predicted IoU of each mask.
+        object_score_logits: (B, R) of there being an object where the prompt is; of SAM 2 and its relatives.
         query_embeds: (B, R, A, Q, C) caption queries after the mixer.
         prefix_embeds: (B, R, A, L, D) what stands in front of the text in the language model.
         image_embeddings: (B, C, h, w).
@@ -31,6 +32,7 @@ class ScaOutput(ModelOutput):
     logits: torch.Tensor | None = None
     pred_masks: torch.Tensor | None = None
     iou_scores: torch.Tensor | None = None
+    object_score_logits: torch.Tensor | None = None
     query_embeds: torch.Tensor | None = None
     prefix_embeds: torch.Tensor | None = None
     image_embeddings: torch.Tensor | None = None
@@ -51,6 +53,7 @@ class ScaGenerateOutput(ModelOutput):
             its caption is a guess. None without a [`ScaConfidenceHead`].
         pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input. None if not asked for.
         iou_scores: (B, R, M) predicted IoU of each mask.
+        object_score_logits: (B, R) of there being an object where the prompt is; of SAM 2 and its relatives.
         region_mask: (B, R) True for real regions; values of the others are padding.
     """
 
@@ -59,6 +62,7 @@ class ScaGenerateOutput(ModelOutput):
     confidences: torch.FloatTensor | None = None
     pred_masks: torch.FloatTensor | None = None
     iou_scores: torch.FloatTensor | None = None
+    object_score_logits: torch.FloatTensor | None = None
     region_mask: torch.BoolTensor | None = None
 
 
@@ -72,6 +76,7 @@ class RegionFeatures:
         masks: mask logits (N, M, 4h, 4w) and IoU scores (N, M) for each `multimask_output` that was wanted, the one
             that the call asks for first.
         queries: (N, A, Q, C) caption queries after the mixer; None where no captions are wanted.
+        object_scores: (N,) logits; None where the segmenter has none or no masks are wanted.
         task_ids: (B, R), as in the call.
     """
 
@@ -79,14 +84,16 @@ class RegionFeatures:
     encoding: ImageEncoding
     masks: Masks
     queries: torch.Tensor | None
+    object_scores: torch.Tensor | None
     task_ids: torch.Tensor | None
 
     def padded_masks(self) -> dict[str, torch.Tensor]:
-        """`pred_masks` (B, R, M, 4h, 4w) and `iou_scores` (B, R, M), if there are masks."""
+        """`pred_masks` (B, R, M, 4h, 4w), `iou_scores` (B, R, M), `object_score_logits` (B, R): those there are."""
         if not self.masks:
             return {}
         pred_masks, iou_scores = next(iter(self.masks.values()))
-        return {"pred_masks": self.plan.padded(pred_masks), "iou_scores": self.plan.padded(iou_scores)}
+        found = {"pred_masks": pred_masks, "iou_scores": iou_scores, "object_score_logits": self.object_scores}
+        return {name: self.plan.padded(values) for name, values in found.items() if values is not None}
 
 
 __all__ = ["RegionFeatures", "ScaGenerateOutput", "ScaOutput"]

@@ -1,14 +1,14 @@
 """SAM, taken apart: its encoder once per image, then for each region its mask decoder and, if asked for, mask heads.
 
-The weights and modules are the library's own (`SamModel`, `SamHQModel`); only the order of the calls is ours, so that
-the mixer can read the decoder's tokens and that the heads run only when masks are asked for. Letters for shapes as in
-modeling_sca.py.
+The weights and modules are the library's own (`SamModel` and others); only the order of the calls is ours, so that the
+mixer can read the decoder's tokens and that the heads run only when masks are asked for. [`SamSegmenter`] is the
+interface of all families, see segmenters_sca.py. Letters for shapes as in modeling_sca.py.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from torch import nn
 from .generation_sca import region_chunk_size as default_chunk_size
 from .grouping_sca import PromptGroup, RegionPlan
 from .mixer_sca import ImageProjection, embedding_rows, fold_positions, run_two_way, without_autocast
-from .placement_sca import execution_device
 
 
 @dataclass
@@ -26,9 +25,9 @@ class ImageEncoding:
 
     Attributes:
         image_embeddings: (B, C, h, w).
-        intermediate_embeddings: early features (B, h, w, vision width) of each of SAM-HQ's global attention layers,
-            whose masks need them, then the features (B, W, h, w) of the detail encoder, if the model has one. None
-            where there are neither.
+        intermediate_embeddings: maps that only masks need, then the features (B, W, h, w) of the detail encoder, if
+            the model has one. Of SAM-HQ early features (B, h, w, vision width) of each global attention layer; of
+            SAM 2 and its relatives (B, C / 8, 4h, 4w) and (B, C / 4, 2h, 2w). None where there are neither.
     """
 
     image_embeddings: torch.Tensor
@@ -55,38 +54,23 @@ class ImageEncoding:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def encode_images(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
-    """Run SAM's image encoder.
-
-    Args:
-        sam: `SamModel` or `SamHQModel`.
-        pixel_values: (B, 3, H, W), normalized pixels of the resized and padded images.
-    """
-    weight = sam.vision_encoder.patch_embed.projection.weight
-    side = sam.config.vision_config.image_size
-    if tuple(pixel_values.shape[1:]) != (weight.shape[1], side, side):
-        raise ValueError(
-            f"pixel_values must be (B, {weight.shape[1]}, {side}, {side}), got {tuple(pixel_values.shape)}."
-        )
-    output = sam.vision_encoder(pixel_values.to(execution_device(sam.vision_encoder), weight.dtype))
-    return ImageEncoding(output[0], list(output[1]) if sam.config.model_type == "sam_hq" else None)
-
-
 @dataclass
 class DecodedRegions:
     """What SAM's two-way transformer leaves behind for n regions.
 
     Attributes:
-        tokens: (n, t, C); IoU token, mask tokens (SAM-HQ: and its own), prompt tokens.
+        tokens: (n, t, C); the decoder's own tokens in the order of `token_names`, then those of the prompt.
         image_tokens: (n, hw, C), updated by the region.
-        image_input: (n, hw, C), the image tokens that went in, for SAM-HQ's heads; None: those of the image.
+        image_input: (n, hw, C), the image tokens that went in; None: those that the regions of an image share.
         image_index: (n,) image of each region.
+        prompt_tokens: (n, p, C), those of the prompt as they went in; p is 0 for a mask alone that has none.
     """
 
     tokens: torch.Tensor
     image_tokens: torch.Tensor
     image_input: torch.Tensor | None
     image_index: torch.Tensor
+    prompt_tokens: torch.Tensor
 
 
 # Of one chunk of regions: mask logits (n, M, 4h, 4w) and IoU scores (n, M) for each `multimask_output` asked for.
@@ -94,18 +78,30 @@ Masks = dict[bool, tuple[torch.Tensor, torch.Tensor]]
 
 
 class SamSegmenter:
-    """SAM's decoder for the regions of one call; what the images share is computed once, here."""
+    """SAM's decoder for the regions of one call; what the images share is computed once, here.
+
+    Another family overrides what differs: `token_names`, `encode`, `_prompt_tokens`, `_add_finer`, `masks`,
+    `object_scores`.
+    """
+
+    # Embeddings of the decoder in the order of its tokens; each before `iou_token` is one token.
+    token_names: ClassVar[tuple[str, ...]] = ("iou_token", "mask_tokens")
+
+    @staticmethod
+    def encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
+        """Encode (B, 3, H, W) pixels in the encoder's precision."""
+        return ImageEncoding(sam.vision_encoder(pixel_values)[0])
 
     def __init__(self, sam: nn.Module, encoding: ImageEncoding, input_masks: torch.Tensor | None = None) -> None:
         """
         Args:
-            sam: `SamModel` or `SamHQModel`.
-            encoding: of the B images. Without SAM-HQ's early features its masks are made without them.
+            sam: the library's model.
+            encoding: of the B images, by `encode`.
             input_masks: (K, 4h, 4w) mask prompts as logits, or None.
         """
-        image_embeddings, early = encoding.image_embeddings, encoding.intermediate_embeddings
+        image_embeddings = encoding.image_embeddings
+        self.maps = encoding.intermediate_embeddings or []
         self.decoder, self.prompt_encoder = sam.mask_decoder, sam.prompt_encoder
-        self.is_hq = sam.config.model_type == "sam_hq"
         self.attn_implementation = sam.config._attn_implementation
         self.dtype = self.decoder.iou_token.weight.dtype
         self.grid = tuple(image_embeddings.shape[-2:])
@@ -122,11 +118,8 @@ class SamSegmenter:
         self.mask_embeds = None
         if input_masks is not None:
             self.mask_embeds = self.prompt_encoder.mask_embed(input_masks.unsqueeze(1).to(self.dtype))  # (K, C, h, w)
-        output_tokens = [embedding_rows(part) for part in (self.decoder.iou_token, self.decoder.mask_tokens)]
-        if self.is_hq:
-            output_tokens.append(embedding_rows(self.decoder.hq_token))
-            self.hq_features = _hq_features(self.decoder, self.images, early[0] if early else None)
-        self.output_tokens = torch.cat(output_tokens)  # (outputs, C)
+        self.output_tokens = torch.cat([embedding_rows(getattr(self.decoder, name)) for name in self.token_names])
+        self.iou_index = self.token_names.index("iou_token")
 
     def segment_regions(
         self,
@@ -134,7 +127,7 @@ class SamSegmenter:
         multimask_outputs: Collection[bool] = (True,),
         region_chunk_size: int | None = None,
         read: Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor] | None = None,
-    ) -> tuple[Masks, torch.Tensor | None]:
+    ) -> tuple[Masks, torch.Tensor | None, torch.Tensor | None]:
         """Decode all regions of a call, chunk by chunk.
 
         Args:
@@ -144,27 +137,31 @@ class SamSegmenter:
             read: what else is wanted of each chunk, from its prompts, what the decoder left behind and its masks.
 
         Returns:
-            For each of `multimask_outputs` mask logits (N, M, 4h, 4w) and IoU scores (N, M); and what `read` returned
-            for the N regions, or None.
+            For each of `multimask_outputs` mask logits (N, M, 4h, 4w) and IoU scores (N, M); what `read` returned
+            for the N regions, or None; and their object scores (N,), or None where the decoder has none or no masks
+            are wanted.
         """
         size = region_chunk_size or default_chunk_size(
             len(self.positions), self.images.shape[1], self.input_dtype, self.images.device
         )
         masks: dict[bool, list[tuple[torch.Tensor, torch.Tensor]]] = {wanted: [] for wanted in multimask_outputs}
         others: list[torch.Tensor] = []
+        objects: list[torch.Tensor] = []
         for group in plan.groups:
             for chunk in group.chunks(size):
                 regions = self.decode(chunk)
                 found = {wanted: self.masks(regions, wanted) for wanted in masks}
                 for wanted, both in found.items():
                     masks[wanted].append(both)
+                if found and (scores := self.object_scores(regions)) is not None:
+                    objects.append(scores)
                 if read is not None:
                     others.append(read(chunk, regions, found))
         joined = {
             wanted: (plan.ordered([logits for logits, _ in parts]), plan.ordered([scores for _, scores in parts]))
             for wanted, parts in masks.items()
         }
-        return joined, plan.ordered(others) if others else None
+        return joined, plan.ordered(others) if others else None, plan.ordered(objects) if objects else None
 
     def decode(self, group: PromptGroup) -> DecodedRegions:
         """Run the two-way transformer for the regions of `group`."""
@@ -172,17 +169,17 @@ class SamSegmenter:
         prompts = self._prompt_tokens(group)
         if prompts is not None:
             tokens = torch.cat([tokens, prompts.to(self.dtype)], dim=1)  # (n, t, C)
+        own_input = projected = None
         if group.mask_index is None or self.mask_embeds is None:
             image_input = per_region(self.shared_tokens, group.image_index)
             projected = per_region(self.shared_projection, group.image_index)
         else:
-            image_input = _as_tokens(self.images[group.image_index] + self.mask_embeds[group.mask_index])
-            projected = None
+            image_input = own_input = _as_tokens(self.images[group.image_index] + self.mask_embeds[group.mask_index])
+        prompt_tokens = tokens[:, len(self.output_tokens) :]
         tokens, image_tokens = run_two_way(
             self.decoder.transformer, self.folded, tokens, image_input, projected, self.attn_implementation
         )
-        kept_input = image_input if self.is_hq and group.mask_index is not None else None
-        return DecodedRegions(tokens, image_tokens, kept_input, group.image_index)
+        return DecodedRegions(tokens, image_tokens, own_input, group.image_index, prompt_tokens)
 
     @cached_property
     def shared_projection(self) -> torch.Tensor:
@@ -207,24 +204,49 @@ class SamSegmenter:
 
     def masks(self, regions: DecodedRegions, multimask_output: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask logits (n, M, 4h, 4w) and IoU scores (n, M); M is 3 with `multimask_output`, else 1."""
-        decoder = self.decoder
-        count = decoder.num_multimask_outputs + 1
-        wanted = range(1, count) if multimask_output else range(1)
-        scores = decoder.iou_prediction_head(regions.tokens[:, 0])[:, wanted.start : wanted.stop]
-        hyper = torch.stack([decoder.output_hypernetworks_mlps[i](regions.tokens[:, 1 + i]) for i in wanted], dim=1)
-        if self.is_hq:
-            return self._hq_masks(regions, hyper, scores)
-        pixels = self._upscale(regions.image_tokens)
+        count = self.decoder.num_multimask_outputs + 1
+        return self._masks(regions, range(1, count) if multimask_output else range(1))
+
+    def object_scores(self, regions: DecodedRegions) -> torch.Tensor | None:
+        """Logits (n,) of there being an object at all, of decoders that tell."""
+        return None
+
+    def image_input(self, regions: DecodedRegions) -> torch.Tensor:
+        """The image tokens (n, hw, C) that went into the decoder."""
+        own = regions.image_input
+        return per_region(self.shared_tokens, regions.image_index) if own is None else own
+
+    def mask_tokens(self, regions: DecodedRegions) -> torch.Tensor:
+        """The decoder's tokens of its three masks, (n, 3, C)."""
+        first = self.iou_index + 2
+        return regions.tokens[:, first : first + self.decoder.num_multimask_outputs]
+
+    def _masks(self, regions: DecodedRegions, wanted: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks and scores of some of the decoder's heads."""
+        hyper, scores = self._heads(regions, wanted)
+        pixels = self._upscale(regions.image_tokens, regions.image_index)
         return self._as_image(hyper @ pixels.transpose(1, 2)), scores
 
-    def _upscale(self, image_tokens: torch.Tensor) -> torch.Tensor:
+    def _heads(self, regions: DecodedRegions, wanted: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """What weighs the pixels of each mask, (n, M, C / 8), and IoU scores (n, M)."""
+        decoder, tokens, first = self.decoder, regions.tokens, self.iou_index + 1
+        scores = decoder.iou_prediction_head(tokens[:, self.iou_index])[:, wanted.start : wanted.stop]
+        hyper = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, first + i]) for i in wanted], dim=1)
+        return hyper, scores
+
+    def _upscale(self, image_tokens: torch.Tensor, image_index: torch.Tensor | None) -> torch.Tensor:
         """Image tokens (n, hw, C) to pixels (n, 16 hw, C / 8), those of a cell side by side."""
         decoder = self.decoder
         norm = decoder.upscale_layer_norm
-        pixels = _split_cells(image_tokens, decoder.upscale_conv1)
+        pixels = self._add_finer(_split_cells(image_tokens, decoder.upscale_conv1), 0, image_index)
         # The library's own norm expects channels first; here they are last.
         pixels = F.layer_norm(pixels, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return decoder.activation(_split_cells(decoder.activation(pixels), decoder.upscale_conv2))
+        pixels = _split_cells(decoder.activation(pixels), decoder.upscale_conv2)
+        return decoder.activation(self._add_finer(pixels, 1, image_index))
+
+    def _add_finer(self, pixels: torch.Tensor, stage: int, image_index: torch.Tensor | None) -> torch.Tensor:
+        """Add an image's finer features to the pixels of a stage, in families that have such."""
+        return pixels
 
     def _as_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n, channels, 16 hw), pixels of a cell side by side, to (n, channels, 4h, 4w)."""
@@ -233,11 +255,26 @@ class SamSegmenter:
         pixels = pixels.unflatten(2, (height, width, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return pixels.reshape(*pixels.shape[:2], 4 * height, 4 * width)
 
-    def _hq_masks(
-        self, regions: DecodedRegions, hyper: torch.Tensor, scores: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the high-quality mask of SAM-HQ to masks sorted by score, as `SamHQModel` does by default."""
+
+class SamHQSegmenter(SamSegmenter):
+    """SAM-HQ: masks are made from the image that goes in, and from early features of the encoder if they are there."""
+
+    token_names = ("iou_token", "mask_tokens", "hq_token")
+
+    @staticmethod
+    def encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
+        output = sam.vision_encoder(pixel_values)
+        return ImageEncoding(output[0], list(output[1]))
+
+    @cached_property
+    def hq_features(self) -> torch.Tensor:
+        """Early and late features of the images, (B, C / 8, 4h, 4w)."""
+        return _hq_features(self.decoder, self.images, self.maps[0] if self.maps else None)
+
+    def _masks(self, regions: DecodedRegions, wanted: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the high-quality mask to masks sorted by score, as `SamHQModel` does by default."""
         decoder = self.decoder
+        hyper, scores = self._heads(regions, wanted)
         if regions.image_input is None:
             pixels, refined = (per_region(x, regions.image_index) for x in self.shared_hq_pixels)
         else:
@@ -250,7 +287,7 @@ class SamSegmenter:
 
     @cached_property
     def shared_hq_pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """SAM-HQ's masks are made from the image that goes in, which regions without a mask prompt share."""
+        """Pixels of the images that go in, which regions without a mask prompt share."""
         return self._hq_pixels(self.shared_tokens, self.hq_features)
 
     def _hq_pixels(self, image_input: torch.Tensor, hq_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,7 +295,7 @@ class SamSegmenter:
         decoder = self.decoder
         # The library's SAM-HQ reads the image with its two spatial axes swapped.
         swapped = image_input.unflatten(1, self.grid).transpose(1, 2).flatten(1, 2)
-        pixels = self._upscale(swapped)
+        pixels = self._upscale(swapped, None)
         refined = decoder.mask_conv1(self._as_image(pixels.transpose(1, 2)))
         refined = decoder.mask_conv2(decoder.activation(decoder.mask_norm(refined)))
         return pixels, (refined + hq_features).flatten(2)
@@ -293,4 +330,4 @@ def _split_cells(cells: torch.Tensor, conv: nn.ConvTranspose2d) -> torch.Tensor:
     return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
 
 
-__all__ = ["DecodedRegions", "ImageEncoding", "Masks", "SamSegmenter", "encode_images", "per_region"]
+__all__ = ["DecodedRegions", "ImageEncoding", "Masks", "SamHQSegmenter", "SamSegmenter", "per_region"]

@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 logger = logging.get_logger(__name__)
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # A class in a file beside the configuration. Another repository (`name--file.Class`) or folder is never needed.
 _CLASS_BESIDE = re.compile(r"\w+\.\w+")

@@ -207,7 +207,7 @@ def _segment_boxes(
 ) -> None:
     """Take the best mask of each box."""
     inputs = processor(original_sizes=[view.size], input_boxes=[view.prompts], task=settings.task)
-    frame = model.config.sam_config.vision_config.image_size
+    frame = model.config.image_frame.side
     parts = []
     for start, outputs in _batches(model, view, inputs, settings, report):
         ious, masks = outputs.iou_scores[0].float(), outputs.pred_masks[0]

@@ -110,22 +110,40 @@ def check_sizes(original_sizes: Any) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in sizes]
 
 
-def longest_edge(size: Any, name: str = "longest_edge") -> int:
-    """Return the longest edge of a size in any of the library's forms; `name` is what errors call it."""
-    side = size.get("longest_edge") if isinstance(size, dict) else getattr(size, "longest_edge", size)
+def stretches(size: Any) -> bool:
+    """Whether images are brought to a square without regard to their shape: a size of height and width says so."""
+    return _edge(size, "height") is not None
+
+
+def square_side(size: Any, name: str | None = None) -> int:
+    """Return the side of the square that a size stands for, in any of the library's forms.
+
+    Args:
+        size: a longest edge, a height and width, or a number.
+        name: what errors call it.
+    """
+    edge = "height" if stretches(size) else "longest_edge"
+    side = size if isinstance(size, int) else _edge(size, edge)
+    name = name or edge
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"the image processor's sizes need a {name}, got {size}.")
+    if stretches(size) and _edge(size, "width") != side:
+        raise ValueError(f"the image processor's size is {size}, but only squares are supported.")
     if side > _MAX_SIDE:
         raise ValueError(f"the image processor's {name} is {side}; the limit is {_MAX_SIDE} pixels.")
     return side
 
 
+def _edge(size: Any, name: str) -> Any:
+    return size.get(name) if isinstance(size, dict) else getattr(size, name, None)
+
+
 def check_image_processor(image_processor: Any) -> None:
     """Refuse numbers that no picture survives: those of an image processor come from a repository."""
-    longest_edge(image_processor.size)
+    square_side(image_processor.size)
     for name in ("pad_size", "mask_pad_size"):
         for side in dict(getattr(image_processor, name, None) or {}).values():
-            longest_edge(side, name)
+            square_side(side, name)
     for name, positive in (("rescale_factor", True), ("image_mean", False), ("image_std", True)):
         given = getattr(image_processor, name, None)
         values = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
@@ -138,19 +156,28 @@ def check_image_processor(image_processor: Any) -> None:
                 )
 
 
-def sam_image_processor(side: int, mask_size: int) -> Any:
-    """Build the library's image processor of SAM, of the backend that is installed.
+def build_image_processor(frame: Any, given: Any = None) -> Any:
+    """Build the library's image processor of a segmenter, of the backend that is installed.
 
     Args:
-        side: side of the square that images are resized and padded to, pixels.
-        mask_size: side of the low-resolution masks.
+        frame: the [`ImageFrame`] of the segmenter's configuration.
+        given: one to take in its place, if it fits.
     """
-    name = "SamImageProcessor" if is_torchvision_available() else "SamImageProcessorPil"
-    return getattr(transformers, name)(
-        size={"longest_edge": side},
-        pad_size={"height": side, "width": side},
-        mask_size={"longest_edge": mask_size},
-        mask_pad_size={"height": mask_size, "width": mask_size},
+    if given is not None:
+        if square_side(given.size) != frame.side:
+            raise ValueError(f"the image processor gives {given.size}, but the model takes {frame.side} pixels.")
+        return given
+    backend, square = "" if is_torchvision_available() else "Pil", {"height": frame.side, "width": frame.side}
+    colors = {"image_mean": list(frame.image_mean), "image_std": list(frame.image_std)}
+    if frame.resize == "stretch":
+        # Those of SAM 2 and 3 need torchvision; this one gives the same.
+        return getattr(transformers, f"ViTImageProcessor{backend}")(size=square, do_convert_rgb=True, **colors)
+    return getattr(transformers, f"SamImageProcessor{backend}")(
+        size={"longest_edge": frame.side},
+        pad_size=square,
+        mask_size={"longest_edge": frame.mask_side},
+        mask_pad_size={"height": frame.mask_side, "width": frame.mask_side},
+        **colors,
     )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+from .images_sca import stretches
 
 
 # Elements of one intermediate of the pairwise functions: bounds their memory, not their result.
@@ -333,6 +336,35 @@ def mask_records(
             record = {"mask": mask, "iou": iou, "box": box}
             records.append(record if all_masks else {name: value[0] for name, value in record.items()})
     return records
+
+
+def upscale_masks(
+    image_processor: Any,
+    masks: list[torch.Tensor],
+    sizes: list[Any],
+    resized: list[Any],
+    mask_threshold: float = 0.0,
+    binarize: bool = True,
+    **kwargs: Any,
+) -> list[torch.Tensor]:
+    """Scale low-resolution masks to the original images, by way of the square as the image processor makes it.
+
+    Args:
+        image_processor: the library's.
+        masks: per image (R, M, 4h, 4w) float32 logits.
+        sizes: (height, width) of each original.
+        resized: height, width of each of the model's inputs before padding.
+        mask_threshold: logit above which a pixel is in the mask.
+        binarize: return bool masks, else logits.
+        kwargs: `pad_size`, where images are padded.
+
+    Returns:
+        Per image (R, M, height, width).
+    """
+    if not stretches(image_processor.size):
+        return image_processor.post_process_masks(masks, sizes, resized, mask_threshold, binarize=binarize, **kwargs)
+    scaled = [F.interpolate(mask, tuple(size), mode="bilinear") for mask, size in zip(masks, sizes, strict=True)]
+    return [mask > mask_threshold for mask in scaled] if binarize else scaled
 
 
 def cut_padding(masks: torch.Tensor, resized: tuple[int, int], frame_size: int) -> torch.Tensor:

@@ -29,13 +29,21 @@ from .captions_sca import (
 from .images_sca import (
     URL_SECONDS,
     as_images,
+    build_image_processor,
     check_image_processor,
     check_size,
     check_sizes,
-    longest_edge,
-    sam_image_processor,
+    square_side,
+    stretches,
 )
-from .mask_generation_sca import build_point_grid, choose_candidates, mask_records, real_regions, to_list
+from .mask_generation_sca import (
+    build_point_grid,
+    choose_candidates,
+    mask_records,
+    real_regions,
+    to_list,
+    upscale_masks,
+)
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
 
@@ -45,8 +53,7 @@ FORMAT_VERSION = 1
 
 
 class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Keyword arguments of [`ScaProcessor`]: those of the image processor, and of the tokenizer `max_length` and
-    `padding` (captions)."""
+    """Keyword arguments of [`ScaProcessor`]: the image processor's, and `max_length` and `padding` of captions."""
 
     _defaults = {"common_kwargs": {"return_tensors": "pt"}}
 
@@ -98,7 +105,7 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
         self.max_caption_length = max_caption_length
         self.caption_add_bos = caption_add_bos
         self.format_version = format_version
-        self.mask_size = longest_edge(mask_size or image_processor.mask_size, "mask_size")
+        self.mask_size = square_side(mask_size or image_processor.mask_size, "mask_size")
         check_image_processor(image_processor)
         check_vocabulary(tokenizer, vocabulary_sha256)
         self.anything_settings = dict(anything_settings or {})
@@ -120,19 +127,14 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
             image_processor: the library's, for the model's image size; made here where None.
             anything_settings: what suits the model's SAM better than SAM's own defaults.
         """
-        vision = config.sam_config.vision_config
-        side, mask_size = vision.image_size, 4 * (vision.image_size // vision.patch_size)
-        if image_processor is None:
-            image_processor = sam_image_processor(side, mask_size)
-        if longest_edge(image_processor.size) != side:
-            raise ValueError(f"the image processor gives {image_processor.size}, but the model takes {side} pixels.")
+        frame = config.image_frame
         return cls(
-            image_processor,
+            build_image_processor(frame, image_processor),
             tokenizer,
             tasks=config.mixer_config.tasks,
             max_caption_length=config.max_caption_length,
             caption_add_bos=config.caption_add_bos,
-            mask_size=mask_size,
+            mask_size=frame.mask_side,
             anything_settings=anything_settings,
         )
 
@@ -232,13 +234,14 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
         """Return the tensors of the images, their sizes, their resized sizes, and the side of the padded square."""
         if (images is None) == (original_sizes is None):
             raise ValueError("pass either images or, for prompts of cached embeddings, original_sizes.")
-        side = longest_edge(options.get("size") or self.image_processor.size)
+        size = options.get("size") or self.image_processor.size
+        side, stretch = square_side(size), stretches(size)
         if images is None:
             sizes = check_sizes(original_sizes)
         else:
             images = as_images(images, options.pop("input_data_format", None), timeout)
             sizes = [(image.height, image.width) for image in images]
-        resized = [resized_size(size, side) if min(size) > 0 else size for size in sizes]
+        resized = [size if min(size) < 1 else resized_size(size, side, stretch) for size in sizes]
         for index, size in enumerate(sizes):
             check_size(size, resized[index], index)
         data = {"original_sizes": np.array(sizes), "reshaped_input_sizes": np.array(resized)}
@@ -246,8 +249,9 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
             return data, sizes, resized, side
         features = self.image_processor(images, return_tensors="pt", **options)
         # Where resizing is switched off or changed for this call, the image processor knows better.
-        resized = [(int(height), int(width)) for height, width in features["reshaped_input_sizes"]]
-        data["reshaped_input_sizes"] = np.array(resized)
+        if "reshaped_input_sizes" in features:
+            resized = [(int(height), int(width)) for height, width in features["reshaped_input_sizes"]]
+            data["reshaped_input_sizes"] = np.array(resized)
         return {"pixel_values": features["pixel_values"], **data}, sizes, resized, features["pixel_values"].shape[-1]
 
     def _captions(
@@ -344,13 +348,9 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
         Returns:
             Per image (R, M, height, width), bool unless `binarize=False`.
         """
-        return self.image_processor.post_process_masks(
-            [torch.as_tensor(mask).float() for mask in masks],
-            to_list(original_sizes),
-            to_list(reshaped_input_sizes),
-            mask_threshold,
-            **kwargs,
-        )
+        masks = [torch.as_tensor(mask).float() for mask in masks]
+        sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
+        return upscale_masks(self.image_processor, masks, sizes, resized, mask_threshold, **kwargs)
 
     def post_process_regions(
         self,
@@ -397,7 +397,7 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
                     mask_threshold=mask_threshold,
                 )
                 found = masks[image][regions], outputs["iou_scores"][image][regions]
-                pixels = max(sizes[image][0] * sizes[image][1], longest_edge(self.image_processor.size) ** 2)
+                pixels = max(sizes[image][0] * sizes[image][1], square_side(self.image_processor.size) ** 2)
                 picked = mask_records(*found, upscale, pixels, all_masks)
             records.append(
                 [
@@ -447,7 +447,7 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
         sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
         real = real_regions(outputs, region_mask, sizes, resized)
         return [
-            choose_candidates(masks, ious, regions, size, inner, longest_edge(self.image_processor.size), **kwargs)
+            choose_candidates(masks, ious, regions, size, inner, square_side(self.image_processor.size), **kwargs)
             for masks, ious, regions, size, inner in zip(
                 outputs["pred_masks"], outputs["iou_scores"], real, sizes, resized, strict=True
             )

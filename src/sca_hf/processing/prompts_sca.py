@@ -115,9 +115,11 @@ def _nest_prompts(
     return by_kind, counts
 
 
-def resized_size(size: tuple[int, int], longest_edge: int) -> tuple[int, int]:
-    """Return (height, width) after resizing the longest side, rounded as SAM's image processor does."""
-    scale = longest_edge / max(size)
+def resized_size(size: tuple[int, int], side: int, stretch: bool = False) -> tuple[int, int]:
+    """Return (height, width) after resizing the longest edge, rounded as SAM's image processor does, or both edges."""
+    if stretch:
+        return side, side
+    scale = side / max(size)
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 

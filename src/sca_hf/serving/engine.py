@@ -7,7 +7,7 @@ import queue
 import secrets
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
@@ -30,6 +30,8 @@ from .limits import ClientLeftError, Limits, RequestError, client_left
 
 # Regions that requests share a call for, and how long the first of them waits for others.
 _BATCH_REGIONS, _BATCH_SECONDS = 64, 0.004
+# Regions of one request that are answered before others have their turn: some tenths of a second for a small model.
+_TURN_REGIONS = {"cpu": 16}
 # Pixels of masks, three to a region, that are unpacked at once.
 _MASK_PIXELS = 1 << 25
 # Of all that may wait, one in so many may wait for anything mode: each holds a thread of the server meanwhile.
@@ -59,8 +61,16 @@ class _Job:
     task: str
     generation: dict[str, Any]
     on_tokens: Callable[[list[str]], None] | None
+    at_once: int
     result: Future[list[dict[str, Any]]] = field(default_factory=Future)
+    records: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event | None = field(default_factory=client_left.get)
+
+    @property
+    def turn(self) -> Sequence[RegionPrompt]:
+        """The regions that are next; captions that are streamed grow together."""
+        start = len(self.records)
+        return self.regions if self.on_tokens else self.regions[start : start + self.at_once]
 
     @property
     def is_left(self) -> bool:
@@ -114,7 +124,8 @@ class Engine:
         self._models: OrderedDict[str, tuple[Any, Any]] = OrderedDict()
         self._encodings: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._lock, self._loading, self._encoding = threading.Lock(), threading.Lock(), threading.Lock()
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(self.limits.waiting)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._large: deque[_Job] = deque()
         self._anything = threading.BoundedSemaphore(1)
         self._anything_waiting = 0
         self.counts = dict.fromkeys(("requests", "regions", "calls", "encodings", "refused", "seconds"), 0.0)
@@ -153,7 +164,7 @@ class Engine:
             "name": name,
             "language_model": getattr(text, "_name_or_path", "") or text.model_type,
             "image_encoder": model.config.sam_config.model_type,
-            "image_size": model.config.sam_config.vision_config.image_size,
+            "image_size": model.config.image_frame.side,
             "parameters": model.num_parameters(),
             "tasks": processor.tasks,
             "anything": asdict(processor.anything_settings_for()),
@@ -216,40 +227,38 @@ class Engine:
             on_tokens: called with the captions so far, after every token; not with beams.
 
         Returns:
-            A future list with one record per region: `caption`, `score`, `iou`, `box` (xyxy), `mask` (COCO RLE) of the
-            best mask, all `masks`, each with `mask`, `iou`, `box`, and the keys that came with its prompt.
+            A future list with one record per region: `caption`, `score`, `iou`, `box` (xyxy), `mask` (COCO RLE) of
+            the best mask, all `masks` with the same, and the keys that came with its prompt.
         """
         name = self.known(model)
-        options = self._check_generation(name, generation)
+        options = self._check_generation(name, generation, len(regions))
         if on_tokens and options.get("num_beams", 1) > 1:
             raise RequestError("Beam search cannot be streamed: captions change until the end.")
         loaded, processor = self.model(name)
-        defaults = loaded.generation_config
-        self.limits.check_work(
-            len(regions),
-            options.get("num_beams") or defaults.num_beams or 1,
-            options.get("max_new_tokens") or defaults.max_new_tokens or DEFAULT_NEW_TOKENS,
-        )
         try:  # here, so that an error reaches the one caller who made it, not all who share the call
             processor(original_sizes=[image.size], task=task, **processor_arguments([regions]))
         except (ValueError, TypeError) as error:
             raise RequestError(_sentence(error)) from None
         if task is None:
             task = "caption" if "caption" in processor.tasks else processor.tasks[-1]
-        job = _Job(name, image, regions, task, options, on_tokens)
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
+        if self._jobs.qsize() + len(self._large) >= self.limits.waiting:
             self._count(refused=1)
-            raise RequestError("Too many requests are waiting; please try again in a moment.", 429) from None
+            raise RequestError("Too many requests are waiting; please try again in a moment.", 429)
+        at_once = _TURN_REGIONS.get(loaded.device.type, _BATCH_REGIONS)
+        job = _Job(name, image, regions, task, options, on_tokens, at_once)
+        self._jobs.put(job)
         return job.result
 
-    def _check_generation(self, name: str, generation: dict[str, Any] | None) -> dict[str, Any]:
-        options = self.limits.check_generation(generation or {})
+    def _check_generation(self, name: str, generation: dict[str, Any] | None, regions: int = 1) -> dict[str, Any]:
+        options, model = self.limits.check_generation(generation or {}), self.model(name)[0]
+        tokens = options.get("max_new_tokens")
         try:
-            self.model(name)[0].check_new_tokens(options.get("max_new_tokens"))
+            model.check_new_tokens(tokens)
         except ValueError as error:
             raise RequestError(_sentence(error)) from None
+        defaults = model.generation_config
+        beams = options.get("num_beams") or defaults.num_beams or 1
+        self.limits.check_work(regions, beams, tokens or defaults.max_new_tokens or DEFAULT_NEW_TOKENS)
         return options
 
     def anything(
@@ -308,7 +317,7 @@ class Engine:
 
     def waiting(self) -> int:
         """Returns the number of requests that wait."""
-        return self._jobs.qsize() + self._anything_waiting
+        return self._jobs.qsize() + len(self._large) + self._anything_waiting
 
     def close(self) -> None:
         """Ends the engine's thread; requests that wait are still answered."""
@@ -320,25 +329,37 @@ class Engine:
                 self.counts[name] += value
 
     def _work(self) -> None:
-        """Takes jobs from the queue, joins those that can share a call, and answers them."""
+        """Answers small requests, several in a call, and after each call the next regions of a large one."""
         kept: _Job | None = None
-        while (first := kept or self._jobs.get()) is not None:
-            jobs, kept = [first], None
+        ended = False
+        while not ended or self._large:
+            jobs, kept = [kept] if kept else [], None
             deadline = time.monotonic() + _BATCH_SECONDS
-            while sum(len(job.regions) for job in jobs) < _BATCH_REGIONS:
+            while not ended and sum(len(job.turn) for job in jobs) < _BATCH_REGIONS:
+                left = max(0.0, deadline - time.monotonic()) if jobs else 0.0 if self._large else None
                 try:
-                    following = self._jobs.get(timeout=max(0.0, deadline - time.monotonic()))
+                    following = self._jobs.get(timeout=left)
                 except queue.Empty:
                     break
-                if following is None or not first.joins(following):
+                if following is None:
+                    ended = True
+                elif len(following.turn) < len(following.regions):
+                    self._large.append(following)
+                elif jobs and not jobs[0].joins(following):
                     kept = following
-                    if following is None:
-                        self._jobs.put(None)
                     break
-                jobs.append(following)
+                else:
+                    deadline = deadline if jobs else time.monotonic() + _BATCH_SECONDS
+                    jobs.append(following)
             self._answer(jobs)
+            self._answer([job for job in self._large if job.is_left])
+            self._large = deque(job for job in self._large if not job.result.done())
+            if self._large:
+                self._answer([self._large.popleft()])
+        self._answer([kept] if kept else [])
 
     def _answer(self, jobs: list[_Job]) -> None:
+        """Answers the next regions of jobs."""
         started = time.perf_counter()
         for job in (gone := [job for job in jobs if job.is_left]):
             job.result.set_exception(ClientLeftError())
@@ -350,10 +371,14 @@ class Engine:
             for job in jobs:
                 job.result.set_exception(error)
             return
-        spent = time.perf_counter() - started
-        self._count(requests=len(jobs), regions=sum(map(len, results)), calls=1, seconds=spent)
         for job, records in zip(jobs, results, strict=True):
-            job.result.set_result(records)
+            job.records += records
+        ended = [job for job in jobs if len(job.records) == len(job.regions)]
+        self._large.extend(job for job in jobs if job not in ended)
+        spent = time.perf_counter() - started
+        self._count(requests=len(ended), regions=sum(map(len, results)), calls=1, seconds=spent)
+        for job in ended:
+            job.result.set_result(job.records)
 
     @torch.no_grad()
     def _run(self, jobs: list[_Job]) -> list[list[dict[str, Any]]]:
@@ -365,7 +390,7 @@ class Engine:
             encoded.append(self.encode(job.image, name))
         images = ImageEncoding.cat([encoding for encoding, _ in encoded])
         sizes = [job.image.size for job in jobs]
-        prompts = processor_arguments([job.regions for job in jobs])
+        prompts = processor_arguments([job.turn for job in jobs])
         inputs = processor(original_sizes=sizes, task=[job.task for job in jobs], **prompts).to(model.device)
         tell = jobs[0].on_tokens
 
@@ -383,7 +408,7 @@ class Engine:
             [
                 region.with_extra({"caption": caption, "score": score, "confidence": confidence, **masks})
                 for region, caption, score, confidence, masks in zip(
-                    job.regions,
+                    job.turn,
                     texts[index],
                     outputs.caption_scores[index].tolist(),
                     sure[index],
@@ -416,7 +441,7 @@ def _masks(
     processor: Any, outputs: Any, index: int, jobs: Sequence[_Job], resized: tuple[int, int]
 ) -> Iterator[dict[str, Any]]:
     """Yields the best mask and all masks of the regions of an image, unpacked a few at a time."""
-    size, count = jobs[index].image.size, len(jobs[index].regions)
+    size, count = jobs[index].image.size, len(jobs[index].turn)
     step = max(1, _MASK_PIXELS // (size[0] * size[1]))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))

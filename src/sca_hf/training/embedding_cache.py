@@ -24,6 +24,7 @@ from transformers.utils import logging
 from ..data.loading import leave_undecoded
 from ..data.region import RegionRecordError, record_image
 from ..files import read_json, write_new, write_whole
+from ..modeling.families_sca import family_of
 from ..run_identity import versions, weights_digest
 
 
@@ -47,10 +48,11 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: str | Path, model: Any, processor: Any, mask_loss_weight: float = 0.0) -> None:
-        if (mask_loss_weight or model.config.mask_loss_weight) and model.config.sam_config.model_type == "sam_hq":
+        family, frame = family_of(model.config.sam_config), model.config.image_frame
+        if (mask_loss_weight or model.config.mask_loss_weight) and family.extra_maps:
             raise EmbeddingCacheError(
-                "SAM-HQ also needs early features for its masks, which the embedding cache does not keep: train "
-                "without the mask loss, or without the cache."
+                f"{family.title} also needs other features for its masks, which the embedding cache does not keep: "
+                "train without the mask loss, or without the cache."
             )
         if model.detail_encoder is not None:
             raise EmbeddingCacheError(
@@ -59,11 +61,10 @@ class EmbeddingCache:
             )
         self._model, self._processor = model, processor
         self._seen: list[tuple[int, int]] = []
-        vision = model.config.sam_config.vision_config
-        grid = vision.image_size // vision.patch_size
-        self.shape = (vision.output_channels, grid, grid)
+        self.shape = (frame.width, frame.grid, frame.grid)
         self._fingerprint = self._checked_fingerprint()
-        about = {"encoder": self._fingerprint, "vision_config": _lasting(vision), "images": _geometry(processor)}
+        vision = _lasting(model.config.sam_config.vision_config)
+        about = {"encoder": self._fingerprint, "vision_config": vision, "images": _geometry(processor)}
         about["versions"] = versions()
         text = json.dumps(about, indent=1, sort_keys=True, default=str)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -162,13 +163,13 @@ class EmbeddingCache:
 
     def _checked_fingerprint(self) -> str:
         self.check_frozen()
-        parameters = list(self._model.sam.vision_encoder.parameters())
+        parameters = list(_encoder_weights(self._model.sam).values())
         if any(hasattr(parameter, "to_local") for parameter in parameters):
             raise EmbeddingCacheError("the image encoder is sharded: fill its embedding cache before training.")
         # Hashing takes seconds on a large encoder; numbers do not change unnoticed by their version or address.
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
         if seen != self._seen:
-            self._seen, self._last = seen, weights_digest(self._model.sam.vision_encoder.state_dict())
+            self._seen, self._last = seen, weights_digest(_encoder_weights(self._model.sam))
         return self._last
 
     def _path(self, key: str) -> Path:
@@ -283,6 +284,12 @@ def refuse_augmentation(augmentation: Any) -> None:
             f"the augmentation {augmentation!r} changes images, but the embedding cache needs unchanged ones: train "
             "without the augmentation, or without the cache."
         )
+
+
+def _encoder_weights(sam: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What image embeddings depend on: the weights of the encoder, and the embedding that a tracker adds."""
+    beside = {"no_memory_embedding": sam.no_memory_embedding} if hasattr(sam, "no_memory_embedding") else {}
+    return {**sam.vision_encoder.state_dict(keep_vars=True), **beside}
 
 
 def _lasting(config: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 from ..modeling.configuration_sca import check_detail_widths
 from ..modeling.detail_sca import ScaDetailEncoder
+from ..modeling.families_sca import family_of
 from ..processing.processing_sca import ScaProcessor
 
 
@@ -21,6 +22,11 @@ _FILTERS = "vision_encoder.patch_embed.projection.weight"
 
 def with_image_size(config: PreTrainedConfig, side: int, patch_size: int | None = None) -> PreTrainedConfig:
     """A copy of a SAM configuration for inputs of `side` pixels, in patches of `patch_size`, by default as before."""
+    family = family_of(config)
+    if family.sizes != "vision_config":
+        raise ValueError(
+            f"{family.title} keeps the image size that it was trained with; only SAM and SAM-HQ take another."
+        )
     old = config.vision_config.patch_size
     patch = patch_size or old
     if patch < old or patch % old:
@@ -50,11 +56,10 @@ def set_image_size(model: Any, side: int, patch_size: int | None = None) -> list
         Names of the modules that do best with more training: none where the grid of patches stays, as then SAM sees
         what it did.
     """
-    old = model.sam
-    vision = old.config.vision_config
-    if vision.image_size == side and (patch_size or vision.patch_size) == vision.patch_size:
+    old, frame = model.sam, model.config.image_frame
+    if frame.side == side and patch_size in (None, frame.patch):
         return []
-    if patch_size not in (None, vision.patch_size) and model.detail_encoder is not None:
+    if patch_size not in (None, frame.patch) and model.detail_encoder is not None:
         raise ValueError("a model with a detail encoder must keep its patch size, which sets the encoder's grid.")
     new = AutoModel.from_config(with_image_size(old.config, side, patch_size))
     shapes = {name: value.shape for name, value in new.state_dict().items()}
@@ -114,9 +119,9 @@ def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> Sc
     """
     if model.detail_encoder is not None:
         raise ValueError("the model already has a detail encoder: pretrain_detail_encoder trains it further.")
-    vision = model.config.sam_config.vision_config
-    set_image_size(model, factor * vision.image_size, factor * vision.patch_size)
-    stages = (factor * vision.patch_size).bit_length() - 1
+    frame = model.config.image_frame
+    set_image_size(model, factor * frame.side, factor * frame.patch)
+    stages = (factor * frame.patch).bit_length() - 1
     add_detail_encoder(model, [max(8, _WIDEST >> stage) for stage in reversed(range(stages))])
     return ScaProcessor.from_config(model.config, processor.tokenizer, anything_settings=processor.anything_settings)
 

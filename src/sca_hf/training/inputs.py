@@ -28,7 +28,7 @@ class RunInputs:
 
     def __init__(self, model: Any, args: ScaTrainingArguments, processor: Any) -> None:
         self.args, self.processor = args, processor
-        self.image_size = model.config.sam_config.vision_config.image_size
+        self.image_size = model.config.image_frame.side
         self.cache = None
         if args.embedding_cache is not None:
             self.cache = EmbeddingCache(args.embedding_cache, model, processor, args.mask_loss_weight or 0.0)

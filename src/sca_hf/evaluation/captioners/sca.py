@@ -13,11 +13,13 @@ import torch
 from ...captioning import load
 from ...model_names import BUNDLED_MODEL, check_repository, resolve_model
 from ...modeling.base_models_sca import SAM, load_part
+from ...modeling.families_sca import image_frame
 from ...modeling.grouping_sca import RegionInputs
 from ...modeling.modeling_sca import ScaForConditionalGeneration
-from ...modeling.segmentation_sca import ImageEncoding, SamSegmenter, encode_images
-from ...processing.images_sca import sam_image_processor
-from ...processing.mask_generation_sca import mask_records
+from ...modeling.segmentation_sca import ImageEncoding
+from ...modeling.segmenters_sca import encode_images, segmenter_class
+from ...processing.images_sca import build_image_processor
+from ...processing.mask_generation_sca import mask_records, upscale_masks
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
 from ...processing.region_prompts_sca import RegionPrompt, processor_arguments
@@ -120,14 +122,13 @@ class SegmentedRegion:
 
 
 class Segmenter:
-    """SAM or SAM-HQ of transformers, prompted by points, boxes and masks in pixels of the original image."""
+    """A segmenter of transformers, prompted by points, boxes and masks in pixels of the original image."""
 
     def __init__(self, sam: Any, source: str = "", regions_at_once: int | None = None) -> None:
         self.sam, self.source = sam.eval(), source
-        side = sam.config.vision_config.image_size
-        self._mask_side = 4 * (side // sam.config.vision_config.patch_size)
-        self._processor = sam_image_processor(side, self._mask_side)
-        self._side, self._regions_at_once = side, regions_at_once
+        self._frame = image_frame(sam.config)
+        self._processor = build_image_processor(self._frame)
+        self._regions_at_once = regions_at_once
 
     @classmethod
     def load(cls, source: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Segmenter:
@@ -153,15 +154,16 @@ class Segmenter:
         self, images: Sequence[ImageQuery], prompts: list[list[RegionPrompt]], encoding: ImageEncoding
     ) -> list[list[SegmentedRegion]]:
         sizes = [(asked.image.height, asked.image.width) for asked in images]
-        resized = [resized_size(size, self._side) for size in sizes]
+        frame = self._frame
+        resized = [resized_size(size, frame.side, frame.resize == "stretch") for size in sizes]
         given = processor_arguments(prompts)
         names = ("input_points", "input_labels", "input_boxes", "input_masks")
-        built = build_prompts(sizes, resized, self._side, self._mask_side, *(given.get(name) for name in names))
+        built = build_prompts(sizes, resized, frame.side, frame.mask_side, *(given.get(name) for name in names))
         embeddings = encoding.image_embeddings
         inputs = RegionInputs(**{name: torch.as_tensor(value).to(embeddings.device) for name, value in built.items()})
         plan, input_masks = inputs.plan(embeddings)
-        segmenter = SamSegmenter(self.sam, encoding, input_masks)
-        found, _ = segmenter.segment_regions(plan, region_chunk_size=self._regions_at_once)
+        segmenter = segmenter_class(self.sam)(self.sam, encoding, input_masks)
+        found, _, _ = segmenter.segment_regions(plan, region_chunk_size=self._regions_at_once)
         masks, ious = (plan.padded(values) for values in found[True])
         return [
             [
@@ -175,11 +177,12 @@ class Segmenter:
         self, masks: torch.Tensor, ious: torch.Tensor, image: int, sizes: list[Any], resized: list[Any], count: int
     ) -> list[dict[str, Any]]:
         upscale = partial(
-            self._processor.post_process_masks,
-            original_sizes=[sizes[image]],
-            reshaped_input_sizes=[resized[image]],
+            upscale_masks,
+            self._processor,
+            sizes=[sizes[image]],
+            resized=[resized[image]],
         )
-        pixels = max(sizes[image][0] * sizes[image][1], self._side**2)
+        pixels = max(sizes[image][0] * sizes[image][1], self._frame.side**2)
         return mask_records(masks[:count].float(), ious[:count], upscale, pixels, all_masks=True)
 
 

@@ -15,12 +15,12 @@ from ...modeling.base_models_sca import (
     BASE_MODELS,
     LANGUAGE_MODEL,
     SAM,
-    check_part,
     keep_precision,
     without_dropout,
 )
 from ...modeling.composing_sca import __name__ as swap_warnings
 from ...modeling.configuration_sca import ScaConfig
+from ...modeling.families_sca import segmenter_config
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import PRESETS, ScaTrainingArguments
@@ -74,8 +74,9 @@ class Configurations(Weights):
         config = self._config(name, revision)
         if config.model_type == ScaConfig.model_type:
             config = getattr(config, config_name)
-        check_part(part, name, config)
-        config = without_dropout(deepcopy(config)) if part == LANGUAGE_MODEL else deepcopy(config)
+        config = (
+            without_dropout(deepcopy(config)) if part == LANGUAGE_MODEL else segmenter_config(config.to_dict(), name)
+        )
         with torch.device("meta"):
             if part == SAM:
                 return keep_precision(auto_class.from_config(config)).to(dtype)

@@ -106,7 +106,7 @@ def estimate_memory(build: Callable[[ScaTrainingArguments], Any], training: Mapp
     regions, tokens = batch["input_ids"].shape[1:]
     parts = list(part_memories(model, args.quantize_language_model))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    embedding = 2 * config.sam_config.vision_config.output_channels * grid_side(config) ** 2
+    embedding = 2 * config.image_frame.width * config.image_frame.grid**2
     states = _optimizer_share(args.optim, notes)
     if args.regions_per_image is None:
         notes.append(f"regions_per_image is null: assuming an image with {_ALL_REGIONS} regions.")
@@ -147,7 +147,7 @@ def _prepare(model: Any, args: ScaTrainingArguments, autocast: torch.dtype | Non
 def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
     """The largest batch that the collator makes: every caption as long as it may be, every region a box."""
     images, regions = args.per_device_train_batch_size, args.regions_per_image or _ALL_REGIONS
-    grid, vision = grid_side(config), config.sam_config.vision_config
+    frame = config.image_frame
     ids = torch.zeros(images, regions, config.max_caption_length, dtype=torch.long)
     batch: dict[str, Any] = dict(
         input_boxes=torch.zeros(images, regions, 4),
@@ -157,18 +157,12 @@ def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
         region_chunk_size=images * regions,
     )
     if args.embedding_cache:
-        batch["image_embeddings"] = torch.zeros(images, vision.output_channels, grid, grid)
+        batch["image_embeddings"] = torch.zeros(images, frame.width, frame.grid, frame.grid)
     else:
-        batch["pixel_values"] = torch.zeros(images, vision.num_channels, vision.image_size, vision.image_size)
+        batch["pixel_values"] = torch.zeros(images, frame.channels, frame.side, frame.side)
     if args.mask_loss_weight:
-        batch["mask_labels"] = torch.zeros(images, regions, 4 * grid, 4 * grid)
+        batch["mask_labels"] = torch.zeros(images, regions, frame.mask_side, frame.mask_side)
     return batch
-
-
-def grid_side(config: ScaConfig) -> int:
-    """Cells along each side of an image embedding."""
-    vision = config.sam_config.vision_config
-    return vision.image_size // vision.patch_size
 
 
 def part_memories(model: Any, quantized: str | None) -> Iterator[PartMemory]:

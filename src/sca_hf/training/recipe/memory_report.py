@@ -10,7 +10,7 @@ import torch
 from ...modeling.configuration_sca import ScaConfig
 from ..arguments import ScaTrainingArguments
 from .build import Configurations, build_empty_model, empty_model
-from .memory import CUDA_BYTES, MemoryEstimate, PartMemory, estimate_memory, grid_side, part_memories, smaller_settings
+from .memory import CUDA_BYTES, MemoryEstimate, PartMemory, estimate_memory, part_memories, smaller_settings
 from .schema import Recipe
 
 
@@ -124,6 +124,6 @@ def report_model(config: ScaConfig, gpu_memory: int | None = None) -> str:
         rows.append([f"left of {gpu_memory / 2**30:g} GiB", *room])
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in rows]
-    embedding = config.sam_config.vision_config.output_channels * grid_side(config) ** 2 * 4
+    embedding = config.image_frame.width * config.image_frame.grid**2 * 4
     note = f"An encoded image takes {embedding / 2**20:.1f} MiB in float32. The language model is quantized as in"
     return "\n".join([*lines, f"{note} bitsandbytes; activations and CUDA come on top."])
