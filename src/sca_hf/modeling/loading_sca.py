@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .base_models_sca import (
     ADAPTER_FOLDER,
@@ -41,9 +42,11 @@ from .base_models_sca import (
     wait_for_the_library,
 )
 from .generation_sca import check_generation_numbers
-from .placement_sca import execution_device, part_of, resolve_device_map
+from .placement_sca import computes_bfloat16, execution_device, part_of, resolve_device_map
 from .validation_sca import FORMAT_VERSION, check_settings_files, check_weight_files
 
+
+logger = logging.get_logger(__name__)
 
 # Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
 # its own.
@@ -148,6 +151,8 @@ class ScaLoadingMixin:
                 model.hf_device_map = device_map
         elif path is not None:
             model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASE_MODELS}
+        if model.dtype == torch.bfloat16 and model.device.type == "cpu" and not computes_bfloat16():
+            logger.warning_once("this CPU does not compute in bfloat16 itself: float32 is several times as fast here.")
         # The library makes new parameters of what it reads, and they take gradients.
         model._freeze_base_models()
         # Imported here because the library's pipelines import its Auto classes, and those, in our package, this file.

@@ -112,6 +112,7 @@ def check_references(fields: Mapping[str, Any]) -> None:
 
 # What may hold references; the others hold words, or weights.
 _DATA_FILES = re.compile(r"tokenizer\.json|vocab.*\.json|.*\.index\.json|added_tokens\.json")
+_ABSENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 _SETTINGS_FILES = ("processor_config", "preprocessor_config", "tokenizer_config", "generation_config", "config")
 
 
@@ -128,8 +129,7 @@ def check_settings_files(path: Any, where: Mapping[str, Any] | None = None) -> d
     if folder.is_dir():
         files = [file for file in sorted(folder.rglob("*.json")) if not _DATA_FILES.fullmatch(file.name)]
     else:
-        absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        found = [cached_file(path, f"{name}.json", **(where or {}), **absent) for name in _SETTINGS_FILES]
+        found = [cached_file(path, f"{name}.json", **(where or {}), **_ABSENT) for name in _SETTINGS_FILES]
         files = [Path(file) for file in found if file is not None]
     contents: dict[str, Any] = {}
     for file in files:
@@ -285,11 +285,10 @@ def check_weight_files(
             are not floating-point numbers.
         packed: the weights are quantized, so that integers hold them.
     """
-    absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **absent)
+    found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **_ABSENT)
     files = [found]
     if found is None:
-        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **where, **absent)
+        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **where, **_ABSENT)
         if index is None:
             return  # the library says what it looked for
         files = [cached_file(path, name, **where) for name in check_shard_index(Path(index))]
@@ -306,8 +305,6 @@ def check_weight_files(
 
 def check_weights(file: Any, integers: frozenset[str] = frozenset(), packed: bool = False) -> None:
     """Refuse a safetensors file with weights that are not finite floating-point numbers: captions would be empty.
-
-    Reads each weight once, at the speed of the memory.
 
     Args:
         file: the file.
