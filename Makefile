@@ -17,10 +17,10 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements/constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PYTEST = $(BIN)/python -m pytest -q
-FAST = not slow and not gpu and not hub
+FAST = not slow and not gpu and not hub and not fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-external test-versions check flat style bench docs build clean
+.PHONY: help install demo test test-slow fuzz test-external test-versions check flat style bench docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | \
@@ -52,6 +52,9 @@ test: $(VENV)/.installed-dev ## the fast tests
 
 test-slow: $(VENV)/.installed-dev ## the slow tests
 	$(PYTEST) -m "slow and not hub"
+
+fuzz: $(VENV)/.installed-dev ## mutated folders, data, masks, requests and runs: SCA_FUZZ_SECONDS for each target (60)
+	SCA_FUZZ_SECONDS=$${SCA_FUZZ_SECONDS:-60} $(PYTEST) -s -m fuzz tests/fuzz
 
 test-external: $(VENV)/.installed-dev ## the library's own model and processor tests, run against our classes
 	$(BIN)/python tests/external/run.py

@@ -23,6 +23,7 @@ ALLOWED = {
     "hub/space.py": STAGED,
     "training/checkpoint/trainer.py": STAGED,
     "training/detail_pretraining.py": STAGED,
+    "training/recipe/run.py:_save": "writes a draft, and into a folder that is renamed when it is whole",
     "hub/probe.py:main": "runs without this package; its file is read and removed by its caller",
     "evaluation/predictions.py:_write_parquet": "writes the draft that it is given",
     "training/checkpoint/hub_push.py:copy_code": "writes a draft",

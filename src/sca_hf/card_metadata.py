@@ -75,8 +75,24 @@ def score_results(
 
 
 def markdown_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
+    """Return a Markdown table; the cells are texts, which show as they are."""
+    shown = [list(map(markdown_text, row)) for row in [titles, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [shown[0], ["---"] * len(titles), *shown[1:]])
+
+
+def markdown_text(text: str) -> str:
+    """Return a text, of whoever it is, that Markdown shows as it is, in one line and without controls."""
+    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return re.sub(r"([\\`*_\[\]|<>~])", r"\\\1", plain).replace("&", "&amp;")
+
+
+def markdown_code(text: str, language: str | None = None) -> str:
+    """Return a text as code of Markdown, on its line or, with a language, in a block, which it cannot end itself."""
+    fence = "`" * max(1 if language is None else 3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    if language is not None:
+        return f"{fence}{language}\n{text}\n{fence}"
+    pad = " " if len(fence) > 1 else ""
+    return f"{fence}{pad}{' '.join(text.split())}{pad}{fence}"
 
 
 def slug(name: str) -> str:

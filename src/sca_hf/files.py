@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -40,13 +40,6 @@ class DiskFullError(OSError):
 
 class LockedError(RuntimeError):
     """Another process is writing the file; the message names it."""
-
-
-class Saveable(Protocol):
-    """A model, tokenizer or processor."""
-
-    def save_pretrained(self, save_directory: Path) -> Any:
-        """Writes itself to a folder."""
 
 
 def write_whole(path: str | Path, content: str | bytes | Iterable[str | bytes], durable: bool = False) -> None:
@@ -350,14 +343,6 @@ def in_one_line(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def save_whole(folder: str | Path, *parts: Saveable) -> Path:
-    """Saves parts into one folder, which exists only once everything in it is written."""
-    with staged(folder) as part:
-        for saveable in parts:
-            saveable.save_pretrained(part)
-    return Path(folder)
-
-
 @contextmanager
 def staged(target: str | Path) -> Iterator[Path]:
     """Gives an empty folder that becomes `target`, replacing what is there, when the block ends without an error."""
@@ -461,7 +446,9 @@ def flush_entry(path: Path) -> None:
 def _is_disk_full(error: BaseException) -> bool:
     """Libraries hide the error number of a failed write in errors of their own, or lose it."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen: list[BaseException] = []  # an error that was raised again may be its own cause
+    while cause is not None and cause not in seen:
+        seen.append(cause)
         if isinstance(cause, OSError) and cause.errno in _FULL:
             return True
         # safetensors keeps the number in its text; torch, which writes its archives itself, says only that it failed.

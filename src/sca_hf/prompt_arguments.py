@@ -50,7 +50,7 @@ def read_mask_file(path: str | Path) -> np.ndarray:
     try:
         # Mapped: an array that claims more than the file has is refused before memory is taken for it.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # noqa: BLE001, its header is read as a program's text
         raise ValueError(f"{path} is not an array of numbers, or cut short: {error}") from None
     return read_mask(array, str(path))
 

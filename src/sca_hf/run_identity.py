@@ -26,7 +26,7 @@ from .modeling.base_models_sca import source_of
 
 # What loading a model reads, beside code, which is this package's.
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}
-_ROWS_AT_A_TIME = 1000
+_ROWS_AT_A_TIME = 200
 
 
 def versions() -> dict[str, str]:
@@ -67,19 +67,19 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def data_identity(dataset: Any) -> dict[str, Any]:
-    """Returns what identifies a data set by every record and every picture; {} for a stream, which has no end yet.
+    """Returns what identifies a data set by every record and every picture.
 
     Args:
-        dataset: Region records by index: of `datasets`, or any other.
+        dataset: Region records: of `datasets`, by index, or a stream, which is read once.
     """
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        return {}
-    contents, pictures = hashlib.sha256(), hashlib.sha256()
-    for content, stamps in _tables(dataset) if hasattr(dataset, "with_format") else _rows(dataset):
+    contents, pictures, images = hashlib.sha256(), hashlib.sha256(), 0
+    stored = hasattr(dataset, "with_format") and hasattr(dataset, "__len__")
+    for content, stamps in _tables(dataset) if stored else _rows(dataset):
         contents.update(content)
         pictures.update("\n".join([*stamps, ""]).encode(errors="surrogatepass"))
+        images += len(stamps)
     return {
-        "images": len(dataset),
+        "images": images,
         "contents of the records": contents.hexdigest()[:16],
         "sizes and times of the pictures": pictures.hexdigest()[:16],
     }
@@ -90,10 +90,10 @@ def _tables(dataset: Any) -> Iterator[tuple[bytes, list[str]]]:
     import pyarrow  # type: ignore[import-untyped]
 
     for table in dataset.with_format("arrow").iter(_ROWS_AT_A_TIME):
-        stamps = (
-            [picture_stamp(image) for image in table["image"].to_pylist()] if "image" in table.column_names else []
-        )
-        rest = table.drop_columns(["image"] if stamps else []).combine_chunks().replace_schema_metadata(None)
+        images = table["image"].to_pylist() if "image" in table.column_names else [None] * len(table)
+        stamps = [picture_stamp(image) for image in images]
+        rest = table.select([name for name in table.column_names if name != "image"]).combine_chunks()
+        rest = rest.replace_schema_metadata(None)
         sink = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(sink, rest.schema) as writer:
             writer.write_table(rest)
@@ -101,7 +101,7 @@ def _tables(dataset: Any) -> Iterator[tuple[bytes, list[str]]]:
 
 
 def _rows(dataset: Any) -> Iterator[tuple[bytes, list[str]]]:
-    for index in range(len(dataset)):
-        row = dataset[index]
+    rows = (dataset[index] for index in range(len(dataset))) if hasattr(dataset, "__len__") else dataset
+    for row in rows:
         row = dict(row) if isinstance(row, Mapping) else {"row": row}
         yield digest_of({**row, "image": None}).encode(), [picture_stamp(row.get("image"))]

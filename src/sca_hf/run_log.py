@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -205,10 +205,12 @@ class RunLog:
         """Reads all parts and returns the line of each key."""
         found: dict[str, Line] = {}
         for path in self.parts():
-            for line in self._scan(path):
-                former = found.get(line.key)
-                if former is None or self._replaces(former.about, line.about):
-                    found[line.key] = line
+            # A part may be dropped meanwhile, by the process that has put all of them together.
+            with suppress(FileNotFoundError):
+                for line in self._scan(path):
+                    former = found.get(line.key)
+                    if former is None or self._replaces(former.about, line.about):
+                        found[line.key] = line
         return found
 
     def wait_for(self, keys: Collection[str]) -> dict[str, Line]:
@@ -223,7 +225,7 @@ class RunLog:
             looked = time.monotonic()
             lines = self.lines()
             before, missing = missing, sum(key not in lines for key in keys)
-            if not missing:
+            if not missing or self._read_state()["complete"]:  # then the parts are gone
                 return lines
             now = time.monotonic()
             news = now if missing != before else news

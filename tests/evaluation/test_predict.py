@@ -324,12 +324,53 @@ def test_a_finished_run_is_compared_with_its_data(captioner, tmp_path, suffix):
             predict(captioner, data, output, progress=False)
 
 
-def test_one_process_alone_of_several_waits_with_a_word_and_a_limit(data, captioner, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_one_process_alone_of_several_waits_with_a_word_and_a_limit(
+    rank, data, captioner, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr("sca_hf.run_log.WAIT_SECONDS", 1.0)
     monkeypatch.setattr("sca_hf.run_log.SAY_SECONDS", 0.1)
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(PredictionError, match="of 34 are missing, which other processes should write"):
         predict(captioner, data, tmp_path / "said.jsonl", progress=False)
     assert "waiting for them" in caplog.text
     assert not json.loads(run_file(tmp_path / "said.jsonl").read_text())["complete"]
+
+
+def test_a_finished_file_that_was_edited_is_no_result(data, captioner, tmp_path):
+    output = tmp_path / "said.jsonl"
+    predict(captioner, data, output, progress=False)
+    output.write_text(output.read_text().replace('"candidates": ["', '"candidates": ["not ', 1))
+    for use in (lambda: predict(captioner, data, output, progress=False), lambda: score_file(output)):
+        with pytest.raises(PredictionError, match="does not hold what its run wrote: it was changed since"):
+            use()
+    run_file(output).unlink()
+    assert score_file(output)
+
+
+def test_a_run_is_told_by_its_pictures_and_not_by_where_they_are(captioner, tmp_path, monkeypatch):
+    spec, output = write_regions(tmp_path / "data", images=4), tmp_path / "said.jsonl"
+    predict(captioner, spec, output, progress=False)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    moved = {**spec, "path": "moved/../moved/regions.jsonl"}
+    predict(captioner, moved, "./said.jsonl", progress=False)
+    picture = sorted((tmp_path / "moved").glob("*.png"))[-1]
+    picture.write_bytes(picture.read_bytes())
+    with pytest.raises(PredictionError, match="sizes and times of the pictures was"):
+        predict(captioner, moved, output, progress=False)
+    with pytest.raises(PredictionError, match="sizes and times of the pictures was"):
+        predict(captioner, {**moved, "streaming": True}, output, progress=False)
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"sett', b"[]", b'{"complete": true}'])
+def test_a_damaged_run_file_is_named(data, captioner, tmp_path, damage):
+    output = tmp_path / "said.jsonl"
+    predict(captioner, data, output, progress=False)
+    run_file(output).write_bytes(damage)
+    with pytest.raises(ValueError, match=r"said\.jsonl\.run\.json"):
+        predict(captioner, data, output, progress=False)
+    if damage != b'{"complete": true}':
+        with pytest.raises(ValueError, match=r"said\.jsonl\.run\.json"):
+            score_file(output)

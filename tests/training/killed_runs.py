@@ -86,13 +86,14 @@ def make_trainer(folder, cache=None, slow_rank=None, **arguments):
 
 def train(folder, options=None):
     """Goes on from the last checkpoint of a folder, if any, to the end: weights in `final`."""
-    from sca_hf.files import save_whole
+    from sca_hf.files import staged
     from sca_hf.training.checkpoint.integrity import last_checkpoint
 
     trainer = make_trainer(folder, **(options or {}))
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     if trainer.args.should_save and not trainer.stopped:
-        save_whole(folder / "final", trainer.model)
+        with staged(folder / "final") as part:
+            trainer.model.save_pretrained(part)
 
 
 def train_until_full(folder, limit=None):

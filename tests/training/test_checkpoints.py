@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sca_hf.files import DiskFullError, file_sizes, save_whole, staged
+from sca_hf.files import DiskFullError, LockedError, file_sizes, staged
 from sca_hf.training.checkpoint.integrity import (
     MANIFEST,
     CheckpointError,
@@ -175,21 +175,24 @@ def test_an_error_while_saving_leaves_nothing_behind(tmp_path):
 
 
 def test_a_folder_is_saved_whole_or_not_at_all(tmp_path):
-    class Writes:
-        def __init__(self, text, error=None):
-            self.text, self.error = text, error
+    def write(text, error=None):
+        with staged(tmp_path / "model") as folder:
+            (folder / "file").write_text(text)
+            if error:
+                raise error
 
-        def save_pretrained(self, folder):
-            (folder / "file").write_text(self.text)
-            if self.error:
-                raise self.error
-
-    save_whole(tmp_path / "model", Writes("first"))
+    write("first")
     with pytest.raises(ValueError, match="no more"):
-        save_whole(tmp_path / "model", Writes("second", ValueError("no more")))
+        write("second", ValueError("no more"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "file").read_text() == "first"
-    save_whole(tmp_path / "model", Writes("third"))
+    (tmp_path / "model").rename(tmp_path / "_tmp-old-model")  # killed between the two renames
+    with pytest.raises(ValueError, match="no more"):
+        write("second", ValueError("no more"))
+    assert (tmp_path / "model" / "file").read_text() == "first"
+    with staged(tmp_path / "model"), pytest.raises(LockedError, match="being written by another process"):
+        write("at once")
+    write("third")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "file").read_text() == "third"
 

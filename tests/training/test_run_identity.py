@@ -167,5 +167,5 @@ def test_a_model_is_not_trained_over_itself(base, regions, tmp_path):
 def test_a_damaged_file_of_a_finished_run_is_named(base, regions, tmp_path, file, damage):
     run_recipe(recipe(base, regions, tmp_path / "run"))
     (tmp_path / "run" / file).write_bytes(damage)
-    with pytest.raises(ValueError, match=f"{file} is not JSON"):
+    with pytest.raises(ValueError, match=rf"{file} is (empty|not JSON)"):
         run_recipe(recipe(base, regions, tmp_path / "run"))

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -231,7 +232,8 @@ def _score(values: Mapping[str, Any], place: str) -> float:
 def boxes_of(boxes: Boxes, name: str) -> list[list[float]] | None:
     """The boxes of an image by its whole name, its file name, or that without suffix; None where there are none."""
     path = Path(name)
-    for key in (name, path.name, path.with_suffix("").as_posix(), path.stem):
+    keys = (name, path.name, path.with_suffix("").as_posix(), path.stem)
+    for key in [*keys, *(unicodedata.normalize("NFC", key) for key in keys)]:  # as most tools write it
         if key in boxes:
             return boxes[key]
     # COCO numbers its images, and pads the numbers in their names.

@@ -5,12 +5,14 @@ Nothing imports torch before a command runs, so that help and the errors of a co
 
 import argparse
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from platform import python_version
+from typing import Any
 
 from .. import __version__
 
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 where some of what was asked for failed; 2 after an error; 130 when interrupted (143 by SIGTERM, where it
         is awaited); 141 where whoever read the output has gone, as after `| head`.
     """
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and PlainText(stream) for stream in streams)
     try:
         try:
             return _main(arguments)
@@ -50,6 +54,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return 141
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+class PlainText:
+    """A stream whose reader sees what is written, and is not controlled by it.
+
+    Names, ids and texts of others may hold sequences that move a terminal's cursor, or turn the direction of the text.
+    They come out as they stand in JSON, `\\u001b`; line ends, tabs, and what progress bars move by, stay.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes a text; a return of the carriage counts only where it begins one, as progress bars have it."""
+        if not _PROGRESS.fullmatch(text):
+            start = "\r" * (len(text) - len(text.lstrip("\r")))
+            text = start + _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text[len(start) :])
+        return self._stream.write(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes texts one after the other."""
+        for line in lines:
+            self.write(line)
+
+
+# Controls of ASCII and Latin-1, line separators, and marks of direction.
+_CONTROLS = re.compile(r"(?!\r\n|\r$)[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_PROGRESS = re.compile(r"[\r\n]*(\x1b\[A)*")
 
 
 def _flush() -> None:

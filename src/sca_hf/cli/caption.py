@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -208,7 +209,8 @@ def _overlay_paths(overlay: str | None, images: Sequence[str]) -> dict[str, Path
     check_picture_name(path)
     if len(images) == 1:
         return {images[0]: path}
-    stems = [Path(image).stem[:100] for image in images]
+    # As file systems compare names that know neither case nor forms of Unicode, and short enough for all.
+    stems = [unicodedata.normalize("NFKC", Path(image).stem)[:40] for image in images]
     counts = Counter(stem.casefold() for stem in stems)
     taken = {stem for stem, count in counts.items() if count == 1}
     paths = {}

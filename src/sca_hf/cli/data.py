@@ -85,4 +85,4 @@ def _tokenizer(name: str | None) -> Any:
 
     from ..model_names import resolve_model
 
-    return AutoTokenizer.from_pretrained(resolve_model(name))
+    return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)

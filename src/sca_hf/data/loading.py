@@ -18,7 +18,17 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from ..environment import install_command
-from ..files import file_sizes, hash_file, is_special, leads_out, named_paths, read_json, to_json, write_whole
+from ..files import (
+    file_sizes,
+    hash_file,
+    is_special,
+    leads_out,
+    named_paths,
+    naming_full_disk,
+    read_json,
+    to_json,
+    write_whole,
+)
 from ..yaml_files import parse_yaml
 from .pictures import check_picture, picture_stamp
 from .read_report import ReadReport, check_records
@@ -261,7 +271,8 @@ def _load_stored(source: RecordSource) -> Dataset:
             )
         except DatasetGenerationError as error:
             # The library's own error says only that there was an error.
-            raise (error.__cause__ or error) from None
+            with naming_full_disk(folder):
+                raise (error.__cause__ or error) from None
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

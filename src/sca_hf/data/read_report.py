@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import write_whole
+from ..files import read_json, write_whole
 from .region import RegionRecord, RegionRecordError, naming
 
 
@@ -146,7 +146,7 @@ class ReadReport:
     @classmethod
     def read(cls, path: Path) -> ReadReport:
         """Reads a written report."""
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, dict, "Delete it, and the data set is read again.")
         counters = {key: Counter(values[key]) for key in ("left_out", "left_out_classes", "classes")}
         return cls(**{**values, **counters})
 

@@ -43,8 +43,6 @@ from .protocols import check_counts, find_protocol
 
 
 Masks = Literal["none", "best", "all"]
-# What a record must share with the data that it is about.
-_OF_THE_DATA = ("image_id", "region_id", "box", "references")
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def predict(
     try:
         run = PredictionRun(Path(output), about, notes, rank, processes)
         if run.complete:
-            run.compare(row for image in _unique(rows) for row in _expected(image))
+            run.check()
         else:
             total = len(rows) if hasattr(rows, "__len__") else None  # streams do not know
             with run, tqdm(total=total, desc="predict", unit=" images", disable=not progress or rank) as bar:
@@ -343,11 +341,9 @@ class PredictionRun:
         """Returns whether these rows, the next of this process's, are predicted; if not, drops what is left of them.
 
         Args:
-            rows: What is known of the records, with `image_id`, `region_id`, `box` and `references`.
+            rows: What is known of the records.
         """
         found = self._log.own[self._place : self._place + len(rows)]
-        for line, row in zip(found, rows, strict=False):
-            self._same(line.about, row, self.part)
         if len(found) == len(rows):
             self._place += len(rows)
             return True
@@ -370,6 +366,7 @@ class PredictionRun:
             raise PredictionError(f"{self.part} has {len(self._log.own)} records, the data only {self._place}.")
         self._log.close()
         if self.rank != 0:
+            self._log.wait_for(keys)
             return
         if self.part != self.output:
             lines = self._log.wait_for(keys) if self.processes > 1 else self._own_lines(keys)
@@ -397,31 +394,11 @@ class PredictionRun:
                 f"{self.output} does not contain what was written to it: it was changed in the meantime. {again}"
             )
 
-    def compare(self, expected: Iterable[Mapping[str, Any]]) -> None:
-        """Raises unless the finished file is whole and of these rows, see [`skip`].
-
-        Args:
-            expected: What is known of all records, in the order of the data.
-        """
+    def check(self) -> None:
+        """Raises unless the finished file is what the run wrote."""
         count = self._log.state.get("records")
         records = [] if count == 0 and not self.output.stat().st_size else read_predictions(self.output)
         check_complete(records, self.output, self._log.state)
-        rows = list(expected)
-        if len(rows) != len(records):
-            raise PredictionError(
-                f"{self.output} is of other data: it has {len(records)} regions, the data {len(rows)}."
-            )
-        for record, row in zip(records, rows, strict=True):
-            self._same(vars(record), row, self.output)
-
-    @staticmethod
-    def _same(found: Mapping[str, Any], row: Mapping[str, Any], where: Path) -> None:
-        if any(found[name] != row[name] for name in _OF_THE_DATA):
-            raise PredictionError(
-                f"{where} is of other data: it has image {found['image_id']}, region {found['region_id']} where the "
-                f"data have image {row['image_id']}, region {row['region_id']}, or another box or other references "
-                "for it."
-            )
 
     def _part(self, rank: int) -> Path:
         return self.output.with_name(f"{self.output.name}.part-{rank + 1}-of-{self.processes}")
@@ -436,12 +413,11 @@ def record_key(row: Mapping[str, Any]) -> str:
     return json.dumps([row["image_id"], row["region_id"]])
 
 
-def _head(line: bytes) -> tuple[str, dict[str, Any]]:
+def _head(line: bytes) -> tuple[str, None]:
     row = json.loads(line)
-    if not isinstance(row, dict):
+    if not isinstance(row, dict) or not {"image_id", "region_id"} <= set(row):
         raise ValueError("not a record")
-    about = {name: row.get(name) for name in _OF_THE_DATA}
-    return record_key(about), about
+    return record_key(row), None
 
 
 def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> ImageQuery:

@@ -18,7 +18,7 @@ from typing import Any
 from ..data.prompts import PROMPT_KINDS
 from ..environment import install_command
 from ..files import has_lone_surrogate, hash_file, json_line, read_json, replacing, to_json, write_whole
-from ..processing.masks_sca import decode_rle, encode_rle
+from ..processing.masks_sca import decode_rle, encode_rle, rle_size
 
 
 _ROWS_PER_BATCH = 4096
@@ -337,11 +337,10 @@ def _as_rle(mask: Any) -> Any:
     if not isinstance(mask, Mapping) or "counts" not in mask:
         return mask
     counts = mask["counts"]
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    if isinstance(counts, str):
-        return {"size": list(mask["size"]), "counts": counts}
     try:
+        if isinstance(counts, str | bytes):
+            size = list(rle_size(dict(mask)))
+            return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
         return encode_rle(decode_rle(dict(mask)))
     except ValueError as error:
         raise PredictionError(str(error)) from None

@@ -19,7 +19,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..card_metadata import DRAFT, card_head, markdown_rows, score_results
+from ..card_metadata import DRAFT, card_head, markdown_code, markdown_rows, markdown_text, score_results
 from ..evaluation.naming import leading
 from ..files import read_json
 from ..modeling.base_models_sca import BASE_MODELS
@@ -265,11 +265,11 @@ def _scores(evaluation: Mapping[str, Any]) -> str:
     rows = [[name, f"{value:.4g}"] for name, value in _ordered(evaluation).items()]
     table = _scores_table("metric", "score", rows, _names_note(evaluation))
     versions = ", ".join(f"{name} {version}" for name, version in evaluation["versions"].items())
-    made = f"Made by `{evaluation['command']}`" + (f" with {versions}." if versions else ".")
-    return (
-        f"{kind} {measured_on(evaluation)}, {evaluation['n']:,} regions, tokenizer {evaluation['tokenizer']}.\n\n"
-        f"{table}\n\n{made}"
+    made = f"Made by {markdown_code(evaluation['command'])}" + (
+        f" with {markdown_text(versions)}." if versions else "."
     )
+    data, tokenizer = markdown_text(measured_on(evaluation)), markdown_text(str(evaluation["tokenizer"]))
+    return f"{kind} {data}, {evaluation['n']:,} regions, tokenizer {tokenizer}.\n\n{table}\n\n{made}"
 
 
 def _names_note(evaluation: Mapping[str, Any]) -> str | None:
@@ -283,7 +283,7 @@ def _ordered(evaluation: Mapping[str, Any]) -> Mapping[str, float]:
 def _scores_table(name: str, value: str, rows: Sequence[Sequence[str]], note: str | None) -> str:
     """A table, and below it how to read it."""
     table = markdown_rows([name, value], rows)
-    return f"{table}\n\n{note}" if note else table
+    return f"{table}\n\n{markdown_text(note)}" if note else table
 
 
 def _base_models(named: Mapping[str, Mapping[str, str]], mixer_only: bool) -> str:
@@ -311,7 +311,7 @@ def _licences(info: RepositoryInfo, own: Any, frozen: Mapping[str, Any]) -> str:
 
 
 def _scope(scope: Mapping[str, Any]) -> str:
-    lines = [f"- {line[:1].upper()}{line[1:]}" for line in scope_lines(scope)]
+    lines = [f"- {markdown_text(line[:1].upper() + line[1:])}" for line in scope_lines(scope)]
     return "\n".join(lines) or "Its configuration has no `scope`: what it was trained on is not recorded."
 
 
@@ -319,4 +319,5 @@ def _training(recipe: str | None) -> str:
     """The recipe; of folders of the machine where it ran, the last name alone."""
     if recipe is None:
         return "Not described."
-    return f"With sca-hf, from this recipe:\n\n```yaml\n{without_paths(recipe.strip(), whole=True)}\n```"
+    shown = without_paths(recipe.strip(), whole=True)
+    return f"With sca-hf, from this recipe:\n\n{markdown_code(shown, 'yaml')}"

@@ -31,7 +31,7 @@ from ..files import in_one_line
 from ..model_names import resolve_model
 from ..modeling.configuration_sca import ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
-from ..modeling.validation_sca import check_shard_index
+from ..modeling.validation_sca import check_settings_files, check_shard_index
 from ..processing.processing_sca import ScaProcessor
 from .card import CARD, card_text, is_draft
 from .private import INCLUDABLE, NAMES, clean_paths, find_secret, is_asked_for, is_inert, secret_of, without_paths
@@ -338,6 +338,7 @@ def check_folder(folder: Path, include: Sequence[str] = ()) -> FolderFacts:
     """
     if not (folder / "config.json").is_file():
         raise PublishError(f"{folder} holds no config.json: give the folder of a saved model.")
+    check_settings_files(folder)
     facts = FolderFacts(folder, _config(folder))
     facts.base_models = dict(facts.config.base_model_repos or {})
     index = folder / "model.safetensors.index.json"

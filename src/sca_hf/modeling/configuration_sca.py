@@ -9,7 +9,7 @@ run the code of the first (transformers #45632):
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -89,6 +89,7 @@ class ScaMixerConfig(PreTrainedConfig):
     roi_size: int = 6
 
     def __post_init__(self, **kwargs: Any) -> None:
+        _check_kinds(vars(self), {name: getattr(type(self), name, None) for name in vars(self)}, "mixer_config.")
         self.tasks = list(self.tasks)
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
@@ -181,6 +182,7 @@ class ScaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         check_format(self.format_version, "the configuration")
         check_references({**vars(self), **kwargs})
+        _check_kinds(vars(self), {name: getattr(type(self), name, None) for name in vars(self)}, "")
         if not __name__.startswith("transformers_modules."):
             # The library runs what a configuration names as remote code only; here the pipeline is registered.
             kwargs.pop("custom_pipelines", None)
@@ -259,10 +261,37 @@ def _whole_config(config: dict | PreTrainedConfig | None, name: str, default: st
     if name == "sam_config":
         family_of(config)
     model_type = arguments.pop("model_type")
+    if not isinstance(model_type, str):
+        raise ValueError(f"{name}.model_type is {model_type!r}, expected a text.")
+    _check_kinds(arguments, AutoConfig.for_model(model_type).to_dict(), f"{name}.")
     try:
         return AutoConfig.for_model(model_type, **arguments)
-    except (TypeError, ArithmeticError, AttributeError, KeyError) as error:
+    except Exception as error:  # whatever the library's checks raise
+        if type(error) is ValueError:
+            raise
         raise ValueError(f"{name} has a value of a wrong type or size ({type(error).__name__}: {error}).") from error
+
+
+_KINDS: tuple[tuple[str, Any], ...] = (
+    ("true or false", bool),
+    ("a number", (int, float)),
+    ("a text", str),
+    ("a list", (list, tuple)),
+    ("a mapping", dict),
+)
+
+
+def _check_kinds(fields: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:
+    """Refuse a field whose value is of another kind than its default; lists may stand for a number each."""
+    for name, value in fields.items():
+        default = defaults.get(name)
+        kind, types = next((one for one in _KINDS if isinstance(default, one[1])), ("", object))
+        numbers = isinstance(value, (list, tuple)) and kind == "a number"
+        wrong = not isinstance(value, types) or (isinstance(value, bool) and kind == "a number")
+        if value is not None and wrong and not numbers:
+            raise ValueError(f"{where}{name} of the configuration is {value!r:.100}, expected {kind}.")
+        if isinstance(value, dict) and isinstance(default, dict):
+            _check_kinds(value, default, f"{where}{name}.")
 
 
 __all__ = ["ScaConfig", "ScaMixerConfig"]

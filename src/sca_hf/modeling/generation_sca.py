@@ -7,7 +7,7 @@ how many regions run at once: enough to keep the device busy, no more than its m
 import copy
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,13 @@ def caption_generation_config(language_model: PreTrainedModel) -> GenerationConf
     return config
 
 
+# Of beams or tokens: settings come from a repository too.
+_MOST = 4096
+_NUMBERS = re.compile(
+    r"(max|min|num|top|typical|no_repeat|encoder_no)_\w+|temperature|\w+_(token_id|penalty|cutoff|size)"
+)
+
+
 def resolve_generation_config(
     own: GenerationConfig, given: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
@@ -110,8 +117,20 @@ def resolve_generation_config(
     return config, extra
 
 
+def check_generation_numbers(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of `generate` that are not numbers, or not of a size that any caption needs."""
+    for name, value in settings.items():
+        counts = name in ("num_beams", "num_return_sequences", "max_new_tokens")
+        if counts and value is not None and (type(value) is not int or not 1 <= value <= _MOST):
+            raise ValueError(f"{name} is {value!r:.80}, expected a whole number from 1 to {_MOST}.")
+        inner = value if isinstance(value, list) else [value]
+        if _NUMBERS.fullmatch(name) and not all(one is None or isinstance(one, (int, float)) for one in inner):
+            raise ValueError(f"{name} is {value!r:.80}, expected a number.")
+
+
 def _refuse_impossible(settings: dict[str, Any]) -> None:
     harmless = {**GenerationConfig._get_default_generation_params(), "guidance_scale": 1, "max_length": None}
+    check_generation_numbers(settings)
     for name, reason in _IMPOSSIBLE.items():
         value = settings.get(name)
         if value is not None and value is not False and value != harmless.get(name):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .base_models_sca import (
     ADAPTER_FOLDER,
@@ -40,9 +41,12 @@ from .base_models_sca import (
     source_of,
     wait_for_the_library,
 )
-from .placement_sca import execution_device, part_of, resolve_device_map
+from .generation_sca import check_generation_numbers
+from .placement_sca import computes_bfloat16, execution_device, part_of, resolve_device_map
 from .validation_sca import FORMAT_VERSION, check_settings_files, check_weight_files
 
+
+logger = logging.get_logger(__name__)
 
 # Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
 # its own.
@@ -128,7 +132,8 @@ class ScaLoadingMixin:
             kwargs.setdefault("use_safetensors", True)
             kwargs.setdefault("trust_remote_code", False)  # the class is known; what else is named is not needed
             where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            check_settings_files(path, where)
+            generation = check_settings_files(path, where).get("generation_config")
+            check_generation_numbers(generation if isinstance(generation, dict) else {})
             packed = bool(kwargs.get("quantization_config") or getattr(peeked, "quantization_config", None))
             check_weight_files(path, where, lambda: _describe_weights(cls, peeked), packed)
             if kwargs.get("device_map") is not None:
@@ -146,6 +151,8 @@ class ScaLoadingMixin:
                 model.hf_device_map = device_map
         elif path is not None:
             model.base_sources = {part: {**source_of(path, kwargs), "part": part} for part in BASE_MODELS}
+        if model.dtype == torch.bfloat16 and model.device.type == "cpu" and not computes_bfloat16():
+            logger.warning_once("this CPU does not compute in bfloat16 itself: float32 is several times as fast here.")
         # The library makes new parameters of what it reads, and they take gradients.
         model._freeze_base_models()
         # Imported here because the library's pipelines import its Auto classes, and those, in our package, this file.
@@ -415,7 +422,15 @@ def _peek(config_class: type, path: Any, config: Any, kwargs: dict[str, Any]) ->
         inner = sorted(str(file.parent.relative_to(path)) for file in Path(path).glob("*/config.json"))
         hint = f"; with subfolder= one of {', '.join(inner)}" if inner else ""
         raise FileNotFoundError(f"{folder} holds no config.json; give the folder of a saved model{hint}.")
-    return config_class.from_pretrained(path if config is None else config, **hub)
+    try:
+        return config_class.from_pretrained(path if config is None else config, **hub)
+    except Exception as error:
+        if isinstance(error, (OSError, ImportError)) or type(error) is ValueError:
+            raise
+        raise ValueError(
+            f"{path}: a value of config.json is of a wrong type ({type(error).__name__}: {error}); restore it as it "
+            "was saved."
+        ) from error
 
 
 def _describe_weights(model_class: type, config: Any) -> tuple[int, frozenset[str]]:

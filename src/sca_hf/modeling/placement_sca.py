@@ -5,6 +5,7 @@ the hooks of accelerate, which bring weights and move inputs where a module is c
 other parts are called as the library calls them.
 """
 
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -160,6 +161,12 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     yield from getattr(hook, "hooks", () if hook is None else (hook,))
 
 
+def computes_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16; another converts each number."""
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return platform.machine() in ("arm64", "aarch64") or any(getattr(torch.cpu, name, bool)() for name in known)
+
+
 def execution_device(module: nn.Module) -> torch.device:
     """Where a module computes, wherever its weights lie."""
     for part in module.modules():
@@ -185,4 +192,4 @@ def weights_at_hand(*modules: nn.Module | None) -> Iterator[None]:
         yield
 
 
-__all__ = ["check_blocks", "execution_device", "part_of", "resolve_device_map", "weights_at_hand"]
+__all__ = ["check_blocks", "computes_bfloat16", "execution_device", "part_of", "resolve_device_map", "weights_at_hand"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
@@ -112,11 +112,14 @@ def check_references(fields: Mapping[str, Any]) -> None:
 
 # What may hold references; the others hold words, or weights.
 _DATA_FILES = re.compile(r"tokenizer\.json|vocab.*\.json|.*\.index\.json|added_tokens\.json")
+_ABSENT = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 _SETTINGS_FILES = ("processor_config", "preprocessor_config", "tokenizer_config", "generation_config", "config")
 
 
-def check_settings_files(path: Any, where: Mapping[str, Any] | None = None) -> None:
+def check_settings_files(path: Any, where: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Refuse a repository any of whose JSON files refers to code elsewhere; run before it is loaded or published.
+
+    Returns what the files hold, by their names without suffix.
 
     Args:
         path: folder or repository id.
@@ -126,12 +129,12 @@ def check_settings_files(path: Any, where: Mapping[str, Any] | None = None) -> N
     if folder.is_dir():
         files = [file for file in sorted(folder.rglob("*.json")) if not _DATA_FILES.fullmatch(file.name)]
     else:
-        absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        found = [cached_file(path, f"{name}.json", **(where or {}), **absent) for name in _SETTINGS_FILES]
+        found = [cached_file(path, f"{name}.json", **(where or {}), **_ABSENT) for name in _SETTINGS_FILES]
         files = [Path(file) for file in found if file is not None]
+    contents: dict[str, Any] = {}
     for file in files:
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = contents[file.stem] = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             if file.stem in _SETTINGS_FILES:
                 raise ValueError(
@@ -143,6 +146,7 @@ def check_settings_files(path: Any, where: Mapping[str, Any] | None = None) -> N
                 check_references(fields)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file}: {error}") from None
+    return contents
 
 
 def check_numbers(fields: Mapping[str, Any]) -> None:
@@ -223,7 +227,7 @@ def check_base_models(repos: Any) -> None:
             raise ValueError(f"{where} is not pinned: it has no {needed}.")
         if not _COMMIT.fullmatch(source.get("revision", "0" * 40)):
             raise ValueError(
-                f"{where} is not pinned: its revision {source['revision']!r} is not a commit of 40 hexadecimal digits."
+                f"{where} is not pinned: its revision {source['revision']!r} is not a commit (40 digits)."
             )
         if not _REPOSITORY_ID.fullmatch(source.get("repo_id", "x")) or ".." in source.get("repo_id", ""):
             raise ValueError(f"{where}: {source['repo_id']!r} is not a repository id.")
@@ -281,11 +285,10 @@ def check_weight_files(
             are not floating-point numbers.
         packed: the weights are quantized, so that integers hold them.
     """
-    absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **absent)
+    found = cached_file(path, SAFE_WEIGHTS_NAME, **where, **_ABSENT)
     files = [found]
     if found is None:
-        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **where, **absent)
+        index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **where, **_ABSENT)
         if index is None:
             return  # the library says what it looked for
         files = [cached_file(path, name, **where) for name in check_shard_index(Path(index))]
@@ -303,14 +306,12 @@ def check_weight_files(
 def check_weights(file: Any, integers: frozenset[str] = frozenset(), packed: bool = False) -> None:
     """Refuse a safetensors file with weights that are not finite floating-point numbers: captions would be empty.
 
-    Reads each weight once, at the speed of the memory.
-
     Args:
         file: the file.
         integers: names of buffers that may be of another type.
         packed: quantized weights, which may all be.
     """
-    with safe_open(file, "pt") as weights:
+    with _opened(file) as weights:
         for name in weights.keys():  # noqa: SIM118, it is not a mapping
             weight = weights.get_tensor(name)
             if not weight.is_floating_point() and not packed and name not in integers:
@@ -323,6 +324,15 @@ def check_weights(file: Any, integers: frozenset[str] = frozenset(), packed: boo
                     f"{name} of {file} holds infinite values or NaN: the file is damaged, or training diverged before "
                     "it was saved."
                 )
+
+
+@contextmanager
+def _opened(file: Any) -> Iterator[Any]:
+    try:
+        with safe_open(file, "pt") as weights:
+            yield weights
+    except SafetensorError as error:
+        raise ValueError(f"{file} is cut short or damaged ({error}): restore it as it was saved.") from error
 
 
 def is_finite(values: torch.Tensor) -> bool:

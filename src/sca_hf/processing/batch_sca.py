@@ -1,15 +1,69 @@
 """What the processor returns: a batch that keeps its coordinates exact, joins with others, and makes rows."""
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils.hub import cached_file
 
 
 # What stands in the unused slots of a batch, where it is not 0.
 _FILL = {"input_labels": -10, "mask_index": -1, "labels": -100}
+
+
+# A class in a file of the same repository; of another (`name--file.Class`) the library would run what it has today.
+_CLASS_BESIDE = re.compile(r"\w+\.\w+")
+_SETTINGS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+class CheckedLoading:
+    """`from_pretrained` of [`ScaProcessor`], for repositories of others."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a processor as the library does, but no code of another repository, and none unasked.
+
+        Raises:
+            ValueError: a file of settings names code that does not lie beside it.
+        """
+        hub = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
+        where = {name: kwargs[name] for name in hub if name in kwargs}
+        absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        for name in _SETTINGS_FILES:
+            file = cached_file(pretrained_model_name_or_path, name, **where, **absent)
+            if file is not None:
+                _check_code(file)
+        kwargs.setdefault("trust_remote_code", False)  # the library would ask
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except (TypeError, AttributeError, LookupError, ArithmeticError, json.JSONDecodeError, UnicodeError) as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: a file of its processor is damaged, or has a value of a wrong type "
+                f"({type(error).__name__}: {error}); restore it as it was saved."
+            ) from error
+
+
+def _check_code(file: str) -> None:
+    try:
+        rest = [json.loads(Path(file).read_text(encoding="utf-8"))]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}; restore it as it was saved.") from None
+    while rest:
+        value = rest.pop()
+        inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        rest += inner
+        named = (value.get("auto_map") or {}) if isinstance(value, dict) else {}
+        for one in named.values() if isinstance(named, dict) else [named]:
+            for reference in one if isinstance(one, list) else [one]:
+                if reference is not None and not (isinstance(reference, str) and _CLASS_BESIDE.fullmatch(reference)):
+                    raise ValueError(
+                        f"{file}: auto_map names {reference!r}, not a class in a file of this repository."
+                    )
 
 
 class ScaBatch(BatchFeature):
@@ -89,4 +143,4 @@ def _padded(part: torch.Tensor, shape: list[int], fill: int) -> torch.Tensor:
     return F.pad(part, widths, value=fill) if any(widths) else part
 
 
-__all__ = ["ScaBatch", "column_arguments"]
+__all__ = ["CheckedLoading", "ScaBatch", "column_arguments"]

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +22,9 @@ _MAX_SIDE = 4096
 _OVERSHOOT = 0.1
 # Floats whose largest value is between may be meant as either.
 _DARKEST = 2.0
-# How long a server may be silent.
+# How long a server may be silent; in all, it may take ten times as long, for a file of any camera.
 URL_SECONDS = 30.0
+_MAX_FILE = 1 << 27
 _Read = TypeVar("_Read")
 
 
@@ -39,7 +41,7 @@ def as_images(
             clipped; where the largest is between 1.1 and 2, they may be meant as either and are refused.
         input_data_format: `"channels_first"` or `"channels_last"` for arrays; by default the axis of 1, 3 or 4
             channels (of two such axes, the last for numpy and the first for torch).
-        timeout: seconds that the server of a URL may be silent; None waits forever.
+        timeout: seconds that the server of a URL may be silent, and a tenth of what it may take; None waits forever.
 
     Returns:
         RGB images, turned upright by their EXIF orientation.
@@ -218,11 +220,17 @@ def is_picture(value: Any) -> bool:
 
 def _fetch(url: str, timeout: float | None) -> bytes:
     # By the library's own client; the library itself would take the page that says "not found" for the picture.
-    answer = image_utils.httpx.get(url, timeout=timeout, follow_redirects=True)
-    if answer.is_error:
-        raise ValueError(f"the server answered {answer.status_code} {answer.reason_phrase}")
-    content: bytes = answer.content
-    return content
+    content, end = bytearray(), math.inf if timeout is None else time.monotonic() + 10 * timeout
+    with image_utils.httpx.stream("GET", url, timeout=timeout, follow_redirects=True) as answer:
+        if answer.is_error:
+            raise ValueError(f"the server answered {answer.status_code} {answer.reason_phrase}")
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > _MAX_FILE or time.monotonic() > end:
+                raise ValueError(
+                    f"the server sends more than {_MAX_FILE >> 20} MiB, or takes over ten times {timeout} s"
+                )
+    return bytes(content)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

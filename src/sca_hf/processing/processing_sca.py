@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 
 from .anything_sca import caption_anything
 from .anything_settings_sca import AnythingSettings
-from .batch_sca import ScaBatch, column_arguments
+from .batch_sca import CheckedLoading, ScaBatch, column_arguments
 from .captions_sca import (
     as_id_array,
     check_caption_settings,
@@ -58,7 +58,7 @@ class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-ar
     _defaults = {"common_kwargs": {"return_tensors": "pt"}}
 
 
-class ScaProcessor(ProcessorMixin):
+class ScaProcessor(CheckedLoading, ProcessorMixin):
     """Prepares images and prompts for [`ScaForConditionalGeneration`] and turns its output into regions with captions.
 
     Coordinates that go in and come out are pixels of the original image, boxes xyxy; see `prompts_sca.py`.

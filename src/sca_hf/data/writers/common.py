@@ -26,6 +26,7 @@ NO_CATEGORY = "object"
 _TOLERANCE = 0.5
 # Rings of fewer unit edges keep every corner.
 _SHORT_RING = 24
+_LONGEST_NAME = 240  # bytes, with room for a number and another suffix
 _FORBIDDEN = set('<>:"|?*\\')
 
 
@@ -167,6 +168,8 @@ def _safe(name: str) -> str:
     for part in PurePosixPath(name.encode("utf-8", "replace").decode()).parts:
         text = "".join("_" if letter in _FORBIDDEN or not letter.isprintable() else letter for letter in part)
         text = text.strip(" ").rstrip(".")
+        if len(text.encode()) > _LONGEST_NAME:
+            text = text[:40] + PurePosixPath(text).suffix[:20]
         if text.strip("/"):
             # `images` is what YOLO replaces by `labels` in a path; a dot in front hides a file.
             parts.append("_" + text if text.startswith(".") or text.lower() == "images" else text)

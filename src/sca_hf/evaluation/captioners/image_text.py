@@ -60,8 +60,11 @@ class ImageTextModel:
     ) -> ImageTextModel:
         """Loads a folder or repository, or `sca-tiny`."""
         source = resolve_model(source)
-        loaded = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or torch.float32).to(device)
-        return cls(loaded, AutoProcessor.from_pretrained(source), batch_size, generation, model_identity(source))
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype or torch.float32, trust_remote_code=False
+        ).to(device)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        return cls(loaded, processor, batch_size, generation, model_identity(source))
 
     @property
     def chats(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from ...files import write_whole
+from ...files import read_json, write_whole
 from .results import MetricResult, Sums, Tokens, check_counts, check_pairs, mean_result
 
 
@@ -202,8 +202,8 @@ class DocumentFrequency:
     @classmethod
     def load(cls, path: str | Path) -> DocumentFrequency:
         """Reads what `save` wrote."""
-        values = json.loads(Path(path).read_text("utf-8"))
-        if not isinstance(values, dict) or set(values) != {"pairs", "ngrams"}:
+        values = read_json(path, dict)
+        if set(values) != {"pairs", "ngrams"}:
             raise ValueError(f"{path} has no document frequencies, expected an object with pairs and ngrams.")
         return cls(**values)
 

@@ -69,7 +69,7 @@ def mean_pooled_encoder(model: str, batch_size: int = 256) -> Encoder:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    tokenizer, network = (kind.from_pretrained(model, trust_remote_code=False) for kind in (AutoTokenizer, AutoModel))
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         vectors = []

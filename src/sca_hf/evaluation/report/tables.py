@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...card_metadata import index_of_scores, score_results
+from ...card_metadata import index_of_scores, markdown_code, markdown_text, score_results
 from ...environment import install_command
 from .contents import Example, Part, ReportContents, System
 
@@ -148,7 +148,7 @@ def render_html(contents: ReportContents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(
+    page = environment.get_template("page.html.jinja").render(
         contents=contents,
         tables=report_tables(contents),
         systems=[(system.name, facts(system)) for system in contents.systems],
@@ -156,23 +156,24 @@ def render_html(contents: ReportContents) -> str:
         pictured=any(example.picture for shown in contents.examples.values() for example in shown),
         card=model_index(contents),
     )
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", page)  # what controls whoever shows the source
 
 
 def render_markdown(contents: ReportContents) -> str:
     """Returns the same without pictures."""
-    lines = [f"# {_text(contents.title)}", ""]
+    lines = [f"# {markdown_text(contents.title)}", ""]
     for system in contents.systems:
-        known = "; ".join(f"{name} {_text(value)}" for name, value in facts(system).items())
-        lines.append(f"- **{_text(system.name)}**: {known}")
-    lines += ["", *(f"> {_text(note)}\n" for note in contents.notes)]
+        known = "; ".join(f"{name} {markdown_text(value)}" for name, value in facts(system).items())
+        lines.append(f"- **{markdown_text(system.name)}**: {known}")
+    lines += ["", *(f"> {markdown_text(note)}\n" for note in contents.notes)]
     for table in report_tables(contents):
         lines += _table(table)
     for kind, examples in contents.examples.items():
-        lines += [f"## {kind.capitalize()} regions", "", _text(_about(contents)[kind]), ""]
+        lines += [f"## {kind.capitalize()} regions", "", markdown_text(_about(contents)[kind]), ""]
         lines += _examples(examples, contents)
     lines += ["## For a model card", "", "```yaml", model_index(contents).strip(), "```", ""]
     if contents.command:
-        lines += [f"Made by `{contents.command}`.", ""]
+        lines += [f"Made by {markdown_code(contents.command)}.", ""]
     return "\n".join(lines)
 
 
@@ -182,32 +183,26 @@ def _about(contents: ReportContents) -> dict[str, str]:
 
 
 def _table(table: Table) -> list[str]:
-    lines = [f"## {_text(table.title)}", "", _text(table.note), ""]
-    lines += [_row(map(_text, table.header)), _row("---" for _ in table.header)]
+    lines = [f"## {markdown_text(table.title)}", "", markdown_text(table.note), ""]
+    lines += [_row(map(markdown_text, table.header)), _row("---" for _ in table.header)]
     for row in table.rows:
         cells = []
         for cell in row:
-            text = f"**{_text(cell.text)}**" if cell.best else _text(cell.text)
-            cells.append(f"{text} ({_text(cell.below)})" if cell.below else text)
+            text = f"**{markdown_text(cell.text)}**" if cell.best else markdown_text(cell.text)
+            cells.append(f"{text} ({markdown_text(cell.below)})" if cell.below else text)
         lines.append(_row(cells))
     return [*lines, ""]
 
 
 def _examples(examples: Sequence[Example], contents: ReportContents) -> list[str]:
     names = [f"{system.name} ({contents.metric})" for system in contents.systems]
-    lines = [_row(map(_text, ["region", "references", *names])), _row("---" for _ in range(2 + len(names)))]
+    lines = [_row(map(markdown_text, ["region", "references", *names])), _row("---" for _ in range(2 + len(names)))]
     for example in examples:
-        said = [f"{_text(caption) or '(nothing)'} ({score:.2f})" for _, caption, score in example.said]
-        references = " / ".join(map(_text, example.record.references))
-        lines.append(_row([_text(str(example.record.id)), references, *said]))
+        said = [f"{markdown_text(caption) or '(nothing)'} ({score:.2f})" for _, caption, score in example.said]
+        references = " / ".join(map(markdown_text, example.record.references))
+        lines.append(_row([markdown_text(str(example.record.id)), references, *said]))
     return [*lines, ""]
 
 
 def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _text(text: str) -> str:
-    """A text that Markdown shows as it is, in one line."""
-    escaped = re.sub(r"([\\`*_\[\]|<>~])", r"\\\1", " ".join(text.split()))
-    return escaped.replace("&", "&amp;")

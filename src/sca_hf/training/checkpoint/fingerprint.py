@@ -46,7 +46,7 @@ def run_fingerprint(trainer: Trainer) -> dict[str, Any]:
     if not any(hasattr(parameter, "to_local") for parameter in trainer.model.parameters()):
         # FSDP cuts up the model of a Trainer that has trained before.
         description["model"] = _model(trainer.model)
-    return json.loads(json.dumps(description, default=str))
+    return json.loads(json.dumps(description, default=str), parse_constant=str)
 
 
 def run_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -95,12 +95,12 @@ def settling_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 
 def training_data(dataset: Any) -> dict[str, Any]:
-    """Describes a data set as [`data_identity`] does, below what training wraps around it."""
+    """Describes a data set as [`data_identity`] does, below what training wraps around it; {} for a stream."""
     # Our own wrappers keep the order; below them lies what they read.
     while type(dataset).__module__.startswith("sca_hf.") and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
     with preserve_rng_state():
-        return data_identity(dataset)
+        return data_identity(dataset) if hasattr(dataset, "__len__") else {}
 
 
 def _plain_fields(collator: Any) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Configurations(Weights):
             try:
                 if known is not None and offline:
                     raise OSError
-                config = AutoConfig.from_pretrained(resolve_model(name), revision=revision)
+                config = AutoConfig.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
             except OSError:
                 if known is None:
                     raise
@@ -132,7 +132,9 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     for name in ("language_model", "swap_language_model"):
         if source := getattr(section, name):
             revision = getattr(section, f"{name}_revision") or "main"
-            tokenizer = AutoTokenizer.from_pretrained(resolve_model(source), revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(
+                resolve_model(source), revision=revision, trust_remote_code=False
+            )
     model.check_tokenizer(tokenizer)
     processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
     return model, processor, new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from textwrap import shorten
 from typing import Any, cast
 
 from transformers import PrinterCallback, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ...evaluation.naming import NAMES_NOTE
-from ...files import differences, read_json, refuse_inputs, staged, to_json, write_whole
+from ...files import differences, read_json, refuse_inputs, replacing, staged, to_json, write_whole
 from ...hub.card import CARD, draft_card
 from ...hub.info import check_saved_model
 from ...modeling.base_models_sca import hash_folder
@@ -25,7 +27,7 @@ from ..checkpoint.fingerprint import settling_arguments, training_data
 from ..checkpoint.integrity import CheckpointError, clear_leftovers, last_checkpoint, lock_run
 from ..collator import RegionCollator
 from ..confidence import ConfidenceFit, fit_confidence
-from ..detail_pretraining import region_names
+from ..detail_pretraining import DETAILS, region_names
 from ..evaluation import IndexedRecords, asks_for_names
 from ..stopping import StoppedError, early_stopping_of
 from ..trainer import ScaTrainer
@@ -113,14 +115,16 @@ def _run_alone(recipe: Recipe, args: ScaTrainingArguments, progress: bool) -> Ru
             if not resume:
                 _write_recipe(output, recipe)
     try:
-        metrics = _train_and_save(trainer, recipe, resume, new)
+        metrics = _train_and_save(trainer, recipe, resume, new, identity)
     except KeyboardInterrupt as interruption:
         interruption.args = (_where_stopped(trainer),)
         raise
     return RunResult(output / MODEL, metrics, is_main_process=trainer.is_world_process_zero())
 
 
-def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list[str]) -> dict[str, Any]:
+def _train_and_save(
+    trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list[str], identity: dict[str, Any]
+) -> dict[str, Any]:
     """Trains, evaluates and writes what a finished run leaves; returns its `metrics.json`."""
     done = trainer.train(resume_from_checkpoint=resume or None)
     if trainer.stopped:
@@ -135,7 +139,7 @@ def _train_and_save(trainer: ScaTrainer, recipe: Recipe, resume: bool, new: list
         metrics["confidence"] = fit_recipe_confidence(trainer, recipe.data).to_json()
     config = trainer.accelerator.unwrap_model(trainer.model).config
     config.scope = _scope(trainer, recipe, config.scope or {})
-    _save(trainer, recipe, metrics)
+    _save(trainer, recipe, metrics, identity)
     return metrics
 
 
@@ -252,13 +256,15 @@ def _identity(recipe: Recipe, args: ScaTrainingArguments, train: Any, evaluation
     names = ("max_steps", "num_train_epochs", "save_form", "eval_generate", "eval_prompt", "max_eval_samples")
     rest = {"evaluated": scored, "scope": recipe.model.scope, "outside": outside}
     rest |= {name: getattr(args, name) for name in names}
-    return json.loads(json.dumps({"weights": weights, "rest": rest}, default=str))
+    return json.loads(json.dumps({"weights": weights, "rest": rest}, default=str), parse_constant=str)
 
 
 def _claim(output: Path, args: ScaTrainingArguments, identity: dict[str, Any], resume: bool) -> None:
     """Says in `run.json` what the run is; raises where the checkpoints to resume from are of another."""
     file = output / RUN
     if not resume or not file.is_file():
+        if file.is_file() and read_json(file).get("weights") != identity["weights"]:
+            shutil.rmtree(output / DETAILS, ignore_errors=True)  # what a run that came to nothing has pretrained
         write_whole(file, to_json(identity))
     elif changed := differences(read_json(file).get("weights"), identity["weights"]):
         message = f"The checkpoints in {output} belong to another run: {'; '.join(changed[:5])}."
@@ -285,7 +291,7 @@ def _finished(output: Path, args: ScaTrainingArguments, identity: dict[str, Any]
         )
     try:
         check_saved_model(model)
-        if known.get("weights of the model") not in (None, hash_folder(model)):
+        if known.get("weights of the model") not in (None, hash_folder(model, ())):
             raise ValueError("its weights are not those that were saved")
     except Exception as error:  # whatever reading a damaged file may raise
         raise ValueError(
@@ -303,12 +309,13 @@ def plain_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in scores.items() if isinstance(value, float) and not key.endswith(speed)}
 
 
-def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
+def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any], identity: dict[str, Any]) -> None:
     """Writes the model's folder in one piece, and scores before it has its name: it is what tells a finished run."""
     output = Path(recipe.output)
     main = trainer.is_world_process_zero()
     if main:
-        trainer.save_state()
+        with replacing(output / TRAINER_STATE_NAME) as draft_state:
+            trainer.state.save_to_json(str(draft_state))
         _write_recipe(output, recipe)
     with staged(output / MODEL) if main else nullcontext(output / MODEL) as folder:
         trainer.save_model(str(folder))
@@ -320,8 +327,7 @@ def _save(trainer: ScaTrainer, recipe: Recipe, metrics: dict[str, Any]) -> None:
             check_saved_model(folder)
             # Last, so that a run which is stopped while it saves has none.
             write_whole(output / METRICS, json.dumps(metrics, indent=2, default=str) + "\n")
-            known = read_json(output / RUN)
-            write_whole(output / RUN, to_json({**known, "weights of the model": hash_folder(folder)}))
+            write_whole(output / RUN, to_json({**identity, "weights of the model": hash_folder(folder, ())}))
     trainer.accelerator.wait_for_everyone()
 
 
