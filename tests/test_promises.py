@@ -159,8 +159,9 @@ PROMISES = {
         "training/test_run_identity.py::test_spelling_moved_folders_and_logging_are_the_same_run",
     ),
     "`training: {allow_changed_resume: true}` resumes": (
-        "training/test_run_identity.py::test_other_code_and_settings_are_another_run",
+        "training/test_resume.py::test_harmless_changes_are_no_other_run_and_others_can_be_allowed",
     ),
+    "A run is told by content": ("training/test_run_identity.py::test_other_code_and_settings_are_another_run",),
     # Security.
     "none of its code runs, nothing is unpickled": (
         TAMPERED,
