@@ -46,10 +46,6 @@ PROMISES = {
         f"{GATE}test_a_second_signal_does_not_wait",
     ),
     "a region with only outside points is refused": (DOORS,),
-    "A run is told by content": (
-        "evaluation/test_predict.py::test_a_run_is_told_by_its_pictures_and_not_by_where_they_are",
-        "training/test_resume.py::test_other_data_prompts_or_frozen_weights_are_another_run",
-    ),
     "What differs is named, and": (
         "training/test_resume.py::test_a_run_with_other_arguments_is_not_gone_on_with",
         "training/test_resume.py::test_harmless_changes_are_no_other_run_and_others_can_be_allowed",
