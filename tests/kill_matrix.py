@@ -66,10 +66,11 @@ def commands(inputs, place, repository):
     """What is run, by its name."""
     data = f"jsonl:path={inputs}/regions.jsonl"
     tiny = ["--model", f"{inputs}/model", "--device", "cpu", "--quiet"]
+    masks = ["--masks", "all"]
     return {
         "train": ["train", f"{inputs}/recipe.yaml", f"--output={place}/run", "--quiet"],
-        "predict": ["predict", "--data", data, "--output", f"{place}/said.jsonl", "--batch-size", "1", *tiny],
-        "predict, Parquet": ["predict", "--data", data, "--output", f"{place}/said.parquet", "--masks", "all", *tiny],
+        "predict": ["predict", "--data", data, "--output", f"{place}/said.jsonl", "--batch-size", "1", *masks, *tiny],
+        "predict, Parquet": ["predict", "--data", data, "--output", f"{place}/said.parquet", *masks, *tiny],
         "anything": ["anything", f"{inputs}/photos", "--output", f"{place}/out", "--overlays", "--write", "labelme"]
         + [*GRID, *tiny],
         "cache": ["cache", f"{place}/cache"],
@@ -243,7 +244,7 @@ def small_disk(size):
         return shutil.which("mount") and subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
 
     def mount(place):
-        assert call("-t", "tmpfs", "-o", f"size={size + 65536}", "tmpfs", str(place))
+        assert call("-t", "tmpfs", "-o", f"size={size + 8192}", "tmpfs", str(place))
         mounted.append(place)
 
     def grow(place):

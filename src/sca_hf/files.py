@@ -453,7 +453,7 @@ def _is_disk_full(error: BaseException) -> bool:
             return True
         # safetensors keeps the number in its text; torch, which writes its archives itself, says only that it failed.
         text = str(cause)
-        if re.search(rf"os error ({_FULL_NUMBERS})\b", text) or "PytorchStreamWriter" in text:
+        if re.search(rf"os error ({_FULL_NUMBERS})\b|PytorchStreamWriter|inline_container", text):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
