@@ -46,6 +46,18 @@ PROMISES = {
         f"{GATE}test_a_second_signal_does_not_wait",
     ),
     "a region with only outside points is refused": (DOORS,),
+    "What differs is named, and": (
+        "training/test_resume.py::test_a_run_with_other_arguments_is_not_gone_on_with",
+        "training/test_resume.py::test_harmless_changes_are_no_other_run_and_others_can_be_allowed",
+    ),
+    "A picture that was replaced under its name": (
+        "anything/test_names_and_pictures.py::test_pictures_replaced_under_their_names_are_captioned_again",
+        "anything/test_names_and_pictures.py::test_a_model_changed_under_its_name_is_another_run",
+        "anything/test_names_and_pictures.py::test_other_code_is_another_run",
+    ),
+    "A model that is not wired as published": (
+        "modeling/test_mixer_forms.py::test_older_code_refuses_another_form_in_words",
+    ),
     "A key that looks like a prompt's": (DOORS,),
     "never see each other's data": (
         "serving/test_http_interface.py::test_requests_that_come_together_share_a_call_and_stay_apart",
@@ -145,6 +157,23 @@ PROMISES = {
     "Points and lines are left out and counted": (
         "data/readers/test_labelme.py::test_shapes_without_an_inside_are_weighed",
     ),
+    "a model or code that changed is refused, and overlays": (
+        "anything/test_names_and_pictures.py::test_pictures_replaced_under_their_names_are_captioned_again",
+        "anything/test_names_and_pictures.py::test_a_model_changed_under_its_name_is_another_run",
+        "anything/test_names_and_pictures.py::test_other_code_is_another_run",
+        "anything/test_names_and_pictures.py::test_a_run_does_not_caption_what_it_has_written",
+    ),
+    "A finished file that was edited is refused": (
+        "evaluation/test_predict.py::test_a_finished_file_that_was_cut_is_no_result",
+    ),
+    "Resumed or finished, the run must be the same": (
+        "training/test_run_identity.py::test_another_run_is_refused_whether_stopped_or_finished",
+        "training/test_run_identity.py::test_spelling_moved_folders_and_logging_are_the_same_run",
+    ),
+    "`training: {allow_changed_resume: true}` resumes": (
+        "training/test_resume.py::test_harmless_changes_are_no_other_run_and_others_can_be_allowed",
+    ),
+    "A run is told by content": ("training/test_run_identity.py::test_other_code_and_settings_are_another_run",),
     # Security.
     "none of its code runs, nothing is unpickled": (
         TAMPERED,

@@ -1,6 +1,7 @@
 import base64
 import io
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -81,6 +82,13 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/silent.png":
             return time.sleep(1)
+        if self.path in ("/endless.png", "/slow.png"):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"x" * (1 << 20 if self.path == "/endless.png" else 1))
+                    time.sleep(0.02 if self.path == "/slow.png" else 0)
         known = {"/picture.png": encoded(PICTURE), "/page.html": b"<html>"}
         if self.path == "/moved.png":
             self.send_response(302)
@@ -114,6 +122,14 @@ def test_a_url_is_read_or_says_what_its_server_answered(address):
         as_images(f"{address}/silent.png", timeout=0.1)
     with pytest.raises(ValueError, match=r"image 0 \('http.*'\) cannot be read: ConnectError"):
         as_images("http://127.0.0.1:9/picture.png")
+
+
+def test_a_server_that_never_ends_is_left(address):
+    for name, timeout in (("endless", 30), ("slow", 0.1)):
+        started = time.monotonic()
+        with pytest.raises(ValueError, match=r"the server sends more than 128 MiB, or takes over ten times"):
+            as_images(f"{address}/{name}.png", timeout=timeout)
+        assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK", "YCbCr"])

@@ -35,7 +35,8 @@ from ..drawing.overlay import PALETTE
 from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.masks_sca import decode_rle, encode_rle
 from ..serving.api import create_app
-from ..serving.engine import Engine, ImageStore, StoredImage
+from ..serving.engine import Engine
+from ..serving.images import ImageStore, StoredImage
 from ..serving.limits import Limits, RequestError
 from .examples import EXAMPLES
 
@@ -69,9 +70,9 @@ _log = logging.getLogger(__name__)
 Payload = dict[str, Any]
 
 
-def build_page(engine: Engine) -> gr.Blocks:
+def build_page(engine: Engine, store: ImageStore | None = None) -> gr.Blocks:
     """Builds the page over an engine."""
-    answers = PageAnswers(engine)
+    answers = PageAnswers(engine, store)
     with gr.Blocks(title="Segment and Caption Anything", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.HTML(
             html_template=_read("page.html").replace("<!-- settings -->", settings_markup(engine.limits)),
@@ -85,9 +86,10 @@ def build_page(engine: Engine) -> gr.Blocks:
 
 def page_app(engine: Engine) -> Any:
     """The page, and the HTTP interface beside it, as one application."""
-    app = create_app(engine, root=False)
+    store = ImageStore(engine.limits.kept_pixels)
+    app = create_app(engine, store, root=False)
     app.add_middleware(OnlyThePage, interface=list(app.routes))
-    return gr.mount_gradio_app(app, build_page(engine), path="/", footer_links=[])
+    return gr.mount_gradio_app(app, build_page(engine, store), path="/", footer_links=[])
 
 
 class OnlyThePage:
@@ -179,8 +181,8 @@ def _answering(function: Callable[[Any, Payload], Payload]) -> Callable[[Any, An
 class PageAnswers:
     """The functions that the page calls; every answer is JSON, an error is `{"error": sentence}`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.pictures = engine, ImageStore()
+    def __init__(self, engine: Engine, store: ImageStore | None = None) -> None:
+        self.engine, self.pictures = engine, ImageStore(engine.limits.kept_pixels) if store is None else store
         self._progress: OrderedDict[str, Payload] = OrderedDict()
         self._busy: dict[str, str] = {}
         self._lock = threading.Lock()

@@ -38,8 +38,8 @@ from .prompts_sca import EDGE_TOLERANCE, check_boxes, fractions_fault, points_as
 
 # Points of one region.
 MAX_POINTS = 256
-# Bytes of one region's own keys, as JSON, and how deep their values may nest.
-_MAX_EXTRA, _MAX_DEPTH = 1 << 16, 32
+# One region's own keys, their bytes as JSON, and how deep their values may nest.
+_MAX_KEYS, _MAX_EXTRA, _MAX_DEPTH = 256, 1 << 16, 32
 # What records call their own, in every door.
 ANSWER_KEYS = ("image", "region", "caption", "score", "confidence", "iou", "box", "mask", "masks", "prompt", "input")
 # The prompts, and what is easily written in place of them.
@@ -271,6 +271,8 @@ def processor_arguments(prompts: Sequence[Sequence[RegionPrompt]]) -> dict[str, 
 
 def _check_extra(extra: dict[str, Any], place: str) -> None:
     """Refuse keys that look like a prompt's, and values that no record could carry."""
+    if len(extra) > _MAX_KEYS:
+        raise ValueError(f"{place} has {len(extra)} custom keys; the limit is {_MAX_KEYS}.")
     for name in extra:
         if meant := _meant(str(name)):
             raise ValueError(

@@ -20,8 +20,9 @@ from ..data.writers import coco_annotations
 from ..processing.anything_settings_sca import AnythingSettings
 from ..processing.region_prompts_sca import REGION_SCHEMA
 from .docs_page import docs_page
-from .engine import Engine, ImageStore, StoredImage
+from .engine import Engine
 from .gate import Bodies, Gate
+from .images import ImageStore, StoredImage
 from .limits import RequestError
 
 
@@ -217,7 +218,7 @@ def create_app(engine: Engine, store: ImageStore | None = None, root: bool = Tru
     """Builds the application over an engine; `root`: whether `GET /` points to its documentation, or is a page's."""
     # The library's own documentation takes its script, style and icon from elsewhere.
     app = FastAPI(title="sca-hf", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
-    pictures = store or ImageStore(engine.limits.kept_pixels)
+    pictures = ImageStore(engine.limits.kept_pixels) if store is None else store
     _add_errors(app)
     _add_documentation(app, engine, root)
     _add_state(app, engine)

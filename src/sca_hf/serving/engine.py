@@ -4,7 +4,6 @@ import base64
 import binascii
 import hashlib
 import queue
-import secrets
 import threading
 import time
 from collections import OrderedDict, deque
@@ -13,9 +12,9 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..captioning import load
@@ -25,6 +24,7 @@ from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
+from .images import StoredImage
 from .limits import ClientLeftError, Limits, RequestError, client_left
 
 
@@ -36,19 +36,6 @@ _TURN_REGIONS = {"cpu": 16}
 _MASK_PIXELS = 1 << 25
 # Of all that may wait, one in so many may wait for anything mode: each holds a thread of the server meanwhile.
 _ANYTHING_SHARE = 8
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """A decoded picture and the name of its content."""
-
-    picture: Image.Image
-    key: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.picture.height, self.picture.width
 
 
 @dataclass(eq=False)
@@ -126,7 +113,8 @@ class Engine:
         self._lock, self._loading, self._encoding = threading.Lock(), threading.Lock(), threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._large: deque[_Job] = deque()
-        self._anything = threading.BoundedSemaphore(1)
+        self._anything, self._decoding = threading.BoundedSemaphore(1), threading.BoundedSemaphore(2)
+        self._held: WeakSet[StoredImage] = WeakSet()
         self._anything_waiting = 0
         self.counts = dict.fromkeys(("requests", "regions", "calls", "encodings", "refused", "seconds"), 0.0)
         threading.Thread(target=self._work, name="sca-engine", daemon=True).start()
@@ -180,8 +168,13 @@ class Engine:
             return None
 
     def open_image(self, data: bytes) -> StoredImage:
-        """Decodes a picture within the limits."""
-        return StoredImage(self.limits.open_image(data), hashlib.sha256(data).hexdigest())
+        """Decodes a picture within the limits, two at a time, as long as those that are held leave room for it."""
+        with self._decoding:
+            if sum(image.pixels for image in list(self._held)) > 2 * self.limits.kept_pixels:
+                raise self._busy()
+            image = StoredImage(self.limits.open_image(data), hashlib.sha256(data).hexdigest())
+            self._held.add(image)
+            return image
 
     def open_base64(self, text: str) -> StoredImage:
         """Decodes a picture from base64 or a data URL."""
@@ -242,8 +235,7 @@ class Engine:
         if task is None:
             task = "caption" if "caption" in processor.tasks else processor.tasks[-1]
         if self._jobs.qsize() + len(self._large) >= self.limits.waiting:
-            self._count(refused=1)
-            raise RequestError("Too many requests are waiting; please try again in a moment.", 429)
+            raise self._busy()
         at_once = _TURN_REGIONS.get(loaded.device.type, _BATCH_REGIONS)
         job = _Job(name, image, regions, task, options, on_tokens, at_once)
         self._jobs.put(job)
@@ -284,10 +276,10 @@ class Engine:
         if chosen.task is not None and chosen.task not in processor.tasks:
             raise RequestError(f"There is no task {chosen.task!r}; the tasks are {', '.join(processor.tasks)}.")
         with self._lock:
-            if self._anything_waiting >= self.limits.waiting // _ANYTHING_SHARE:
-                self.counts["refused"] += 1
-                raise RequestError("Too many requests are waiting; please try again in a moment.", 429)
-            self._anything_waiting += 1
+            full = self._anything_waiting >= self.limits.waiting // _ANYTHING_SHARE
+            self._anything_waiting += not full
+        if full:
+            raise self._busy()
         left = client_left.get()
 
         def report(step: str, done: int, total: int) -> None:
@@ -323,6 +315,10 @@ class Engine:
         """Ends the engine's thread; requests that wait are still answered."""
         self._jobs.put(None)
 
+    def _busy(self) -> RequestError:
+        self._count(refused=1)
+        return RequestError("Too many requests are waiting; please try again in a moment.", 429)
+
     def _count(self, **more: float) -> None:
         with self._lock:
             for name, value in more.items():
@@ -330,33 +326,36 @@ class Engine:
 
     def _work(self) -> None:
         """Answers small requests, several in a call, and after each call the next regions of a large one."""
-        kept: _Job | None = None
+        kept: list[_Job] = []
         ended = False
-        while not ended or self._large:
-            jobs, kept = [kept] if kept else [], None
-            deadline = time.monotonic() + _BATCH_SECONDS
-            while not ended and sum(len(job.turn) for job in jobs) < _BATCH_REGIONS:
-                left = max(0.0, deadline - time.monotonic()) if jobs else 0.0 if self._large else None
-                try:
-                    following = self._jobs.get(timeout=left)
-                except queue.Empty:
-                    break
-                if following is None:
-                    ended = True
-                elif len(following.turn) < len(following.regions):
-                    self._large.append(following)
-                elif jobs and not jobs[0].joins(following):
-                    kept = following
-                    break
-                else:
-                    deadline = deadline if jobs else time.monotonic() + _BATCH_SECONDS
-                    jobs.append(following)
-            self._answer(jobs)
-            self._answer([job for job in self._large if job.is_left])
-            self._large = deque(job for job in self._large if not job.result.done())
-            if self._large:
-                self._answer([self._large.popleft()])
-        self._answer([kept] if kept else [])
+        while not ended or self._large or kept:
+            kept, ended = self._work_once(kept, ended)
+
+    def _work_once(self, jobs: list[_Job], ended: bool) -> tuple[list[_Job], bool]:
+        """Answers jobs with others that can share their call; returns one that cannot, and whether it was the end."""
+        kept: list[_Job] = []
+        deadline = time.monotonic() + _BATCH_SECONDS
+        while not (ended or kept) and sum(len(job.turn) for job in jobs) < _BATCH_REGIONS:
+            left = max(0.0, deadline - time.monotonic()) if jobs else 0.0 if self._large else None
+            try:
+                following = self._jobs.get(timeout=left)
+            except queue.Empty:
+                break
+            if following is None:
+                ended = True
+            elif len(following.turn) < len(following.regions):
+                self._large.append(following)
+            elif jobs and not jobs[0].joins(following):
+                kept = [following]
+            else:
+                deadline = deadline if jobs else time.monotonic() + _BATCH_SECONDS
+                jobs.append(following)
+        self._answer(jobs)
+        self._answer([job for job in self._large if job.is_left])
+        self._large = deque(job for job in self._large if not job.result.done())
+        if self._large:
+            self._answer([self._large.popleft()])
+        return kept, ended
 
     def _answer(self, jobs: list[_Job]) -> None:
         """Answers the next regions of jobs."""
@@ -460,41 +459,3 @@ def _sentence(error: Exception) -> str:
     text = str(error).replace("image 0, ", "").replace("image 0: ", "").strip()
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else text + "."
-
-
-class ImageStore:
-    """Pictures of recent requests, in memory only.
-
-    Args:
-        pixels: pixels of all pictures together; above it the least recently used picture is dropped.
-    """
-
-    def __init__(self, pixels: int = 200_000_000) -> None:
-        self._pixels, self._held = pixels, 0
-        self._images: OrderedDict[str, StoredImage] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def add(self, image: StoredImage) -> str:
-        """Keeps a picture and returns its name."""
-        name = secrets.token_urlsafe(18)
-        with self._lock:
-            self._images[name] = image
-            self._held += _pixels(image)
-            while self._held > self._pixels and len(self._images) > 1:
-                self._held -= _pixels(self._images.popitem(last=False)[1])
-        return name
-
-    def get(self, name: str) -> StoredImage:
-        """Returns a picture that is still kept."""
-        with self._lock:
-            if name not in self._images:
-                raise RequestError("This picture is no longer stored; please send it again.", 410)
-            self._images.move_to_end(name)
-            return self._images[name]
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-
-def _pixels(image: StoredImage) -> int:
-    return image.picture.width * image.picture.height

@@ -1,5 +1,6 @@
 """A process that serves an application: where it listens, and how it ends."""
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -75,6 +76,7 @@ def serve_app(
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         config = uvicorn.Config(app, http=_Protocol, log_level="warning", timeout_graceful_shutdown=grace)
+        config.callback_notify, config.timeout_notify = _give_back, 10
         server = _Server(config, lambda: started(engine, address))
         failed = None if load_first else _load_meanwhile(engine, server)
         _run(server, listener)
@@ -199,7 +201,16 @@ def limit_arenas(count: int = 2) -> bool:
     By default each of the server's many threads gets an arena of its own, which keeps freed memory: the server would
     grow for as long as some thread meets a larger request than before.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    library = ctypes.CDLL(None)
-    return hasattr(library, "gnu_get_libc_version") and library.mallopt(_M_ARENA_MAX, count) == 1
+    library = _glibc()
+    return library is not None and library.mallopt(_M_ARENA_MAX, count) == 1
+
+
+async def _give_back() -> None:
+    """Has glibc give freed memory back: after a few large pictures it would keep gigabytes."""
+    if (library := _glibc()) is not None:
+        await asyncio.to_thread(library.malloc_trim, 0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -95,8 +95,9 @@ def _places(path: str, data_files: Any) -> tuple[str, ...]:
     local = [os.path.realpath(one) for one in plain if os.path.exists(one)]
     files = [one for place in local for one in ([place] if os.path.isfile(place) else Path(place).rglob("*.parquet"))]
     for file in (file for file in files if str(file).endswith(".parquet")):
-        for _ in read_batches(file):
-            pass
+        with naming(f"{file} cannot be read as Parquet"):
+            for _ in read_batches(file):
+                pass
     folders = [os.path.dirname(place) if os.path.isfile(place) else place for place in local]
     fetched = os.path.join(constants.HF_HUB_CACHE, f"datasets--{path.replace('/', '--')}")
     folders += [str(datasets.config.DOWNLOADED_DATASETS_PATH), str(datasets.config.HF_DATASETS_CACHE), fetched]
@@ -130,7 +131,8 @@ def _load(
     import datasets
 
     options = {"data_files": data_files, "split": split, "revision": revision, "streaming": not download}
-    rows = datasets.load_dataset(path, config, **options)
+    with naming(f"{path} cannot be opened"):
+        rows = datasets.load_dataset(path, config, **options)
     if image not in rows.features:
         raise ValueError(f"columns: {path} has no column {image!r}; it has {', '.join(rows.features)}.")
     if not isinstance(rows.features[image], datasets.Image):
