@@ -174,6 +174,7 @@ PROMISES = {
         "training/test_resume.py::test_harmless_changes_are_no_other_run_and_others_can_be_allowed",
     ),
     "A run is told by content": ("training/test_run_identity.py::test_other_code_and_settings_are_another_run",),
+    "What a few bytes could blow up": ("test_budgets.py::test_a_few_bytes_cost_little",),
     # Security.
     "none of its code runs, nothing is unpickled": (
         TAMPERED,
