@@ -20,7 +20,7 @@ PYTEST = $(BIN)/python -m pytest -q
 FAST = not slow and not gpu and not hub and not fuzz
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz test-external test-versions check flat style bench docs build clean
+.PHONY: help install demo test test-slow fuzz kills test-external test-versions check flat style bench docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | \
@@ -55,6 +55,9 @@ test-slow: $(VENV)/.installed-dev ## the slow tests
 
 fuzz: $(VENV)/.installed-dev ## mutated folders, data, masks, requests and runs: SCA_FUZZ_SECONDS for each target (60)
 	SCA_FUZZ_SECONDS=$${SCA_FUZZ_SECONDS:-60} $(PYTEST) -s -m fuzz tests/fuzz
+
+kills: $(VENV)/.installed-dev ## long commands killed at SCA_KILLS random moments (20) by each of three signals, or without room
+	PYTHONPATH=.:tests/hub:tests/training $(BIN)/python -m tests.kill_matrix --times $${SCA_KILLS:-20}
 
 test-external: $(VENV)/.installed-dev ## the library's own model and processor tests, run against our classes
 	$(BIN)/python tests/external/run.py

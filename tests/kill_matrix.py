@@ -1,6 +1,6 @@
 """Every long command, killed at random moments by three signals, and on a disk that becomes full.
 
-    PYTHONPATH=src:.:tests/hub:tests/training python -m tests.kill_matrix --times 20 --full 5
+    make kills
 
 prints a table. Whatever happened, what stands under a final name is whole, and the same command ends with the bytes
 of a run that nobody disturbed. A full disk needs the right to mount a small one; without it, files are kept short.

@@ -1,4 +1,4 @@
-"""The kill matrix with few tries; `python -m tests.kill_matrix` makes as many as one likes."""
+"""The kill matrix with few tries; `make kills` makes as many as one likes."""
 
 import sys
 from pathlib import Path

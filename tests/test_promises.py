@@ -46,6 +46,18 @@ PROMISES = {
         f"{GATE}test_a_second_signal_does_not_wait",
     ),
     "a region with only outside points is refused": (DOORS,),
+    "What differs is named, and": (
+        "training/test_resume.py::test_a_run_with_other_arguments_is_not_gone_on_with",
+        "training/test_resume.py::test_harmless_changes_are_no_other_run_and_others_can_be_allowed",
+    ),
+    "A picture that was replaced under its name": (
+        "anything/test_names_and_pictures.py::test_pictures_replaced_under_their_names_are_captioned_again",
+        "anything/test_names_and_pictures.py::test_a_model_changed_under_its_name_is_another_run",
+        "anything/test_names_and_pictures.py::test_other_code_is_another_run",
+    ),
+    "A model that is not wired as published": (
+        "modeling/test_mixer_forms.py::test_older_code_refuses_another_form_in_words",
+    ),
     "A key that looks like a prompt's": (DOORS,),
     "never see each other's data": (
         "serving/test_http_interface.py::test_requests_that_come_together_share_a_call_and_stay_apart",
@@ -162,6 +174,7 @@ PROMISES = {
         "training/test_resume.py::test_harmless_changes_are_no_other_run_and_others_can_be_allowed",
     ),
     "A run is told by content": ("training/test_run_identity.py::test_other_code_and_settings_are_another_run",),
+    "What a few bytes could blow up": ("test_budgets.py::test_a_few_bytes_cost_little",),
     # Security.
     "none of its code runs, nothing is unpickled": (
         TAMPERED,

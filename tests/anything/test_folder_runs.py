@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 
 from sca_hf import ScaProcessor
 from sca_hf.anything import folder as folder_module
-from sca_hf.anything.folder import FolderRun, open_log, run_folder
+from sca_hf.anything.folder import FolderRun, log_line, open_log, run_folder
 from sca_hf.anything.sources import find_images
 from sca_hf.cli import main
 from sca_hf.data.loading import RecordSource
@@ -157,7 +157,7 @@ def test_a_share_of_the_run_waits_for_the_others(model, tmp_path):
 
 def append(run, rank, *entries):
     with open_log(run, rank) as log:
-        log.append(json.dumps({"image": entry.pop("image"), "picture": "as it is", **entry}) for entry in entries)
+        log.append(log_line({"image": entry.pop("image"), "picture": "as it is", **entry}) for entry in entries)
 
 
 def test_a_line_cut_short_is_dropped_and_written_again(tmp_path):

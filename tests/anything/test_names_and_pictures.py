@@ -168,6 +168,19 @@ def test_a_model_changed_under_its_name_is_another_run(model, photos, tmp_path, 
     assert "belongs to a run with other settings: model was" in capsys.readouterr().err
 
 
+def test_a_flipped_letter_in_a_journal_is_named(model, photos, tmp_path, capsys):  # noqa: F811
+    command = anything(model, photos, tmp_path / "out")
+    assert main(command) == 0
+    part = tmp_path / "out" / "journal" / "part-00000.jsonl"
+    whole = part.read_bytes()
+    for place in (20, len(whole) // 2, len(whole) - 4):
+        part.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert main(command) == 2
+        assert "part-00000.jsonl, line" in capsys.readouterr().err
+    part.write_bytes(whole)
+    assert main(command) == 0
+
+
 def test_other_code_is_another_run(model, photos, tmp_path, capsys, monkeypatch):  # noqa: F811
     assert main(anything(model, photos, tmp_path / "out")) == 0
     monkeypatch.setattr("sca_hf.run_identity.__version__", "99.0")

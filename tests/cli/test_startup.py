@@ -59,6 +59,7 @@ def test_help_of_a_command_imports_nothing_heavy(command):
         (["caption", "x.png", "--num-beams", "0"], 2, "expected a whole number of at least 1"),
         (["caption", "missing.png"], 2, "missing.png is not there"),
         (["anything", "missing.png"], 2, "missing.png is not an image, a folder or a data spec"),
+        (["video", "missing.mp4", "--box", "1,2,3,4"], 2, "there is no clip missing.mp4"),
         (["evaluate", "missing.jsonl"], 2, "missing.jsonl: No such file"),
         (["compare", "missing.jsonl", "missing.jsonl"], 2, "missing.jsonl: No such file"),
         (["data", "check", "scenes:split=test,count=3"], 0, "images      3"),

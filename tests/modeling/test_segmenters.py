@@ -216,6 +216,8 @@ def test_a_published_tracker_is_read_as_an_image_model_and_no_weight_is_new(kind
     theirs = tracker.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in joined.sam.state_dict().items())
     assert "memory_attention_num_layers" not in joined.config.sam_config.to_dict()
+    follows = ScaForConditionalGeneration.from_sam_text_pretrained(tmp_path, tiny_language_model(), sam_video=True)
+    assert type(follows.sam) is type(tracker) and follows.config.sam_config.model_type == f"{kind}_video"
 
 
 def sam3_video(tmp_path):

@@ -11,7 +11,7 @@ from sca_hf import ScaConfig, ScaForConditionalGeneration
 from sca_hf.testing import tiny_sam_config, tiny_text_config
 
 
-SIDE, WIDTH = 64, 32
+SIDE, WIDTH = 64, 128
 KINDS = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "sam3_tracker_video", "edgetam", "edgetam_video")
 VIDEO = tuple(kind for kind in KINDS if kind.endswith("_video"))
 
@@ -106,7 +106,7 @@ def _memory(width=WIDTH):
         memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=32,
         memory_encoder_hidden_size=width,
-        memory_encoder_output_channels=16,
+        memory_encoder_output_channels=64,
         mask_downsampler_embed_dim=width,
         memory_fuser_embed_dim=width,
         memory_fuser_intermediate_dim=32,
@@ -134,11 +134,11 @@ def segmenter_fields(kind: str) -> dict:
             fields |= dict(
                 memory_attention_rope_k_sizes=[4, 4],
                 memory_attention_mlp_hidden_size=32,
-                perceiver_resampler_hidden_size=16,
-                perceiver_resampler_num_latents=4,
-                perceiver_resampler_num_latents_2d=4,
+                perceiver_resampler_hidden_size=64,
+                perceiver_resampler_num_latents=16,
+                perceiver_resampler_num_latents_2d=16,
                 perceiver_resampler_num_layers=1,
-                perceiver_resampler_attention_head_dim=8,
+                perceiver_resampler_attention_head_dim=64,
                 perceiver_resampler_mlp_intermediate_size=32,
             )
     return fields
@@ -163,7 +163,7 @@ def _spread(model):
             parameter.normal_(0.0, 0.2)
     if hasattr(model, "no_memory_embedding"):
         model.no_memory_embedding.normal_(0.0, 0.5)
-    features = torch.randn(2, WIDTH // 2) * 0.5
+    features = torch.randn(2, model.config.mask_decoder_config.hidden_size // 2) * 0.5
     for module in model.modules():
         if isinstance(getattr(module, "positional_embedding", None), torch.Tensor):
             module.positional_embedding.copy_(features)

@@ -5,6 +5,7 @@ On a Ray cluster, Ray Data hands images to actors that hold the model, and the d
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +18,16 @@ from ..captioning import IMAGE_ERRORS, image_error, load, with_doubt
 from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
 from ..environment import install_command
-from ..files import json_line, save_picture, to_json, write_whole
+from ..files import encode, json_line, save_picture, to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..processing.anything_sca import caption_anything
 from ..processing.masks_sca import decode_rle
 from ..run_identity import model_identity, versions
 from ..run_log import Line, RunLog, RunLogError
 from .sources import OVERLAYS, Boxes, ImageItem, boxes_of
+
+
+_SUM = ', "sum": '
 
 
 @dataclass
@@ -171,7 +175,7 @@ def run_folder(
             total=len(own), initial=done, unit="image", disable=rank != 0 or not progress, dynamic_ncols=True
         ) as bar:
             for entry in (caption or _one_by_one(run))(todo) if todo else ():
-                log.append([json_line(entry)])
+                log.append([log_line(entry)])
                 bar.update()
     result = finish(run, items)
     if result is None and world == 1:
@@ -210,8 +214,7 @@ def finish(run: FolderRun, items: list[ImageItem]) -> FolderResult | None:
         nonlocal regions
         for entry in log.entries(good):
             regions += len(entry["records"])
-            entry.pop("picture")
-            yield json_line(entry) + "\n"
+            yield json_line({key: entry[key] for key in entry if key not in ("picture", "sum")}) + "\n"
 
     output = Path(run.output)
     write_whole(output / "records.jsonl", records())
@@ -315,8 +318,17 @@ def open_log(run: FolderRun, rank: int | None = None) -> RunLog:
     )
 
 
+def log_line(entry: dict[str, Any]) -> str:
+    """Returns what a run says of an image as a line of its log, with a sum of the line at its end."""
+    line = json_line(entry)
+    return f"{line[:-1]}{_SUM}{zlib.crc32(encode(line))}}}"
+
+
 def _key_and_failed(line: bytes) -> tuple[str, bool]:
     """Returns [`ImageItem.key`] of a line, and whether it failed, without parsing the masks."""
+    body, _, number = line.rpartition(_SUM.encode())
+    if int(number.rstrip(b"}\n")) != zlib.crc32(body + b"}"):
+        raise ValueError("not as it was written")
     text, decoder = line.decode(), json.JSONDecoder()
     name, end = decoder.raw_decode(text, len('{"image": '))
     stamp, end = decoder.raw_decode(text, end + len(', "picture": '))

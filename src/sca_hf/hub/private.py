@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from safetensors import safe_open
 
 from ..modeling.base_models_sca import ADAPTER_FOLDER
-from ..yaml_files import parse_yaml
 
 
 # What a repository of ours has, beside its code and the weight files of an index.
@@ -38,6 +37,7 @@ _ROOT = (
 )
 _BARE = re.compile(_ROOT + r"[^\s'\"`,;|<>()\[\]{}]+")
 _QUOTED = re.compile(rf"(?<=([\"'`])){_ROOT}[^\"'`\n]+(?=\1)")
+_VALUE = re.compile(rf"(?m)^(\s*(?:- +)*(?:[\w.-]+: +)?)({_ROOT}[^\n#]*[^\n#\s])")
 _WHOLE = re.compile(_ROOT + r"[^\n]+")
 _HOMES = {"home", "users"}
 _SECRETS = {
@@ -105,31 +105,22 @@ def without_paths(text: str, whole: bool = False) -> str:
         whole: the text is YAML, whose values may be paths with spaces.
     """
     if whole:
-        try:
-            paths = {value for value in _strings(parse_yaml(text)) if _WHOLE.fullmatch(value)}
-        except ValueError:
-            paths = set()
-        for value in sorted(paths, key=len, reverse=True):
-            text = text.replace(value, _short(value))
+        text = _VALUE.sub(lambda found: found[1] + _short(found[2]), text)
     return _BARE.sub(lambda found: _short(found[0]), _QUOTED.sub(lambda found: _short(found[0]), text))
 
 
 def _cleaned(value: Any, keep: tuple[str, ...] = ()) -> Any:
     if isinstance(value, dict):
-        return {_cleaned(key): item if key in keep else _cleaned(item) for key, item in value.items()}
+        names = [_cleaned(key) for key in value]
+        if len(set(names)) < len(names):  # folders told them apart
+            names = [f"{name} {number}" for number, name in enumerate(names)]
+        items = (item if key in keep else _cleaned(item) for key, item in value.items())
+        return dict(zip(names, items, strict=True))
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
     if not isinstance(value, str):
         return value
     return _short(value) if _WHOLE.fullmatch(value) else without_paths(value)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def _short(path: str) -> str:

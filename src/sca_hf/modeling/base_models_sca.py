@@ -112,6 +112,8 @@ _MOST_NESTED = 3
 def _load_part(
     model_class: type, name: str, source: Any, kwargs: dict[str, Any], drop_dropout: bool
 ) -> tuple[PreTrainedModel, dict[str, str]]:
+    kwargs = dict(kwargs)
+    video = kwargs.pop("video", False)
     where = source_of(source, kwargs)
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if "revision" in where:
@@ -134,7 +136,7 @@ def _load_part(
     trust = kwargs.get("trust_remote_code")
     config = kwargs.get("config")
     if config is None and name == SAM and stored.get("model_type"):
-        config = segmenter_config(stored, source)
+        config = segmenter_config(stored, source, video)
     config = config or AutoConfig.from_pretrained(source, trust_remote_code=bool(trust), **hub)
     if drop_dropout:
         config = without_dropout(config)

@@ -35,10 +35,12 @@ class ScaComposingMixin:
         """Join a SAM and a causal language model by a new, untrained mixer.
 
         Args:
-            sam: SAM or SAM-HQ: repository id, folder or loaded model. A whole SCA repository gives its SAM.
+            sam: SAM, SAM-HQ, SAM 2, EdgeTAM or SAM 3's tracker, or an image encoder with a neck (`ScaEncoderModel`):
+                repository id, folder or loaded model. A whole SCA repository gives its SAM.
             text: causal language model: repository id, folder or loaded model. A whole SCA repository gives its own.
             mixer_config: the mixer's sizes; widths follow from the two parts.
-            kwargs: `sam_*` and `text_*` go to the loading of that part (`sam_revision=`, `text_dtype=`, ...),
+            kwargs: `sam_*` and `text_*` go to the loading of that part (`sam_revision=`, `text_dtype=`, ...;
+                `sam_video=True` reads a published video model whole, to follow objects through clips),
                 `dtype`, `attn_implementation`, `cache_dir`, `token` and `local_files_only` to both, and any field of
                 [`ScaConfig`] to the configuration.
         """
@@ -86,7 +88,7 @@ class ScaComposingMixin:
         return _to_train_again(["mixer.language_project", "mixer.task_tokens"])
 
     def swap_image_encoder(self, sam: str | os.PathLike[str] | PreTrainedModel, **kwargs: Any) -> list[str]:
-        """Replace SAM, encoder and mask decoder, by one of another size or by SAM-HQ; the mixer is kept.
+        """Replace SAM, encoder and mask decoder, by one of another size or family; the mixer is kept.
 
         Args:
             sam: repository id, folder or loaded model.

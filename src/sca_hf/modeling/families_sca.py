@@ -171,10 +171,16 @@ def image_frame(config: PreTrainedConfig) -> ImageFrame:
     )
 
 
-def segmenter_config(stored: dict[str, Any], source: Any) -> PreTrainedConfig:
-    """The configuration under which a published segmenter is read; refuse what cannot be prompted by regions."""
+def segmenter_config(stored: dict[str, Any], source: Any, video: bool = False) -> PreTrainedConfig:
+    """The configuration under which a published segmenter is read; refuse what cannot be prompted by regions.
+
+    Args:
+        stored: the published `config.json`.
+        source: where it is from, for messages.
+        video: read a video model whole, to follow objects.
+    """
     try:
-        config = config_from(as_segmenter(stored))
+        config = config_from(as_segmenter(stored, stored.get("model_type") if video else None))
         image_frame(config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -44,6 +44,7 @@ from .queries_sca import reads_queries
 from .segmentation_sca import ImageEncoding
 from .segmenters_sca import encode_images, segmenter_class, share_positions
 from .validation_sca import check_regional, check_training_inputs, limited_modules, refuse_unknown, warn_of_lost_tasks
+from .video_sca import ScaVideoMixin
 
 
 # What the processor returns and neither forward nor generate needs.
@@ -53,7 +54,7 @@ _TRAINING_KEYS = frozenset({"input_ids", "attention_mask", "labels", "mask_label
 _SCORED_REGIONS = 256
 
 
-class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, PreTrainedModel, GenerationMixin):
+class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMixin, PreTrainedModel, GenerationMixin):
     """Segment and Caption Anything: a mask and a caption for every prompted region (arXiv 2312.00869).
 
     `forward` takes, beside images and prompts (the fields of [`RegionInputs`]):

@@ -46,6 +46,7 @@ from .mask_generation_sca import (
 )
 from .prompts_sca import build_prompts, resized_size
 from .region_prompts_sca import processor_arguments, read_regions
+from .video_captions_sca import ScaVideoProcessorMixin
 
 
 # Of what `save_pretrained` writes. A change that older code would misread raises it.
@@ -58,7 +59,7 @@ class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-ar
     _defaults = {"common_kwargs": {"return_tensors": "pt"}}
 
 
-class ScaProcessor(CheckedLoading, ProcessorMixin):
+class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
     """Prepares images and prompts for [`ScaForConditionalGeneration`] and turns its output into regions with captions.
 
     Coordinates that go in and come out are pixels of the original image, boxes xyxy; see `prompts_sca.py`.
@@ -223,9 +224,7 @@ class ScaProcessor(CheckedLoading, ProcessorMixin):
         if unknown := sorted(set(kwargs) - known):
             raise TypeError(f"ScaProcessor got unknown keyword argument(s): {', '.join(unknown)}.")
         if odd := sorted(set(kwargs.get("text_kwargs", {})) - {"max_length", "padding", "return_tensors"}):
-            raise TypeError(
-                f"text_kwargs of ScaProcessor are max_length and padding of captions, got {', '.join(odd)}."
-            )
+            raise TypeError(f"text_kwargs of ScaProcessor are max_length and padding, got {', '.join(odd)}.")
         return self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs={}, **kwargs)
 
     def _images(
