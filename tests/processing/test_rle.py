@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sca_hf.processing.masks_sca import decode_rle, encode_rle
+from sca_hf.processing.masks_sca import decode_rle, encode_rle, tidy_rle
 
 
 def random_mask(seed, shape=None):
@@ -62,3 +64,23 @@ def test_uncompressed_counts_begin_outside_and_run_down_the_columns():
 def test_a_malformed_rle_is_a_value_error(rle):
     with pytest.raises(ValueError, match="here"):
         decode_rle(rle, "here")
+
+
+@given(st.integers(0, 200), st.lists(st.integers(0, 9), max_size=9))
+def test_a_tidy_rle_is_the_one_that_decoding_and_encoding_gives(seed, places):
+    mask = random_mask(seed)
+    flat = mask.T.reshape(-1).tolist()
+    counts, last = [0], False
+    for value in flat:
+        counts += [0] * (value != last)
+        counts[-1] += 1
+        last = value
+    for place in places:  # runs of nothing in between change nothing
+        cut = place % len(counts)
+        counts = [*counts[:cut], counts[cut], 0, 0, *counts[cut + 1 :]]
+    rle = {"size": list(mask.shape), "counts": counts}
+    tidy, box = tidy_rle(rle)
+    assert tidy == encode_rle(decode_rle(rle)) == encode_rle(mask)
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    assert box == ([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if mask.any() else None)
+    assert tidy_rle(tidy) == (tidy, box)

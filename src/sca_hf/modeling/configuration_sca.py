@@ -286,7 +286,8 @@ def _check_kinds(fields: Mapping[str, Any], defaults: Mapping[str, Any], where: 
     for name, value in fields.items():
         default = defaults.get(name)
         kind, types = next((one for one in _KINDS if isinstance(default, one[1])), ("", object))
-        numbers = isinstance(value, (list, tuple)) and kind == "a number"
+        # Of the library's: one number for each layer, or several ids.
+        numbers = isinstance(value, (list, tuple)) and kind == "a number" and where not in ("", "mixer_config.")
         wrong = not isinstance(value, types) or (isinstance(value, bool) and kind == "a number")
         if value is not None and wrong and not numbers:
             raise ValueError(f"{where}{name} of the configuration is {value!r:.100}, expected {kind}.")

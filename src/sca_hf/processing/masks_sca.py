@@ -252,6 +252,38 @@ def decode_rle(rle: dict[str, Any], where: str = "mask", size: tuple[int, int] |
     Returns:
         (height, width) bool.
     """
+    runs = _runs(rle, where, size)
+    values = np.arange(len(runs)) % 2 == 1  # runs alternate, outside first
+    return np.repeat(values, runs).reshape(*map(int, rle["size"][::-1])).T
+
+
+def tidy_rle(
+    rle: dict[str, Any], where: str = "mask", size: tuple[int, int] | None = None
+) -> tuple[dict[str, Any], list[int] | None]:
+    """Check a COCO RLE, and write it as [`encode_rle`] would, without decoding it: at the cost of its counts alone.
+
+    Args:
+        rle, where, size: as for [`decode_rle`].
+
+    Returns:
+        The RLE, and the box of its pixels: xyxy, far edges exclusive; None where it covers none.
+    """
+    runs = _runs(rle, where, size)
+    height, width = map(int, rle["size"])
+    ends, inside = np.cumsum(runs), (np.arange(len(runs)) % 2 == 1) & (runs > 0)
+    covered, first = inside[runs > 0], np.flatnonzero(np.diff(inside[runs > 0], prepend=not inside[runs > 0][0]))
+    joined = np.add.reduceat(runs[runs > 0], first)
+    tidy = np.concatenate([[0], joined]) if covered[0] else joined
+    box = None
+    if inside.any():
+        start, last = (ends - runs)[inside], ends[inside] - 1
+        across = bool((start // height != last // height).any())  # from one column to the next: it has every row
+        rows = [0, height] if across else [int((start % height).min()), int((last % height).max()) + 1]
+        box = [int(start.min() // height), rows[0], int(last.max() // height) + 1, rows[1]]
+    return {"size": [height, width], "counts": _compress(tidy)}, box
+
+
+def _runs(rle: dict[str, Any], where: str, size: tuple[int, int] | None) -> np.ndarray:
     height, width = rle_size(rle, where, size)
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
@@ -268,8 +300,7 @@ def decode_rle(rle: dict[str, Any], where: str = "mask", size: tuple[int, int] |
         raise ValueError(
             f"{where}: the RLE counts cover {runs.sum()} pixels, its size [{height}, {width}] has {height * width}."
         )
-    values = np.arange(len(runs)) % 2 == 1  # runs alternate, outside first
-    return np.repeat(values, runs).reshape(width, height).T
+    return runs
 
 
 def _run_lengths(mask: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...environment import install_command
-from ...processing.masks_sca import decode_rle, encode_rle
-from ..region import RegionRecordError, category_text, check_names, mask_extent, naming
+from ...processing.masks_sca import rle_size, tidy_rle
+from ..region import RegionRecordError, category_text, check_names, naming
 from .common import (
     Clip,
     Crowd,
@@ -319,10 +319,10 @@ def _rotation(row: Mapping[str, Any]) -> float:
 def _segmentation_box(segmentation: Any, size: tuple[int, int]) -> list[float]:
     """Returns the box, xyxy, around polygons or a run-length code; size: width and height of the image."""
     if isinstance(segmentation, Mapping):
-        mask = decode_rle(dict(segmentation), "segmentation", size[::-1])
-        if not mask.any():
+        _, box = tidy_rle(dict(segmentation), "segmentation", size[::-1])
+        if box is None:
             raise ValueError("there is no bbox, and the segmentation covers no pixel")
-        return [float(side) for side in mask_extent(mask)]
+        return [float(side) for side in box]
     points = [value for polygon in segmentation for value in _polygon(polygon)]
     if len(points) < 6:
         raise ValueError("there is no bbox, and no polygon of three points or more")
@@ -362,9 +362,9 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any
     if not segmentation:
         return None
     if isinstance(segmentation, Mapping):
-        rle = encode_rle(decode_rle(dict(segmentation), "segmentation", (height, width)))
-        empty = coco_mask.area({**rle, "counts": rle["counts"].encode()}) == 0
-        return None if empty else rle
+        rle, box = tidy_rle(dict(segmentation), "segmentation", (height, width))
+        return None if box is None else rle
+    rle_size({"size": [height, width], "counts": ""}, "the picture")
     polygons = [_polygon(polygon) for polygon in segmentation]
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
