@@ -372,8 +372,8 @@ class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
 
         Returns:
             Per image a list of dicts: `caption` (str), `score` (float, mean log-probability), `confidence` (float in
-            [0, 1], how sure it may be that the model was trained on the like), `mask` ((height, width) bool numpy array
-            of the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy along the mask's pixel
+            [0, 1], how sure it may be that the model was trained on the like), `mask` ((height, width) bool array of
+            the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy along the mask's pixel
             edges, pixels of the original; None where the mask is empty), of segmenters that tell `object_score` (logit
             of an object being there). What the output lacks is None. Several captions of a region are a list, scores
             as well; with `all_masks`, `mask` is (M, height, width), `iou` and `box` lists.
