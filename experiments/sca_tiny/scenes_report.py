@@ -22,6 +22,7 @@ from PIL import Image
 from sca_hf.data.scenes import Scene, SceneObject, read_caption, scenes
 from sca_hf.evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
 from sca_hf.files import to_json, write_whole
+from sca_hf.processing.captions_sca import best_caption
 
 
 ALWAYS = ("color", "shape", "texture")
@@ -70,7 +71,8 @@ def run_scenes(
         for scene, regions in zip(batch, found, strict=True):
             for index, (obj, region) in enumerate(zip(scene.objects, regions, strict=True)):
                 iou = mask_iou(np.asarray(region["mask"]), scene.mask(index))
-                results.append(RegionResult(obj, region["caption"], iou))
+                caption, _ = best_caption(region["caption"], region["score"])
+                results.append(RegionResult(obj, caption, iou))
     return results
 
 

@@ -119,6 +119,14 @@ BAD = {
     "a broken mask": (of(mask={"size": [60, 80], "counts": [1]}), "mask"),
     "unknown parameter": ({"inputs": picture(), "parameters": {"custom_generate": "evil/x"}}, "custom_generate"),
     "a million beams": ({"inputs": picture(), "parameters": {"num_beams": 10**6}}, "at most 8"),
+    "many tokens in all": (
+        {
+            "inputs": {"image": picture(), "regions": [{"box": [1, 1, 60, 50]}] * 200},
+            "parameters": {"num_beams": 8, "max_new_tokens": 128},
+        },
+        "are 204,800; at most 131,072",
+    ),
+    "a long picture": ({"inputs": picture((70_000, 2))}, "70000 x 2 pixels; at most"),
     "unknown task": ({"inputs": picture(), "parameters": {"task": "sing"}}, "sing"),
 }
 
@@ -134,7 +142,10 @@ def test_bad_requests_are_400_with_a_sentence(handler, name):
 
 def test_the_largest_pictures_are_refused_before_they_are_decoded(handler, monkeypatch):
     monkeypatch.setitem(type(handler).__call__.__globals__, "MAX_PIXELS", 100)
-    assert post(handler, {"inputs": picture()}) == (400, "the image has 80 x 60 pixels; at most 100 are read.")
+    assert post(handler, {"inputs": picture()}) == (
+        400,
+        "the image has 80 x 60 pixels; at most 100, and 65,535 a side, are read.",
+    )
 
 
 DEMO = '''

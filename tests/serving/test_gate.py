@@ -253,6 +253,22 @@ def test_a_connection_on_which_nothing_is_asked_is_closed(server):
     assert time.monotonic() - began < 35
 
 
+@pytest.mark.slow
+def test_an_answer_that_nobody_reads_is_given_up(server):
+    place = server[1].removeprefix("http://")
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect((place.split(":")[0], int(place.split(":")[1])))
+        # Many answers on one connection, until no buffer takes more.
+        link.sendall(f"GET /openapi.json HTTP/1.1\r\nHost: {place}\r\n\r\n".encode() * 700)
+        time.sleep(75)
+        link.settimeout(30)
+        seen = 0
+        while part := link.recv(1 << 20):  # what was on its way; then it ends
+            seen += len(part)
+        assert 100_000 < seen < 700 * 15_000
+
+
 @pytest.mark.parametrize(
     ("path", "more"), [("/v1/anything", {"points_per_side": 32, "crop_n_layers": 1}), ("/v1/caption", {})]
 )

@@ -22,8 +22,8 @@ from .limits import Limits
 
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
-# Seconds in which the head of a request must arrive.
-_HEAD_SECONDS = 30
+# Seconds in which the head of a request must arrive, and in which a client must read something of its answer.
+_HEAD_SECONDS, _READ_SECONDS = 30, 60
 
 
 def serve_app(
@@ -88,9 +88,10 @@ def serve_app(
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection on which no request is answered, and none arrives in time; the library waits for ever."""
+    """Closes a connection whose client neither asks nor reads in time; the library waits for ever."""
 
     _until = 0.0
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begins to wait for the head of a request."""
@@ -107,6 +108,17 @@ class _Protocol(H11Protocol):
         """Waits for the next request: for its first byte less."""
         self._until = self.loop.time() + _HEAD_SECONDS
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """Begins to wait for a client that does not read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(_READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stops waiting."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def _wait(self, until: float) -> None:
         self._until = until

@@ -24,9 +24,12 @@ from transformers import AutoModel, AutoProcessor
 
 MAX_BYTES = 30_000_000
 MAX_PIXELS = 60_000_000
+MAX_SIDE = 65_535
 MAX_REGIONS = 1_000
 # Of the mask prompts of a request together.
 MAX_MASK_PIXELS = 1_000_000_000
+# Of all regions and beams of a request together.
+MAX_TOKENS = 131_072
 # Parameters of a request, and the largest number each may be.
 LIMITS = {"num_beams": 8, "max_new_tokens": 128, "min_new_tokens": 128, "no_repeat_ngram_size": 16, "top_k": 1_000}
 FLOATS = ("temperature", "top_p", "length_penalty", "repetition_penalty")
@@ -66,6 +69,11 @@ class EndpointHandler:
         options = read_parameters(data.get("parameters"))
         with_masks = options.pop("masks", True)
         prompts = self.prompts.processor_arguments([regions])
+        tokens = len(regions) * (options.get("num_beams") or 1) * (options.get("max_new_tokens") or 20)
+        if tokens > MAX_TOKENS:
+            raise ValueError(
+                f"regions x num_beams x max_new_tokens are {tokens:,}; at most {MAX_TOKENS:,} are written."
+            )
         batch = self.processor(image, task=options.pop("task", None), return_tensors="pt", **prompts)
         batch = batch.to(self.model.device, self.model.dtype)
         with torch.inference_mode():
@@ -102,8 +110,9 @@ def read_image(text: Any) -> Image.Image:
         raise ValueError(f"inputs.image is not a picture in base64: {error}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large: {error}") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ValueError(f"the image has {picture.width} x {picture.height} pixels; at most {MAX_PIXELS:,} are read.")
+    if picture.width * picture.height > MAX_PIXELS or max(picture.size) > MAX_SIDE:
+        size = f"{picture.width} x {picture.height}"
+        raise ValueError(f"the image has {size} pixels; at most {MAX_PIXELS:,}, and {MAX_SIDE:,} a side, are read.")
     try:
         return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError) as error:
