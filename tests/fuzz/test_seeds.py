@@ -55,7 +55,7 @@ SEEDS = {
     "eos_token_id": setting("generation_config.json", {"a": 1}, "eos_token_id"),
     "num_beams": setting("generation_config.json", 10**9, "num_beams"),
     "saved": setting("tokenizer_config.json", 7, "unk_token"),
-    r"config\.json": damaged("config.json", 0, b"["),
+    r"saved/config\.json is not valid JSON": damaged("config.json", 0, b"["),
     r"processor_config\.json is not valid JSON": damaged("processor_config.json", 1, b"\xff"),
     "model.safetensors is cut short or damaged": damaged("model.safetensors", 12, b"\xff\xff\xff"),
 }

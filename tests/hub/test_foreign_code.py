@@ -97,7 +97,7 @@ def test_a_processor_alone_runs_no_code_of_another_repository(original, tmp_path
     for number, file in enumerate(("processor_config.json", "tokenizer_config.json", "preprocessor_config.json")):
         folder = shutil.copytree(original, tmp_path / str(number))
         change(folder, file, REFERENCES["another repository, in a list"])
-        with pytest.raises(ValueError, match=f"{file}: auto_map names 'evil/x--run.Tokenizer'"):
+        with pytest.raises(ValueError, match=rf"{file}: auto_map\['AutoTokenizer'\] is 'evil/x--run"):
             ScaProcessor.from_pretrained(folder, trust_remote_code=trust)
     assert asked == []
 

@@ -7,7 +7,10 @@ from transformers import AutoConfig, AutoModel, SamModel
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.modeling.encoder_sca import ScaEncoderModel
 from sca_hf.testing import tiny_image, tiny_sam_config, tiny_tokenizer
+from sca_hf.training.arguments import ScaTrainingArguments
+from sca_hf.training.trainer import ScaTrainer
 from tests.modeling.test_segmenters import tiny_language_model
+from tests.training.tiny_runs import records
 
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
@@ -115,3 +118,16 @@ def test_what_gives_no_grid_is_refused():
     with pytest.raises(ValueError, match="expected a grid of 8 x 8"):
         sam.vision_encoder.encoder.config.patch_size = 8
         sam.vision_encoder(torch.zeros(1, 3, 48, 48))
+
+
+def test_a_run_trains_the_neck_and_saves_it(tmp_path):
+    model = whole("vit")
+    args = ScaTrainingArguments(output_dir=tmp_path, max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
+    processor = ScaProcessor.from_config(model.config, tiny_tokenizer())
+    before = {name: value.clone() for name, value in model.sam.state_dict().items()}
+    trainer = ScaTrainer(model, args, train_dataset=records(4), processing_class=processor)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    again = ScaForConditionalGeneration.from_pretrained(tmp_path / "model").sam.state_dict()
+    moved = {name for name, value in again.items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("vision_encoder.neck.") for name in moved)

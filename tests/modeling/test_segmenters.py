@@ -21,6 +21,7 @@ from sca_hf import ScaConfig, ScaForConditionalGeneration, ScaProcessor
 from sca_hf.modeling.families_sca import FAMILIES, PLAIN_ENCODER, as_segmenter, family_of
 from sca_hf.modeling.segmenters_sca import SEGMENTERS, encode_images
 from sca_hf.testing import tiny_image, tiny_text_config, tiny_tokenizer
+from sca_hf.training.presets import apply_preset
 from tests.modeling.tiny_segmenters import KINDS, SIDE, WIDTH, prompts, segmenter_fields, tiny_model_of, tiny_segmenter
 
 
@@ -121,6 +122,8 @@ def test_regions_in_company_are_what_they_are_alone_and_images_are_encoded_once(
         assert (one.caption_scores[0, 0] - together.caption_scores[row, column]).abs() <= 1e-5
     records = processor.post_process_regions(together, inputs["original_sizes"], inputs["reshaped_input_sizes"])
     assert [[record["mask"].shape for record in regions] for regions in records] == [[(60, 80)] * 3, [(64, 48)] * 2]
+    tells = together.object_score_logits is not None
+    assert all(("object_score" in record) == tells for regions in records for record in regions)
 
 
 def _mask():
@@ -373,3 +376,17 @@ assert torch.allclose(masks, output.pred_masks, atol=1e-5 * float(masks.abs().ma
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["sam2", "sam2_video", "sam3_tracker_video", "edgetam"])
+def test_with_its_mask_decoder_trained_every_trained_weight_has_a_gradient(kind):
+    """Under DDP nothing may idle: the head for objects and a tracker's memory are not taught by pictures."""
+    model = tiny_model_of(kind)
+    processor = ScaProcessor.from_config(model.config, tiny_tokenizer())
+    apply_preset(model, "mixer+mask_decoder", 1.0)
+    model.train()
+    inputs = ragged(processor)
+    side = model.config.image_frame.mask_side
+    model(**inputs, mask_labels=(torch.rand(*inputs["region_mask"].shape, side, side) > 0.5).float()).loss.backward()
+    idle = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert idle == [] and any(weight.grad is not None for weight in model.sam.mask_decoder.conv_s0.parameters())

@@ -18,7 +18,7 @@ _FILL = {"input_labels": -10, "mask_index": -1, "labels": -100}
 
 # A class in a file of the same repository; of another (`name--file.Class`) the library would run what it has today.
 _CLASS_BESIDE = re.compile(r"\w+\.\w+")
-_SETTINGS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_SETTINGS_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 class CheckedLoading:
@@ -58,11 +58,14 @@ def _check_code(file: str) -> None:
         inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
         rest += inner
         named = (value.get("auto_map") or {}) if isinstance(value, dict) else {}
-        for one in named.values() if isinstance(named, dict) else [named]:
-            for reference in one if isinstance(one, list) else [one]:
-                if reference is not None and not (isinstance(reference, str) and _CLASS_BESIDE.fullmatch(reference)):
+        if not isinstance(named, dict):
+            raise ValueError(f"{file}: auto_map must be a mapping, got {named!r}.")
+        for key, references in named.items():
+            for one in references if isinstance(references, list) else [references]:
+                if one is not None and not (isinstance(one, str) and _CLASS_BESIDE.fullmatch(one)):
                     raise ValueError(
-                        f"{file}: auto_map names {reference!r}, not a class in a file of this repository."
+                        f"{file}: auto_map[{key!r}] is {one!r}; it may only name a class in a file of the same "
+                        "repository."
                     )
 
 

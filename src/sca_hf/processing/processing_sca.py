@@ -372,11 +372,11 @@ class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
 
         Returns:
             Per image a list of dicts: `caption` (str), `score` (float, mean log-probability), `confidence` (float in
-            [0, 1], how sure it may be that the model was trained on the like), `mask` ((height, width)
-            bool numpy array of the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy
-            along the mask's pixel edges, pixels of the original; None where the mask is empty). What the output
-            lacks is None. Several captions of a region are a list, scores as well; with `all_masks`, `mask` is
-            (M, height, width), `iou` and `box` lists.
+            [0, 1], how sure it may be that the model was trained on the like), `mask` ((height, width) bool array of
+            the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy along the mask's pixel
+            edges, pixels of the original; None where the mask is empty), of segmenters that tell `object_score` (logit
+            of an object being there). What the output lacks is None. Several captions of a region are a list, scores
+            as well; with `all_masks`, `mask` is (M, height, width), `iou` and `box` lists.
         """
         outputs = dict(outputs)
         sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
@@ -384,6 +384,7 @@ class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
         real = real_regions(outputs, region_mask, sizes, resized)
         captions = self.batch_decode(sequences) if sequences is not None else None
         said = {"caption": captions, "score": outputs.get("caption_scores"), "confidence": outputs.get("confidences")}
+        said |= {"object_score": outputs["object_score_logits"]} if "object_score_logits" in outputs else {}
         said = {name: None if values is None else to_list(values) for name, values in said.items()}
         records = []
         for image, regions in enumerate(real):

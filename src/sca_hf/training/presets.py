@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..model_names import bundled_model
 from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key, made_by_peft
+from ..modeling.families_sca import family_of
 from .adapters import add_lora
 from .arguments import MASK_DECODER, PRESETS, Preset, ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state
@@ -40,7 +41,29 @@ _MASK_HEADS = tuple(
         "mask_conv1",
         "mask_conv2",
         "mask_norm",
+        # Of SAM 2 and its relatives.
+        "conv_s0",
+        "conv_s1",
     )
+)
+# Parts of trackers that no picture teaches: whether an object is there, and what they remember of a clip.
+_UNTAUGHT = (
+    f"{MASK_DECODER}.pred_obj_score_head",
+    *(
+        f"sam.{name}"
+        for name in (
+            "memory_attention",
+            "memory_encoder",
+            "memory_temporal_positional_encoding",
+            "no_memory_positional_encoding",
+            "mask_downsample",
+            "object_pointer_proj",
+            "temporal_positional_encoding_projection_layer",
+            "no_object_pointer",
+            "occlusion_spatial_embedding_parameter",
+            "spatial_perceiver",
+        )
+    ),
 )
 # The paper (arXiv 2312.00869, ablation of learning rates, CIDEr on Visual Genome, mixer at 1e-4): GPT-2 of 127 M gains
 # from 1e-6 (134.7 against 132.3 frozen); GPT2-large of 774 M is best frozen (136.0), least harmed at 1e-7 (135.6).
@@ -66,10 +89,11 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
         raise ValueError(f"mask_loss_weight is {mask_loss_weight}, but the preset {name} does not train masks.")
     if preset.trains_masks and not weight > 0:
         logger.warning("SAM is trained on captions only (mask_loss_weight is 0): its masks will drift.")
-    idle = _MASK_HEADS if preset.trains_masks and not weight > 0 else ()
+    idle = _UNTAUGHT + (_MASK_HEADS if preset.trains_masks and not weight > 0 else ())
+    new = tuple(f"sam.{part}" for part in family_of(model.config.sam_config).learns)
     for parameter_name, parameter in model.named_parameters():
         adapter = is_adapter_key(parameter_name)
-        trained = preset.with_adapters if adapter else _within(parameter_name, preset.trained)
+        trained = preset.with_adapters if adapter else _within(parameter_name, (*preset.trained, *new))
         # SAM's Fourier features are random and stay so, though the library keeps them as a parameter.
         trained = trained and not parameter_name.endswith(".positional_embedding")
         parameter.requires_grad_(trained and parameter.is_floating_point() and not _within(parameter_name, idle))
@@ -158,9 +182,6 @@ def plain_name(name: str) -> str:
 
 def _within(name: str, modules: tuple[str, ...]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-logger = logging.get_logger(__name__)
 
 
 def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:

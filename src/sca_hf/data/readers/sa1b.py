@@ -49,7 +49,8 @@ def read_sa1b(
     """
     if task != "caption":
         raise ValueError(f'task is {task!r}, but SA-1B has no categories: expected "caption".')
-    table = _caption_table(Path(captions), min_score, os.stat(captions).st_mtime_ns)
+    with naming(f"captions: {captions} cannot be read"):
+        table = _caption_table(Path(captions), min_score, os.stat(captions).st_mtime_ns)
     for number, where, picture, annotation in _pairs(Path(images), table):
 
         def record(read: Any = annotation, told: tuple[int, str, Any] = (number, where, picture)) -> Record:
