@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
-from sca_hf.files import save_whole
 from sca_hf.modeling.grouping_sca import PromptGroup, RegionInputs
 from sca_hf.modeling.losses_sca import mask_loss
 from sca_hf.modeling.segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter
@@ -25,7 +24,7 @@ from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
 from .prompt_sampling import PromptCollator
 from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays
-from .stages import stage_arguments, train_from_last_checkpoint
+from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
 POSITION_STD = 0.5
