@@ -10,23 +10,26 @@ import sys
 from pathlib import Path
 
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.extend([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
 
 from remote_code_check import describe
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.testing import tiny_model, tiny_tokenizer
+from tests.modeling.tiny_segmenters import tiny_model_of
 
 
 # One with learned positions, and one whose positions are a buffer that no checkpoint holds and whose head is tied.
 FAMILIES = ("gpt2", "llama3")
+# Segmenters beside SAM; EdgeTAM needs timm, and with it torchvision.
+SEGMENTERS = ("sam_hq", "sam2", "sam2_video", "sam3_tracker", "sam3_tracker_video")
 
 
 def main(folder: Path) -> None:
     """Save, and describe what was saved before it was."""
     said = {}
-    for family in FAMILIES:
-        model = tiny_model(family)
+    for family in (*FAMILIES, *SEGMENTERS):
+        model = tiny_model(family) if family in FAMILIES else tiny_model_of(family)
         processor = ScaProcessor.from_config(model.config, tiny_tokenizer())
         expected = describe(model, processor)
         model.save_pretrained(folder / f"{family}-whole")
