@@ -43,6 +43,17 @@ def test_what_fails_half_way_leaves_the_former_file_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_what_a_file_allows_is_heeded_and_kept(tmp_path, monkeypatch):
+    write_whole(tmp_path / "file", "former")
+    (tmp_path / "file").chmod(0o640)
+    write_whole(tmp_path / "file", "later")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    monkeypatch.setattr("os.access", lambda *_: False)  # who runs this may be root, who may write to everything
+    with pytest.raises(PermissionError, match="file is read-only"):
+        write_whole(tmp_path / "file", "last")
+    assert (tmp_path / "file").read_text() == "later"
+
+
 def test_of_several_only_the_first_makes_a_new_file(tmp_path):
     assert write_new(tmp_path / "file", "first")
     assert not write_new(tmp_path / "file", "second")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from sca_hf.data.scenes import scenes
-from sca_hf.files import save_whole
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.processing.processing_sca import ScaProcessor
 from sca_hf.run_identity import weights_digest
@@ -21,7 +20,7 @@ from sca_hf.training.draws import SeededDataset
 from .scene_cache import load_scene_arrays
 from .scene_records import RecognitionShare, SceneRecords, cache_embeddings
 from .scenes_report import caption_scores, run_scenes
-from .stages import stage_arguments, train_from_last_checkpoint
+from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
 @dataclass

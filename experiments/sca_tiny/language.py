@@ -15,10 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sca_hf.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneObject, describe, read_caption
-from sca_hf.files import save_whole
 from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
-from .stages import stage_arguments, train_from_last_checkpoint
+from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
 PAD, EOS, UNK = "<|pad|>", "<|endoftext|>", "<|unk|>"

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
-from sca_hf.files import save_whole
 from sca_hf.modeling.grouping_sca import PromptGroup, RegionInputs
 from sca_hf.modeling.losses_sca import mask_loss
 from sca_hf.modeling.segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter
@@ -25,7 +24,7 @@ from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
 from .prompt_sampling import PromptCollator
 from .scene_cache import ATTRIBUTES, SceneArrays, load_scene_arrays
-from .stages import stage_arguments, train_from_last_checkpoint
+from .stages import save_whole, stage_arguments, train_from_last_checkpoint
 
 
 POSITION_STD = 0.5
@@ -157,7 +156,7 @@ def decode_regions(sam: SamModel, embeddings: torch.Tensor, group: dict[str, tor
     def read(_: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
         return torch.cat([regions.tokens[:, 1:2], regions.image_tokens], 1)
 
-    found, features = segmenter.segment_regions(plan, (False, True), len(plan), read)
+    found, features, _ = segmenter.segment_regions(plan, (False, True), len(plan), read)
     result = {"masks": torch.cat([found[False][0], found[True][0]], 1)}
     result |= {"ious": torch.cat([found[False][1], found[True][1]], 1)}
     result |= {"token": features[:, 0], "keys": features[:, 1:]}

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from transformers import TrainingArguments
 
+from sca_hf.files import staged
 from sca_hf.training.checkpoint.integrity import last_checkpoint
 from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
@@ -48,3 +49,11 @@ def train_from_last_checkpoint(trainer: WholeCheckpoints) -> None:
     """Trains to the end, from the newest checkpoint that was written whole if there is one."""
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     trainer.save_state()
+
+
+def save_whole(folder: Path, *parts: Any) -> Path:
+    """Saves models, tokenizers and processors into one folder, which exists only once everything in it is written."""
+    with staged(folder) as part:
+        for saveable in parts:
+            saveable.save_pretrained(part)
+    return folder

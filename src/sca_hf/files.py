@@ -75,6 +75,8 @@ def replacing(path: str | Path, durable: bool = False) -> Iterator[Path]:
         if path.exists() and not path.is_file():
             yield path
             return
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(f"{path} is read-only.")  # renaming would not ask
         draft = beside(path, ".", f".{uuid.uuid4().hex[:8]}.part")
         try:
             yield draft

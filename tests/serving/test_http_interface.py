@@ -150,7 +150,10 @@ def test_the_interface_describes_itself(client):
     assert client.get("/docs").status_code == 200
     assert client.get("/health").json()["status"] == "ok"
     assert client.get("/v1/models").json()["models"] == ["sca-tiny"]
-    assert client.get("/v1/models/sca-tiny").json()["tasks"] == ["recognition", "caption"]
+    about = client.get("/v1/models/sca-tiny").json()
+    assert about["tasks"] == ["recognition", "caption"]
+    # 64 positions, 14 of them for the prefix.
+    assert about["max_new_tokens"] == 50
     assert "sca_regions_total " in client.get("/metrics").text
 
 

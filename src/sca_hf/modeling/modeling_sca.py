@@ -31,6 +31,7 @@ from .generation_sca import (
     checkpoint_without_dropout,
     continue_prefixes,
     lm_head_at,
+    position_limit,
     resolve_generation_config,
     scatter_logits,
 )
@@ -316,6 +317,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         """
         tokens = max_new_tokens or self.generation_config.max_new_tokens or DEFAULT_NEW_TOKENS
         self._check_positions(tokens, "max_new_tokens")
+
+    def longest_caption(self) -> int | None:
+        """Tokens that the language model has positions for behind the prefix; None where positions have no end."""
+        limit = position_limit(self.language_model)
+        return None if limit is None else limit - self.config.mixer_config.prefix_length
 
     def _check_positions(self, tokens: int, what: str) -> None:
         check_positions(self.language_model, self.config.mixer_config.prefix_length, tokens, what)

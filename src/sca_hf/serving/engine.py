@@ -155,6 +155,7 @@ class Engine:
             "image_size": model.config.image_frame.side,
             "parameters": model.num_parameters(),
             "tasks": processor.tasks,
+            "max_new_tokens": min(self.limits.new_tokens, model.longest_caption() or self.limits.new_tokens),
             "anything": asdict(processor.anything_settings_for()),
             "scope": model.config.scope or {},
         }

@@ -312,6 +312,7 @@ function showModel(model) {
   const task = element.querySelector('[data-opt="task"]');
   task.replaceChildren(...model.tasks.map((name) => make("option", { value: name }, name)));
   task.value = model.tasks.includes("caption") ? "caption" : model.tasks[model.tasks.length - 1];
+  element.querySelector('[data-opt="max_new_tokens"]').max = model.max_new_tokens;
   setPreset("normal");
   const { knows, limits } = model.scope;
   $("scope").textContent = [knows && `It knows ${knows}.`, limits].filter(Boolean).join(" ");
