@@ -396,7 +396,7 @@ def _place_problem(record: PredictionRecord) -> str | None:
 
 
 def _finite_list(values: Any) -> bool:
-    return isinstance(values, Sequence) and all(isinstance(v, Real) and -1e300 < v < 1e300 for v in values)
+    return isinstance(values, Sequence) and all(isinstance(v, Real) and abs(v) < 1e300 for v in values)  # type: ignore[operator]
 
 
 def _short(value: Any) -> str:
