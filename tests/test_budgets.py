@@ -228,6 +228,7 @@ CASES = {
     "values that share their parts": (lambda f: refer(f, shared_tuples(60)), "contain each other"),
     "values that contain themselves": (lambda f: refer(f, endless()), "contain each other"),
     "tuples without end": (lambda f: refer(f, b"\x80\x02}" + b")" + b"\x85" * 2_000_000 + b"K\x01s."), "tuples"),
+    "parts of high numbers": (lambda f: refer(f, b"\x80\x02]r\xff\xff\xff\x1f."), "numbers its parts beyond"),
     "lists without end": (lambda f: refer(f, b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."), "nested too"),
     "aliases": (lambda f: lambda: parse_yaml(ALIASES), "an alias (*a) is not read"),
     "aliases in data.yaml": (lambda f: yolo(f, ALIASES), "an alias (*a) is not read"),

@@ -53,6 +53,7 @@ SEEDS = {
     "label_smoothing": setting("config.json", [], "label_smoothing"),
     "max_length": setting("generation_config.json", "x", "max_length"),
     "eos_token_id": setting("generation_config.json", {"a": 1}, "eos_token_id"),
+    "num_return_sequences": setting("generation_config.json", [1], "num_return_sequences"),
     "num_beams": setting("generation_config.json", 10**9, "num_beams"),
     "saved": setting("tokenizer_config.json", 7, "unk_token"),
     r"saved/config\.json is not valid JSON": damaged("config.json", 0, b"["),
