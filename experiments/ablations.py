@@ -132,8 +132,8 @@ def table(results: dict[str, Sequence[dict[str, Any]]], prompt: str = "box") -> 
         cells = []
         for score in SCORES:
             values = [one["scores"][prompt][score] for one in of_seeds]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
+            deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{deviation}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -156,7 +156,7 @@ def decode_regions(sam: SamModel, embeddings: torch.Tensor, group: dict[str, tor
     def read(_: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
         return torch.cat([regions.tokens[:, 1:2], regions.image_tokens], 1)
 
-    found, features = segmenter.segment_regions(plan, (False, True), len(plan), read)
+    found, features, _ = segmenter.segment_regions(plan, (False, True), len(plan), read)
     result = {"masks": torch.cat([found[False][0], found[True][0]], 1)}
     result |= {"ious": torch.cat([found[False][1], found[True][1]], 1)}
     result |= {"token": features[:, 0], "keys": features[:, 1:]}

@@ -79,6 +79,16 @@ def test_predictions_that_were_found(tmp_path, mask):
         read_predictions(tmp_path / "said.jsonl")
 
 
+def test_scores_that_were_found(tmp_path):
+    row = {"id": "1", "candidates": ["a"], "references": ["b"], "scores": [10**400]}
+    (tmp_path / "said.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PredictionError, match=r"line 1: .*scores"):
+        read_predictions(tmp_path / "said.jsonl")
+    (tmp_path / "m.json").write_text("3")
+    with pytest.raises(ValueError, match=r"m\.json holds a int, expected dict"):
+        read_mask_file(tmp_path / "m.json")
+
+
 def test_arrays_that_were_found(tmp_path):
     np.save(tmp_path / "m.npy", np.ones((4, 5), bool))
     content = (tmp_path / "m.npy").read_bytes()
