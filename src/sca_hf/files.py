@@ -289,7 +289,9 @@ def check_pickle(file: IO[bytes]) -> None:
         tuples += name.startswith("TUPLE")
         if operation.arg is not None:
             # Strings of Python 2 may hold any bytes.
-            file.readline() if name == "STRING" else operation.arg.reader(file)
+            value: Any = file.readline() if name == "STRING" else operation.arg.reader(file)
+            if name.endswith("PUT") and value > file.tell():
+                raise ValueError("it numbers its parts beyond their count, and memory is taken for all numbers")
     if tuples > _MOST_TUPLES:
         raise ValueError(f"it has {tuples} tuples, more than {_MOST_TUPLES}, which may nest without end")
 

@@ -44,7 +44,7 @@ def read_mask_file(path: str | Path) -> np.ndarray:
     if is_special(path):
         raise ValueError(f"{path} is not a regular file, as a mask must be.")
     if path.suffix == ".json":
-        return read_mask(read_json(path), str(path))
+        return read_mask(read_json(path, dict), str(path))
     if path.suffix != ".npy":
         return read_mask(path, str(path))
     try:

@@ -53,6 +53,7 @@ SEEDS = {
     "label_smoothing": setting("config.json", [], "label_smoothing"),
     "max_length": setting("generation_config.json", "x", "max_length"),
     "eos_token_id": setting("generation_config.json", {"a": 1}, "eos_token_id"),
+    "num_return_sequences": setting("generation_config.json", [1], "num_return_sequences"),
     "num_beams": setting("generation_config.json", 10**9, "num_beams"),
     "saved": setting("tokenizer_config.json", 7, "unk_token"),
     r"saved/config\.json is not valid JSON": damaged("config.json", 0, b"["),
@@ -77,6 +78,16 @@ def test_predictions_that_were_found(tmp_path, mask):
     (tmp_path / "said.jsonl").write_text(json.dumps(row))
     with pytest.raises(PredictionError, match=r"line 1: .*RLE"):
         read_predictions(tmp_path / "said.jsonl")
+
+
+def test_scores_that_were_found(tmp_path):
+    row = {"id": "1", "candidates": ["a"], "references": ["b"], "scores": [10**400]}
+    (tmp_path / "said.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PredictionError, match=r"line 1: .*scores"):
+        read_predictions(tmp_path / "said.jsonl")
+    (tmp_path / "m.json").write_text("3")
+    with pytest.raises(ValueError, match=r"m\.json holds a int, expected dict"):
+        read_mask_file(tmp_path / "m.json")
 
 
 def test_arrays_that_were_found(tmp_path):

@@ -123,7 +123,7 @@ def check_generation_numbers(settings: Mapping[str, Any]) -> None:
         counts = name in ("num_beams", "num_return_sequences", "max_new_tokens")
         if counts and value is not None and (type(value) is not int or not 1 <= value <= _MOST):
             raise ValueError(f"{name} is {value!r:.80}, expected a whole number from 1 to {_MOST}.")
-        inner = value if isinstance(value, list) else [value]
+        inner = value if isinstance(value, list) and name.endswith("_token_id") else [value]
         if _NUMBERS.fullmatch(name) and not all(one is None or isinstance(one, (int, float)) for one in inner):
             raise ValueError(f"{name} is {value!r:.80}, expected a number.")
 
