@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .families_sca import ImageFrame, family_of, image_frame
+from .families_sca import ImageFrame, config_from, family_of, image_frame
 from .validation_sca import check_base_models, check_format, check_numbers, check_references, check_scope
 
 
@@ -265,7 +265,7 @@ def _whole_config(config: dict | PreTrainedConfig | None, name: str, default: st
         raise ValueError(f"{name}.model_type is {model_type!r}, expected a text.")
     _check_kinds(arguments, AutoConfig.for_model(model_type).to_dict(), f"{name}.")
     try:
-        return AutoConfig.for_model(model_type, **arguments)
+        return config_from({**arguments, "model_type": model_type})
     except Exception as error:  # whatever the library's checks raise
         if type(error) is ValueError:
             raise

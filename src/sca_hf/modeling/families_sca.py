@@ -94,6 +94,7 @@ _READ_AS: dict[str, tuple[str, str | None]] = {
     "sam3_video": ("sam3_tracker_video", "tracker_config"),
 }
 _PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+_TRACKERS = ("sam2_video", "edgetam_video", "sam3_tracker_video")
 
 
 def family_of(config: PreTrainedConfig | dict[str, Any], what: str = "sam_config") -> SegmenterFamily:
@@ -190,7 +191,13 @@ def segmenter_config(stored: dict[str, Any], source: Any, video: bool = False) -
 def config_from(fields: dict[str, Any]) -> PreTrainedConfig:
     """The configuration object of a dict that names its model type."""
     fields = dict(fields)
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    model_type = fields.pop("model_type")
+    parts = getattr(CONFIG_MAPPING[model_type], "sub_configs", {}) if model_type in _TRACKERS else {}
+    for name in _PARTS[1:]:
+        # transformers 5.17 makes the dict of a mask decoder into a prompt encoder.
+        if isinstance(fields.get(name), dict) and name in parts:
+            fields[name] = parts[name](**{key: value for key, value in fields[name].items() if key != "model_type"})
+    return AutoConfig.for_model(model_type, **fields)
 
 
 def _one(size: Any, name: str) -> int:
