@@ -255,8 +255,10 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
         )
 
 
-def hash_folder(folder: Path, others: tuple[str, ...] = ("*.json", "*.py", f"{ADAPTER_FOLDER}/*")) -> str:
+def hash_folder(folder: Path, others: tuple[str, ...] = ("*.json", f"{ADAPTER_FOLDER}/*")) -> str:
     """SHA-256 over the names and contents of all of a folder's files that decide what its model computes.
+
+    Its code does not: that of a base model is never run, and a processor saved beside it brings its own.
 
     Args:
         others: patterns of those beside the weights.
