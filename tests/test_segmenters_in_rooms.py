@@ -48,6 +48,7 @@ def test_commands_caption_a_region_and_everything(folder, tmp_path, capsys):
     output = ["--model", str(folder), "--json", str(tmp_path / "out.json"), "--overlay", str(tmp_path / "out.png")]
     assert main(["caption", str(image), "--regions", str(regions), *output]) == 0
     written = json.loads((tmp_path / "out.json").read_text())
+    assert all(isinstance(record["object_score"], float) for record in written)
     assert len(written) == 2 and Image.open(tmp_path / "out.png").size[0] >= 80
     model, processor = load(str(folder))
     inputs = processor(Image.open(image), input_boxes=[[BOXES[0]]])

@@ -36,6 +36,7 @@ class CaptionedRegion:
         iou: the model's own estimate of the mask's IoU.
         confidence: how sure it may be that the model was trained on the like, in [0, 1]; None where it has none.
         box: xyxy around the mask, None where it is empty.
+        object_score: logit of an object being there, of segmenters that tell.
     """
 
     image: str
@@ -47,6 +48,7 @@ class CaptionedRegion:
     iou: float
     box: list[float] | None
     confidence: float | None = None
+    object_score: float | None = None
 
     @property
     def text(self) -> str:
@@ -67,6 +69,8 @@ class CaptionedRegion:
             "prompt": self.prompt.to_json(),
             "mask": encode_rle(self.mask),
         }
+        if self.object_score is not None:
+            record["object_score"] = self.object_score
         return self.prompt.with_extra(record)
 
 

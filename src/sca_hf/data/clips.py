@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..environment import require_extra
 from ..files import read_json, replacing, staged
 from ..processing.masks_sca import decode_rle
 from .readers.common import IMAGE_SUFFIXES
@@ -104,7 +105,8 @@ def open_clip(source: str | Path) -> FrameFolder | VideoFile:
 
     Raises:
         FileNotFoundError: There is no such file, or no picture in the folder.
-        ValueError: It is not a video, or PyAV, which reads them, is not installed.
+        ValueError: It is not a video.
+        ImportError: PyAV, which reads videos, is not installed.
     """
     path = Path(source)
     if path.is_dir():
@@ -213,10 +215,7 @@ def write_masklets(folder: str | Path, records: Sequence[dict[str, Any]], size: 
 
 
 def _pyav(path: Path) -> Any:
-    try:
-        import av
-    except ImportError:
-        raise ValueError(
-            f"{path} is a video, which PyAV reads and writes: pip install 'sca-hf[video]', or use a folder of frames."
-        ) from None
+    require_extra("video", f"The video {path}", "av")
+    import av
+
     return av

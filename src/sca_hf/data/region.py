@@ -317,7 +317,10 @@ def region_mask(region: Mapping[str, Any], size: tuple[int, int], where: str) ->
     from ..processing.masks_sca import decode_rle  # imports torch, which checking records does not need
 
     if isinstance(mask, Mapping):
-        return decode_rle(dict(mask), f"{where}: mask", size[::-1])
+        try:
+            return decode_rle(dict(mask), f"{where}: mask", size[::-1])
+        except ValueError as error:
+            raise RegionRecordError(str(error)) from error
     mask = np.asarray(mask) != 0
     if mask.shape != size[::-1]:
         raise RegionRecordError(

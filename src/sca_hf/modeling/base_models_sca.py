@@ -154,7 +154,9 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     check_loading_info(info, source, strict, lenient)
-    if broken := [n for n, weight in part.named_parameters() if weight.is_floating_point() and not is_finite(weight)]:
+    # What lies on disk is looked at when it is read.
+    held = [(n, weight) for n, weight in part.named_parameters() if weight.is_floating_point() and not weight.is_meta]
+    if broken := [n for n, weight in held if not is_finite(weight)]:
         raise ValueError(f"{broken[0]} of {source} holds infinite values or NaN: the file is damaged.")
     return keep_precision(part).to(dtype) if half else part
 

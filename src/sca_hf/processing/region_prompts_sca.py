@@ -41,7 +41,20 @@ MAX_POINTS = 256
 # One region's own keys, their bytes as JSON, and how deep their values may nest.
 _MAX_KEYS, _MAX_EXTRA, _MAX_DEPTH = 256, 1 << 16, 32
 # What records call their own, in every door.
-ANSWER_KEYS = ("image", "region", "caption", "score", "confidence", "iou", "box", "mask", "masks", "prompt", "input")
+ANSWER_KEYS = (
+    "image",
+    "region",
+    "caption",
+    "score",
+    "confidence",
+    "iou",
+    "box",
+    "mask",
+    "masks",
+    "prompt",
+    "input",
+    "object_score",
+)
 # The prompts, and what is easily written in place of them.
 _FORMS = {
     "box": "[x1, y1, x2, y2]",
