@@ -12,6 +12,10 @@ from valid_sets import read as read_set
 from sca_hf.data.region import RegionRecordError, region_features
 
 
+# Every reader against twenty kinds of bad values.
+pytestmark = pytest.mark.slow
+
+
 BAD = [
     10**400,
     -(10**400),

@@ -64,6 +64,7 @@ def published(online, processor_of_test):
     return {"org/whole": whole, "org/mixer": mixer}
 
 
+@pytest.mark.slow  # tests/test_remote_code.py does as much from folders
 def test_three_lines_from_the_hub_and_from_the_cache(published, online, processor_of_test, tmp_path):
     revisions = [f"{name}@{online.repository(name).resolve('main').id}" for name in published]
     online.break_downloads("GET /cdn/", after=20_000)

@@ -27,6 +27,10 @@ from sca_hf.serving.limits import ClientLeftError, client_left
 from tests.serving.server_process import connect, memory, metric, picture, running, wait_for
 
 
+# Real servers, real time limits.
+pytestmark = pytest.mark.slow
+
+
 REGION = {"image": picture(), "regions": [{"box": [5, 5, 50, 50]}]}
 JSON = {"Content-Type": "application/json"}
 

@@ -18,6 +18,10 @@ from sca_hf.training.trainer import ScaTrainer
 from tests.training.killed_runs import CONTEXT
 
 
+# Each test trains, some in processes of their own.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(params=["stopped", "finished"])
 def run(request, base, regions, tmp_path, monkeypatch):
     """A run that was stopped after its second step, or ended; and what is asked of it again."""
