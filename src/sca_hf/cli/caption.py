@@ -7,7 +7,6 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ..files import save_picture
 from .parsing import (
     Failures,
     add_loading,
+    add_prompts,
     begin_loading,
     check_picture_name,
     command,
@@ -67,16 +67,7 @@ def add(commands: Any) -> None:
     )
     declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     add_loading(declared)
-    for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):
-        # All in one list, in the order in which they stand.
-        declared.add_argument(
-            f"--{kind}",
-            action="append",
-            type=partial(_prompt, kind),
-            dest="prompts",
-            metavar=form,
-            help=f"a region by its {kind}",
-        )
+    add_prompts(declared, "a region")
     declared.add_argument("--regions", metavar="FILE.json", help="regions from a file")
     declared.add_argument("--task", help="one of the model's tasks, usually caption (the default) or recognition")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
@@ -89,10 +80,6 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "--overlay", metavar="OUT.png", help="draw the result; several images go to OUT-<image name>.png"
     )
-
-
-def _prompt(kind: str, text: str) -> tuple[str, str]:
-    return kind, text
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -49,6 +50,23 @@ def add_revision(declared: Any) -> None:
 def add_dtype(declared: Any, text: str) -> None:
     """Declares a precision."""
     declared.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help=text)
+
+
+def add_prompts(declared: Any, what: str) -> None:
+    """Declares the options that show where something is: all in one list, `prompts`, in the order of the line."""
+    for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):
+        declared.add_argument(
+            f"--{kind}",
+            action="append",
+            type=partial(_prompt, kind),
+            dest="prompts",
+            metavar=form,
+            help=f"{what} by its {kind}",
+        )
+
+
+def _prompt(kind: str, text: str) -> tuple[str, str]:
+    return kind, text
 
 
 def add_quiet(declared: Any) -> None:

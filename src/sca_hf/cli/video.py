@@ -3,11 +3,10 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .parsing import add_loading, begin_loading, command, look, natural, positive, prepare, write_json
+from .parsing import add_loading, add_prompts, begin_loading, command, look, natural, positive, prepare, write_json
 
 
 _HELP = """\
@@ -36,15 +35,7 @@ def add(commands: Any) -> None:
     declared.add_argument("clip", metavar="CLIP", help="video file, or folder of frames")
     declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
     add_loading(declared)
-    for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):
-        declared.add_argument(
-            f"--{kind}",
-            action="append",
-            type=partial(_prompt, kind),
-            dest="prompts",
-            metavar=form,
-            help=f"an object by its {kind}",
-        )
+    add_prompts(declared, "an object")
     declared.add_argument("--frame", type=natural, default=0, metavar="N", help="frame of these prompts (default: 0)")
     declared.add_argument("--regions", metavar="FILE.json", help="objects from a file")
     declared.add_argument("--masklets", metavar="PATH", help="masks of the objects, in place of prompts")
@@ -53,10 +44,6 @@ def add(commands: Any) -> None:
     declared.add_argument("--json", metavar="OUT", help="write the records, masks as COCO RLE; - for stdout")
     declared.add_argument("--overlay", metavar="OUT", help="draw the clip: .mp4, .mkv, .mov, or a folder of pictures")
     declared.add_argument("--masks", metavar="FOLDER", help="write masks as DAVIS has them")
-
-
-def _prompt(kind: str, text: str) -> tuple[str, str]:
-    return kind, text
 
 
 def run(options: argparse.Namespace) -> int:
