@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel
 
+from experiments.prompt_table import write_into
 from experiments.sca_tiny.scenes_report import caption_scores, run_scenes
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.captioning import load
@@ -55,7 +56,7 @@ MIXERS: dict[str, dict[str, Any]] = {
 }
 TRAINED = {"mixer and language model": "mixer+lm", "mixer and mask decoder": "mixer+mask_decoder", "all": "all"}
 SCORES = ("color", "shape", "texture", "size", "relation", "cider_d")
-START, END = "<!-- ablations -->", "<!-- end of ablations -->"
+MARKS = ("<!-- ablations -->", "<!-- end of ablations -->")
 
 
 def rows() -> dict[str, dict[str, Any]]:
@@ -162,11 +163,7 @@ def main() -> None:
     text = f"{budget}. From boxes:\n\n{table(results)}\n\nFrom points:\n\n{table(results, 'point')}"
     print(text)
     if options.page:
-        page = options.page.read_text(encoding="utf-8")
-        marked = re.compile(f"{START}.*?{END}", re.DOTALL)
-        if not marked.search(page):
-            raise SystemExit(f"{options.page} has no marks {START} and {END}.")
-        write_whole(options.page, marked.sub(f"{START}\n{text}\n{END}", page))
+        write_into(options.page, text, MARKS)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ scene states of the object (size is left out: it changes at the border).
 """
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,15 @@ import torch
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from experiments.prompt_table import write_into
 from sca_hf.captioning import load
 from sca_hf.data import scenes as drawn
+from sca_hf.data.region import mask_extent
 
 
 FRAMES, OBJECTS_FROM = 6, 20  # pixels that must be seen of an object
 ATTRIBUTES = ("color", "shape", "texture", "relation")
-START, END = "<!-- video pooling -->", "<!-- end of video pooling -->"
+MARKS = ("<!-- video pooling -->", "<!-- end of video pooling -->")
 
 
 def moving_scene(scene: drawn.Scene, frames: int = FRAMES) -> list[tuple[Image.Image, np.ndarray]]:
@@ -57,15 +58,9 @@ def moving_scene(scene: drawn.Scene, frames: int = FRAMES) -> list[tuple[Image.I
     return clip
 
 
-def box_of(mask: np.ndarray) -> list[float]:
-    """The box of a mask along pixel edges."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
-
-
-def queries_of(model: Any, processor: Any, image: Image.Image, boxes: Sequence[list[float]]) -> torch.Tensor:
+def queries_of(model: Any, processor: Any, image: Image.Image, boxes: Sequence[Sequence[float]]) -> torch.Tensor:
     """Caption queries (N, A, Q, C) of regions of one picture."""
-    inputs = processor(image, input_boxes=[list(boxes)])
+    inputs = processor(image, input_boxes=[[list(box) for box in boxes]])
     return model.region_queries(**{k: v for k, v in inputs.items() if "sizes" not in k})
 
 
@@ -101,7 +96,7 @@ def run_seed(model: Any, processor: Any, seed: int, count: int) -> tuple[dict[st
             masks = {k: labels == k + 1 for k, obj in enumerate(scene.objects) if obj.describable}
             masks = {k: mask for k, mask in masks.items() if mask.sum() >= OBJECTS_FROM}
             if masks:
-                found = queries_of(model, processor, picture, [box_of(mask) for mask in masks.values()])
+                found = queries_of(model, processor, picture, [mask_extent(mask) for mask in masks.values()])
                 for (k, mask), one in zip(masks.items(), found, strict=True):
                     seen.setdefault(k, []).append((one, float(mask.sum())))
         for k, frames in seen.items():
@@ -141,11 +136,7 @@ def main() -> None:
     text = f"{table(results)}\n\n{sum(objects)} objects in {options.scenes * len(results)} clips of {FRAMES} frames."
     print(text)
     if options.page:
-        page = options.page.read_text(encoding="utf-8")
-        marked = re.compile(f"{START}.*?{END}", re.DOTALL)
-        if not marked.search(page):
-            raise SystemExit(f"{options.page} has no marks {START} and {END}.")
-        options.page.write_text(marked.sub(f"{START}\n{text}\n{END}", page), encoding="utf-8")
+        write_into(options.page, text, MARKS)
 
 
 if __name__ == "__main__":

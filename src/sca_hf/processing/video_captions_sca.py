@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .captions_sca import best_caption
 from .images_sca import as_image
+from .mask_generation_sca import mask_boxes
 from .masks_sca import encode_rle, read_mask
 from .region_prompts_sca import RegionPrompt, parse_region, processor_arguments
 
@@ -190,14 +191,13 @@ class ScaVideoProcessorMixin:
         objects = [_Object() for _ in masklets]
         for frame in _numbers(clip):
             image, masks = clip[frame], [_mask_at(one, frame, k, clip) for k, one in enumerate(masklets)]
-            shown = [number for number, mask in enumerate(masks) if mask is not None and mask.any()]
+            shown = {number: mask for number, mask in enumerate(masks) if mask is not None and mask.any()}
             if shown:
-                boxes = [_box(masks[number]) for number in shown]
+                boxes = mask_boxes(torch.from_numpy(np.stack([*shown.values()]))).tolist()
                 inputs = processor(image, input_boxes=[boxes], task=task).to(model.device, model.dtype)
                 sizes = ("original_sizes", "reshaped_input_sizes")
                 queries = model.region_queries(**{key: value for key, value in inputs.items() if key not in sizes})
-                for number, one in zip(shown, queries, strict=True):
-                    mask: Any = masks[number]
+                for (number, mask), one in zip(shown.items(), queries, strict=True):
                     objects[number].see(one, float(mask.sum()))
                     objects[number].masks[frame] = encode_rle(mask)
             if progress is not None:
@@ -252,12 +252,6 @@ def _mask_at(masklet: Any, frame: int, number: int, clip: Clip) -> np.ndarray | 
             f"{clip.size[1]} x {clip.size[0]}."
         )
     return array
-
-
-def _box(mask: Any) -> list[float]:
-    """The box of a mask along pixel edges."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return [float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)]
 
 
 __all__ = ["Clip", "ScaVideoProcessorMixin"]
