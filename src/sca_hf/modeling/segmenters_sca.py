@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .encoder_sca import ScaEncoderModel
 from .families_sca import PLAIN_ENCODER, image_frame
@@ -82,6 +83,12 @@ def segmenter_class(sam: nn.Module) -> type[SamSegmenter]:
     return SEGMENTERS[sam.config.model_type]
 
 
+def build_segmenter(config: PreTrainedConfig) -> PreTrainedModel:
+    """A new segmenter of a configuration; ours by name, as the library knows it by a class that is loaded anew."""
+    # A repository's configuration and model are loaded one after the other, each with all files that it names.
+    return ScaEncoderModel(config) if config.model_type == PLAIN_ENCODER else AutoModel.from_config(config)
+
+
 @torch.no_grad()
 def share_positions(sam: Any) -> Any:
     """Let a new segmenter see points where it sees the image: the library draws two matrices for SAM 2."""
@@ -106,4 +113,12 @@ def encode_images(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
     return segmenter_class(sam).encode(sam, pixel_values.to(execution_device(sam.vision_encoder), dtype))
 
 
-__all__ = ["SEGMENTERS", "Sam2Segmenter", "ScaEncoderModel", "encode_images", "segmenter_class", "share_positions"]
+__all__ = [
+    "SEGMENTERS",
+    "Sam2Segmenter",
+    "ScaEncoderModel",
+    "build_segmenter",
+    "encode_images",
+    "segmenter_class",
+    "share_positions",
+]

@@ -1,0 +1,1 @@
+"""The bundled model for photographs: pretrained parts, data, training and measurement."""
