@@ -100,7 +100,7 @@ def test_nanodet_equals_its_graph(side):
 def test_lite0_equals_its_package(side):
     """In float64 to the last digits; in float32 as far as its own rounding lets, large after few layers."""
     needs_lite0()
-    pictures, reference = photographs(side), lite0_reference()
+    pictures, reference = photographs(side, 1), lite0_reference()
     model = build_towers(ScaTowersConfig(towers=["efficientnet_lite0"], classifier=True))
     tower, seen = model.towers["efficientnet_lite0"], model._seen("efficientnet_lite0", (pictures - MEAN) / STD)
     maps, logits = lite0_maps(reference, (pictures - 0.498) / 0.502)
@@ -249,6 +249,7 @@ def test_a_saved_model_needs_no_package(tmp_path):
     assert_same(run_without_package(folder, tmp_path), folder)
 
 
+@pytest.mark.slow
 def test_it_is_described_estimated_and_trained_as_any_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     model, folder = whole(), tmp_path / "model"

@@ -5,6 +5,7 @@ untrained; with `mixer_config.query_type = "roi"` captions of boxes do not depen
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,8 +22,9 @@ class PlainVisionEncoder(nn.Module):
     def __init__(self, config: ScaEncoderConfig) -> None:
         super().__init__()
         self.grid = config.prompt_encoder_config.image_embedding_size
-        ours = config.encoder_config.model_type == ScaTowersConfig.model_type
-        self.encoder = (ScaTowersModel if ours else AutoModel.from_config)(config.encoder_config)
+        inner: Any = config.encoder_config
+        ours = inner.model_type == ScaTowersConfig.model_type  # by name: see build_segmenter
+        self.encoder = ScaTowersModel._from_config(inner) if ours else AutoModel.from_config(inner)
         self.neck = SamVisionNeck(config.vision_config)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:

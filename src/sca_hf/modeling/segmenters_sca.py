@@ -84,9 +84,12 @@ def segmenter_class(sam: nn.Module) -> type[SamSegmenter]:
 
 
 def build_segmenter(config: PreTrainedConfig) -> PreTrainedModel:
-    """A new segmenter of a configuration; ours by name, as the library knows it by a class that is loaded anew."""
-    # A repository's configuration and model are loaded one after the other, each with all files that it names.
-    return ScaEncoderModel(config) if config.model_type == PLAIN_ENCODER else AutoModel.from_config(config)
+    """A new segmenter of a configuration."""
+    if config.model_type == PLAIN_ENCODER:
+        # Without the package, the library loads a repository's configuration and its model one after the other, each
+        # with all files that it names: the class of this configuration is not the one that AutoModel knows.
+        return ScaEncoderModel._from_config(config)
+    return AutoModel.from_config(config)
 
 
 @torch.no_grad()
