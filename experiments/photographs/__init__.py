@@ -1,1 +1,1 @@
-"""The bundled model for photographs: pretrained parts, data, training and measurement."""
+"""A model for photographs: its data and its measurement, neither part of the wheel."""
