@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,48 +12,12 @@ from sca_hf.data import load_regions
 from sca_hf.data.loading import leave_undecoded
 from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import load_recipe
-
-
-def picture(number):
-    """A photograph of its own: smooth noise."""
-    small = np.random.default_rng(number).integers(0, 255, (6, 8, 3), np.uint8)
-    return Image.fromarray(small).resize((64, 48), Image.Resampling.BICUBIC)
-
-
-def annotation(number, image, category=1):
-    polygon = [10, 10, 40, 10, 40, 30, 10, 30]
-    row = {"id": number, "image_id": image, "category_id": category, "bbox": [10, 10, 30, 20], "area": 600}
-    return {**row, "segmentation": [polygon], "iscrowd": 0}
-
-
-def make_set(folder, names, licenses, category="dog", first=0):
-    (folder / "images").mkdir(parents=True)
-    for number, name in enumerate(names):
-        picture(first + number).save(folder / "images" / name, quality=95)
-    images = [
-        {"id": number, "file_name": name, "width": 64, "height": 48, "license": licenses[number % len(licenses)]}
-        | {"flickr_url": f"http://farm1.static.flickr.com/1/{100 + number}_abc.jpg"}
-        for number, name in enumerate(names)
-    ]
-    rows = [annotation(number, number) for number in range(len(names))]
-    content = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": category}]}
-    (folder / "instances.json").write_text(json.dumps(content))
+from tests.experiments.photograph_sets import make_sets
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three sets of 20 pictures, and a copy of one of them among the examples."""
-    make_set(tmp_path / "coco_permissive", [f"{k:06}.jpg" for k in range(20)], [4, 4, 4, 5])
-    make_set(tmp_path / "coco_permissive_2", [f"{k:06}.jpg" for k in range(100, 120)], [4], first=100)
-    taco = [f"batch_1_{k:06}.jpg" for k in range(0, 40, 2)]
-    make_set(tmp_path / "taco_litter", taco, [1], "Other plastic bottle", first=200)
-    (tmp_path / "coco_permissive" / "region_descriptions.json").write_text(
-        json.dumps([{"id": 1, "regions": [{"coco_ann_id": 1, "phrase": "a dog in the snow"}]}])
-    )
-    (tmp_path / "photos").mkdir()
-    shown = (tmp_path / "coco_permissive" / "images" / "000002.jpg").read_bytes()
-    (tmp_path / "photos" / "dog_in_snow.jpg").write_bytes(shown)
-    return tmp_path
+    return make_sets(tmp_path)
 
 
 def sides(folder, seed=0):
