@@ -1,4 +1,4 @@
-"""The second look: what it sees, what it learns, and that all rooms show its masks."""
+"""The second look: what it sees, what it learns, and that server and anything mode show its masks."""
 
 import numpy as np
 import pytest
@@ -122,7 +122,7 @@ def test_its_training_leaves_the_rest_as_it_was(looking, processor, tmp_path):
     moved = {name for name, value in looking.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(name.startswith("second_look.") for name in moved)
     assert "second_look.net.down.0.enter.weight" in moved
-    with pytest.raises(EmbeddingCacheError, match=r"need the pixels|other features for its masks"):
+    with pytest.raises(EmbeddingCacheError, match=r"needs the pixels|other features for its masks"):
         EmbeddingCache(tmp_path / "cache", looking, processor)
 
 

@@ -243,18 +243,16 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             output_masks = input_ids is None or mask_labels is not None
         learn_masks = mask_labels is not None and self.config.mask_loss_weight > 0
         masks = (multimask_output, not multimask_output)[: output_masks + (learn_masks and self.training)]
-        stages = learn_masks and self.second_look is not None and self.second_look.net.fuse.weight.requires_grad
-        look = second_look or (second_look is None and stages)
-        regions = self._region_features(inputs, masks, input_ids is not None, region_chunk_size, look, stages)
+        regions = self._region_features(
+            inputs, masks, input_ids is not None, region_chunk_size, bool(second_look), learn_masks
+        )
         results = {"image_embeddings": regions.encoding.image_embeddings, **regions.padded_masks(self._side)}
         if input_ids is not None:
             results |= self._read_captions(
                 regions, input_ids, attention_mask, labels, num_items_in_batch, output_hidden_states, output_attentions
             )
         if learn_masks:
-            # What is frozen is not taught, but its losses may still be asked for.
-            frozen = stages and not self.sam.mask_decoder.iou_token.weight.requires_grad
-            loss, losses = regions.mask_loss(mask_labels, labels, num_items_in_batch, self.config, not frozen)
+            loss, losses = regions.mask_loss(mask_labels, labels, num_items_in_batch, self.config)
             results |= {"loss": results.get("loss", 0) + self.config.mask_loss_weight * loss, "mask_losses": losses}
         return ScaOutput(**results)
 
@@ -300,7 +298,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         extra = {name: value for name, value in extra.items() if name in GENERATE_ARGUMENTS and value is not None}
         return_dict = config.return_dict_in_generate
         masks = (multimask_output,) if output_masks and return_dict else ()
-        look = bool(masks) and (self.second_look is not None if second_look is None else second_look)
+        look = self.second_look is not None if second_look is None else second_look
         regions = self._region_features(inputs, masks, True, region_chunk_size, look)
         plan = regions.plan
         if output_caption_scores is None:
@@ -348,8 +346,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         masks: tuple[bool, ...],
         queries: bool,
         region_chunk_size: int | None,
-        look: bool = False,
-        stages: bool = False,
+        look: bool,
+        learn: bool = False,
     ) -> RegionFeatures:
         """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk.
 
@@ -358,10 +356,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             masks: the `multimask_output` of each kind of masks that is wanted.
             queries: also run the mixer.
             region_chunk_size: regions that run at once; None fits the device.
-            look: also draw the masks again, with `stages` for a loss.
+            look: draw masks that are wanted again.
+            learn: do so in any case where the second look takes gradients, and keep its coarser masks for a loss.
         """
-        if look and (self.second_look is None or not masks):
-            raise ValueError("second_look=True needs a model with second_look_size, and masks to draw again.")
+        if look and self.second_look is None:
+            raise ValueError("second_look=True needs a model with second_look_size.")
+        learn = learn and self.second_look is not None and self.second_look.net.fuse.weight.requires_grad
         check_blocks(getattr(self, "hf_device_map", {}))
         encoding = self._encode(inputs, masks=bool(masks), queries=queries)
         sam = self.sam
@@ -372,10 +372,10 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             plan, input_masks = inputs.plan(encoding.image_embeddings, len(self.config.mixer_config.tasks))
             segmenter = segmenter_class(sam)(sam, encoding, input_masks)
             readers = [reads_queries(self, segmenter, encoding)] if queries else []
-            if look:
+            if masks and (look or learn):
                 maps = encoding.intermediate_embeddings or []
                 pixels = maps[-1 if self.detail_encoder is None else -2 :][:1]
-                readers.append(self.second_look.reader(pixels, self._side, stages))
+                readers.append(self.second_look.reader(pixels, self._side, learn))
             found, others = segmenter.segment_regions(plan, masks, region_chunk_size, readers)
         return RegionFeatures(plan, encoding, found, others, inputs.task_ids)
 

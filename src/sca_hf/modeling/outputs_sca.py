@@ -128,7 +128,6 @@ class RegionFeatures:
         labels: torch.Tensor | None,
         num_items: torch.Tensor | int | None,
         config: Any,
-        first: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of all masks that there are, and (B, R) those of the second look or else the ones asked for.
 
@@ -137,7 +136,6 @@ class RegionFeatures:
             labels: (B, R, T) of captions, or None.
             num_items: number of labels of the whole step, or None.
             config: [`ScaConfig`].
-            first: count the segmenter's own masks, even where there is a second look.
         """
         device, weights, side = self.encoding.image_embeddings.device, None, self.encoding.image_embeddings.shape[-1]
         fine, rest = divmod(mask_labels.shape[-1], 4 * side)
@@ -152,9 +150,12 @@ class RegionFeatures:
             weights = tokens / (tokens.sum().clamp(min=1) if num_items is None else num_items)
         true = self.plan.real(mask_labels.to(device))
         known, coarse = ~true[:, 0, 0].isnan(), true if fine == 1 else F.avg_pool2d(true.float(), fine)
-        # Whoever trains three masks will also be asked for one, and the encoder changes under both.
-        losses = [mask_losses(*masks, coarse, config.mask_loss_type) for masks in self.masks.values()] if first else []
-        if "second_in_box" in self.found:
+        # Whoever trains three masks will also be asked for one, and the encoder changes under both. Beside a second
+        # look that learns, masks that do not are left out.
+        first, second = list(self.masks.values()), "second_in_box" in self.found
+        first = first if first[0][0].requires_grad or not second else []
+        losses = [mask_losses(*masks, coarse, config.mask_loss_type) for masks in first]
+        if second:
             logits, windows, in_box = (self.found[f"second_{name}"] for name in ("logits", "windows", "in_box"))
             rows = torch.arange(len(true), device=device)
             crops = Pyramid(true[:, None].nan_to_num()).crops(rows, windows, logits.shape[-1])

@@ -368,8 +368,7 @@ class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
             original_sizes: (B, 2) height, width of the originals, as the processor gave them.
             reshaped_input_sizes: (B, 2), as the processor gave them.
             region_mask: (B, R), True for real regions; by default the output's own, else all are real.
-            all_masks: give all candidate masks of a region, not only the one of best estimated IoU; that of a second
-                look comes first.
+            all_masks: give all masks of a region, a second look's first, not only that or the one of best IoU.
             mask_threshold: logit above which a pixel is in the mask.
 
         Returns:

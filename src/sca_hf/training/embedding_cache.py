@@ -57,8 +57,8 @@ class EmbeddingCache:
         look = model.second_look
         if model.detail_encoder is not None or (look is not None and look.net.fuse.weight.requires_grad):
             raise EmbeddingCacheError(
-                "the embedding cache keeps only SAM's embeddings, but a detail encoder and a second look need the "
-                "pixels: train without the cache."
+                "the embedding cache keeps only SAM's embeddings, but a detail encoder needs the pixels, as does a "
+                "second look: train without the cache."
             )
         self._model, self._processor = model, processor
         self._seen: list[tuple[int, int]] = []
