@@ -241,17 +241,15 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         )
         if output_masks is None:
             output_masks = input_ids is None or mask_labels is not None
-        learn_masks = mask_labels is not None and self.config.mask_loss_weight > 0
-        masks = (multimask_output, not multimask_output)[: output_masks + (learn_masks and self.training)]
-        regions = self._region_features(
-            inputs, masks, input_ids is not None, region_chunk_size, bool(second_look), learn_masks
-        )
+        learn = mask_labels is not None and self.config.mask_loss_weight > 0
+        masks = (multimask_output, not multimask_output)[: output_masks + (learn and self.training)]
+        regions = self._region_features(inputs, masks, input_ids is not None, region_chunk_size, second_look, learn)
         results = {"image_embeddings": regions.encoding.image_embeddings, **regions.padded_masks(self._side)}
         if input_ids is not None:
             results |= self._read_captions(
                 regions, input_ids, attention_mask, labels, num_items_in_batch, output_hidden_states, output_attentions
             )
-        if learn_masks:
+        if learn:
             loss, losses = regions.mask_loss(mask_labels, labels, num_items_in_batch, self.config)
             results |= {"loss": results.get("loss", 0) + self.config.mask_loss_weight * loss, "mask_losses": losses}
         return ScaOutput(**results)
@@ -289,8 +287,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         Returns:
             [`ScaGenerateOutput`], or the ids alone with `return_dict_in_generate=False`.
         """
-        if pixel_values is None:
-            pixel_values = kwargs.pop("inputs", None)
+        pixel_values = kwargs.pop("inputs", None) if pixel_values is None else pixel_values
         inputs = RegionInputs.taken_from(kwargs, pixel_values=pixel_values)
         config, extra = resolve_generation_config(self.generation_config, generation_config, kwargs)
         refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | GENERATE_ARGUMENTS, "generate")
@@ -346,7 +343,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         masks: tuple[bool, ...],
         queries: bool,
         region_chunk_size: int | None,
-        look: bool,
+        look: bool | None,
         learn: bool = False,
     ) -> RegionFeatures:
         """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk.
