@@ -39,9 +39,9 @@ class ScaTowersModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutput:
-        """(B, 3, H, W) normalized pixels, H and W multiples of 32, to features (B, D, h, w)."""
-        check_pixels(pixel_values)
-        grid = tuple(size // self.config.patch_size for size in pixel_values.shape[2:])
+        """(B, 3, H, W) normalized pixels, H and W multiples of 32 `reduction`, to features (B, D, h, w)."""
+        pixel_values, given = self._reduced(pixel_values), pixel_values
+        grid = tuple(size // self.config.patch_size for size in given.shape[2:])
         maps = [to_grid(x, grid) for name in self.towers for x in self.towers[name](self._seen(name, pixel_values))]
         return BaseModelOutput(last_hidden_state=torch.cat(maps, 1))
 
@@ -58,12 +58,12 @@ class ScaTowersModel(PreTrainedModel):
         Raises:
             ValueError: there is no NanoDet among the towers.
         """
-        check_pixels(pixel_values)
         tower = self._tower("nanodet_g")
-        return tower.detect(self._seen("nanodet_g", pixel_values))
+        boxes, scores = tower.detect(self._seen("nanodet_g", self._reduced(pixel_values)))
+        return boxes * self.config.reduction, scores
 
     def classify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Probabilities (B, 1000) of ImageNet's classes for whole pictures or crops (B, 3, H, W).
+        """Probabilities (B, 1000) of ImageNet's classes for whole pictures or crops (B, 3, H, W), not reduced.
 
         Raises:
             ValueError: the configuration has no classifier.
@@ -73,6 +73,12 @@ class ScaTowersModel(PreTrainedModel):
             raise ValueError("these towers were saved without a classifier; convert them with classifier=True.")
         tower = self._tower("efficientnet_lite0")
         return tower.classify(self._seen("efficientnet_lite0", pixel_values)).softmax(-1)
+
+    def _reduced(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.config.reduction > 1:
+            pixel_values = F.avg_pool2d(pixel_values, self.config.reduction)
+        check_pixels(pixel_values)
+        return pixel_values
 
     def _tower(self, name: str) -> Any:
         if name not in self.towers:
