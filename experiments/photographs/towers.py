@@ -188,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
     parser.add_argument("--towers", nargs="+", choices=list(TOWERS), default=list(TOWERS))
     parser.add_argument("--image-size", type=int, default=384, help="side of the square input, a multiple of 32")
-    parser.add_argument("--patch-size", type=int, default=16, help="pixels that one feature stands for: 8, 16 or 32")
+    parser.add_argument("--reduction", type=int, default=1, help="side of the squares of pixels that the towers see")
+    parser.add_argument("--patch-size", type=int, default=16, help="pixels that one feature stands for")
     parser.add_argument("--classifier", action="store_true", help="keep ImageNet's 1,000 classes")
     parser.add_argument("--half", action="store_true", help="store float16, half the bytes")
     parser.add_argument("--nanodet", type=Path, help="folder with nanodet.bin and nanodet.json")
@@ -198,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         towers=options.towers,
         image_size=options.image_size,
         patch_size=options.patch_size,
+        reduction=options.reduction,
         classifier=options.classifier,
     )
     save_towers(build_towers(config, options.nanodet, options.lite0), options.output, options.half)

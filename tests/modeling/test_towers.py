@@ -289,3 +289,15 @@ def test_the_script_writes_an_ordinary_model(tmp_path):
     with pytest.raises(FileExistsError, match="exists; remove it"):
         main(["--output", str(tmp_path / "m"), "--towers", "nanodet_g"])
     shutil.rmtree(tmp_path / "m")
+
+
+@torch.no_grad()
+def test_towers_may_see_means_of_the_pixels():
+    coarse = formula_towers()
+    fine = formula_towers(image_size=128, patch_size=32, reduction=2)
+    pixels = wave((1, 3, 64, 64), 1.0)
+    same = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert near(fine(same).last_hidden_state, coarse(pixels).last_hidden_state)
+    assert near(fine.detect(same)[0], 2 * coarse.detect(pixels)[0])
+    with pytest.raises(ValueError, match="patch_size is 8, expected 16, 32 or 64"):
+        ScaTowersConfig(image_size=128, patch_size=8, reduction=2)

@@ -41,8 +41,10 @@ class ScaTowersConfig(PreTrainedConfig):
 
     Args:
         towers: which encoders, in the order of their features: `"nanodet_g"`, `"efficientnet_lite0"`, or both.
-        image_size: side of the square input in pixels, a multiple of 32.
-        patch_size: side of what one feature stands for, in pixels: 8, 16 or 32.
+        image_size: side of the square input in pixels, a multiple of 32 times `reduction`.
+        patch_size: side of what one feature stands for, in pixels: 8, 16 or 32 times `reduction`.
+        reduction: side of the squares of pixels whose means the towers see. The input may be finer than that for a
+            [`ScaSecondLook`].
         image_mean: mean of each channel, in [0, 1], by which the input is normalized.
         image_std: standard deviation of each channel.
         classifier: EfficientNet-Lite0 keeps its last layers, for [`ScaTowersModel.classify`].
@@ -53,6 +55,7 @@ class ScaTowersConfig(PreTrainedConfig):
     towers: list[str] | tuple[str, ...] = ("nanodet_g", "efficientnet_lite0")
     image_size: int = 384
     patch_size: int = 16
+    reduction: int = 1
     image_mean: list[float] | tuple[float, ...] = IMAGENET[0]
     image_std: list[float] | tuple[float, ...] = IMAGENET[1]
     classifier: bool = False
@@ -62,16 +65,23 @@ class ScaTowersConfig(PreTrainedConfig):
         if not self.towers or len(set(self.towers)) < len(self.towers) or not set(self.towers) <= set(_WIDTHS):
             raise ValueError(f"towers is {self.towers}, expected some of {', '.join(map(repr, _WIDTHS))}, each once.")
         self.check_size(self.image_size)
-        if self.patch_size not in (8, 16, 32):
-            raise ValueError(f"patch_size is {self.patch_size}, expected 8, 16 or 32.")
+        patches = [size * self.reduction for size in (8, 16, 32)]
+        if self.patch_size not in patches:
+            raise ValueError(
+                f"patch_size is {self.patch_size}, expected {', '.join(map(str, patches[:2]))} or {patches[2]}."
+            )
         if self.classifier and "efficientnet_lite0" not in self.towers:
             raise ValueError("classifier needs the tower 'efficientnet_lite0'.")
         super().__post_init__(**kwargs)
 
     def check_size(self, side: int) -> None:
         """Refuse a square whose maps of different strides would not lie on each other."""
-        if side <= 0 or side % 32:
-            raise ValueError(f"image_size is {side}, expected a multiple of 32 for {' and '.join(self.towers)}.")
+        if self.reduction < 1:
+            raise ValueError(f"reduction is {self.reduction}, expected at least 1.")
+        if side <= 0 or side % (32 * self.reduction):
+            raise ValueError(
+                f"image_size is {side}, expected a multiple of {32 * self.reduction} for {' and '.join(self.towers)}."
+            )
 
     @property
     def hidden_size(self) -> int:

@@ -39,9 +39,9 @@ class ScaTowersModel(PreTrainedModel):
             init.zeros_(module.bias)
 
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutput:
-        """(B, 3, H, W) normalized pixels, H and W multiples of 32, to features (B, D, h, w)."""
-        check_pixels(pixel_values)
-        grid = tuple(size // self.config.patch_size for size in pixel_values.shape[2:])
+        """(B, 3, H, W) normalized pixels, H and W multiples of 32 `reduction`, to features (B, D, h, w)."""
+        pixel_values, given = self._reduced(pixel_values), pixel_values
+        grid = tuple(size // self.config.patch_size for size in given.shape[2:])
         maps = [x for name in self.towers for x in self.towers[name](self._seen(name, pixel_values), grid)]
         return BaseModelOutput(last_hidden_state=torch.cat(maps, 1))
 
@@ -58,12 +58,12 @@ class ScaTowersModel(PreTrainedModel):
         Raises:
             ValueError: there is no NanoDet among the towers.
         """
-        check_pixels(pixel_values)
         tower = self._tower("nanodet_g")
-        return tower.detect(self._seen("nanodet_g", pixel_values))
+        boxes, scores = tower.detect(self._seen("nanodet_g", self._reduced(pixel_values)))
+        return boxes * self.config.reduction, scores
 
     def classify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Probabilities (B, 1000) of ImageNet's classes for whole pictures or crops (B, 3, H, W).
+        """Probabilities (B, 1000) of ImageNet's classes for whole pictures or crops (B, 3, H, W), not reduced.
 
         Raises:
             ValueError: the configuration has no classifier.
@@ -73,6 +73,12 @@ class ScaTowersModel(PreTrainedModel):
             raise ValueError("these towers were saved without a classifier; convert them with classifier=True.")
         tower = self._tower("efficientnet_lite0")
         return tower.classify(self._seen("efficientnet_lite0", pixel_values)).softmax(-1)
+
+    def _reduced(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if self.config.reduction > 1:
+            pixel_values = F.avg_pool2d(pixel_values, self.config.reduction)
+        check_pixels(pixel_values)
+        return pixel_values
 
     def _tower(self, name: str) -> Any:
         if name not in self.towers:
@@ -96,7 +102,7 @@ class NanoDet(nn.Module):
     strides = (8, 16, 32)
     classes, bins = 80, 11
     # Root mean squares on photographs, fine first: whoever learns from features wants them of one size.
-    neck_scales, head_scale, distance_scale = (0.09, 0.17, 0.21), 0.85, 3.0
+    neck_scales, head_scale, distance_scale, score_scale = (0.09, 0.17, 0.21), 0.85, 3.0, 0.3
 
     def __init__(self, config: ScaTowersConfig) -> None:
         super().__init__()
@@ -120,7 +126,7 @@ class NanoDet(nn.Module):
             scores.append(to_grid((logits + 4).clamp(min=0), grid, largest=True))
             parts = (features / scale, heads / self.head_scale, self.distances(sides) / self.distance_scale)
             maps += [*(to_grid(x, grid) for x in parts), scores[-1].amax(1, keepdim=True)]
-        return [torch.stack(scores).amax(0), *maps]
+        return [torch.stack(scores).amax(0) / self.score_scale, *maps]
 
     def distances(self, sides: torch.Tensor) -> torch.Tensor:
         """Expected distances (B, 4, h, w) in strides to left, top, right and bottom, of predictions (B, 44, h, w)."""
