@@ -6,7 +6,7 @@ The arithmetic in which they differ is in segmenters_sca.py; a new family is an 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, SamConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
@@ -59,6 +59,7 @@ class SegmenterFamily:
         colors: mean and standard deviation, as in [`ImageFrame`].
         extra_maps: feature maps beside the embeddings, which masks need and captions do not; -1 for any number.
         learns: parts that are new and learn, although the rest is frozen.
+        base: the part that a mixer-only repository names and does not hold; all of it by default.
     """
 
     title: str
@@ -68,6 +69,7 @@ class SegmenterFamily:
     colors: tuple[tuple[float, ...], tuple[float, ...]] = _IMAGENET
     extra_maps: int = 2
     learns: tuple[str, ...] = ()
+    base: str = ""
 
 
 PLAIN_ENCODER = "segment_caption_anything_encoder"
@@ -82,7 +84,12 @@ FAMILIES: dict[str, SegmenterFamily] = {
     "sam3_tracker_video": SegmenterFamily("SAM 3's tracker", "5.0", colors=_HALF),
     # Our own: see encoder_sca.py.
     PLAIN_ENCODER: SegmenterFamily(
-        "a plain image encoder", "5.0", "vision_config", extra_maps=0, learns=("vision_encoder.neck",)
+        "a plain image encoder",
+        "5.0",
+        "vision_config",
+        extra_maps=0,
+        learns=("vision_encoder.neck",),
+        base="vision_encoder.encoder",
     ),
 }
 # Published model type -> the one that it is read as, unless another is wanted, and where its configuration is in the
@@ -95,6 +102,36 @@ _READ_AS: dict[str, tuple[str, str | None]] = {
 }
 _PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 _TRACKERS = ("sam2_video", "edgetam_video", "sam3_tracker_video")
+
+
+class ScaEncoderConfig(SamConfig):
+    """Configuration of [`ScaEncoderModel`]: a SAM's, whose `vision_config` has sizes and neck alone.
+
+    Args:
+        encoder_config: of any image encoder of the library (a config object or its dict).
+        image_mean: mean of each channel, in [0, 1], by which the encoder's images are normalized.
+        image_std: standard deviation of each channel.
+    """
+
+    model_type = PLAIN_ENCODER
+    sub_configs = {**SamConfig.sub_configs, "encoder_config": AutoConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.encoder_config, dict):
+            fields = dict(self.encoder_config)
+            if "model_type" not in fields:
+                raise ValueError("encoder_config needs a 'model_type' to tell which image encoder it describes.")
+            self.encoder_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+        super().__post_init__(**kwargs)
+
+
+# Here, so that a configuration can be read before the model's code is.
+AutoConfig.register(PLAIN_ENCODER, ScaEncoderConfig, exist_ok=True)
 
 
 def family_of(config: PreTrainedConfig | dict[str, Any], what: str = "sam_config") -> SegmenterFamily:
@@ -212,6 +249,7 @@ __all__ = [
     "FAMILIES",
     "PLAIN_ENCODER",
     "ImageFrame",
+    "ScaEncoderConfig",
     "SegmenterFamily",
     "as_segmenter",
     "config_from",

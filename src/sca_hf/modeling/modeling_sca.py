@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -43,7 +43,7 @@ from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .placement_sca import check_blocks, execution_device, weights_at_hand
 from .queries_sca import reads_queries
 from .segmentation_sca import ImageEncoding
-from .segmenters_sca import encode_images, segmenter_class, share_positions
+from .segmenters_sca import encode_images, new_segmenter, segmenter_class
 from .validation_sca import check_regional, check_training_inputs, limited_modules, refuse_unknown, warn_of_lost_tasks
 from .video_sca import ScaVideoMixin
 
@@ -100,9 +100,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         self.sam: PreTrainedModel | None = None
         self.language_model: PreTrainedModel | None = None
         if build_base_models:
-            self.sam = keep_precision(share_positions(AutoModel.from_config(config.sam_config)))
+            self.sam = keep_precision(new_segmenter(config.sam_config))
             self.language_model = keep_precision(AutoModelForCausalLM.from_config(config.text_config))
             self.generation_config = caption_generation_config(self.language_model)
+        elif config.base_model_repos and (base := family_of(config.sam_config).base):
+            self.sam = keep_precision(new_segmenter(config.sam_config))
+            self.sam.set_submodule(base, nn.Identity())  # the rest is saved with the mixer
         self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
         self.detail_encoder = ScaDetailEncoder(config) if config.detail_widths else None
         size = config.confidence_size
