@@ -17,7 +17,9 @@ from transformers.models.sam.modeling_sam import SamVisionNeck
 from transformers.utils import logging
 
 from .base_models_sca import HUB_ARGUMENTS, check_loading_info, source_of
-from .families_sca import PLAIN_ENCODER, ScaEncoderConfig
+from .encoder_configuration_sca import ScaEncoderConfig, ScaTowersConfig
+from .families_sca import PLAIN_ENCODER
+from .towers_sca import ScaTowersModel
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +34,7 @@ class PlainVisionEncoder(nn.Module):
     def __init__(self, config: ScaEncoderConfig) -> None:
         super().__init__()
         self.grid = config.prompt_encoder_config.image_embedding_size
-        self.encoder = AutoModel.from_config(config.encoder_config)
+        self.encoder = _built(config.encoder_config)
         self.neck = SamVisionNeck(config.vision_config)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
@@ -49,6 +51,15 @@ class PlainVisionEncoder(nn.Module):
                 f"{self.grid}: its configuration names another patch size than it has."
             )
         return (self.neck(patches),)
+
+
+def _built(config: PreTrainedConfig) -> PreTrainedModel:
+    """A new encoder; of ours the class is found by name, for the reason that build_segmenter has."""
+    return ScaTowersModel._from_config(config) if _is_ours(config) else AutoModel.from_config(config)
+
+
+def _is_ours(config: PreTrainedConfig) -> bool:
+    return config.model_type == ScaTowersConfig.model_type
 
 
 def _features(encoder: nn.Module, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
@@ -108,26 +119,23 @@ class ScaEncoderModel(SamModel):
                 two can be named by a mixer-only repository.
             sam: whose prompt encoder and mask decoder are copied. None: new ones, which must be trained.
             image_size: side of the square input in pixels; None for the encoder's own. Others are interpolated.
-            image_mean: mean of each channel that the encoder's images are normalized by; None: that of the
-                repository, or of ImageNet where it names none.
+            image_mean: mean of each channel that the encoder's images are normalized by; None: what its configuration
+                or its repository's image processor says, or that of ImageNet.
             image_std: standard deviation of each channel.
             kwargs: arguments of the encoder's loading: `revision`, `dtype` (default: float32), ...
 
         Raises:
-            ValueError: the encoder takes other images, or what it makes of them is not a square grid of whole patches.
+            ValueError: the encoder takes other images, or what it makes of them is not a square grid of whole patches,
+                or its configuration names other colors.
             RuntimeError: weights of the encoder are missing.
         """
+        encoder, read = _taken(encoder, {"dtype": torch.float32, **kwargs})
         colors: dict[str, Any] = {"image_mean": image_mean, "image_std": image_std}
-        if not isinstance(encoder, PreTrainedModel):
-            source, kwargs = encoder, {"dtype": torch.float32, **kwargs}
-            encoder, info = _read_encoder(source, None, dict(kwargs))
-            check_loading_info(info, source, True, False)
-            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            where |= {"revision": commit} if (commit := getattr(encoder.config, "_commit_hash", None)) else {}
-            encoder._source = source_of(source, where)
-            colors = _colors(source, where) | {name: values for name, values in colors.items() if values is not None}
-        elif hasattr(encoder.config, "vision_config"):
-            encoder = getattr(encoder, "vision_model", encoder)
+        for name, values in colors.items():
+            own, kind = getattr(encoder.config, name, None), encoder.config.model_type
+            if values is not None and own is not None and list(values) != list(own):
+                raise ValueError(f"{name} is {list(values)}, but the encoder ({kind}) takes {list(own)}.")
+            colors[name] = values or own or read.get(name)
         side, grid, width = _grid_of(encoder, image_size)
         old = sam.config.to_dict() if sam is not None else SamConfig().to_dict()
         channels, sizes = old["mask_decoder_config"]["hidden_size"], dict(image_size=side, patch_size=side // grid)
@@ -154,7 +162,8 @@ def _read_encoder(source: Any, config: Any, kwargs: dict[str, Any]) -> tuple[Pre
         config = AutoConfig.from_pretrained(source, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS})
         config = getattr(config, "vision_config", config)
     kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
-    encoder, info = AutoModel.from_pretrained(source, config=config, **kwargs)
+    kind = ScaTowersModel if _is_ours(config) else AutoModel
+    encoder, info = kind.from_pretrained(source, config=config, **kwargs)
     if others := sorted(info["unexpected_keys"]):
         logger.warning(
             f"{len(others)} weights of {source} are not its image encoder's ({', '.join(others[:3])}, ...)."
@@ -162,6 +171,19 @@ def _read_encoder(source: Any, config: Any, kwargs: dict[str, Any]) -> tuple[Pre
     # What pools the features is not asked; many repositories are of models without it.
     missing = {name for name in info["missing_keys"] if "pooler" not in name}
     return encoder, {**info, "unexpected_keys": set(), "missing_keys": missing}
+
+
+def _taken(encoder: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """An encoder from whatever it is given as, and the colors that its repository names."""
+    if isinstance(encoder, PreTrainedModel):
+        return (getattr(encoder, "vision_model", encoder) if hasattr(encoder.config, "vision_config") else encoder), {}
+    found, info = _read_encoder(encoder, None, kwargs)
+    check_loading_info(info, encoder, True, False)
+    where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    if commit := getattr(found.config, "_commit_hash", None):
+        where["revision"] = commit
+    found._source = source_of(encoder, where)
+    return found, _colors(encoder, where)
 
 
 def _colors(source: Any, where: dict[str, Any]) -> dict[str, Any]:
@@ -185,10 +207,12 @@ def _grid_of(encoder: PreTrainedModel, image_size: int | None) -> tuple[int, int
         raise ValueError(f"the encoder ({kind}) has no image_size of one number (it is {side!r}): pass image_size=.")
     if isinstance(patch, (list, tuple)) and len(set(patch)) > 1:
         raise ValueError(f"the encoder ({kind}) has patches of {patch} pixels, which are not square.")
+    if isinstance(encoder, ScaTowersModel):
+        config.check_size(side)
     guess = side // patch if isinstance(patch, int) else 0
     try:
         with torch.device("meta"), torch.no_grad():
-            trial = AutoModel.from_config(config).eval()
+            trial = _built(config).eval()
             shape = tuple(_features(trial, torch.zeros(1, 3, side, side), guess).shape)
     except Exception as error:  # whatever the library's models raise
         raise ValueError(

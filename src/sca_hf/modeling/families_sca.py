@@ -6,11 +6,12 @@ The arithmetic in which they differ is in segmenters_sca.py; a new family is an 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import AutoConfig, PreTrainedConfig, SamConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .encoder_configuration_sca import IMAGENET, ScaEncoderConfig
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -66,13 +67,13 @@ class SegmenterFamily:
     since: str
     sizes: str = "prompt_encoder_config"
     resize: Literal["pad", "stretch"] = "stretch"
-    colors: tuple[tuple[float, ...], tuple[float, ...]] = _IMAGENET
+    colors: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     extra_maps: int = 2
     learns: tuple[str, ...] = ()
     base: str = ""
 
 
-PLAIN_ENCODER = "segment_caption_anything_encoder"
+PLAIN_ENCODER = ScaEncoderConfig.model_type
 FAMILIES: dict[str, SegmenterFamily] = {
     "sam": SegmenterFamily("SAM", "4.29", "vision_config", "pad", extra_maps=0),
     "sam_hq": SegmenterFamily("SAM-HQ", "4.52", "vision_config", "pad", extra_maps=-1),
@@ -102,36 +103,6 @@ _READ_AS: dict[str, tuple[str, str | None]] = {
 }
 _PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 _TRACKERS = ("sam2_video", "edgetam_video", "sam3_tracker_video")
-
-
-class ScaEncoderConfig(SamConfig):
-    """Configuration of [`ScaEncoderModel`]: a SAM's, whose `vision_config` has sizes and neck alone.
-
-    Args:
-        encoder_config: of any image encoder of the library (a config object or its dict).
-        image_mean: mean of each channel, in [0, 1], by which the encoder's images are normalized.
-        image_std: standard deviation of each channel.
-    """
-
-    model_type = PLAIN_ENCODER
-    sub_configs = {**SamConfig.sub_configs, "encoder_config": AutoConfig}
-
-    encoder_config: dict | PreTrainedConfig | None = None
-    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.encoder_config, dict):
-            fields = dict(self.encoder_config)
-            if "model_type" not in fields:
-                raise ValueError("encoder_config needs a 'model_type' to tell which image encoder it describes.")
-            self.encoder_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
-        super().__post_init__(**kwargs)
-
-
-# Here, so that a configuration can be read before the model's code is.
-AutoConfig.register(PLAIN_ENCODER, ScaEncoderConfig, exist_ok=True)
 
 
 def family_of(config: PreTrainedConfig | dict[str, Any], what: str = "sam_config") -> SegmenterFamily:
@@ -249,7 +220,6 @@ __all__ = [
     "FAMILIES",
     "PLAIN_ENCODER",
     "ImageFrame",
-    "ScaEncoderConfig",
     "SegmenterFamily",
     "as_segmenter",
     "config_from",
