@@ -112,6 +112,7 @@ def measure(row: dict[str, Any], folder: Path, seed: int, options: argparse.Name
                 "seed": seed,
                 "use_cpu": True,
                 "sample_sheet": 0,
+                "save_form": "whole",
             },
             "output": str(folder / "run"),
         }

@@ -18,7 +18,7 @@ from transformers import EvalPrediction, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamPreTrainedModel
 
 from sca_hf.modeling.grouping_sca import PromptGroup, RegionInputs
-from sca_hf.modeling.losses_sca import mask_loss
+from sca_hf.modeling.losses_sca import mask_losses
 from sca_hf.modeling.segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter
 from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
@@ -153,13 +153,13 @@ def decode_regions(sam: SamModel, embeddings: torch.Tensor, group: dict[str, tor
     plan, input_masks = inputs.plan(embeddings)
     segmenter = SamSegmenter(sam, ImageEncoding(embeddings), input_masks)
 
-    def read(_: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
-        return torch.cat([regions.tokens[:, 1:2], regions.image_tokens], 1)
+    def read(_: PromptGroup, regions: DecodedRegions, masks: Masks) -> dict[str, torch.Tensor]:
+        return {"token": regions.tokens[:, 1], "keys": regions.image_tokens}
 
-    found, features, _ = segmenter.segment_regions(plan, (False, True), len(plan), read)
+    found, features = segmenter.segment_regions(plan, (False, True), len(plan), [read])
     result = {"masks": torch.cat([found[False][0], found[True][0]], 1)}
     result |= {"ious": torch.cat([found[False][1], found[True][1]], 1)}
-    result |= {"token": features[:, 0], "keys": features[:, 1:]}
+    result |= features
     return {name: plan.padded(value) for name, value in result.items()}
 
 
@@ -172,7 +172,8 @@ def segmentation_loss(
     is class-balanced cross-entropy: from scratch the other loss would first learn that every mask is empty.
     """
     logits, scores, target = masks.flatten(0, 1), ious.flatten(0, 1), coverage.flatten(0, 1)
-    loss = mask_loss(logits[:, :1], scores[:, :1], target) + mask_loss(logits[:, 1:], scores[:, 1:], target)
+    losses = [mask_losses(logits[:, part], scores[:, part], target) for part in (slice(0, 1), slice(1, None))]
+    loss = (losses[0] + losses[1]).mean()
     if balance == 1:
         return loss
     target = target[:, None].expand_as(logits)

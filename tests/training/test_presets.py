@@ -5,6 +5,7 @@ import torch
 from tiny_runs import parameters, records, saved_model, trainer
 
 from sca_hf.training.arguments import PRESETS
+from sca_hf.training.image_size import add_second_look
 from sca_hf.training.presets import (
     apply_preset,
     default_learning_rates,
@@ -46,7 +47,9 @@ def test_a_preset_changes_its_parts_and_no_others(make_model, processor, tmp_pat
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "all"])
 def test_every_weight_that_takes_gradients_gets_one_in_every_step(make_model, processor, tmp_path, preset, sam_type):
     model = saved_model(make_model, tmp_path / "model", sam_type=sam_type)
-    weight = 1.0 if preset == "mixer+mask_decoder" else None
+    weight = 1.0 if PRESETS[preset].trains_masks else None
+    if preset == "second_look":
+        add_second_look(model, 32)
     run = trainer(model, processor, tmp_path, preset=preset, mask_loss_weight=weight, train=records(masks=True))
     batch = run.data_collator([run.train_dataset[k] for k in range(2)])
     model.train()(**batch).loss.backward()

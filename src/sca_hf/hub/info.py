@@ -115,6 +115,7 @@ def describe_repository(name: str, revision: str | None = None) -> RepositoryInf
             ("mixer", "mixer", model.mixer, _describe_mixer(config)),
             ("language model", "language_model", model.language_model, _describe_text(config)),
             ("detail encoder", "detail_encoder", model.detail_encoder, f"convolutions of {config.detail_widths}"),
+            ("second look", "second_look", model.second_look, f"crops of {config.second_look_size} pixels"),
             ("confidence", "confidence_head", model.confidence_head, f"one layer of {config.confidence_size}"),
         )
         if module is not None

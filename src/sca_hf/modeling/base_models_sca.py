@@ -128,7 +128,8 @@ def _load_part(
         places = kwargs.get("device_map")
         if isinstance(places, Mapping) and set(places) != {""}:
             # What is not asked for stays on disk.
-            others = {SAM, LANGUAGE_MODEL, "mixer", *(("detail_encoder",) if stored.get("detail_widths") else ())}
+            fields = {"detail_encoder": "detail_widths", "second_look": "second_look_size"}
+            others = {SAM, LANGUAGE_MODEL, "mixer", *(part for part, field in fields.items() if stored.get(field))}
             places = {f"{name}.{key}".rstrip("."): place for key, place in places.items()}
             kwargs = {**kwargs, "device_map": dict.fromkeys(others - {name}, "disk") | places}
         whole = model_class.from_pretrained(source, **{**kwargs, **hub, "config": None})

@@ -15,11 +15,13 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .families_sca import ImageFrame, config_from, family_of, image_frame
+from .losses_sca import MASK_LOSSES
 from .validation_sca import check_base_models, check_format, check_numbers, check_references, check_scope
 
 
 # A configuration must not make a load ask for absurd amounts of memory.
 _MAX_DETAIL_WIDTH = _MAX_CONFIDENCE_SIZE = 4096
+_MAX_SECOND_LOOK_SIZE, _MAX_CONTEXT = 1024, 8
 
 # How a mixer may be wired; the first of each is the published one.
 _CHOICES = {
@@ -132,6 +134,7 @@ class ScaConfig(PreTrainedConfig):
         text_config: configuration of any causal language model of the library.
         label_smoothing: label smoothing of the caption loss.
         mask_loss_weight: weight of the mask loss where `mask_labels` are given; 0 leaves it out.
+        mask_loss_type: which one, `"sam"` or `"region"`, see [`mask_losses`].
         caption_add_bos: the captions that the model was trained on begin with the tokenizer's BOS.
         max_caption_length: tokens a training caption is cut to, its EOS included.
         freeze_base_models: SAM and the language model take no gradients.
@@ -141,6 +144,9 @@ class ScaConfig(PreTrainedConfig):
             `save_pretrained`, see [`~ScaForConditionalGeneration.save_pretrained`].
         language_model_adapter: for a mixer-only repository, that it also holds adapters of the language model.
         confidence_size: inner width of a [`ScaConfidenceHead`]; None: without one, as published.
+        second_look_size: side in pixels of the crops on which a [`ScaSecondLook`] draws masks again; None: without
+            one, as published.
+        second_look_context: how much wider and higher than a region its crop is.
         scope: what the model knows, for people and programs: a dict with any of `trained_on`, `knows` and `limits`
             (texts), `languages` (list of texts), `licenses` (dict of texts by part), and `narrow` (bool): whether it
             is lost on pictures of the world at large, which commands then say.
@@ -152,6 +158,11 @@ class ScaConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = [
         "pred_masks",
         "iou_scores",
+        "object_score_logits",
+        "second_masks",
+        "second_boxes",
+        "second_iou_scores",
+        "mask_losses",
         "query_embeds",
         "prefix_embeds",
         "image_embeddings",
@@ -165,11 +176,14 @@ class ScaConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     label_smoothing: float = 0.1
     mask_loss_weight: float = 0.0
+    mask_loss_type: str = "sam"
     caption_add_bos: bool = False
     max_caption_length: int = 20
     freeze_base_models: bool = True
     detail_widths: list[int] | tuple[int, ...] | None = None
     confidence_size: int | None = None
+    second_look_size: int | None = None
+    second_look_context: float = 1.5
     scope: dict | None = None
     base_model_repos: dict | None = None
     language_model_adapter: bool = False
@@ -194,6 +208,12 @@ class ScaConfig(PreTrainedConfig):
         image_frame(self.sam_config)  # refuses what cannot be prompted
         if self.confidence_size is not None and not 1 <= self.confidence_size <= _MAX_CONFIDENCE_SIZE:
             raise ValueError(f"confidence_size is {self.confidence_size}, expected 1 to {_MAX_CONFIDENCE_SIZE}.")
+        if self.second_look_size is not None and not 32 <= self.second_look_size <= _MAX_SECOND_LOOK_SIZE:
+            raise ValueError(f"second_look_size is {self.second_look_size}, expected 32 to {_MAX_SECOND_LOOK_SIZE}.")
+        if not 1 <= self.second_look_context <= _MAX_CONTEXT:
+            raise ValueError(f"second_look_context is {self.second_look_context}, expected 1 to {_MAX_CONTEXT}.")
+        if self.mask_loss_type not in MASK_LOSSES:
+            raise ValueError(f"mask_loss_type is {self.mask_loss_type!r}, expected one of {', '.join(MASK_LOSSES)}.")
         if self.detail_widths is not None:
             self.detail_widths = list(self.detail_widths)
             check_detail_widths(self.detail_widths, self.sam_config)

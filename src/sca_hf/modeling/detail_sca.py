@@ -9,7 +9,7 @@ from transformers import initialization as init
 
 from .configuration_sca import ScaConfig
 from .placement_sca import execution_device
-from .segmentation_sca import per_region
+from .segmentation_sca import best_masks, per_region
 
 
 class ScaDetailEncoder(nn.Module):
@@ -120,8 +120,7 @@ def box_weights(boxes: torch.Tensor, side: int, grid: int) -> torch.Tensor:
 
 def mask_weights(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """Fractions (n, h, w) of the best of mask logits (n, M, 4h, 4w), by scores (n, M), in each cell; they sum to 1."""
-    best = masks.gather(1, scores.argmax(1)[:, None, None, None].expand(-1, 1, *masks.shape[2:]))
-    weights = F.avg_pool2d(best.detach().sigmoid(), 4)[:, 0]
+    weights = F.avg_pool2d(best_masks(masks, scores)[:, None].detach().sigmoid(), 4)[:, 0]
     return weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
 
 

@@ -9,36 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, SamConfig, SamModel
+from transformers import AutoModel, PreTrainedModel, SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamVisionNeck
 
-from .families_sca import PLAIN_ENCODER
-
-
-class ScaEncoderConfig(SamConfig):
-    """Configuration of [`ScaEncoderModel`]: a SAM's, whose `vision_config` has sizes and neck alone.
-
-    Args:
-        encoder_config: of any image encoder of the library (a config object or its dict).
-        image_mean: mean of each channel, in [0, 1], by which the encoder's images are normalized.
-        image_std: standard deviation of each channel.
-    """
-
-    model_type = PLAIN_ENCODER
-    sub_configs = {**SamConfig.sub_configs, "encoder_config": AutoConfig}
-
-    encoder_config: dict | PreTrainedConfig | None = None
-    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
-    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.encoder_config, dict):
-            fields = dict(self.encoder_config)
-            if "model_type" not in fields:
-                raise ValueError("encoder_config needs a 'model_type' to tell which image encoder it describes.")
-            self.encoder_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
-        super().__post_init__(**kwargs)
+from .encoder_configuration_sca import ScaEncoderConfig, ScaTowersConfig
+from .towers_sca import ScaTowersModel
 
 
 class PlainVisionEncoder(nn.Module):
@@ -47,7 +22,9 @@ class PlainVisionEncoder(nn.Module):
     def __init__(self, config: ScaEncoderConfig) -> None:
         super().__init__()
         self.grid = config.prompt_encoder_config.image_embedding_size
-        self.encoder = AutoModel.from_config(config.encoder_config)
+        inner: Any = config.encoder_config
+        ours = inner.model_type == ScaTowersConfig.model_type  # by name: see build_segmenter
+        self.encoder = ScaTowersModel._from_config(inner) if ours else AutoModel.from_config(inner)
         self.neck = SamVisionNeck(config.vision_config)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
@@ -99,11 +76,12 @@ class ScaEncoderModel(SamModel):
             encoder: an image encoder of the library, for instance `CLIPVisionModel` or `Dinov2Model`.
             sam: whose prompt encoder and mask decoder are copied. None: new ones, which must be trained.
             image_size: side of the square input in pixels; None for the encoder's own. Others are interpolated.
-            image_mean: mean of each channel that the encoder's images are normalized by; None: that of ImageNet.
+            image_mean: mean of each channel that the encoder's images are normalized by; None: what its configuration
+                says, or that of ImageNet.
             image_std: standard deviation of each channel.
 
         Raises:
-            ValueError: the encoder's patches do not divide the image.
+            ValueError: the encoder's patches do not divide the image, or its configuration names other colors.
         """
         kind = encoder.config.model_type
         side, patch = (getattr(encoder.config, name, None) for name in ("image_size", "patch_size"))
@@ -116,6 +94,8 @@ class ScaEncoderModel(SamModel):
             patch *= 2 ** (len(hidden) - 1)
         if side % patch:
             raise ValueError(f"image_size is {side}, expected a multiple of {patch}, the patch size of {kind}.")
+        if isinstance(encoder, ScaTowersModel):
+            encoder.config.check_size(side)
         old = sam.config.to_dict() if sam is not None else SamConfig().to_dict()
         width = old["mask_decoder_config"]["hidden_size"]
         sizes = dict(image_size=side, patch_size=patch)
@@ -123,6 +103,11 @@ class ScaEncoderModel(SamModel):
         vision = dict(sizes, hidden_size=inner, output_channels=width, num_pos_feats=width // 2, num_hidden_layers=0)
         prompts = {**old["prompt_encoder_config"], **sizes, "image_embedding_size": side // patch}
         colors = {"image_mean": image_mean, "image_std": image_std}
+        for name, values in colors.items():
+            own = getattr(encoder.config, name, None)
+            if values is not None and own is not None and list(values) != list(own):
+                raise ValueError(f"{name} is {list(values)}, but the encoder ({kind}) takes {list(own)}.")
+            colors[name] = own if values is None else values
         config = ScaEncoderConfig(
             vision_config=vision,
             prompt_encoder_config=prompts,
@@ -139,8 +124,7 @@ class ScaEncoderModel(SamModel):
         return model.eval()
 
 
-AutoConfig.register(ScaEncoderConfig.model_type, ScaEncoderConfig, exist_ok=True)
 AutoModel.register(ScaEncoderConfig, ScaEncoderModel, exist_ok=True)
 
 
-__all__ = ["ScaEncoderConfig", "ScaEncoderModel"]
+__all__ = ["ScaEncoderModel"]

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .encoder_configuration_sca import IMAGENET, ScaEncoderConfig
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -65,12 +66,12 @@ class SegmenterFamily:
     since: str
     sizes: str = "prompt_encoder_config"
     resize: Literal["pad", "stretch"] = "stretch"
-    colors: tuple[tuple[float, ...], tuple[float, ...]] = _IMAGENET
+    colors: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     extra_maps: int = 2
     learns: tuple[str, ...] = ()
 
 
-PLAIN_ENCODER = "segment_caption_anything_encoder"
+PLAIN_ENCODER = ScaEncoderConfig.model_type
 FAMILIES: dict[str, SegmenterFamily] = {
     "sam": SegmenterFamily("SAM", "4.29", "vision_config", "pad", extra_maps=0),
     "sam_hq": SegmenterFamily("SAM-HQ", "4.52", "vision_config", "pad", extra_maps=-1),

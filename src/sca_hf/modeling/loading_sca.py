@@ -289,7 +289,7 @@ class ScaLoadingMixin:
         if self.config.language_model_adapter:
             load_adapter(self.language_model, self.name_or_path, where)
         if "device_map" not in arguments[SAM]:
-            for part in (self.mixer, self.detail_encoder):
+            for part in (self.mixer, self.detail_encoder, self.second_look):
                 if part is not None:
                     part.to(execution_device(self.sam))
         self.base_sources = complete_sources(sources)
@@ -382,8 +382,9 @@ class ScaLoadingMixin:
         pipeline = f"{RegionCaptioningPipeline.__module__.split('.')[-1]}.{RegionCaptioningPipeline.__name__}"
         self.config.custom_pipelines = {TASK: {"impl": pipeline, "pt": ["AutoModel"], "type": "multimodal"}}
         reference = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        # Code that only knows the published wiring would read other captions out of another.
-        self.config.format_version = 1 if self.config.mixer_config.is_published else FORMAT_VERSION
+        # Code that only knows the published wiring would read other captions and masks out of another.
+        published = self.config.mixer_config.is_published and self.config.second_look_size is None
+        self.config.format_version = 1 if published else FORMAT_VERSION
         names = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMaskGeneration")
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(names, reference)}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -37,13 +37,14 @@ from .generation_sca import (
 )
 from .grouping_sca import RegionInputs, RegionPlan
 from .loading_sca import ScaLoadingMixin
-from .losses_sca import caption_loss, mask_loss
+from .losses_sca import caption_loss
 from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
 from .outputs_sca import RegionFeatures, ScaGenerateOutput, ScaOutput
 from .placement_sca import check_blocks, execution_device, weights_at_hand
 from .queries_sca import reads_queries
+from .second_look_sca import ScaSecondLook
 from .segmentation_sca import ImageEncoding
-from .segmenters_sca import encode_images, segmenter_class, share_positions
+from .segmenters_sca import build_segmenter, encode_images, segmenter_class, share_positions
 from .validation_sca import check_regional, check_training_inputs, limited_modules, refuse_unknown, warn_of_lost_tasks
 from .video_sca import ScaVideoMixin
 
@@ -65,10 +66,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         input_ids: (B, R, T) captions.
         attention_mask: (B, R, T) 1 on the caption, 0 on padding.
         labels: (B, R, T) the ids again with -100 on padding, not shifted.
-        mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1]; NaN throughout for regions
-            whose mask is not known. In training mode the three masks and the single one learn from them, whichever
-            `multimask_output` asks for.
+        mask_labels: (B, R, 4h, 4w) true masks in the frame of `pred_masks`, in [0, 1], or finer ones, of a multiple of
+            that size; NaN throughout for regions whose mask is not known. In training mode the three masks and the
+            single one learn from them, whichever `multimask_output` asks for; so does a second look that takes
+            gradients.
         output_masks: compute masks and IoU; None does so without text, or with `mask_labels`.
+        second_look: draw masks again, see [`ScaSecondLook`]; None does so where it learns.
         region_chunk_size: regions that run at once; None fits the device. Changes no result.
         num_items_in_batch: what the summed caption loss is divided by, and with it each region's mask loss times its
             number of labels; None for the labels of this call.
@@ -100,21 +103,23 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         self.sam: PreTrainedModel | None = None
         self.language_model: PreTrainedModel | None = None
         if build_base_models:
-            self.sam = keep_precision(share_positions(AutoModel.from_config(config.sam_config)))
+            self.sam = keep_precision(share_positions(build_segmenter(config.sam_config)))
             self.language_model = keep_precision(AutoModelForCausalLM.from_config(config.text_config))
             self.generation_config = caption_generation_config(self.language_model)
         self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
         self.detail_encoder = ScaDetailEncoder(config) if config.detail_widths else None
+        self.second_look = ScaSecondLook(config) if config.second_look_size else None
         size = config.confidence_size
         self.confidence_head = ScaConfidenceHead(config.mixer_config.hidden_size, size) if size else None
         self.post_init()
         self._freeze_base_models()
-        if self.confidence_head is not None:  # captions teach it nothing
-            self.confidence_head.requires_grad_(False)
+        for part in (self.confidence_head, self.second_look):  # captions teach them nothing
+            if part is not None:
+                part.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if self.detail_encoder is None or not self.detail_encoder.init_weights(module):
+        if not any(part is not None and part.init_weights(module) for part in (self.detail_encoder, self.second_look)):
             super()._init_weights(module)
 
     def train(self, mode: bool = True) -> "ScaForConditionalGeneration":
@@ -163,11 +168,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             pixel_values: (B, 3, H, W), normalized pixels of the images, brought to the square.
         """
         encoding = encode_images(self.sam, pixel_values)
+        more = [pixel_values] if self.second_look is not None else []
         if self.detail_encoder is not None:
-            encoding.intermediate_embeddings = [
-                *(encoding.intermediate_embeddings or ()),
-                self.detail_encoder(pixel_values.to(execution_device(self.detail_encoder))),
-            ]
+            more.append(self.detail_encoder(pixel_values.to(execution_device(self.detail_encoder))))
+        if more:
+            encoding.intermediate_embeddings = [*(encoding.intermediate_embeddings or ()), *more]
         return encoding
 
     def get_image_embeddings(
@@ -180,7 +185,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
 
         Returns:
             (B, C, h, w). Where masks need more (SAM-HQ, SAM 2 and its relatives) and for a model with a detail
-            encoder a pair of this and `intermediate_embeddings`.
+            encoder or a second look a pair of this and `intermediate_embeddings`.
         """
         encoding = self.encode_images(pixel_values)
         if encoding.intermediate_embeddings is None:
@@ -207,6 +212,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         labels: torch.Tensor | None = None,
         mask_labels: torch.Tensor | None = None,
         output_masks: bool | None = None,
+        second_look: bool | None = None,
         region_chunk_size: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool | None = None,
@@ -235,18 +241,17 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         )
         if output_masks is None:
             output_masks = input_ids is None or mask_labels is not None
-        learn_masks = mask_labels is not None and self.config.mask_loss_weight > 0
-        masks = (multimask_output, not multimask_output)[: output_masks + (learn_masks and self.training)]
-        regions = self._region_features(inputs, masks, input_ids is not None, region_chunk_size)
-        results = {"image_embeddings": regions.encoding.image_embeddings, **regions.padded_masks()}
+        learn = mask_labels is not None and self.config.mask_loss_weight > 0
+        masks = (multimask_output, not multimask_output)[: output_masks + (learn and self.training)]
+        regions = self._region_features(inputs, masks, input_ids is not None, region_chunk_size, second_look, learn)
+        results = {"image_embeddings": regions.encoding.image_embeddings, **regions.padded_masks(self._side)}
         if input_ids is not None:
             results |= self._read_captions(
                 regions, input_ids, attention_mask, labels, num_items_in_batch, output_hidden_states, output_attentions
             )
-        if learn_masks:
-            check_regional(regions.plan.shape, pred_masks=results["pred_masks"][:, :, 0], mask_labels=mask_labels)
-            loss = self._mask_loss(regions, mask_labels, labels, num_items_in_batch)
-            results["loss"] = results.get("loss", 0) + self.config.mask_loss_weight * loss
+        if learn:
+            loss, losses = regions.mask_loss(mask_labels, labels, num_items_in_batch, self.config)
+            results |= {"loss": results.get("loss", 0) + self.config.mask_loss_weight * loss, "mask_losses": losses}
         return ScaOutput(**results)
 
     @torch.no_grad()
@@ -258,6 +263,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         multimask_output: bool = True,
         output_masks: bool = True,
         output_caption_scores: bool | None = None,
+        second_look: bool | None = None,
         region_chunk_size: int | None = None,
         language_model_batch_size: int | None = None,
         **kwargs: Any,
@@ -270,6 +276,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             multimask_output: return three candidate masks per region, else one. Does not influence captions.
             output_masks: also return `pred_masks` and `iou_scores`.
             output_caption_scores: also return `caption_scores`. None: for calls of up to 256 regions.
+            second_look: draw the masks again, see [`ScaSecondLook`]; None does so if the model has one.
             region_chunk_size: regions that run through SAM's decoder and the mixer at once; None fits the device.
             language_model_batch_size: regions that the language model continues at once; None fits the memory.
             kwargs: the other fields of [`RegionInputs`], and arguments of the library's `generate`, its `inputs`
@@ -280,8 +287,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         Returns:
             [`ScaGenerateOutput`], or the ids alone with `return_dict_in_generate=False`.
         """
-        if pixel_values is None:
-            pixel_values = kwargs.pop("inputs", None)
+        pixel_values = kwargs.pop("inputs", None) if pixel_values is None else pixel_values
         inputs = RegionInputs.taken_from(kwargs, pixel_values=pixel_values)
         config, extra = resolve_generation_config(self.generation_config, generation_config, kwargs)
         refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | GENERATE_ARGUMENTS, "generate")
@@ -289,7 +295,8 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         extra = {name: value for name, value in extra.items() if name in GENERATE_ARGUMENTS and value is not None}
         return_dict = config.return_dict_in_generate
         masks = (multimask_output,) if output_masks and return_dict else ()
-        regions = self._region_features(inputs, masks, True, region_chunk_size)
+        look = self.second_look is not None if second_look is None else second_look
+        regions = self._region_features(inputs, masks, True, region_chunk_size, look)
         plan = regions.plan
         if output_caption_scores is None:
             output_caption_scores = len(plan) <= _SCORED_REGIONS
@@ -302,7 +309,7 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         if not return_dict:
             return sequences
         real = torch.ones(len(plan), dtype=torch.bool, device=sequences.device)
-        results = {"region_mask": plan.padded(real, fill=False), **regions.padded_masks()}
+        results = {"region_mask": plan.padded(real, fill=False), **regions.padded_masks(self._side)}
         if self.confidence_head is not None:
             results["confidences"] = plan.padded(self.confidence_head(regions.queries))
         if with_scores:
@@ -326,8 +333,18 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
     def _check_positions(self, tokens: int, what: str) -> None:
         check_positions(self.language_model, self.config.mixer_config.prefix_length, tokens, what)
 
+    @property
+    def _side(self) -> int:
+        return self.config.image_frame.side
+
     def _region_features(
-        self, inputs: RegionInputs, masks: tuple[bool, ...], queries: bool, region_chunk_size: int | None
+        self,
+        inputs: RegionInputs,
+        masks: tuple[bool, ...],
+        queries: bool,
+        region_chunk_size: int | None,
+        look: bool | None,
+        learn: bool = False,
     ) -> RegionFeatures:
         """Encode the images once, then run SAM's decoder and the mixer for all regions, chunk by chunk.
 
@@ -336,7 +353,12 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             masks: the `multimask_output` of each kind of masks that is wanted.
             queries: also run the mixer.
             region_chunk_size: regions that run at once; None fits the device.
+            look: draw masks that are wanted again.
+            learn: do so in any case where the second look takes gradients, and keep its coarser masks for a loss.
         """
+        if look and self.second_look is None:
+            raise ValueError("second_look=True needs a model with second_look_size.")
+        learn = learn and self.second_look is not None and self.second_look.net.fuse.weight.requires_grad
         check_blocks(getattr(self, "hf_device_map", {}))
         encoding = self._encode(inputs, masks=bool(masks), queries=queries)
         sam = self.sam
@@ -346,9 +368,13 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             encoding, inputs = encoding.to(device), inputs.to(device)
             plan, input_masks = inputs.plan(encoding.image_embeddings, len(self.config.mixer_config.tasks))
             segmenter = segmenter_class(sam)(sam, encoding, input_masks)
-            mix = reads_queries(self, segmenter, encoding) if queries else None
-            found, mixed, objects = segmenter.segment_regions(plan, masks, region_chunk_size, mix)
-        return RegionFeatures(plan, encoding, found, mixed, objects, inputs.task_ids)
+            readers = [reads_queries(self, segmenter, encoding)] if queries else []
+            if masks and (look or learn):
+                maps = encoding.intermediate_embeddings or []
+                pixels = maps[-1 if self.detail_encoder is None else -2 :][:1]
+                readers.append(self.second_look.reader(pixels, self._side, learn))
+            found, others = segmenter.segment_regions(plan, masks, region_chunk_size, readers)
+        return RegionFeatures(plan, encoding, found, others, inputs.task_ids)
 
     def _encode(self, inputs: RegionInputs, masks: bool, queries: bool) -> ImageEncoding:
         """Encode the pixels, or check that the encoding given in their place is all that masks and queries need."""
@@ -427,24 +453,6 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
         logits = logits.reshape(*prefix.shape[:2], input_ids.shape[-1], -1)  # (N, A, T, V)
         wide = {"logits": logits.squeeze(1), "prefix_embeds": prefix, "query_embeds": regions.queries}
         return results | {name: plan.padded(values.to(device)) for name, values in wide.items()}
-
-    def _mask_loss(
-        self,
-        regions: RegionFeatures,
-        mask_labels: torch.Tensor,
-        labels: torch.Tensor | None,
-        num_items: torch.Tensor | int | None,
-    ) -> torch.Tensor:
-        """The loss of the masks that were asked for; in training also that of the others."""
-        plan, weights, device = regions.plan, None, regions.encoding.image_embeddings.device
-        if labels is not None:
-            # Tokens weigh regions as they weigh captions: only their number is known over all parts of a step.
-            tokens = (plan.real(labels.to(device)) != -100).sum(dim=1)
-            weights = tokens / (tokens.sum().clamp(min=1) if num_items is None else num_items)
-        known = plan.real(mask_labels.to(device))
-        # Whoever trains three masks will also be asked for one, and the encoder changes under both.
-        losses = [mask_loss(masks, scores, known, weights) for masks, scores in regions.masks.values()]
-        return losses[0] if len(losses) == 1 else losses[0] + losses[1]
 
     def _language_model_forward(
         self,

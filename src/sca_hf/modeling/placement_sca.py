@@ -20,6 +20,7 @@ _BLOCKS = {
     "SAM's mask decoder": ("sam.mask_decoder", "sam.prompt_encoder", "sam.shared_image_embedding"),
     "the mixer": ("mixer",),
     "the detail encoder": ("detail_encoder",),
+    "the second look": ("second_look",),
 }
 _AUTO = ("auto", "balanced", "balanced_low_0", "sequential")
 _AWAY = ("cpu", "disk")
@@ -39,8 +40,9 @@ def resolve_device_map(model: Any, device_map: Any, max_memory: Mapping[Any, Any
     elif not isinstance(device_map, Mapping):
         device_map = {"": "disk"} if device_map == "disk" else check_and_set_device_map(device_map)
     device_map = dict(device_map)
-    if "sam" in device_map and getattr(model, "detail_encoder", None) is not None:
-        device_map.setdefault("detail_encoder", device_map["sam"])
+    for beside in ("detail_encoder", "second_look"):
+        if "sam" in device_map and getattr(model, beside, None) is not None:
+            device_map.setdefault(beside, device_map["sam"])
     _check_names(model, device_map)
     for name, place in device_map.items():
         _check_place(name or "the model", place)

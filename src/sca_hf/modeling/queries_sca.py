@@ -8,13 +8,14 @@ import torch
 from .detail_sca import box_weights, mask_weights
 from .grouping_sca import PromptGroup
 from .placement_sca import execution_device
-from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter
+from .second_look_sca import mask_extents
+from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, best_masks
 
 
 def reads_queries(
     model: Any, segmenter: SamSegmenter, encoding: ImageEncoding
-) -> Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor]:
-    """Return what reads the caption queries (n, A, Q, C) of each chunk of regions out of a segmenter.
+) -> Callable[[PromptGroup, DecodedRegions, Masks], dict[str, torch.Tensor]]:
+    """Return what reads the caption `queries` (n, A, Q, C) of each chunk of regions out of a segmenter.
 
     Args:
         model: a [`ScaForConditionalGeneration`], for its mixer and detail encoder.
@@ -25,7 +26,7 @@ def reads_queries(
     config, device = mixer.config, execution_device(mixer)
     folded = mixer.fold_positions(segmenter.positions.to(device))
 
-    def read(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> torch.Tensor:
+    def read(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> dict[str, torch.Tensor]:
         found = None
         if chunk.boxes is None and (config.query_type == "roi" or details is not None):
             found = masks.get(True) or segmenter.masks(regions, True)
@@ -36,16 +37,16 @@ def reads_queries(
         if config.query_type == "mask_tokens":
             given = segmenter.mask_tokens(regions)
         elif config.query_type == "roi":
-            boxes = chunk.boxes / frame.side if found is None else _mask_boxes(*found)
+            boxes = chunk.boxes / frame.side if found is None else mask_extents(best_masks(*found) > 0)
             given = roi_align(segmenter.images, regions.image_index, boxes, config.roi_size)
         given = None if given is None else given.to(device)
         queries = mixer(tokens[config.token_source].to(device), image.to(device), folded, given)
         if details is None or not encoding.intermediate_embeddings:
-            return queries
+            return {"queries": queries}
         # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
         weights = box_weights(chunk.boxes, frame.side, frame.grid) if found is None else mask_weights(*found)
         described = details.describe(encoding.intermediate_embeddings[-1], chunk.image_index, weights)
-        return queries + described[:, None, None].to(queries)
+        return {"queries": queries + described[:, None, None].to(queries)}
 
     return read
 
@@ -80,21 +81,6 @@ def _samples(ends: torch.Tensor, cells: int, size: int) -> torch.Tensor:
     points = points.clamp(0, cells - 1)[..., None]
     near = (1 - (points - torch.arange(cells, device=ends.device)).abs()).clamp(min=0)  # (n, size, max_count, cells)
     return (near * weights[..., None]).sum(2)
-
-
-def _mask_boxes(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Boxes (n, 4) of each region's best mask, in fractions of the image; an empty one stands for all of it."""
-    best = scores.argmax(1)[:, None, None, None].expand(-1, 1, *masks.shape[2:])
-    inside = masks.gather(1, best)[:, 0] > 0
-    ends = []
-    for along in (inside.any(1), inside.any(2)):  # (n, 4w), (n, 4h)
-        places = torch.arange(along.shape[1], device=along.device)
-        low = torch.where(along, places, along.shape[1]).amin(1)
-        high = torch.where(along, places + 1, 0).amax(1)
-        empty = high <= low
-        ends.append((low.masked_fill(empty, 0), high.masked_fill(empty, along.shape[1])))
-    (left, right), (top, bottom) = ends
-    return torch.stack([left, top, right, bottom], 1) / inside.shape[-1]
 
 
 __all__ = ["reads_queries", "roi_align"]

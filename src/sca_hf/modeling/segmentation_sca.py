@@ -25,8 +25,9 @@ class ImageEncoding:
 
     Attributes:
         image_embeddings: (B, C, h, w).
-        intermediate_embeddings: maps that only masks need, then the features (B, W, h, w) of the detail encoder, if
-            the model has one. Of SAM-HQ early features (B, h, w, vision width) of each global attention layer; of
+        intermediate_embeddings: maps that only masks need, then the pixels (B, 3, H, W) for a second look and the
+            features (B, W, h, w) of the detail encoder, if the model has them. Of SAM-HQ early features (B, h, w,
+            vision width) of each global attention layer; of
             SAM 2 and its relatives (B, C / 8, 4h, 4w) and (B, C / 4, 2h, 2w). None where there are neither.
     """
 
@@ -126,42 +127,41 @@ class SamSegmenter:
         plan: RegionPlan,
         multimask_outputs: Collection[bool] = (True,),
         region_chunk_size: int | None = None,
-        read: Callable[[PromptGroup, DecodedRegions, Masks], torch.Tensor] | None = None,
-    ) -> tuple[Masks, torch.Tensor | None, torch.Tensor | None]:
+        readers: Sequence[Callable[[PromptGroup, DecodedRegions, Masks], dict[str, torch.Tensor]]] = (),
+    ) -> tuple[Masks, dict[str, torch.Tensor]]:
         """Decode all regions of a call, chunk by chunk.
 
         Args:
             plan: the regions.
             multimask_outputs: which masks are wanted: True for the three candidates, False for the single one.
             region_chunk_size: regions that run at once; None fits the device. Changes no result.
-            read: what else is wanted of each chunk, from its prompts, what the decoder left behind and its masks.
+            readers: what else is wanted of each chunk, from its prompts, what the decoder left behind and its masks.
 
         Returns:
-            For each of `multimask_outputs` mask logits (N, M, 4h, 4w) and IoU scores (N, M); what `read` returned
-            for the N regions, or None; and their object scores (N,), or None where the decoder has none or no masks
-            are wanted.
+            For each of `multimask_outputs` mask logits (N, M, 4h, 4w) and IoU scores (N, M); and what the `readers`
+            returned for the N regions, with `object_scores` (N,) where the decoder tells them and masks are wanted.
         """
         size = region_chunk_size or default_chunk_size(
             len(self.positions), self.images.shape[1], self.input_dtype, self.images.device
         )
         masks: dict[bool, list[tuple[torch.Tensor, torch.Tensor]]] = {wanted: [] for wanted in multimask_outputs}
-        others: list[torch.Tensor] = []
-        objects: list[torch.Tensor] = []
+        others: dict[str, list[torch.Tensor]] = {}
         for group in plan.groups:
             for chunk in group.chunks(size):
                 regions = self.decode(chunk)
                 found = {wanted: self.masks(regions, wanted) for wanted in masks}
                 for wanted, both in found.items():
                     masks[wanted].append(both)
-                if found and (scores := self.object_scores(regions)) is not None:
-                    objects.append(scores)
-                if read is not None:
-                    others.append(read(chunk, regions, found))
+                told = {"object_scores": self.object_scores(regions) if found else None}
+                for one in (told, *(read(chunk, regions, found) for read in readers)):
+                    for name, values in one.items():
+                        if values is not None:
+                            others.setdefault(name, []).append(values)
         joined = {
             wanted: (plan.ordered([logits for logits, _ in parts]), plan.ordered([scores for _, scores in parts]))
             for wanted, parts in masks.items()
         }
-        return joined, plan.ordered(others) if others else None, plan.ordered(objects) if objects else None
+        return joined, {name: plan.ordered(parts) for name, parts in others.items()}
 
     def decode(self, group: PromptGroup) -> DecodedRegions:
         """Run the two-way transformer for the regions of `group`."""
@@ -321,6 +321,11 @@ def per_region(per_image: torch.Tensor, image_index: torch.Tensor) -> torch.Tens
     return per_image[image_index]
 
 
+def best_masks(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Of mask logits (n, M, 4h, 4w) those (n, 4h, 4w) of the highest score (n, M)."""
+    return masks.gather(1, scores.argmax(1)[:, None, None, None].expand(-1, 1, *masks.shape[2:]))[:, 0]
+
+
 def _split_cells(cells: torch.Tensor, conv: nn.ConvTranspose2d) -> torch.Tensor:
     """Split each of (n, cells, C) into four by a transposed convolution of kernel and stride 2: (n, 4 * cells, C').
 
@@ -330,4 +335,12 @@ def _split_cells(cells: torch.Tensor, conv: nn.ConvTranspose2d) -> torch.Tensor:
     return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(2, (4, -1)).flatten(1, 2)
 
 
-__all__ = ["DecodedRegions", "ImageEncoding", "Masks", "SamHQSegmenter", "SamSegmenter", "per_region"]
+__all__ = [
+    "DecodedRegions",
+    "ImageEncoding",
+    "Masks",
+    "SamHQSegmenter",
+    "SamSegmenter",
+    "best_masks",
+    "per_region",
+]

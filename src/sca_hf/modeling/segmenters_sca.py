@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .encoder_sca import ScaEncoderModel
 from .families_sca import PLAIN_ENCODER, image_frame
@@ -82,6 +83,15 @@ def segmenter_class(sam: nn.Module) -> type[SamSegmenter]:
     return SEGMENTERS[sam.config.model_type]
 
 
+def build_segmenter(config: PreTrainedConfig) -> PreTrainedModel:
+    """A new segmenter of a configuration."""
+    if config.model_type == PLAIN_ENCODER:
+        # Without the package, the library loads a repository's configuration and its model one after the other, each
+        # with all files that it names: the class of this configuration is not the one that AutoModel knows.
+        return ScaEncoderModel._from_config(config)
+    return AutoModel.from_config(config)
+
+
 @torch.no_grad()
 def share_positions(sam: Any) -> Any:
     """Let a new segmenter see points where it sees the image: the library draws two matrices for SAM 2."""
@@ -106,4 +116,12 @@ def encode_images(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
     return segmenter_class(sam).encode(sam, pixel_values.to(execution_device(sam.vision_encoder), dtype))
 
 
-__all__ = ["SEGMENTERS", "Sam2Segmenter", "ScaEncoderModel", "encode_images", "segmenter_class", "share_positions"]
+__all__ = [
+    "SEGMENTERS",
+    "Sam2Segmenter",
+    "ScaEncoderModel",
+    "build_segmenter",
+    "encode_images",
+    "segmenter_class",
+    "share_positions",
+]

@@ -138,7 +138,8 @@ def caption_anything(
         crops_too = settings.crop_nms_thresh if len(views) > 1 else 0.0
         found = _nms_again(found, max(settings.box_nms_thresh, crops_too))
     report("captions", 0, len(found))
-    _caption(model, processor, views, found, settings, generation)
+    if _caption(model, processor, views, found, settings, generation, size, min_area) and boxes is None:
+        found = _nms_again(found, max(settings.box_nms_thresh, crops_too))
     records = [one.record for one in found]
     if boxes is None:
         records.sort(key=lambda record: -record["predicted_iou"])
@@ -261,20 +262,27 @@ def _masks(
         part = [masks[start : start + step, None]]
         upscaled = processor.post_process_masks(part, [view.size], [view.resized], settings.mask_threshold)[0]
         for row, before in enumerate(upscaled[:, 0].cpu().numpy(), start):
-            after = remove_small_regions(before, min_area) if min_area else before
-            mask = np.zeros(size, bool)
-            mask[y:bottom, x:right] = after
-            left, top, far_x, far_y = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
+            drawn, changed = _drawn(before, view, size, min_area)
             record = {
-                "segmentation": encode_rle(mask),
-                "area": int(mask.sum()),
-                "bbox": [left, top, far_x - left, far_y - top],
+                **drawn,
                 "predicted_iou": float(view.found["iou_scores"][row]),
                 "stability_score": float(view.found["stability_scores"][row]),
                 **_prompt_field(view, int(view.found["region_index"][row])),
                 "crop_box": [x, y, right - x, bottom - y],
             }
-            yield _Mask(record, index, row, not np.array_equal(before, after))
+            yield _Mask(record, index, row, changed)
+
+
+def _drawn(before: np.ndarray, view: _View, size: tuple[int, int], min_area: int) -> tuple[dict[str, Any], bool]:
+    """The fields of a view's mask (height, width), cleaned, in pixels of the original; and if cleaning changed it."""
+    x, y, right, bottom = view.crop
+    after = remove_small_regions(before, min_area) if min_area else before
+    mask = np.zeros(size, bool)
+    mask[y:bottom, x:right] = after
+    left, top, far_x, far_y = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
+    box = [left, top, far_x - left, far_y - top]
+    fields = {"segmentation": encode_rle(mask), "area": int(mask.sum()), "bbox": box}
+    return fields, not np.array_equal(before, after)
 
 
 def _prompt_field(view: _View, index: int) -> dict[str, Any]:
@@ -301,8 +309,14 @@ def _caption(
     found: list[_Mask],
     settings: AnythingSettings,
     generation: dict[str, Any],
-) -> None:
-    """Write the captions into the records, by one call; masks of the same prompt share their caption."""
+    size: tuple[int, int],
+    min_area: int,
+) -> bool:
+    """Write the captions into the records, by one call; masks of the same prompt share their caption.
+
+    A model that takes a second look draws the masks again; returns whether it did.
+    """
+    look = model.second_look is not None and generation.get("second_look") is not False
     prompted: dict[int, dict[Any, Any]] = {}  # view -> key of a prompt -> the prompt
     keys = []
     kind = "given" if found and "box_prompt" in found[0].record else settings.caption_prompt
@@ -313,14 +327,14 @@ def _caption(
         prompted.setdefault(one.view, {}).setdefault(key, _caption_prompt(view, one, prompt, kind))
         keys.append((one.view, key))
     if not found:
-        return
+        return False
     name = {"given": "input_boxes", "point": "input_points", "box": "input_boxes", "mask": "input_masks"}[kind]
     prompts = {name: [list(regions.values()) for regions in prompted.values()]}
     used = [views[index] for index in prompted]
     inputs = processor(original_sizes=[view.size for view in used], task=settings.task, **prompts).to(model.device)
     encodings = used[0].encoding.cat([view.encoding for view in used])
     outputs = model.generate(
-        **inputs, **encodings.as_inputs(), output_masks=False, **{"output_caption_scores": True, **generation}
+        **inputs, **encodings.as_inputs(), output_masks=look, **{"output_caption_scores": True, **generation}
     )
     described = processor.post_process_regions(outputs, [v.size for v in used], [v.resized for v in used])
     places = {
@@ -333,6 +347,11 @@ def _caption(
         one.record["caption"], one.record["score"] = best_caption(record["caption"], record["score"])
         if record["confidence"] is not None:
             one.record["confidence"] = record["confidence"]
+        # Where it sees nothing, what was found first stays.
+        if look and record["mask"].any():
+            drawn, one.changed = _drawn(record["mask"], views[one.view], size, min_area)
+            one.record |= {**drawn, "predicted_iou": record["iou"]}
+    return look
 
 
 def _caption_prompt(view: _View, one: _Mask, prompt: int, kind: str) -> Any:

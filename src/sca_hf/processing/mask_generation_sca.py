@@ -4,7 +4,7 @@ Boxes are xyxy and run along pixel edges, so that a mask of the one pixel (x, y)
 the whole image `[0, 0, width, height]`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -310,32 +310,79 @@ def real_regions(outputs: dict[str, Any], region_mask: Any, sizes: list[Any], re
     return [np.flatnonzero(row).tolist() for row in real]
 
 
+# Of the model's outputs, what tells of masks, region by region.
+MASK_OUTPUTS = ("pred_masks", "iou_scores", "second_masks", "second_boxes", "second_iou_scores")
+
+
 def mask_records(
-    masks: torch.Tensor, ious: torch.Tensor, upscale: Callable[..., list[torch.Tensor]], pixels: int, all_masks: bool
+    found: Mapping[str, torch.Tensor],
+    upscale: Callable[..., list[torch.Tensor]],
+    size: tuple[int, int],
+    resized: tuple[int, int],
+    side: int,
+    all_masks: bool,
+    mask_threshold: float,
 ) -> list[dict[str, Any]]:
     """Return `mask`, `iou` and `box` of the regions of one image.
 
     Args:
-        masks: (R, M, 4h, 4w) logits.
-        ious: (R, M).
+        found: R rows of each of `MASK_OUTPUTS` that there are.
         upscale: turns [(n, M, 4h, 4w)] into [(n, M, height, width)] bool.
-        pixels: of the largest intermediate of one mask.
-        all_masks: keep all M candidates; otherwise the one of best IoU.
+        size: (height, width) of the original image.
+        resized: (height, width) of the model's input before padding.
+        side: of the square that images are brought to.
+        all_masks: keep the mask of a second look, if there is one, and all M candidates; otherwise the former, or else
+            the candidate of best IoU.
+        mask_threshold: logit above which a pixel is in a mask.
     """
-    ious = ious.float()
+    masks, ious, second = found["pred_masks"], found["iou_scores"].float(), "second_masks" in found
     if not all_masks:
         best = ious.argmax(1, keepdim=True)
         ious, masks = ious.gather(1, best), masks.take_along_dim(best[..., None, None], 1)
-    size = max(1, _MASK_PIXELS // (pixels * masks.shape[1]))
+    scale = masks.new_tensor([size[1] / resized[1], size[0] / resized[0]] * 2, dtype=torch.float32)
+    pixels = max(size[0] * size[1], side**2)  # of the largest intermediate of one mask
     records = []
-    for part, part_ious in zip(masks.split(size), ious.split(size), strict=True):
-        upscaled = upscale([part])[0]  # (n, M, height, width)
-        boxes = mask_boxes(upscaled.flatten(0, 1)).view(*upscaled.shape[:2], 4).tolist()
-        for mask, iou, candidates in zip(upscaled.cpu().numpy(), part_ious.tolist(), boxes, strict=True):
+    for rows in torch.arange(len(masks)).split(max(1, _MASK_PIXELS // (pixels * masks.shape[1]))):
+        shown, scores = [], []
+        if second:
+            windows = found["second_boxes"][rows].float() * scale
+            shown = [paste_masks(found["second_masks"][rows], windows, size, mask_threshold)[:, None]]
+            scores = [found["second_iou_scores"][rows].float()[:, None]]
+        if all_masks or not second:
+            shown.append(upscale([masks[rows]])[0])  # (n, M, height, width)
+            scores.append(ious[rows])
+        drawn = torch.cat(shown, 1)
+        boxes = mask_boxes(drawn.flatten(0, 1)).view(*drawn.shape[:2], 4).tolist()
+        for mask, iou, candidates in zip(drawn.cpu().numpy(), torch.cat(scores, 1).tolist(), boxes, strict=True):
             box = [candidate if any(candidate) else None for candidate in candidates]
             record = {"mask": mask, "iou": iou, "box": box}
             records.append(record if all_masks else {name: value[0] for name, value in record.items()})
     return records
+
+
+def paste_masks(masks: torch.Tensor, windows: torch.Tensor, size: tuple[int, int], threshold: float) -> torch.Tensor:
+    """Put masks that were drawn in crops where they belong.
+
+    Args:
+        masks: (N, S, S) logits.
+        windows: (N, 4) the crops, xyxy in pixels of an image; parts may lie outside of it.
+        size: (height, width) of the image.
+        threshold: logit above which a pixel is in the mask.
+
+    Returns:
+        (N, height, width) bool; what is outside a crop is not in its mask.
+    """
+    weights, reached = [], []
+    for axis in (1, 0):
+        pixels = torch.arange(size[1 - axis], device=masks.device) + 0.5
+        low, high = windows[:, axis, None], windows[:, axis + 2, None]
+        places = (pixels - low) / (high - low) * masks.shape[-1] - 0.5  # (N, pixels)
+        cells = torch.arange(masks.shape[-1], device=masks.device)
+        near = places.clamp(0, masks.shape[-1] - 1)[..., None] - cells
+        weights.append((1 - near.abs()).clamp(min=0))
+        reached.append((pixels >= low) & (pixels < high))
+    logits = weights[0] @ masks.float() @ weights[1].transpose(1, 2)
+    return (logits > threshold) & reached[0][:, :, None] & reached[1][:, None, :]
 
 
 def upscale_masks(

@@ -37,6 +37,7 @@ from .images_sca import (
     stretches,
 )
 from .mask_generation_sca import (
+    MASK_OUTPUTS,
     build_point_grid,
     choose_candidates,
     mask_records,
@@ -367,7 +368,7 @@ class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
             original_sizes: (B, 2) height, width of the originals, as the processor gave them.
             reshaped_input_sizes: (B, 2), as the processor gave them.
             region_mask: (B, R), True for real regions; by default the output's own, else all are real.
-            all_masks: give all candidate masks of a region, not only the one of best estimated IoU.
+            all_masks: give all masks of a region, a second look's first, not only that or the one of best IoU.
             mask_threshold: logit above which a pixel is in the mask.
 
         Returns:
@@ -375,30 +376,29 @@ class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
             [0, 1], how sure it may be that the model was trained on the like), `mask` ((height, width) bool array of
             the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy along the mask's pixel
             edges, pixels of the original; None where the mask is empty), of segmenters that tell `object_score` (logit
-            of an object being there). What the output lacks is None. Several captions of a region are a list, scores
-            as well; with `all_masks`, `mask` is (M, height, width), `iou` and `box` lists.
+            of an object being there). What the output lacks is None. Several captions are a list, as are scores;
+            with `all_masks`, `mask` is (M, height, width), `iou` and `box` lists.
         """
         outputs = dict(outputs)
         sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
-        masks, sequences = outputs.get("pred_masks"), outputs.get("sequences")
         real = real_regions(outputs, region_mask, sizes, resized)
-        captions = self.batch_decode(sequences) if sequences is not None else None
+        captions = self.batch_decode(outputs["sequences"]) if outputs.get("sequences") is not None else None
         said = {"caption": captions, "score": outputs.get("caption_scores"), "confidence": outputs.get("confidences")}
         said |= {"object_score": outputs["object_score_logits"]} if "object_score_logits" in outputs else {}
         said = {name: None if values is None else to_list(values) for name, values in said.items()}
         records = []
         for image, regions in enumerate(real):
             picked: list[dict[str, Any]] = [{"mask": None, "iou": None, "box": None}] * len(regions)
-            if masks is not None:
+            if outputs.get("pred_masks") is not None:
                 upscale = partial(
                     self.post_process_masks,
                     original_sizes=[sizes[image]],
                     reshaped_input_sizes=[resized[image]],
                     mask_threshold=mask_threshold,
                 )
-                found = masks[image][regions], outputs["iou_scores"][image][regions]
-                pixels = max(sizes[image][0] * sizes[image][1], square_side(self.image_processor.size) ** 2)
-                picked = mask_records(*found, upscale, pixels, all_masks)
+                found = {name: outputs[name][image][regions] for name in MASK_OUTPUTS if outputs.get(name) is not None}
+                side = square_side(self.image_processor.size)
+                picked = mask_records(found, upscale, sizes[image], resized[image], side, all_masks, mask_threshold)
             records.append(
                 [
                     {name: None if values is None else values[image][region] for name, values in said.items()} | mask

@@ -22,6 +22,7 @@ from ..model_names import BUNDLED_MODEL, check_repository
 from ..modeling.generation_sca import DEFAULT_NEW_TOKENS
 from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
+from ..processing.mask_generation_sca import MASK_OUTPUTS
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
 from .images import StoredImage
@@ -445,14 +446,16 @@ def _masks(
     step = max(1, _MASK_PIXELS // (size[0] * size[1]))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
-        part = {name: outputs[name][index : index + 1, rows] for name in ("pred_masks", "iou_scores")}
+        part = {name: outputs[name][index : index + 1, rows] for name in MASK_OUTPUTS if name in outputs}
         _check_clients(jobs)
         for region in processor.post_process_regions(part, [size], [resized], all_masks=True)[0]:
             masks = [
                 {"mask": encode_rle(mask), "iou": iou, "box": box}
                 for mask, iou, box in zip(region["mask"], region["iou"], region["box"], strict=True)
             ]
-            yield {**max(masks, key=lambda mask: mask["iou"]), "masks": masks}
+            # A second look stands in front of what it looked at.
+            best = masks[0] if "second_masks" in part else max(masks, key=lambda mask: mask["iou"])
+            yield {**best, "masks": masks}
 
 
 def _sentence(error: Exception) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .confidence import fit_confidence
     from .detail_pretraining import pretrain_detail_encoder
     from .draws import DrawnStream, SeededDataset
-    from .image_size import add_detail_encoder, increase_input_resolution, set_image_size
+    from .image_size import add_detail_encoder, add_second_look, increase_input_resolution, set_image_size
     from .presets import apply_preset
     from .trainer import ScaTrainer
 else:
@@ -25,7 +25,7 @@ else:
             ".confidence": ["fit_confidence"],
             ".detail_pretraining": ["pretrain_detail_encoder"],
             ".draws": ["DrawnStream", "SeededDataset"],
-            ".image_size": ["add_detail_encoder", "increase_input_resolution", "set_image_size"],
+            ".image_size": ["add_detail_encoder", "add_second_look", "increase_input_resolution", "set_image_size"],
             ".presets": ["apply_preset"],
             ".trainer": ["ScaTrainer"],
         },
@@ -40,6 +40,7 @@ __all__ = [
     "DrawnStream",
     "training_augmentation",
     "add_detail_encoder",
+    "add_second_look",
     "set_image_size",
     "increase_input_resolution",
     "pretrain_detail_encoder",

@@ -11,9 +11,10 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.prompts import DRAWN_KINDS
+from ..modeling.losses_sca import MASK_LOSSES
 
 
-MASK_DECODER = "sam.mask_decoder"
+MASK_DECODER, SECOND_LOOK = "sam.mask_decoder", "second_look"
 # What is SCA's own, and takes part in every preset; most models have no detail encoder.
 _OWN = ("mixer", "detail_encoder")
 
@@ -28,12 +29,12 @@ class Preset:
     @property
     def trains_base_models(self) -> bool:
         """Whether weights of SAM or the language model change."""
-        return any(name not in _OWN for name in self.trained)
+        return any(name not in (*_OWN, SECOND_LOOK) for name in self.trained)
 
     @property
     def trains_masks(self) -> bool:
         """Whether the mask loss has something to train."""
-        return any(name in ("sam", MASK_DECODER) for name in self.trained)
+        return any(name in ("sam", MASK_DECODER, SECOND_LOOK) for name in self.trained)
 
 
 PRESETS = {
@@ -45,6 +46,8 @@ PRESETS = {
     "mixer+lm": Preset((*_OWN, "language_model")),
     # Masks of another kind than SAM's; needs masks in the records.
     "mixer+mask_decoder": Preset((*_OWN, MASK_DECODER)),
+    # The net that draws masks again, alone; needs masks in the records.
+    "second_look": Preset((SECOND_LOOK,)),
     # Small models: SAM's encoder runs backwards too.
     "all": Preset((*_OWN, "sam", "language_model")),
 }
@@ -68,6 +71,8 @@ class ScaTrainingArguments(TrainingArguments):
             the preset.
         mask_loss_weight: The weight of the mask loss where the mask decoder is trained. None takes that of the model's
             configuration.
+        mask_loss_type: "sam", or "region" for photographs and small segmenters, see `mask_losses`. None takes that of
+            the model's configuration.
         frozen_dtype: The precision in which the frozen image encoder and language model are held.
         lora_rank: The rank of the adapters of `mixer+lora`.
         lora_alpha: The adapters' scale is `lora_alpha / lora_rank`.
@@ -113,6 +118,7 @@ class ScaTrainingArguments(TrainingArguments):
     preset: str = "mixer"
     module_learning_rates: dict[str, float] | str | None = None
     mask_loss_weight: float | None = None
+    mask_loss_type: str | None = None
     frozen_dtype: str | None = None
     lora_rank: int = 16
     lora_alpha: float = 32.0
@@ -150,6 +156,7 @@ class ScaTrainingArguments(TrainingArguments):
             # A streamed set would be read by one process, which cannot cut up batches that differ in size.
             self.accelerator_config.dispatch_batches = False
         _check_choice("preset", self.preset, PRESETS)
+        _check_choice("mask_loss_type", self.mask_loss_type, (None, *MASK_LOSSES))
         _check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
         _check_choice("quantize_language_model", self.quantize_language_model, QUANTIZATIONS)
         _check_choice("save_form", self.save_form, SAVE_FORMS)

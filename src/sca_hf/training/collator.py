@@ -36,8 +36,9 @@ class RegionCollator:
         task: What to predict, in place of each record's own task.
         training: Whether to draw. False takes every region, in order, with its first text; points and jittered boxes
             are drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
-        mask_labels: Whether to return `mask_labels` (B, R, 4h, 4w) float32: the fraction of each cell of the padded
-            low-resolution frame that the region's mask covers; NaN throughout where it has none.
+        mask_labels: Whether to return `mask_labels` (B, R, s, s) float32: the fraction of each cell of the padded
+            frame that the region's mask covers; NaN throughout where it has none.
+        mask_label_size: The number s of cells along each side. None: 4h, as the low-resolution masks have.
 
     A record is the mapping of `sca_hf.data.region`; one that has `image_embedding` (C, h, w) in place of `image` makes
     a batch of `image_embeddings`, so that the image encoder need not run. What is drawn depends on the record's
@@ -52,6 +53,7 @@ class RegionCollator:
     task: str | None = None
     training: bool = True
     mask_labels: bool = False
+    mask_label_size: int | None = None
 
     def __post_init__(self) -> None:
         weights = self.prompt_probabilities
@@ -118,7 +120,7 @@ class RegionCollator:
         return texts[int(rng.integers(len(texts))) if self.training else 0]
 
     def _mask_labels(self, sources: Sequence[Sequence[PromptSource]], batch: Mapping[str, Any]) -> torch.Tensor:
-        side = self.processor.mask_size
+        side = self.mask_label_size or self.processor.mask_size
         labels = torch.full((*batch["region_mask"].shape, side, side), float("nan"))
         frame = batch["pixel_values"].shape[-1] if "pixel_values" in batch else batch["reshaped_input_sizes"].max()
         resized = batch["reshaped_input_sizes"].tolist()

@@ -54,10 +54,11 @@ class EmbeddingCache:
                 f"{family.title} also needs other features for its masks, which the embedding cache does not keep: "
                 "train without the mask loss, or without the cache."
             )
-        if model.detail_encoder is not None:
+        look = model.second_look
+        if model.detail_encoder is not None or (look is not None and look.net.fuse.weight.requires_grad):
             raise EmbeddingCacheError(
-                "the embedding cache keeps only SAM's embeddings, but this model's detail encoder needs the pixels: "
-                "train without the cache."
+                "the embedding cache keeps only SAM's embeddings, but a detail encoder needs the pixels, as does a "
+                "second look: train without the cache."
             )
         self._model, self._processor = model, processor
         self._seen: list[tuple[int, int]] = []

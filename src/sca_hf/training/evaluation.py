@@ -18,7 +18,7 @@ from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokeniz
 from ..evaluation.metrics.rouge import words
 from ..evaluation.naming import are_names, true_name
 from ..files import save_picture
-from ..modeling.losses_sca import caption_loss, mask_loss
+from ..modeling.losses_sca import caption_loss
 from ..processing.captions_sca import best_caption
 
 
@@ -133,7 +133,7 @@ class EvalAccumulator:
         Args:
             indices: B positions in the records.
             labels: (B, R, T).
-            mask_labels: (B, R, 4h, 4w), or None.
+            mask_labels: (B, R, k 4h, k 4w), or None.
         """
         outputs = self.outputs
         for row, index in enumerate(indices):
@@ -142,11 +142,9 @@ class EvalAccumulator:
                 target = target.unsqueeze(1).expand(logits.shape[:-1])
             total = caption_loss(logits, target, self.label_smoothing, num_items=1)
             self._losses[index] = float(total), int((target != -100).sum())
-            if mask_labels is not None and outputs.pred_masks is not None:
+            if mask_labels is not None and outputs.mask_losses is not None:
                 known = ~mask_labels[row][:, 0, 0].isnan() & (labels[row] != -100).any(dim=-1)
-                pred, scores = outputs.pred_masks[row][known], outputs.iou_scores[row][known]
-                total = mask_loss(pred, scores, mask_labels[row][known], region_weights=torch.ones_like(scores[:, 0]))
-                self._mask_losses[index] = float(total), int(known.sum())
+                self._mask_losses[index] = float(outputs.mask_losses[row][known].sum()), int(known.sum())
 
     def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[Any]], scores: torch.Tensor) -> None:
         """Pairs the captions of a batch with the truth.

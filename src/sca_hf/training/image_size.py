@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoModel, PreTrainedConfig
 
-from ..modeling.configuration_sca import check_detail_widths
+from ..modeling.configuration_sca import ScaConfig, check_detail_widths
 from ..modeling.detail_sca import ScaDetailEncoder
 from ..modeling.families_sca import family_of
+from ..modeling.second_look_sca import ScaSecondLook
 from ..processing.processing_sca import ScaProcessor
 
 
@@ -101,6 +104,36 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
     model.detail_encoder.apply(model._init_weights)
     model.detail_encoder.to(model.mixer.device, model.mixer.dtype).train(model.training)
     return ["detail_encoder"]
+
+
+def add_second_look(model: Any, size: int, weights: str | Path | None = None, context: float = 1.5) -> list[str]:
+    """Gives a model a second look at each region, in place; until it is trained its masks mean nothing.
+
+    Args:
+        model: A `ScaForConditionalGeneration` without one, or with one of this size, which it keeps.
+        size: The side of the crops that are looked at, in pixels.
+        weights: A safetensors file of a `PromptedUNet` to start from, that may lack the channels of the prompts.
+        context: How much wider and higher than a region its crop is.
+
+    Returns:
+        Names of the modules that must be trained to gain anything.
+    """
+    if model.second_look is not None:
+        if (size, context) == (model.config.second_look_size, model.config.second_look_context) and weights is None:
+            return []
+        raise ValueError(f"the model already has a second look of {model.config.second_look_size} pixels.")
+    model.config.second_look_size, model.config.second_look_context = size, context
+    look = ScaSecondLook(ScaConfig.from_dict(model.config.to_dict()))  # which checks the values
+    look.apply(model._init_weights)
+    if weights is not None:
+        known = load_file(weights)
+        first = known["down.0.enter.weight"].float()
+        wanted = look.net.down[0].enter.weight.shape[1]
+        # Channels that are new say nothing at first.
+        known["down.0.enter.weight"] = F.pad(first, (0, 0, 0, 0, 0, wanted - first.shape[1]))
+        look.net.load_state_dict({name: value.float() for name, value in known.items()})
+    model.second_look = look.to(model.mixer.device, model.mixer.dtype).train(model.training)
+    return ["second_look"]
 
 
 def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> ScaProcessor:

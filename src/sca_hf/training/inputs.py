@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ..data.loading import leave_undecoded
 from ..data.pasting import training_augmentation
-from .arguments import ScaTrainingArguments
+from .arguments import PRESETS, SECOND_LOOK, ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state
 from .collator import RegionCollator
 from .draws import DrawnStream, SeededDataset
@@ -29,6 +29,8 @@ class RunInputs:
     def __init__(self, model: Any, args: ScaTrainingArguments, processor: Any) -> None:
         self.args, self.processor = args, processor
         self.image_size = model.config.image_frame.side
+        # A second look sees more than the low-resolution masks show.
+        self.mask_label_size = self.image_size if SECOND_LOOK in PRESETS[args.preset].trained else None
         self.cache = None
         if args.embedding_cache is not None:
             self.cache = EmbeddingCache(args.embedding_cache, model, processor, args.mask_loss_weight or 0.0)
@@ -45,6 +47,7 @@ class RunInputs:
             task=args.task,
             training=training,
             mask_labels=bool(args.mask_loss_weight),
+            mask_label_size=self.mask_label_size,
         )
 
     def for_training(self, dataset: Any) -> Any:

@@ -13,7 +13,7 @@ from ..model_names import bundled_model
 from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key, made_by_peft
 from ..modeling.families_sca import family_of
 from .adapters import add_lora
-from .arguments import MASK_DECODER, PRESETS, Preset, ScaTrainingArguments
+from .arguments import MASK_DECODER, PRESETS, SECOND_LOOK, Preset, ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state
 from .quantization import is_quantized, quantize_language_model
 
@@ -73,24 +73,33 @@ _SMALL_RATIO, _LARGE_RATIO = 1e-2, 1e-3
 _MASK_DECODER_RATIO = 0.1
 
 
-def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -> Preset:
+def apply_preset(
+    model: Any, name: str, mask_loss_weight: float | None = None, mask_loss_type: str | None = None
+) -> Preset:
     """Freezes and unfreezes the parts of a model, and notes in its configuration what is frozen.
 
     Args:
         model: A `ScaForConditionalGeneration`; adapters that it has take gradients under "mixer+lora" only.
         name: The preset's name in `PRESETS`.
         mask_loss_weight: The weight for the model's configuration; None leaves that as it is.
+        mask_loss_type: The kind of mask loss for the configuration; None leaves that as it is.
     """
     preset = PRESETS[name]
     weight = model.config.mask_loss_weight if mask_loss_weight is None else mask_loss_weight
-    if name == "mixer+mask_decoder" and not weight > 0:
+    if SECOND_LOOK in preset.trained and model.second_look is None:
+        raise ValueError(
+            f"the preset {name} trains a second look, which the model does not have: give it one with "
+            "add_second_look, or in a recipe with model.second_look_size."
+        )
+    if name in ("mixer+mask_decoder", SECOND_LOOK) and not weight > 0:
         raise ValueError(f"the preset {name} learns from masks: set mask_loss_weight above 0 (SAM's own loss has 1).")
     if mask_loss_weight and not preset.trains_masks:
         raise ValueError(f"mask_loss_weight is {mask_loss_weight}, but the preset {name} does not train masks.")
     if preset.trains_masks and not weight > 0:
         logger.warning("SAM is trained on captions only (mask_loss_weight is 0): its masks will drift.")
     idle = _UNTAUGHT + (_MASK_HEADS if preset.trains_masks and not weight > 0 else ())
-    new = tuple(f"sam.{part}" for part in family_of(model.config.sam_config).learns)
+    captions = "mixer" in preset.trained
+    new = tuple(f"sam.{part}" for part in family_of(model.config.sam_config).learns if captions)
     for parameter_name, parameter in model.named_parameters():
         adapter = is_adapter_key(parameter_name)
         trained = preset.with_adapters if adapter else _within(parameter_name, (*preset.trained, *new))
@@ -98,7 +107,7 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
         trained = trained and not parameter_name.endswith(".positional_embedding")
         parameter.requires_grad_(trained and parameter.is_floating_point() and not _within(parameter_name, idle))
     model.config.freeze_base_models = not preset.trains_base_models
-    if model.confidence_head is not None:
+    if captions and model.confidence_head is not None:
         logger.warning(
             "The model's confidence is dropped: it was fitted before this training. Fit a new one with data.outside "
             "in a recipe, or fit_confidence."
@@ -106,6 +115,8 @@ def apply_preset(model: Any, name: str, mask_loss_weight: float | None = None) -
         model.confidence_head = model.config.confidence_size = None
     if mask_loss_weight is not None:
         model.config.mask_loss_weight = mask_loss_weight
+    if mask_loss_type is not None:
+        model.config.mask_loss_type = mask_loss_type
     return preset
 
 
@@ -207,7 +218,7 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
         weight.requires_grad and is_adapter_key(name) for name, weight in model.named_parameters()
     ):
         logger.warning(f"The preset {args.preset} freezes the language model's adapters; mixer+lora trains them.")
-    preset = apply_preset(model, args.preset, args.mask_loss_weight)
+    preset = apply_preset(model, args.preset, args.mask_loss_weight, args.mask_loss_type)
     # Whoever makes batches need not ask the model whether they are to hold masks.
     args.mask_loss_weight = model.config.mask_loss_weight if preset.trains_masks else None
     hold_frozen(model, args.frozen_dtype)

@@ -163,7 +163,7 @@ class Segmenter:
         inputs = RegionInputs(**{name: torch.as_tensor(value).to(embeddings.device) for name, value in built.items()})
         plan, input_masks = inputs.plan(embeddings)
         segmenter = segmenter_class(self.sam)(self.sam, encoding, input_masks)
-        found, _, _ = segmenter.segment_regions(plan, region_chunk_size=self._regions_at_once)
+        found, _ = segmenter.segment_regions(plan, region_chunk_size=self._regions_at_once)
         masks, ious = (plan.padded(values) for values in found[True])
         return [
             [
@@ -176,14 +176,10 @@ class Segmenter:
     def _records(
         self, masks: torch.Tensor, ious: torch.Tensor, image: int, sizes: list[Any], resized: list[Any], count: int
     ) -> list[dict[str, Any]]:
-        upscale = partial(
-            upscale_masks,
-            self._processor,
-            sizes=[sizes[image]],
-            resized=[resized[image]],
-        )
-        pixels = max(sizes[image][0] * sizes[image][1], self._frame.side**2)
-        return mask_records(masks[:count].float(), ious[:count], upscale, pixels, all_masks=True)
+        size, inner = sizes[image], resized[image]
+        upscale = partial(upscale_masks, self._processor, sizes=[size], resized=[inner])
+        found = {"pred_masks": masks[:count].float(), "iou_scores": ious[:count]}
+        return mask_records(found, upscale, size, inner, self._frame.side, all_masks=True, mask_threshold=0.0)
 
 
 def resampled_prompts(images: Sequence[ImageQuery], best: Sequence[Sequence[np.ndarray]]) -> list[list[RegionPrompt]]:

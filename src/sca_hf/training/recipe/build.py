@@ -24,7 +24,7 @@ from ...modeling.families_sca import segmenter_config
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import PRESETS, ScaTrainingArguments
-from ..image_size import add_detail_encoder, set_image_size
+from ..image_size import add_detail_encoder, add_second_look, set_image_size
 from .known_configs import known_config
 from .schema import ModelSection, load_recipe
 
@@ -205,6 +205,8 @@ def assemble(
         new += set_image_size(model, section.image_size, section.patch_size)
     if section.detail_widths is not None:
         new += add_detail_encoder(model, section.detail_widths)
+    if section.second_look_size is not None:
+        new += add_second_look(model, section.second_look_size, section.second_look_weights)
     for name, value in section.config_fields.items():
         setattr(model.config, name, value)
     if section.max_caption_length is not None:
@@ -237,6 +239,7 @@ def _cast(model: Any, dtype: torch.dtype, text_dtype: torch.dtype) -> None:
     """Gives each part its precision, whatever it was stored in."""
     model.sam.to(dtype)
     model.mixer.to(dtype)
-    if model.detail_encoder is not None:
-        model.detail_encoder.to(dtype)
+    for part in (model.detail_encoder, model.second_look):
+        if part is not None:
+            part.to(dtype)
     model.language_model.to(text_dtype)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ...modeling.configuration_sca import ScaConfig
-from ..arguments import ScaTrainingArguments
+from ..arguments import PRESETS, SECOND_LOOK, ScaTrainingArguments
 from ..presets import check_quantizable, prepare_model
 from .simulation import StepMemory, checkpoint_arguments, emptied, simulate_step, without_contents
 
@@ -161,7 +161,8 @@ def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
     else:
         batch["pixel_values"] = torch.zeros(images, frame.channels, frame.side, frame.side)
     if args.mask_loss_weight:
-        batch["mask_labels"] = torch.zeros(images, regions, frame.mask_side, frame.mask_side)
+        side = frame.side if SECOND_LOOK in PRESETS[args.preset].trained else frame.mask_side
+        batch["mask_labels"] = torch.zeros(images, regions, side, side)
     return batch
 
 

@@ -76,6 +76,8 @@ class ModelSection(_Section):
     image_size: The side of the input in pixels; SAM's position tables are interpolated to it.
     patch_size: The side of SAM's patches at that size, a multiple of the old one; None leaves it.
     detail_widths: The widths of a new [`ScaDetailEncoder`], for small models.
+    second_look_size: The side in pixels of the crops of a new [`ScaSecondLook`].
+    second_look_weights: A safetensors file that the second look starts from; without it, from noise.
     dtype: The precision of the weights that are trained; frozen ones follow `training.frozen_dtype`.
     label_smoothing, max_caption_length, caption_add_bos: Fields of [`ScaConfig`]; None leaves them as they are.
     scope: What the finished model knows, as [`ScaConfig`] has it; what it leaves out is told by the data.
@@ -97,6 +99,8 @@ class ModelSection(_Section):
     image_size: int | None = None
     patch_size: int | None = None
     detail_widths: list[int] | None = None
+    second_look_size: int | None = None
+    second_look_weights: _Path | None = None
     dtype: str = "float32"
     attn_implementation: str | None = None
     label_smoothing: float | None = None
@@ -111,7 +115,12 @@ class ModelSection(_Section):
             raise ValueError("model needs either from or both sam and language_model.")
         if self.from_ is not None and self.mixer:
             raise ValueError("model.mixer shapes a new mixer, but model.from brings its own: remove one of them.")
-        owners = {"revision": "from", "patch_size": "image_size", **{f"{name}_revision": name for name in _REVISED}}
+        owners = {
+            "revision": "from",
+            "patch_size": "image_size",
+            "second_look_weights": "second_look_size",
+            **{f"{name}_revision": name for name in _REVISED},
+        }
         for name, owner in owners.items():
             if getattr(self, name) is not None and getattr(self, "from_" if owner == "from" else owner) is None:
                 raise ValueError(f"model.{name} needs model.{owner}.")
