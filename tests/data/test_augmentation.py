@@ -52,7 +52,14 @@ def views(size=(WIDTH, HEIGHT)):
         st.floats(0, 1),
     )
     whole = st.builds(lambda flip, angle: View.whole(size, flip, angle, 96), st.booleans(), angles)
-    return st.one_of(cut, whole)
+    around = st.builds(
+        lambda flip, angle, context, place: View.around(size, flip, angle, 96, (30, 20, 55, 40), context, place),
+        st.booleans(),
+        angles,
+        st.floats(1, 8),
+        st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    )
+    return st.one_of(cut, whole, around)
 
 
 DISCS = st.builds(disc, st.floats(20, 100), st.floats(20, 60), st.floats(8, 18))
@@ -104,6 +111,48 @@ def test_mirroring_twice_changes_nothing():
     twice = mirror(once, rng())
     assert np.array_equal(np.asarray(twice["image"]), pixels)
     assert twice["regions"] == start["regions"]
+
+
+@given(st.booleans(), st.floats(1, 8), st.tuples(st.floats(0, 1), st.floats(0, 1)), st.floats(0, 90), st.floats(0, 60))
+def test_a_square_around_a_box_holds_it_and_enlarges_nothing_more_than_four_times(mirrored, context, place, x, y):
+    box = np.array([x, y, x + 30, y + 20])
+    view = View.around((WIDTH, HEIGHT), mirrored, 0.0, 96, box, context, place)
+    seen = view.box(box)
+    assert view.size == (96, 96) and (seen >= -1).all() and (seen <= np.tile(view.shown, 2) + 1).all()
+    assert view.factor <= 4.05
+    expected = np.clip(96 / (30 * context), 96 / WIDTH, 4)
+    assert (seen[2] - seen[0]) / 30 == pytest.approx(expected, rel=0.02)
+
+
+def test_a_zoom_shows_one_of_the_regions_larger():
+    small, large = region(disc(100, 60, 5), (95, 55, 105, 65), category="ball"), region(disc(), category="moon")
+    zoom = Augmentation(zoom=1.0, context=(1.5, 3), crop=96)
+    shown = {"ball": [], "moon": []}
+    for seed in range(20):
+        for found in zoom(record(small, large), rng(seed))["regions"]:
+            shown[found["category"]].append(decode_rle(found["mask"]).sum())
+    assert min(map(len, shown.values())) >= 4 and min(shown["ball"]) > 4 * disc(100, 60, 5).sum()
+    half = [Augmentation(zoom=0.5, crop=96)(record(large), rng(seed))["image"].size for seed in range(20)]
+    assert {(96, 96), (96, 64)} == set(half)
+
+
+@pytest.mark.parametrize("change", [{"tint": 0.5}, {"gray": 1.0}, {"blur": 3.0}])
+def test_colors_change_without_moving_anything(change):
+    pixels = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    start = record(image=Image.fromarray(pixels))
+    augmentation = Augmentation(crop=1024, **change)
+    found = augmentation(start, rng())
+    seen = np.asarray(found["image"]).astype(int)
+    assert found["regions"] == start["regions"] and not augmentation.keeps_image
+    if "tint" in change:
+        gains = [np.polyfit(pixels[..., k].ravel(), seen[..., k].ravel(), 1)[0] for k in range(3)]
+        assert all(0.45 < gain < 1.55 for gain in gains) and max(gains) - min(gains) > 0.1
+    elif "gray" in change:
+        assert (seen == seen[..., :1]).all()
+    else:
+        blurred = [np.asarray(augmentation(start, rng(seed))["image"]).astype(int) for seed in range(10)]
+        rough = [np.abs(np.diff(one, axis=1)).mean() for one in (pixels.astype(int), *blurred)]
+        assert max(rough[1:]) <= rough[0] and np.median(rough[1:]) < 0.4 * rough[0]
 
 
 def test_the_published_jitter_is_reproduced():
@@ -289,7 +338,7 @@ def test_specifications_are_read():
     [
         ("jitter", "expected .lsj-MIN-MAX. such as"),
         ("lsj-2.0-0.1", "two factors above 0, the smaller first"),
-        ({"tint": 0.1}, "unknown keys tint; known are flip, scale, rotate, quarter_turns, color"),
+        ({"shade": 0.1}, "unknown keys shade; known are flip, scale, rotate, quarter_turns, zoom"),
         ({"flip": 2}, "flip is 2, expected a number from 0 to 1"),
         ({"scale": 2}, "scale is 2, expected two factors"),
         ({"crop": 0}, "crop is 0, expected at least 8 pixels"),

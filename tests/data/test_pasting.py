@@ -51,7 +51,12 @@ def test_pasted_regions_are_where_their_boxes_say(with_mask, stretch):
     rng, pasted = np.random.default_rng(0), 0
     for _ in range(20):
         result = paster(records[0], rng)
-        assert result["regions"][0] == records[0]["regions"][0]
+        first, before = result["regions"][0], records[0]["regions"][0]
+        if with_mask:
+            seen = np.asarray(result["image"])[decode_rle(first["mask"])].astype(int)
+            assert len(seen) >= 0.9**5 * 600 and np.abs(seen - COLORS[first["category"]]).max() <= 128
+            first = {**first, "mask": before["mask"], "box": before["box"]}
+        assert first == before
         for region in result["regions"][1:]:
             pasted += 1
             assert np.abs(color_at(result["image"], region["box"]) - COLORS[region["category"]]).max() < 5
@@ -65,6 +70,41 @@ def test_pasted_regions_are_where_their_boxes_say(with_mask, stretch):
                 rows, columns = np.nonzero(mask)
                 assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == region["box"]
     assert pasted > 20
+
+
+def test_what_is_hidden_is_cut_out_of_the_masks_of_others():
+    records = [record(name, with_mask=True, size=(80, 60)) for name in COLORS]
+    inside = [[float(x) + 0.5, float(y) + 0.5] for x in range(10, 40, 3) for y in range(20, 40, 3)]
+    records[0]["regions"][0] |= {"points": [*inside, [70.0, 50.0]], "labels": [1] * len(inside) + [0]}
+    paster = RegionPaster(records, number=6, size=(0.3, 0.6), rotate=180, color=0.0, overlap=0.7)
+    rng, cut = np.random.default_rng(0), 0
+    for _ in range(30):
+        result = paster(records[0], rng)
+        masks = np.stack([decode_rle(region["mask"]) for region in result["regions"]])
+        assert masks.sum(0).max() == 1 and masks.any((1, 2)).all()
+        picture = np.asarray(result["image"]).astype(int)
+        for region, mask in zip(result["regions"], masks, strict=True):
+            assert np.median(np.abs(picture[mask] - COLORS[region["category"]]).max(1)) < 5
+            rows, columns = np.nonzero(mask)
+            assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == region["box"]
+        first = result["regions"][0]
+        told = list(zip(first["points"], first["labels"], strict=True))
+        assert all(masks[0][int(y), int(x)] for (x, y), label in told if label) and told[-1] == ([70.0, 50.0], 0)
+        kept = masks[0].sum() / 600
+        cut += kept < 1
+        assert kept >= 0.3**6 and len(told) - 1 == sum(masks[0][int(y), int(x)] for x, y in inside)
+    assert cut > 10 and decode_rle(records[0]["regions"][0]["mask"]).sum() == 600
+
+
+def test_small_things_are_not_pasted_where_that_is_asked_for():
+    records = [record(name) for name in COLORS]
+    records[0]["regions"][0]["box"] = [10.0, 20.0, 24.0, 30.0]
+    paster = RegionPaster(records, number=5, min_source=15)
+    rng = np.random.default_rng(0)
+    pasted = [region["category"] for _ in range(10) for region in paster(records[0], rng)["regions"][1:]]
+    assert set(pasted) == {"green thing"}
+    with pytest.raises(ValueError, match="none of 31 pixels or more"):
+        RegionPaster(records, min_source=31)
 
 
 def test_quarter_turns_alone_leave_sides_upright():

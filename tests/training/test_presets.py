@@ -106,6 +106,13 @@ def test_modules_learn_at_their_own_rates(make_model, processor, tmp_path):
     assert optimizer.param_groups[0]["lr"] == 3e-3, "the first group's rate is what the logs show"
 
 
+def test_a_rate_of_0_freezes_a_module(make_model, processor, tmp_path):
+    rates = {"sam.vision_encoder": 0, "sam.vision_encoder.neck": 1e-4}
+    names = changed(make_model(), processor, tmp_path, preset="all", mask_loss_weight=1.0, module_learning_rates=rates)
+    seen = {name for name in names if name.startswith("sam.vision_encoder")}
+    assert seen and all(name.startswith("sam.vision_encoder.neck") for name in seen)
+
+
 def test_a_module_is_its_whole_dotted_name():
     model = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2), "layer1": torch.nn.Linear(2, 2)})
     groups = parameter_groups(model, 1.0, 0.0, [], {"layer": 0.5})
@@ -119,7 +126,7 @@ def test_a_module_is_its_whole_dotted_name():
         ({"mixr": 1e-4}, "has no such module; its parts are .*mixer.transformer"),
         ({"mixer.trans": 1e-4}, "no such module"),
         ({"sam.vision_encoder": 1e-4}, "which is frozen"),
-        ({"mixer": 0.0}, "expected a positive number"),
+        ({"mixer": -1.0}, r"expected 0 \(frozen\) or more"),
     ],
 )
 def test_a_rate_that_reaches_nothing_is_an_error(model, processor, tmp_path, rates, message):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from .region import RegionRecordError, record_image
 from .sides import mirrored_text, turned_text
@@ -23,6 +23,7 @@ from .views import View, moved_region, picture_view
 MEAN_COLOR = (124, 116, 104)
 # Up to this angle, above stays above and left stays left.
 _LEVEL_DEGREES = 20.0
+_HIGHEST = {"flip": 1, "rotate": 180, "zoom": 1, "color": 0.95, "tint": 0.95, "gray": 1, "blur": 20, "min_visible": 1}
 # Cuts that show no region are drawn again, this often; then the whole picture is taken.
 _ATTEMPTS = 10
 
@@ -32,9 +33,9 @@ class Augmentation:
     """Changes a record at random; called with the record and a generator, it returns the new record.
 
     In this order: mirroring, turning about the middle onto a canvas that holds the whole picture, resizing, cutting
-    out, padding. Captions of mirrored and turned pictures are reworded or dropped by the rules of `sca_hf.data.sides`.
-    A region of which no caption (or no category) is left is dropped; if that were half of them or more, the picture is
-    neither mirrored nor turned. If no region is to be seen in a cut, another is made.
+    out, padding, color. Captions of mirrored and turned pictures are reworded or dropped by the rules of
+    `sca_hf.data.sides`. A region of which no caption (or no category) is left is dropped; if that were half of them or
+    more, the picture is neither mirrored nor turned. If no region is to be seen in a cut, another is made.
 
     Args:
         flip: probability of mirroring.
@@ -44,7 +45,15 @@ class Augmentation:
             the whole picture, shrunk to `crop` pixels on its longest side where it is larger.
         rotate: turned by an angle drawn evenly up to so many degrees either way.
         quarter_turns: turned by none to three quarters besides, which keeps boxes as tight as they were.
+        zoom: probability that, in place of `scale`, a square around one of the regions is cut out: small things are
+            then seen as large ones are.
+        context: smallest and largest side of that square, in longer sides of the region; the region lies anywhere in
+            it. Nothing is enlarged more than four times for it.
         color: brightness, contrast and saturation are each changed by a factor drawn evenly up to so far from 1.
+        tint: each color channel is multiplied by a factor drawn evenly up to so far from 1, as other light does.
+            Captions that name colors need a small one.
+        gray: probability that the picture loses its colors.
+        blur: blurred by a Gaussian whose standard deviation is drawn evenly up to so many pixels.
         crop: side of the square in pixels; the model's image size is best.
         min_visible: a region is kept if at least this fraction of its area is visible, and a pixel of each side of its
             box.
@@ -54,29 +63,35 @@ class Augmentation:
     scale: tuple[float, float] | None = None
     rotate: float = 0.0
     quarter_turns: bool = False
+    zoom: float = 0.0
+    context: tuple[float, float] = (1.5, 6.0)
     color: float = 0.0
+    tint: float = 0.0
+    gray: float = 0.0
+    blur: float = 0.0
     crop: int = 1024
     min_visible: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, low, high in (("flip", 0, 1), ("rotate", 0, 180), ("color", 0, 0.95), ("min_visible", 0, 1)):
-            value = getattr(self, name)
+        for name, high in _HIGHEST.items():
+            low, value = 0, getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ValueError(f"augmentation: {name} is {value!r}, expected a number from {low} to {high}.")
         if not isinstance(self.crop, int) or self.crop < 8:
             raise ValueError(f"augmentation: crop is {self.crop!r}, expected at least 8 pixels.")
         if self.scale is not None:
-            object.__setattr__(self, "scale", _range(self.scale))
+            object.__setattr__(self, "scale", _range("scale", self.scale))
+        object.__setattr__(self, "context", _range("context", self.context, 1.0))
 
     @property
     def changes_geometry(self) -> bool:
         """Whether regions move, so that they no longer fit an embedding of the unchanged picture."""
-        return self.flip > 0 or self.scale is not None or self.rotate > 0 or self.quarter_turns
+        return self.flip > 0 or self.scale is not None or self.rotate > 0 or self.quarter_turns or self.zoom > 0
 
     @property
     def keeps_image(self) -> bool:
         """Whether pictures and regions stay as they are, so that embeddings of the pictures still hold."""
-        return not self.changes_geometry and not self.color
+        return not self.changes_geometry and not (self.color or self.tint or self.gray or self.blur)
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Returns an augmented record with an RGB picture; the record itself stays as it is."""
@@ -109,6 +124,12 @@ class Augmentation:
         rng: np.random.Generator,
     ) -> tuple[View, list[dict[str, Any]]]:
         """Draws a view of the picture that shows a region, and returns it with the regions that it shows."""
+        if self.zoom and regions and rng.random() < self.zoom:
+            box, context = regions[int(rng.integers(len(regions)))]["box"], float(rng.uniform(*self.context))
+            view = View.around(size, mirrored, angle, self.crop, box, context, rng.random(2))
+            moved = [moved_region(region, view, self.min_visible) for region in regions]
+            if shown := [region for region in moved if region is not None]:
+                return view, shown
         for attempt in range(_ATTEMPTS + 1):
             if self.scale is None:
                 view = View.whole(size, mirrored, angle, self.crop)
@@ -123,10 +144,16 @@ class Augmentation:
         return view, shown
 
     def _recolored(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        if not self.color:
-            return image
-        for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            image = change(image).enhance(float(rng.uniform(1 - self.color, 1 + self.color)))
+        if self.color:
+            for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = change(image).enhance(float(rng.uniform(1 - self.color, 1 + self.color)))
+        if self.tint:
+            factors = rng.uniform(1 - self.tint, 1 + self.tint, (3, 1))
+            image = image.point((np.arange(256) * factors).round().clip(0, 255).astype(int).ravel().tolist())
+        if self.gray and rng.random() < self.gray:
+            image = image.convert("L").convert("RGB")
+        if self.blur:
+            image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, self.blur))))
         return image
 
 
@@ -151,13 +178,14 @@ def augmentation_from(spec: str | Mapping[str, Any] | Augmentation | None, size:
     return Augmentation(**{"crop": size, **spec})
 
 
-def _range(scale: Any) -> tuple[float, float]:
+def _range(name: str, factors: Any, lowest: float = 0.0) -> tuple[float, float]:
     try:
-        low, high = (float(value) for value in scale)
+        low, high = (float(value) for value in factors)
     except (TypeError, ValueError):
         low = high = 0.0
-    if not 0 < low <= high <= 100:
-        raise ValueError(f"augmentation: scale is {scale!r}, expected two factors above 0, the smaller first.")
+    if not 0 < low <= high <= 100 or low < lowest:
+        bound = f"of at least {lowest:g}" if lowest else "above 0"
+        raise ValueError(f"augmentation: {name} is {factors!r}, expected two factors {bound}, the smaller first.")
     return low, high
 
 

@@ -17,14 +17,12 @@ from PIL import Image
 
 from ..processing.masks_sca import decode_rle, encode_rle
 from .augmentation import Augmentation, augmentation_from
-from .region import mask_extent, record_image
+from .region import mask_extent, record_image, region_mask
 
 
 # The longest side of a crop that is kept, and how many bytes of crops are kept.
 _CROP_SIDE = 256
 _CACHE_BYTES = 256 * 2**20
-# A pasted region may hide no more than this fraction of another, or of itself.
-_OVERLAP = 0.1
 # Places tried per wanted region: in a full picture most are taken.
 _ATTEMPTS = 8
 
@@ -105,6 +103,30 @@ def training_augmentation(spec: Any, size: int, dataset: Any) -> TrainingAugment
     return TrainingAugmentation(spec, size, dataset)
 
 
+class _Region:
+    """A region of a record and its mask, (height, width) bool or None."""
+
+    def __init__(self, values: Mapping[str, Any], mask: np.ndarray | None) -> None:
+        self.values, self.mask = dict(values), mask
+
+    def hidden_by(self, laid: np.ndarray, frame: tuple[slice, slice]) -> float:
+        """The fraction of the mask that `laid`, bool, hides within a frame of rows and columns; 0 without a mask."""
+        if self.mask is None or not (count := np.count_nonzero(self.mask[frame] & laid)):
+            return 0.0
+        return count / np.count_nonzero(self.mask)
+
+    def cut(self, laid: np.ndarray, frame: tuple[slice, slice]) -> None:
+        """Takes what is hidden out of the mask, and points inside that are."""
+        assert self.mask is not None
+        self.mask[frame] &= ~laid
+        encoded = encode_rle(self.mask) if isinstance(self.values["mask"], Mapping) else self.mask
+        self.values |= {"mask": encoded, "box": [float(value) for value in mask_extent(self.mask)]}
+        if self.values.get("points"):
+            pairs = zip(self.values["points"], self.values["labels"], strict=True)
+            kept = [(point, label) for point, label in pairs if not label or self.mask[int(point[1]), int(point[0])]]
+            self.values |= {"points": [point for point, _ in kept], "labels": [label for _, label in kept]}
+
+
 class RegionPaster:
     """Pastes regions of a data set into its records.
 
@@ -117,6 +139,9 @@ class RegionPaster:
         stretch: along an axis at any angle regions become up to exp(stretch) times as long as across it, as things do
             that are looked at from the side; their area stays.
         color: changes brightness and contrast of pasted regions by up to this fraction.
+        overlap: how much of another region a pasted one may hide, and its box of the other's, as a fraction of the
+            smaller; what is hidden is cut out of the other's mask. In photographs things stand before others: 0.5.
+        min_source: regions with a shorter longer side, in pixels, are not pasted: enlarged, they are a blur.
     """
 
     def __init__(
@@ -128,42 +153,44 @@ class RegionPaster:
         stretch: float = 0.0,
         color: float = 0.3,
         quarter_turns: bool = False,
+        overlap: float = 0.1,
+        min_source: float = 0.0,
     ) -> None:
-        bounded = 0 < size[0] <= size[1] <= 1 and 0 <= stretch <= 2 and 0 <= color < 1
+        bounded = 0 < size[0] <= size[1] <= 1 and 0 <= stretch <= 2 and 0 <= color < 1 and 0 <= overlap < 1
         if number < 1 or rotate < 0 or not bounded:
             raise ValueError(
-                f"paste has number {number}, size {size}, rotate {rotate}, stretch {stretch}, color {color}; "
-                "expected a number of at least 1, ascending sizes in (0, 1], no negative degrees, a stretch in [0, 2] "
-                "and a color in [0, 1)."
+                f"paste has number {number}, size {size}, rotate {rotate}, stretch {stretch}, color {color}, overlap "
+                f"{overlap}; expected a number of at least 1, ascending sizes in (0, 1], no negative degrees, a "
+                "stretch in [0, 2], a color and an overlap in [0, 1)."
             )
         self.dataset, self.number, self.size = dataset, number, tuple(size)
         self.rotate, self.stretch, self.color = rotate, stretch, color
-        self.quarter_turns = quarter_turns
-        self.sources = _regions_by_text(dataset)
+        self.quarter_turns, self.overlap = quarter_turns, overlap
+        self.sources = _regions_by_text(dataset, min_source)
         self._crops: OrderedDict[tuple[int, int], tuple[Image.Image, Image.Image, bool]] = OrderedDict()
         self._bytes = 0
 
     def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Returns the record with more regions; those that were there stay as they are."""
+        """Returns the record with more regions; of those that were there, what is hidden now is cut off."""
         picture = record_image(record).copy()
-        regions = [dict(region) for region in record["regions"]]
-        boxes = [np.asarray(region["box"], np.float64) for region in regions]
+        regions = [_Region(region, region_mask(region, picture.size, "a region")) for region in record["regions"]]
         wanted = int(rng.integers(self.number + 1))
         for attempt in range(_ATTEMPTS * wanted):
             if len(regions) - len(record["regions"]) == wanted:
                 break
             texts = self.sources[int(rng.integers(len(self.sources)))]
             row, index, said = texts[int(rng.integers(len(texts)))]
-            pasted = self._paste(picture, boxes, row, index, rng)
+            pasted = self._paste(picture, regions, row, index, rng)
             if pasted is None:
                 continue
-            regions.append({**_EMPTY, **said, **pasted, "region_id": f"pasted-{attempt}-{said['region_id']}"})
-            boxes.append(np.asarray(pasted["box"]))
-        return {**record, "image": picture, "regions": regions}
+            box, mask = pasted
+            region = {**_EMPTY, **said, "region_id": f"pasted-{attempt}-{said['region_id']}", "box": box}
+            regions.append(_Region(region if mask is None else {**region, "mask": encode_rle(mask)}, mask))
+        return {**record, "image": picture, "regions": [region.values for region in regions]}
 
     def _paste(
-        self, picture: Image.Image, boxes: list[np.ndarray], row: int, index: int, rng: np.random.Generator
-    ) -> dict[str, Any] | None:
+        self, picture: Image.Image, regions: list[_Region], row: int, index: int, rng: np.random.Generator
+    ) -> tuple[list[float], np.ndarray | None] | None:
         """Lays one region into `picture` and returns its box and mask; None where it would hide others."""
         crop, alpha, has_mask = self._crop(row, index)
         low, high = np.log(self.size)
@@ -188,7 +215,7 @@ class RegionPaster:
             return None
         center = rng.uniform(extent, room)
         box = np.concatenate([center - extent, center + extent])
-        if any(_hides(box, other) for other in boxes):
+        if any(_hides(box, np.asarray(other.values["box"]), self.overlap) for other in regions):
             return None
         reach = np.abs(matrix) @ half
         left, top = np.floor(center - reach).clip(0).astype(int)
@@ -197,16 +224,20 @@ class RegionPaster:
         shift = half - inverse @ (center - (left, top))
         layer = (inverse[0, 0], inverse[0, 1], shift[0], inverse[1, 0], inverse[1, 1], shift[1])
         shape = (int(right - left), int(bottom - top))
-        pasted = self._recolored(crop, rng).transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
         stencil = alpha.transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
-        picture.paste(pasted, (int(left), int(top)), stencil)
-        if not has_mask:
-            return {"box": box.tolist()}
-        mask = np.zeros(picture.size[::-1], bool)
-        mask[top:bottom, left:right] = np.asarray(stencil) > 127
-        if not mask.any():
+        frame, laid = (slice(top, bottom), slice(left, right)), np.asarray(stencil) > 127
+        if not laid.any() or any(region.hidden_by(laid, frame) > self.overlap for region in regions):
             return None
-        return {"box": [float(value) for value in mask_extent(mask)], "mask": encode_rle(mask)}
+        pasted = self._recolored(crop, rng).transform(shape, Image.Transform.AFFINE, layer, Image.Resampling.BILINEAR)
+        picture.paste(pasted, (int(left), int(top)), stencil)
+        for region in regions:
+            if region.hidden_by(laid, frame):
+                region.cut(laid, frame)
+        if not has_mask:
+            return box.tolist(), None
+        mask = np.zeros(picture.size[::-1], bool)
+        mask[frame] = laid
+        return [float(value) for value in mask_extent(mask)], mask
 
     def _recolored(self, crop: Image.Image, rng: np.random.Generator) -> Image.Image:
         brightness, contrast = 1 + rng.uniform(-self.color, self.color, 2)
@@ -242,24 +273,30 @@ class RegionPaster:
 _EMPTY: dict[str, Any] = {"mask": None, "points": None, "labels": None}
 
 
-def _regions_by_text(dataset: Any) -> list[list[tuple[int, int, dict[str, Any]]]]:
-    """Rows, positions and texts of all regions of a data set, those that are called alike together."""
+def _regions_by_text(dataset: Any, min_side: float) -> list[list[tuple[int, int, dict[str, Any]]]]:
+    """Rows, positions and texts of the regions of a data set, those that are called alike together.
+
+    min_side: of the longer side of their boxes, in pixels.
+    """
     # Without their pictures: a data set that decodes these would do so for every row, now and whenever one is pasted.
     texts = dataset.select_columns(["regions"]) if hasattr(dataset, "select_columns") else dataset
     found: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
     for row in range(len(texts)):
         for index, region in enumerate(texts[row]["regions"]):
+            x0, y0, x1, y1 = region["box"]
+            if max(x1 - x0, y1 - y0) < min_side:
+                continue
             said = {name: region[name] for name in ("region_id", "captions", "category")}
             found[region["category"] or region["captions"][0]].append((row, index, said))
     if not found:
-        raise ValueError("there are no regions to paste: the data set has none.")
+        raise ValueError(f"there are no regions to paste: the data set has none of {min_side:g} pixels or more.")
     return [found[text] for text in sorted(found)]
 
 
-def _hides(box: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two boxes overlap by more than a tenth of the smaller one."""
+def _hides(box: np.ndarray, other: np.ndarray, overlap: float) -> bool:
+    """Whether two boxes overlap by more than a fraction of the smaller one."""
     sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
     if (sides <= 0).any():
         return False
     smaller = min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
-    return bool(np.prod(sides) > _OVERLAP * smaller)
+    return bool(np.prod(sides) > overlap * smaller)

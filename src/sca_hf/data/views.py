@@ -17,6 +17,10 @@ from ..processing.masks_sca import encode_rle
 from .region import mask_extent, region_mask
 
 
+# How much larger a square around a small region may show it.
+_MAX_ENLARGED = 4
+
+
 @dataclass(frozen=True)
 class View:
     """An affine view of a picture.
@@ -52,6 +56,35 @@ class View:
         offset = [round(max(0, length - side) * place) for length in resized]
         matrix[:, 2] -= offset
         return cls(size, matrix, (side, side), (min(resized[0], side), min(resized[1], side)), angle == 0)
+
+    @classmethod
+    def around(
+        cls,
+        size: tuple[int, int],
+        mirrored: bool,
+        angle: float,
+        side: int,
+        box: Any,
+        context: float,
+        place: Any,
+    ) -> View:
+        """A square of `side` pixels that holds a box of the picture, xyxy, and what is around it.
+
+        Args:
+            context: how wide the square is, in longer sides of the box; it is no wider than the picture is long.
+            place: (2,) in [0, 1], where in the square the box lies.
+        """
+        matrix, canvas = _turned(size, mirrored, angle)
+        moved = cls(size, matrix, size, size, angle == 0).box(box)
+        wide = max(context * float((moved[2:] - moved[:2]).max()), side / _MAX_ENLARGED)
+        matrix, resized = _resized(matrix, canvas, side / min(wide, max(canvas)))
+        moved = cls(size, matrix, resized, resized, angle == 0).box(box)
+        free = np.maximum(np.array(resized) - side, 0)
+        low, high = (moved[2:] - side).clip(0, free), moved[:2].clip(0, free)
+        offset = np.round(low + (high - low) * place)
+        matrix[:, 2] -= offset
+        shown = np.minimum(resized - offset, side).astype(int)
+        return cls(size, matrix, (side, side), (int(shown[0]), int(shown[1])), angle == 0)
 
     @property
     def unchanged(self) -> bool:

@@ -68,7 +68,7 @@ class ScaTrainingArguments(TrainingArguments):
         logging_nan_inf_filter: False shows a loss that is not a number, and waits for no device.
         preset: What to train, one of `PRESETS`.
         module_learning_rates: Learning rates by dotted module name, `{"language_model": 1e-6}`, in place of those of
-            the preset.
+            the preset; 0 freezes a module that the preset trains.
         mask_loss_weight: The weight of the mask loss where the mask decoder is trained. None takes that of the model's
             configuration.
         mask_loss_type: "sam", or "region" for photographs and small segmenters, see `mask_losses`. None takes that of

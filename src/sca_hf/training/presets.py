@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
 from ..model_names import bundled_model
-from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key, made_by_peft
+from ..modeling.adapters_sca import has_adapter, is_adapter_key, made_by_peft
+from ..modeling.base_models_sca import as_dtype
 from ..modeling.families_sca import family_of
 from .adapters import add_lora
 from .arguments import MASK_DECODER, PRESETS, SECOND_LOOK, Preset, ScaTrainingArguments
@@ -158,8 +159,7 @@ def parameter_groups(
     }
     for name, parameter in parameters.items():
         if parameter.requires_grad:
-            fitting = [module for module in module_learning_rates if _within(name, (module,))]
-            groups[max(fitting, key=len, default=""), name in decay_names].append(parameter)
+            groups[_module_of(name, module_learning_rates), name in decay_names].append(parameter)
     return [
         {
             "params": members,
@@ -171,6 +171,11 @@ def parameter_groups(
     ]
 
 
+def _module_of(name: str, rates: Mapping[str, float]) -> str:
+    """The longest of the modules with rates that a parameter is in, or an empty name."""
+    return max((module for module in rates if _within(name, (module,))), key=len, default="")
+
+
 def _check_modules(parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]) -> None:
     for module, rate in rates.items():
         members = [parameter for name, parameter in parameters.items() if _within(name, (module,))]
@@ -179,10 +184,10 @@ def _check_modules(parameters: Mapping[str, nn.Parameter], rates: Mapping[str, f
                 f"module_learning_rates names {module!r}, but the model has no such module; its parts are "
                 f"{', '.join(sorted({'.'.join(name.split('.')[:2]) for name in parameters}))}."
             )
-        if not any(parameter.requires_grad for parameter in members):
+        if rate and not any(parameter.requires_grad for parameter in members):
             raise ValueError(f"module_learning_rates names {module!r}, which is frozen: choose another preset.")
-        if not rate > 0:
-            raise ValueError(f"module_learning_rates has {rate} for {module!r}, expected a positive number.")
+        if not rate >= 0:
+            raise ValueError(f"module_learning_rates has {rate} for {module!r}, expected 0 (frozen) or more.")
 
 
 def plain_name(name: str) -> str:
@@ -219,6 +224,10 @@ def prepare_model(model: Any, args: ScaTrainingArguments) -> Preset:
     ):
         logger.warning(f"The preset {args.preset} freezes the language model's adapters; mixer+lora trains them.")
     preset = apply_preset(model, args.preset, args.mask_loss_weight, args.mask_loss_type)
+    rates = cast(dict[str, float], args.module_learning_rates or {})
+    for name, parameter in model.named_parameters():
+        if rates.get(_module_of(plain_name(name), rates)) == 0:
+            parameter.requires_grad_(False)
     # Whoever makes batches need not ask the model whether they are to hold masks.
     args.mask_loss_weight = model.config.mask_loss_weight if preset.trains_masks else None
     hold_frozen(model, args.frozen_dtype)
