@@ -22,6 +22,7 @@ TAMPERED = "hub/test_tampered.py::test_tampered_repositories_are_refused"
 PLACES = "fuzz/test_places.py::test_no_name_or_address_in_a_data_set_leads_out_of_it"
 PLACED = "modeling/test_placements.py::test_placements_that_cannot_work_are_refused_before_weights_are_read"
 DOORS = "test_region_doors.py::test_an_odd_region_is_refused_everywhere_in_the_same_words"
+ENCODERS = "modeling/test_plain_encoders.py::"
 GATE = "serving/test_gate.py::"
 COST = f"{GATE}test_a_refusal_costs_at_most_300_mib_and_5_seconds_and_others_are_answered"
 PAGE = "demo/test_page_answers.py::test_of_all_routes_only_those_that_page_and_interface_use_are_open"
@@ -34,6 +35,10 @@ PUSHES = "hub/test_push_while_training.py::test_every_push_is_a_repository_that_
 COUNTS = "evaluation/test_protocols.py::test_other_counts_have_no_place_under_its_name"
 # The beginning of a sentence, after its page, or a part of it that no other has -> the tests that it is true by.
 PROMISES = {
+    "or whose patches do not divide the image is refused before training": (
+        f"{ENCODERS}test_an_encoder_that_cannot_be_used_is_refused_before_training",
+        f"{ENCODERS}test_an_image_that_patches_do_not_divide_is_refused",
+    ),
     "Run the command again to resume an interrupted run": (
         TRAIN,
         "training/test_recipe.py::test_an_interrupted_run_goes_on_to_the_same_weights",

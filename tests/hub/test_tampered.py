@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
-from sca_hf.modeling.base_models_sca import load_adapter
+from sca_hf.modeling.adapters_sca import load_adapter
 from sca_hf.testing import tiny_model, tiny_text_config
 
 

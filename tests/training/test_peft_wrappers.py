@@ -12,7 +12,7 @@ from tiny_runs import records, saved_model, trainer
 from transformers import AutoModel
 from transformers.utils import logging as hf_logging
 
-from sca_hf.modeling.base_models_sca import has_adapter
+from sca_hf.modeling.adapters_sca import has_adapter
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.training.adapters import merge_lora
 from sca_hf.training.collator import RegionCollator

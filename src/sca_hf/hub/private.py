@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..modeling.base_models_sca import ADAPTER_FOLDER
+from ..modeling.adapters_sca import ADAPTER_FOLDER
 
 
 # What a repository of ours has, beside its code and the weight files of an index.

@@ -1,11 +1,6 @@
-"""Base models: the SAM and the language model of a composite, wherever they come from, and how each is pinned.
-
-Adapters on the language model (LoRA, by the library's PEFT integration) are kept beside the mixer and loaded with it.
-PEFT is not imported here: a repository without adapters loads without it.
-"""
+"""Base models: the SAM and the language model of a composite, wherever they come from, and how each is pinned."""
 
 import hashlib
-import json
 import os
 import threading
 import time
@@ -22,12 +17,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, modeling_utils
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .adapters_sca import ADAPTER_FOLDER, is_adapter_key
 from .configuration_sca import ScaConfig, without_dropout
-from .families_sca import as_segmenter, config_from, segmenter_config
+from .families_sca import as_segmenter, config_from, family_of, segmenter_config
+from .placement_sca import part_of
 from .validation_sca import check_numbers, check_references, is_finite, sizes
 
 
@@ -37,11 +33,9 @@ LANGUAGE_MODEL = "language_model"
 BASE_MODELS = {SAM: (AutoModel, "sam_config"), LANGUAGE_MODEL: (AutoModelForCausalLM, "text_config")}
 # Loading arguments that say where files are.
 HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision", "subfolder", "force_download")
-
-
-# Folder within a mixer-only repository; at its top the library would take the repository for an adapter of something.
-ADAPTER_FOLDER = "language_model_adapter"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
+# its own.
+_FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory", "offload_folder")
 
 
 # One for the process, whichever copy of this file is imported first: a repository brings its own.
@@ -90,8 +84,9 @@ def load_part(
         if name == SAM and own is not None and part.config.model_type != own.model_type:
             # The library may give an image model the configuration of the video model whose weights it has.
             part.config = config_from(as_segmenter(part.config.to_dict(), own.model_type))
-        # It may have been changed since it was loaded, so that no folder or commit stands for it.
-        return part, None
+        # It may have been changed since it was loaded, so that no folder or commit stands for it; of a plain encoder's
+        # segmenter only the encoder has to be found again.
+        return part, getattr(part, "encoder_source", None)
     if len(_NESTED) >= _MOST_NESTED:
         raise ValueError(
             f"the base models of {_NESTED[0]} come from repositories that take theirs from others, {_MOST_NESTED} "
@@ -160,6 +155,38 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
     if broken := [n for n, weight in held if not is_finite(weight)]:
         raise ValueError(f"{broken[0]} of {source} holds infinite values or NaN: the file is damaged.")
     return keep_precision(part).to(dtype) if half else part
+
+
+def take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Turn the arguments of a mixer-only repository into those of its mixer; return those of each base model."""
+    requested = explicit(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
+    shared = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
+    device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
+    if device_map is not None:
+        own = {key: place for key, place in device_map.items() if key.split(".")[0] not in BASE_MODELS}
+        if family_of(config.sam_config).base:
+            places = set(device_map.values())
+            if len(places) > 1 or "disk" in places:
+                raise ValueError(
+                    "a mixer-only repository of a plain encoder is loaded on one device (device_map={'': 0}); save it "
+                    "with include_base_models=True to divide it."
+                )
+            own = {"": places.pop()}
+        kwargs["device_map"] = own
+    kwargs.update(build_base_models=False, dtype=requested or config.mixer_config.dtype or "auto")
+    arguments = {}
+    for part, (_, config_name) in BASE_MODELS.items():
+        arguments[part] = {**shared, "device_map": None if device_map is None else part_of(device_map, part)}
+        arguments[part]["dtype"] = requested or getattr(config, config_name).dtype
+        arguments[part] = {name: value for name, value in arguments[part].items() if value is not None}
+    if quantization is not None:
+        arguments[LANGUAGE_MODEL]["quantization_config"] = quantization
+    return arguments
+
+
+def explicit(dtype: Any) -> Any:
+    """A precision that was asked for; None where the library is to choose."""
+    return None if dtype == "auto" else dtype
 
 
 def load_pinned(
@@ -243,7 +270,12 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
     """
     if stored.get("model_type") == ScaConfig.model_type:
         stored = stored.get(BASE_MODELS[name][1]) or {}
-    fields = as_segmenter(stored, config.model_type) if name == SAM else stored
+    encoder = getattr(config, "encoder_config", None)
+    if name == SAM and encoder is not None and stored.get("model_type") != config.model_type:
+        # The encoder alone, or with a text tower.
+        config, fields = encoder, {"model_type": encoder.model_type, **stored.get("vision_config", stored)}
+    else:
+        fields = as_segmenter(stored, config.model_type) if name == SAM else stored
     kind = fields.get("model_type")
     differences = [f"model_type {kind!r} instead of {config.model_type!r}"]
     if kind == config.model_type:
@@ -302,21 +334,23 @@ def complete_sources(sources: dict[str, dict[str, str] | None]) -> dict[str, dic
     return known if known.keys() == BASE_MODELS.keys() else None
 
 
+def base_prefixes(config: ScaConfig) -> tuple[str, str]:
+    """How the names of the weights begin that a mixer-only repository does not hold."""
+    return f"{SAM}.{family_of(config.sam_config).base}", f"{LANGUAGE_MODEL}."
+
+
 def sample_base_weights(model: Any) -> dict[str, torch.Tensor]:
     """Some values of each weight of SAM and the language model, by the name that it has without adapters around it.
 
-    Weights that are packed, cut up or on no device have none.
+    Weights that are packed, cut up or on no device have none, nor those that every repository of the model holds.
     """
     samples = {}
-    for part in BASE_MODELS:
-        for name, weight in getattr(model, part).named_parameters(prefix=part):
-            plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.device.type != "meta"
-            if plain and not is_adapter_key(name):
-                values = weight.detach().reshape(-1)
-                step = max(1, len(values) // 16)
-                samples[name.replace("base_model.model.", "").replace(".base_layer.", ".")] = (
-                    values[::step].clone().cpu()
-                )
+    for name, weight in model.named_parameters():
+        plain = type(weight.data) is torch.Tensor and weight.is_floating_point() and weight.device.type != "meta"
+        if plain and name.startswith(base_prefixes(model.config)) and not is_adapter_key(name):
+            values = weight.detach().reshape(-1)
+            step = max(1, len(values) // 16)
+            samples[name.replace("base_model.model.", "").replace(".base_layer.", ".")] = values[::step].clone().cpu()
     return samples
 
 
@@ -387,109 +421,20 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
 
 
-def made_by_peft(module: torch.nn.Module | None) -> bool:
-    """Whether PEFT put a module in the place of another: its wrapper of a model, or a layer with adapters."""
-    return any(kind.__module__.startswith("peft.") for kind in type(module).__mro__)
-
-
-def has_adapter(language_model: PreTrainedModel | None) -> bool:
-    """Whether a language model has adapters that are not merged: the library's, or `get_peft_model` around it."""
-    return bool(getattr(language_model, "_hf_peft_config_loaded", False)) or made_by_peft(language_model)
-
-
-def check_savable_adapter(language_model: Any) -> None:
-    """Refuse adapters of a language model that its repository could not give back."""
-    kinds = [
-        str(getattr(config.peft_type, "value", config.peft_type)) for config in language_model.peft_config.values()
-    ]
-    if kinds != ["LORA"]:
-        raise ValueError(
-            f"the language model has the adapters {', '.join(kinds)}, but a repository can have only one LORA "
-            "adapter: delete the others (delete_adapter), or save the language model separately."
-        )
-
-
-def is_adapter_key(key: str) -> bool:
-    """Whether a weight belongs to an adapter."""
-    return ".lora_" in key
-
-
-def save_adapter(language_model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write the adapter in PEFT's own form.
-
-    Args:
-        weights: the language model's weights by its own names; those that are not the adapter's are left out.
-    """
-    wrapped = made_by_peft(language_model)
-    if wrapped:
-        # What the wrapper holds is as if the library had added the adapter.
-        weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}
-        language_model = language_model.get_base_model()
-        language_model._hf_peft_config_loaded = True
-    name = next(iter(language_model.peft_config))
-    own = language_model.get_adapter_state_dict(name, state_dict=weights)
-    if wrapped:
-        language_model._hf_peft_config_loaded = False
-    folder.mkdir(parents=True, exist_ok=True)
-    own = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in own.items()}
-    save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    language_model.peft_config[name].save_pretrained(folder)
-
-
-def load_adapter(
-    language_model: PreTrainedModel, repository: str | os.PathLike[str], arguments: dict[str, Any]
-) -> None:
-    """Give a language model the adapter that a mixer-only repository holds for it.
-
-    Args:
-        repository: folder or repository id.
-        arguments: where its files are: `revision`, `token`, `cache_dir`, ...
-    """
-    files = [
-        cached_file(repository, f"{ADAPTER_FOLDER}/{name}", **arguments) for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
-    ]
-    _check_config(Path(files[1]))
-    try:
-        language_model.load_adapter(str(Path(files[1]).parent))
-    except ImportError as error:
-        raise ImportError(
-            f"{repository} has a language model with LoRA adapters: pip install peft, or have its author merge them "
-            "(sca_hf.training.adapters.merge_lora) and save with include_base_models=True."
-        ) from error
-
-
-def _check_config(path: Path) -> None:
-    """Refuse an adapter that is not a LoRA, or that names modules to import: PEFT would import them."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-        raise ValueError(f"{path} does not describe a LoRA adapter (peft_type LORA), the only kind that is loaded.")
-    if named := [key for key in ("auto_mapping", "megatron_config") if content.get(key)]:
-        raise ValueError(
-            f"{path} has {named[0]}, which would import modules by name. The file has been tampered with."
-        )
-
-
 __all__ = [
-    "ADAPTER_FOLDER",
-    "check_savable_adapter",
-    "has_adapter",
-    "is_adapter_key",
-    "made_by_peft",
-    "load_adapter",
-    "save_adapter",
     "BASE_MODELS",
+    "base_prefixes",
     "keep_precision",
     "one_at_a_time",
     "wait_for_the_library",
     "changed_weights",
     "check_loading_info",
     "complete_sources",
+    "explicit",
     "hash_folder",
     "load_part",
     "load_pinned",
     "sample_base_weights",
     "source_of",
+    "take_base_arguments",
 ]

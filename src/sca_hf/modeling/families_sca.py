@@ -60,6 +60,7 @@ class SegmenterFamily:
         colors: mean and standard deviation, as in [`ImageFrame`].
         extra_maps: feature maps beside the embeddings, which masks need and captions do not; -1 for any number.
         learns: parts that are new and learn, although the rest is frozen.
+        base: the part that a mixer-only repository names and does not hold; all of it by default.
     """
 
     title: str
@@ -69,6 +70,7 @@ class SegmenterFamily:
     colors: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     extra_maps: int = 2
     learns: tuple[str, ...] = ()
+    base: str = ""
 
 
 PLAIN_ENCODER = ScaEncoderConfig.model_type
@@ -83,7 +85,12 @@ FAMILIES: dict[str, SegmenterFamily] = {
     "sam3_tracker_video": SegmenterFamily("SAM 3's tracker", "5.0", colors=_HALF),
     # Our own: see encoder_sca.py.
     PLAIN_ENCODER: SegmenterFamily(
-        "a plain image encoder", "5.0", "vision_config", extra_maps=0, learns=("vision_encoder.neck",)
+        "a plain image encoder",
+        "5.0",
+        "vision_config",
+        extra_maps=0,
+        learns=("vision_encoder.neck",),
+        base="vision_encoder.encoder",
     ),
 }
 # Published model type -> the one that it is read as, unless another is wanted, and where its configuration is in the

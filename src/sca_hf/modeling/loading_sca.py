@@ -17,40 +17,43 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .base_models_sca import (
+from .adapters_sca import (
     ADAPTER_FOLDER,
+    check_savable_adapter,
+    has_adapter,
+    is_adapter_key,
+    load_adapter,
+    made_by_peft,
+    save_adapter,
+)
+from .base_models_sca import (
     BASE_MODELS,
     HUB_ARGUMENTS,
     LANGUAGE_MODEL,
     SAM,
     as_dtype,
+    base_prefixes,
     changed_weights,
     check_loading_info,
-    check_savable_adapter,
     complete_sources,
-    has_adapter,
+    explicit,
     hash_folder,
-    is_adapter_key,
-    load_adapter,
+    keep_precision,
     load_part,
     load_pinned,
-    made_by_peft,
     one_at_a_time,
     sample_base_weights,
-    save_adapter,
     source_of,
+    take_base_arguments,
     wait_for_the_library,
 )
+from .families_sca import family_of
 from .generation_sca import check_generation_numbers
-from .placement_sca import computes_bfloat16, execution_device, part_of, resolve_device_map
+from .placement_sca import computes_bfloat16, execution_device, resolve_device_map
 from .validation_sca import FORMAT_VERSION, check_settings_files, check_weight_files
 
 
 logger = logging.get_logger(__name__)
-
-# Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
-# its own.
-_FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory", "offload_folder")
 
 
 class ScaLoadingMixin:
@@ -96,7 +99,7 @@ class ScaLoadingMixin:
             self._check_mixer_only()
         self._include_base_models = value
         # The Trainer compares this with what a checkpoint lacks before it warns of missing weights.
-        self._keys_to_ignore_on_save = set() if value else {key for key in self.state_dict() if _is_base_key(key)}
+        self._keys_to_ignore_on_save = set() if value else {key for key in self.state_dict() if self._is_base_key(key)}
 
     @classmethod
     @one_at_a_time
@@ -139,7 +142,7 @@ class ScaLoadingMixin:
             if kwargs.get("device_map") is not None:
                 kwargs["device_map"] = _resolve_device_map(cls, peeked, kwargs)
         device_map = kwargs.get("device_map")
-        base_arguments = _take_base_arguments(peeked, kwargs) if repos else {}
+        base_arguments = take_base_arguments(peeked, kwargs) if repos else {}
         model, info = super().from_pretrained(
             path, *model_args, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
@@ -195,7 +198,7 @@ class ScaLoadingMixin:
                 if self.config.language_model_adapter and kwargs.get("is_main_process", True):
                     own = _without_prefix(state_dict, f"{LANGUAGE_MODEL}.")
                     save_adapter(self.language_model, Path(save_directory) / ADAPTER_FOLDER, own)
-                state_dict = {key: value for key, value in state_dict.items() if not _is_base_key(key)}
+                state_dict = {key: value for key, value in state_dict.items() if not self._is_base_key(key)}
                 self.config.base_model_repos = self._pinned_base_models(Path(save_directory))
             with _own_class(self), nullcontext() if include_base_models else _without_quantization(self):
                 self._describe_code()
@@ -285,6 +288,12 @@ class ScaLoadingMixin:
                 parts[name], sources[name] = load_part(type(self), name, base_models[name], own)
             else:
                 parts[name], sources[name] = load_pinned(type(self), name, repos[name], self.name_or_path, own)
+        if self.sam is not None:
+            # All of a plain encoder's segmenter but the encoder is here already.
+            base, found = family_of(self.config.sam_config).base, parts[SAM]
+            whole = found.config.model_type == self.config.sam_config.model_type
+            self.sam.set_submodule(base, found.get_submodule(base) if whole else found)
+            parts[SAM] = keep_precision(self.sam).to(as_dtype(arguments[SAM].get("dtype")))
         self._attach(**parts)
         if self.config.language_model_adapter:
             load_adapter(self.language_model, self.name_or_path, where)
@@ -347,11 +356,14 @@ class ScaLoadingMixin:
                 "the original ones: save with include_base_models=True."
             )
 
+    def _is_base_key(self, key: str) -> bool:
+        return key.startswith(base_prefixes(self.config))
+
     def _trainable_base_weights(self) -> list[str]:
         return [
             name
             for name, weight in self.named_parameters()
-            if weight.requires_grad and _is_base_key(name) and not is_adapter_key(name)
+            if weight.requires_grad and self._is_base_key(name) and not is_adapter_key(name)
         ]
 
     def _pinned_base_models(self, save_directory: Path) -> dict[str, dict[str, str]]:
@@ -450,41 +462,14 @@ def _describe_weights(model_class: type, config: Any) -> tuple[int, frozenset[st
 
 def _resolve_device_map(model_class: type, config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The device map of a load by names of modules, refused before weights are read if it cannot work."""
-    dtype = as_dtype(_explicit(kwargs.get("dtype") or kwargs.get("torch_dtype"))) or as_dtype(config.dtype)
+    dtype = as_dtype(explicit(kwargs.get("dtype") or kwargs.get("torch_dtype"))) or as_dtype(config.dtype)
     with torch.device("meta"):
         model = model_class(copy.deepcopy(config))
     return resolve_device_map(model.to(dtype), kwargs["device_map"], kwargs.get("max_memory"))
 
 
-def _take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Turn the arguments of a mixer-only repository into those of its mixer; return those of each base model."""
-    requested = _explicit(kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None))
-    shared = {name: kwargs[name] for name in _FORWARDED if kwargs.get(name) is not None}
-    device_map, quantization = kwargs.pop("device_map", None), kwargs.pop("quantization_config", None)
-    if device_map is not None:
-        own = {key: place for key, place in device_map.items() if key.split(".")[0] not in BASE_MODELS}
-        kwargs["device_map"] = own
-    kwargs.update(build_base_models=False, dtype=requested or config.mixer_config.dtype or "auto")
-    arguments = {}
-    for part, (_, config_name) in BASE_MODELS.items():
-        arguments[part] = {**shared, "device_map": None if device_map is None else part_of(device_map, part)}
-        arguments[part]["dtype"] = requested or getattr(config, config_name).dtype
-        arguments[part] = {name: value for name, value in arguments[part].items() if value is not None}
-    if quantization is not None:
-        arguments[LANGUAGE_MODEL]["quantization_config"] = quantization
-    return arguments
-
-
-def _explicit(dtype: Any) -> Any:
-    return None if dtype == "auto" else dtype
-
-
 def _without_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-def _is_base_key(key: str) -> bool:
-    return key.startswith((f"{SAM}.", f"{LANGUAGE_MODEL}."))
 
 
 __all__ = ["ScaLoadingMixin"]

@@ -106,6 +106,9 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
             self.sam = keep_precision(share_positions(build_segmenter(config.sam_config)))
             self.language_model = keep_precision(AutoModelForCausalLM.from_config(config.text_config))
             self.generation_config = caption_generation_config(self.language_model)
+        elif config.base_model_repos and (base := family_of(config.sam_config).base):
+            self.sam = keep_precision(build_segmenter(config.sam_config))
+            self.sam.set_submodule(base, nn.Identity())  # the rest is saved with the mixer
         self.mixer = ScaTextFeatureMixer._from_config(config.mixer_config)
         self.detail_encoder = ScaDetailEncoder(config) if config.detail_widths else None
         self.second_look = ScaSecondLook(config) if config.second_look_size else None

@@ -88,7 +88,7 @@ def build_segmenter(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == PLAIN_ENCODER:
         # Without the package, the library loads a repository's configuration and its model one after the other, each
         # with all files that it names: the class of this configuration is not the one that AutoModel knows.
-        return ScaEncoderModel._from_config(config)
+        AutoModel.register(type(config), ScaEncoderModel, exist_ok=True)
     return AutoModel.from_config(config)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..environment import install_command
-from ..modeling.base_models_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter, made_by_peft
+from ..modeling.adapters_sca import ADAPTER_FOLDER, ADAPTER_WEIGHTS, has_adapter, made_by_peft
 from .quantization import is_quantized
 
 

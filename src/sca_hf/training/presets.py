@@ -10,7 +10,8 @@ from torch import nn
 from transformers.utils import logging
 
 from ..model_names import bundled_model
-from ..modeling.base_models_sca import as_dtype, has_adapter, is_adapter_key, made_by_peft
+from ..modeling.adapters_sca import has_adapter, is_adapter_key, made_by_peft
+from ..modeling.base_models_sca import as_dtype
 from ..modeling.families_sca import family_of
 from .adapters import add_lora
 from .arguments import MASK_DECODER, PRESETS, SECOND_LOOK, Preset, ScaTrainingArguments

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ...files import hash_file, replacing, write_whole
 from ...hub.private import NAMES
-from ...modeling.base_models_sca import ADAPTER_FOLDER
+from ...modeling.adapters_sca import ADAPTER_FOLDER
 
 
 logger = logging.getLogger(__name__)
