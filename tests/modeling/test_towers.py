@@ -230,6 +230,21 @@ def test_only_neck_and_mixer_learn_and_a_saved_model_says_the_same(towers, tmp_p
     assert torch.equal(before.sequences, after.sequences) and torch.equal(before.pred_masks, after.pred_masks)
 
 
+def test_a_mixer_only_repository_names_the_folder_of_the_towers(tmp_path):
+    formula_towers().save_pretrained(tmp_path / "towers")
+    tiny_language_model().save_pretrained(tmp_path / "lm")
+    sam = ScaEncoderModel.from_encoder(str(tmp_path / "towers"), SamModel(tiny_sam_config()))
+    mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64)
+    model = ScaForConditionalGeneration.from_sam_text_pretrained(sam, str(tmp_path / "lm"), mixer)
+    model.save_pretrained(tmp_path / "mixer", include_base_models=False)
+    assert (tmp_path / "mixer" / "model.safetensors").stat().st_size < 4_000_000  # the towers have 27 MB
+    again = ScaForConditionalGeneration.from_pretrained(tmp_path / "mixer")
+    expected = model.generate(**batch(model), max_new_tokens=4)
+    found = again.generate(**batch(again), max_new_tokens=4)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert near(found.pred_masks, expected.pred_masks)
+
+
 @torch.no_grad()
 def test_half_precision(tmp_path):
     model = whole()

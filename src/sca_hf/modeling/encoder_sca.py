@@ -162,6 +162,8 @@ def _read_encoder(source: Any, config: Any, kwargs: dict[str, Any]) -> tuple[Pre
         config = AutoConfig.from_pretrained(source, **{k: v for k, v in kwargs.items() if k in HUB_ARGUMENTS})
         config = getattr(config, "vision_config", config)
     kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+    if kwargs.get("attn_implementation") == "sdpa":
+        del kwargs["attn_implementation"]  # the default of all that have it; others, convolutions say, refuse the word
     kind = ScaTowersModel if _is_ours(config) else AutoModel
     encoder, info = kind.from_pretrained(source, config=config, **kwargs)
     if others := sorted(info["unexpected_keys"]):
