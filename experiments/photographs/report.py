@@ -92,15 +92,19 @@ def _page(
         regions = sum(len(result["regions"]) for result in found)
         counts.append(f"seed {seed}: {len(found)} pictures, {regions} masks")
     where = f"Side `{options.split}` of {', '.join(options.sets)} ({'; '.join(counts)})."
-    parts = [where]
+    parts, single = [where], []
     for title, columns, make in _KINDS.values():
         by_seed = {f"seed {seed}": make(results) for seed, results in seeds.items()}
         if not any(by_seed.values()):
             continue
+        single += [tables.markdown(f"{title}, {name}", columns, table) for name, table in by_seed.items()]
         if len(by_seed) > 1:
-            by_seed = {f"mean of {len(by_seed)} seeds": tables.averaged([*by_seed.values()]), **by_seed}
-        parts += [tables.markdown(f"{title}, {name}", columns, table) for name, table in by_seed.items()]
-    return "\n\n".join([*parts, tables.cost_table(costs)])
+            mean = tables.averaged([*by_seed.values()])
+            parts.append(tables.markdown(f"{title}, mean of {len(by_seed)} seeds", columns, mean))
+    parts.append(tables.cost_table(costs))
+    if len(seeds) == 1:
+        return "\n\n".join([*parts[:1], *single, *parts[1:]])
+    return "\n\n".join([*parts, "<details><summary>Each seed</summary>", *single, "</details>"])
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -77,7 +77,7 @@ def test_golden_numbers_of_the_references():
     towers = formula_towers(classifier=True).towers
     found = [values for *_, all_of in towers["nanodet_g"].outputs(pixels) for values in all_of.split([80, 44], 1)]
     lite0 = towers["efficientnet_lite0"]
-    maps = [x * scale for x, scale in zip(lite0(pixels), lite0.read.values(), strict=True)]
+    maps = lite0.outputs(pixels).values()
     for name, values in (("nanodet_g", found), ("efficientnet_lite0", [*maps, lite0.classify(pixels)])):
         assert len(values) == len(golden[name])
         for one, expected in zip(values, golden[name], strict=True):
@@ -104,14 +104,14 @@ def test_lite0_equals_its_package(side):
     model = build_towers(ScaTowersConfig(towers=["efficientnet_lite0"], classifier=True))
     tower, seen = model.towers["efficientnet_lite0"], model._seen("efficientnet_lite0", (pictures - MEAN) / STD)
     maps, logits = lite0_maps(reference, (pictures - 0.498) / 0.502)
-    for found, scale, expected in zip(tower(seen), tower.read.values(), maps, strict=True):
-        assert (found * scale - expected).norm() < 1e-5 * expected.norm()
+    for found, expected in zip(tower.outputs(seen).values(), maps, strict=True):
+        assert (found - expected).norm() < 1e-5 * expected.norm()
     assert near(model.classify((pictures - MEAN) / STD), logits.softmax(-1))
     exact = ((pictures - 0.498) / 0.502).double()
     tower.double().load_state_dict(fold_lite0(reference.double().state_dict(), classifier=True))
     maps, logits = lite0_maps(reference, exact)
-    for found, scale, expected in zip(tower(exact), tower.read.values(), maps, strict=True):
-        assert near(found * scale, expected, 1e-12)
+    for found, expected in zip(tower.outputs(exact).values(), maps, strict=True):
+        assert near(found, expected, 1e-12)
     assert near(tower.classify(exact), logits, 1e-12)
 
 

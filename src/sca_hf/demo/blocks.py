@@ -243,7 +243,7 @@ class PageAnswers:
         # A brush paints on the picture as it is shown.
         regions = self.engine.limits.read_regions([payload.get("region")], image.size, _view_size(image)[::-1])
         future = self.engine.submit(image, regions, _text(payload, "model"), options.pop("task", None), options)
-        record = {name: value for name, value in future.result()[0].items() if name not in ("mask", "iou", "box")}
+        record = {name: value for name, value in future.result()[0].items() if name not in ("mask", "box")}
         return {**record, "masks": [{**mask, **_viewed(mask["mask"], image)} for mask in record["masks"]]}
 
     @_answering

@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig, SamConfig
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Channels that each tower gives.
-_WIDTHS = {"nanodet_g": 3 * (128 + 128 + 80), "efficientnet_lite0": 40 + 112 + 320}
+_WIDTHS = {"nanodet_g": 80 + 3 * (128 + 128 + 4 + 1), "efficientnet_lite0": 40 + 112 + 320}
 
 
 class ScaEncoderConfig(SamConfig):

@@ -42,7 +42,7 @@ class ScaTowersModel(PreTrainedModel):
         """(B, 3, H, W) normalized pixels, H and W multiples of 32 `reduction`, to features (B, D, h, w)."""
         pixel_values, given = self._reduced(pixel_values), pixel_values
         grid = tuple(size // self.config.patch_size for size in given.shape[2:])
-        maps = [to_grid(x, grid) for name in self.towers for x in self.towers[name](self._seen(name, pixel_values))]
+        maps = [x for name in self.towers for x in self.towers[name](self._seen(name, pixel_values), grid)]
         return BaseModelOutput(last_hidden_state=torch.cat(maps, 1))
 
     def detect(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +102,7 @@ class NanoDet(nn.Module):
     strides = (8, 16, 32)
     classes, bins = 80, 11
     # Root mean squares on photographs, fine first: whoever learns from features wants them of one size.
-    neck_scales, head_scale = (0.09, 0.17, 0.21), 0.85
+    neck_scales, head_scale, distance_scale, score_scale = (0.09, 0.17, 0.21), 0.85, 3.0, 0.3
 
     def __init__(self, config: ScaTowersConfig) -> None:
         super().__init__()
@@ -113,14 +113,25 @@ class NanoDet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(128, 128, 3, padding=1) for _ in self.strides)
         self.predictions = nn.ModuleList(nn.Conv2d(128, self.classes + 4 * self.bins, 1) for _ in self.strides)
 
-    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 3, H, W) pixels to maps of strides 8, 16, 32: of the neck, of the head, and of class scores."""
-        maps = []
+    def forward(self, pixels: torch.Tensor, grid: Sequence[int]) -> list[torch.Tensor]:
+        """(B, 3, H, W) pixels to maps on the grid: class scores, and of each stride neck, head, box and best score.
+
+        Over a box's middle the mean of these class scores names things as well as NanoDet does, and no score of one
+        stride does: in each cell the surest stride counts, as things differ in size.
+        """
+        maps, scores = [], []
         for (features, heads, predictions), scale in zip(self.outputs(pixels), self.neck_scales, strict=True):
-            # Logits where there is nothing are about -6; those below -8 tell nothing further.
-            scores = predictions[:, : self.classes].clamp(min=-8) + 6
-            maps += [features / scale, heads / self.head_scale, scores]
-        return maps
+            logits, sides = predictions.split([self.classes, 4 * self.bins], 1)
+            # Where there is nothing logits are about -6; what is below -4 is noise.
+            scores.append(to_grid((logits + 4).clamp(min=0), grid, largest=True))
+            parts = (features / scale, heads / self.head_scale, self.distances(sides) / self.distance_scale)
+            maps += [*(to_grid(x, grid) for x in parts), scores[-1].amax(1, keepdim=True)]
+        return [torch.stack(scores).amax(0) / self.score_scale, *maps]
+
+    def distances(self, sides: torch.Tensor) -> torch.Tensor:
+        """Expected distances (B, 4, h, w) in strides to left, top, right and bottom, of predictions (B, 44, h, w)."""
+        steps = torch.arange(self.bins, device=sides.device, dtype=sides.dtype)
+        return torch.einsum("bskhw,k->bshw", sides.unflatten(1, (4, self.bins)).softmax(2), steps)
 
     def outputs(self, pixels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Features of the neck (B, 128, h, w), of the head (B, 128, h, w), and predictions (B, 124, h, w), fine first.
@@ -148,14 +159,13 @@ class NanoDet(nn.Module):
         """As of [`ScaTowersModel.detect`], fine cells first."""
         boxes, scores = [], []
         for (*_, predictions), stride in zip(self.outputs(pixels), self.strides, strict=True):
-            height, width = predictions.shape[2:]
-            logits, sides = predictions.float().flatten(2).transpose(1, 2).split([self.classes, 4 * self.bins], -1)
-            steps = torch.arange(max(height, width, self.bins), device=pixels.device, dtype=torch.float32)
-            away = (sides.unflatten(-1, (4, self.bins)).softmax(-1) * steps[: self.bins]).sum(-1) * stride
-            y, x = torch.meshgrid(steps[:height], steps[:width], indexing="ij")
+            logits, sides = predictions.float().split([self.classes, 4 * self.bins], 1)
+            away = self.distances(sides).flatten(2).transpose(1, 2) * stride
+            rows, columns = (torch.arange(size, device=pixels.device) for size in predictions.shape[2:])
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
             center = (torch.stack([x, y], -1).flatten(0, 1) + 0.5) * stride
             boxes.append(torch.cat([center - away[..., :2], center + away[..., 2:]], -1))
-            scores.append(logits.sigmoid())
+            scores.append(logits.flatten(2).transpose(1, 2).sigmoid())
         return torch.cat(boxes, 1), torch.cat(scores, 1)
 
 
@@ -207,13 +217,17 @@ class EfficientNetLite0(nn.Module):
         self.head = nn.Conv2d(before, 1280, 1) if config.classifier else None
         self.classifier = nn.Linear(1280, 1000) if config.classifier else None
 
-    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 3, H, W) pixels to maps (B, 40 | 112 | 320, h, w) of strides 8, 16 and 32."""
-        maps, x = [], F.relu6(self.stem(pixels))
+    def forward(self, pixels: torch.Tensor, grid: Sequence[int]) -> list[torch.Tensor]:
+        """(B, 3, H, W) pixels to maps of 40, 112 and 320 channels on the grid."""
+        return [to_grid(x / self.read[index], grid) for index, x in self.outputs(pixels).items()]
+
+    def outputs(self, pixels: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Features of strides 8, 16 and 32 by the place of their block."""
+        maps, x = {}, F.relu6(self.stem(pixels))
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.read:
-                maps.append(x / self.read[index])
+                maps[index] = x
         return maps
 
     def classify(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -259,10 +273,11 @@ def leaky(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(x, 0.1)
 
 
-def to_grid(x: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """A map (B, C, h, w) on another grid: means of finer cells, or bilinear between coarser ones."""
-    if x.shape[2] >= grid[0]:
-        return x if x.shape[2] == grid[0] else F.avg_pool2d(x, x.shape[2] // grid[0])
+def to_grid(x: torch.Tensor, grid: Sequence[int], largest: bool = False) -> torch.Tensor:
+    """A map (B, C, h, w) on another grid: means of finer cells, or their largest, or bilinear between coarser ones."""
+    times = x.shape[2] // grid[0]
+    if times:
+        return x if times == 1 else (F.max_pool2d if largest else F.avg_pool2d)(x, times)
     return F.interpolate(x, size=tuple(grid), mode="bilinear", align_corners=False)
 
 

@@ -180,8 +180,7 @@ async function describe(region) {
 
 function take(region, result) {
   region.result = result;
-  const ious = result.masks.map((mask) => mask.iou);
-  choose(region, ious.indexOf(Math.max(...ious)));
+  choose(region, result.masks.findIndex((mask) => mask.iou === result.iou));
 }
 
 function choose(region, index) {
