@@ -198,6 +198,33 @@ def test_a_model_with_a_head_is_refused_and_its_folder_taken_without(tmp_path):
         ScaEncoderModel.from_encoder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "side", "patch", "width"),
+    [
+        ("eva02_tiny_patch14_224", dict(depth=1, img_size=56), 56, 14, 192),
+        ("vit_tiny_patch16_224", dict(depth=1, dynamic_img_size=True), 64, 16, 192),
+        ("swin_tiny_patch4_window7_224", dict(depths=[1, 1, 1, 1]), 224, 32, 768),
+        ("resnet18", {}, 64, 32, 512),
+    ],
+)
+def test_encoders_of_timm_are_tried_as_others_are(architecture, arguments, side, patch, width, tmp_path):
+    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
+    config = AutoConfig.for_model("timm_wrapper", architecture=architecture, model_args=arguments)
+    alone = AutoModel.from_config(config).eval()
+    sam = ScaEncoderModel.from_encoder(alone, SamModel(tiny_sam_config()), side)
+    vision = sam.config.vision_config
+    assert (vision.patch_size, vision.hidden_size) == (patch, width)
+    sam.save_pretrained(tmp_path)
+    seen = torch.randn(1, 3, side, side)
+    again = ScaEncoderModel.from_pretrained(tmp_path).vision_encoder(seen)[0]
+    assert torch.equal(sam.vision_encoder(seen)[0], again) and again.shape[2] == side // patch
+    with pytest.raises(ValueError, match="has no image_size of one number"):
+        ScaEncoderModel.from_encoder(alone)
+    if architecture.startswith("eva"):
+        with pytest.raises(ValueError, match="takes square images of 64 pixels"):
+            ScaEncoderModel.from_encoder(alone, None, 64)
+
+
 def test_what_gives_no_grid_is_refused():
     with pytest.raises(ValueError, match="has no image_size of one number"):
         ScaEncoderModel.from_encoder(tiny_language_model())

@@ -21,7 +21,10 @@ from sca_hf import ScaConfig, ScaForConditionalGeneration, ScaProcessor
 from sca_hf.modeling.families_sca import FAMILIES, PLAIN_ENCODER, as_segmenter, family_of
 from sca_hf.modeling.segmenters_sca import SEGMENTERS, encode_images
 from sca_hf.testing import tiny_image, tiny_text_config, tiny_tokenizer
+from sca_hf.training.arguments import QUANTIZATIONS
 from sca_hf.training.presets import apply_preset
+from sca_hf.training.quantization import quantize_language_model
+from tests.modeling import tiny_pyramid
 from tests.modeling.tiny_segmenters import KINDS, SIDE, WIDTH, prompts, segmenter_fields, tiny_model_of, tiny_segmenter
 
 
@@ -350,9 +353,25 @@ def tiny_sam_vision():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("edge")])
+@pytest.mark.parametrize("kind", KINDS)
 def test_three_lines_without_the_package_give_the_same(kind, tmp_path):
-    model = tiny_model_of(kind)
+    loaded_without_the_package(tiny_model_of(kind), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["edgetam", "edgetam_video"])
+def test_three_lines_give_edgetam_with_the_backbone_of_timm(kind, tmp_path):
+    pytest.importorskip("timm", reason="timm, which EdgeTAM sees by, is not installed", exc_type=ImportError)
+    fields = segmenter_fields(kind)
+    backbone = dict(model_type="timm_wrapper", architecture="repvit_m1", model_args=dict(features_only=True))
+    fields["vision_config"] |= dict(backbone_config=backbone, backbone_channel_list=[384, 192, 96, 48])
+    mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64)
+    config = ScaConfig(sam_config=fields, text_config=tiny_text_config(), mixer_config=mixer)
+    loaded_without_the_package(ScaForConditionalGeneration(config).eval(), tmp_path)
+
+
+def loaded_without_the_package(model, tmp_path):
+    """Whether a model gives the same in a fresh process that has only its folder."""
     processor = ScaProcessor.from_config(model.config, tiny_tokenizer())
     model.save_pretrained(tmp_path / "m")
     processor.save_pretrained(tmp_path / "m")
@@ -361,8 +380,10 @@ def test_three_lines_without_the_package_give_the_same(kind, tmp_path):
     torch.save((output.sequences, output.pred_masks), tmp_path / "expected.pt")
     tiny_image(0, (80, 60)).save(tmp_path / "image.png")
     program = f"""
+import runpy
 import sys
 sys.modules["sca_hf"] = None
+runpy.run_path({tiny_pyramid.__file__!r})  # what timm is to EdgeTAM
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -376,6 +397,24 @@ assert torch.allclose(masks, output.pred_masks, atol=1e-5 * float(masks.abs().ma
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("quantization", [name for name in QUANTIZATIONS if name])
+def test_the_mixer_learns_through_a_quantized_language_model(quantization, model, processor):
+    pytest.importorskip(package := quantization.split("-")[0], reason=f"{package} is not installed")
+    wide = AutoModelForCausalLM.from_config(tiny_text_config(n_embd=64)).eval()
+    mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64)
+    model = ScaForConditionalGeneration.from_sam_text_pretrained(model.sam, wide, mixer)
+    before = {name: value.clone() for name, value in model.sam.state_dict().items()}
+    assert quantize_language_model(model, quantization) >= 4
+    model.train()
+    model(**ragged(processor)).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.mixer.transformer.parameters())
+    inputs = {name: value for name, value in ragged(processor).items() if name not in ("input_ids", "labels")}
+    masks = model.eval().generate(**inputs, max_new_tokens=3).pred_masks
+    assert torch.isfinite(masks).all() and all(
+        torch.equal(value, before[n]) for n, value in model.sam.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("kind", ["sam2", "sam2_video", "sam3_tracker_video", "edgetam"])

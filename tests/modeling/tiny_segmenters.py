@@ -3,51 +3,16 @@
 from functools import partial
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from sca_hf import ScaConfig, ScaForConditionalGeneration
 from sca_hf.testing import tiny_sam_config, tiny_text_config
+from tests.modeling import tiny_pyramid  # noqa: F401, registers a backbone
 
 
 SIDE, WIDTH = 64, 128
 KINDS = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "sam3_tracker_video", "edgetam", "edgetam_video")
 VIDEO = tuple(kind for kind in KINDS if kind.endswith("_video"))
-
-
-class PyramidConfig(PreTrainedConfig):
-    """In the place of timm's RepViT, which needs torchvision."""
-
-    model_type = "tiny_pyramid"
-    widths: list[int] | tuple[int, ...] = (8, 12, 16, 20)
-    num_channels: int = 3
-
-
-class Pyramid(PreTrainedModel):
-    config_class = PyramidConfig
-    main_input_name = "pixel_values"
-
-    def __init__(self, config):
-        super().__init__(config)
-        widths = [3, *config.widths]
-        strides = [4, 2, 2, 2]
-        self.stages = nn.ModuleList(
-            nn.Conv2d(before, after, stride, stride)
-            for before, after, stride in zip(widths, widths[1:], strides, strict=False)
-        )
-        self.post_init()
-
-    def forward(self, pixel_values, **kwargs):
-        maps = []
-        for stage in self.stages:
-            pixel_values = stage(pixel_values).tanh()
-            maps.append(pixel_values)
-        return BaseModelOutput(last_hidden_state=maps)
-
-
-AutoConfig.register("tiny_pyramid", PyramidConfig, exist_ok=True)
-AutoModel.register(PyramidConfig, Pyramid, exist_ok=True)
 
 
 def _hiera():

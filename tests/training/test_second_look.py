@@ -11,7 +11,7 @@ from sca_hf.hub.info import describe_repository
 from sca_hf.modeling.second_look_sca import PromptedUNet, Pyramid, expected_iou, mask_extents, windows_around
 from sca_hf.processing.mask_generation_sca import paste_masks
 from sca_hf.serving.engine import Engine
-from sca_hf.testing import tiny_image, tiny_model
+from sca_hf.testing import tiny_config, tiny_image, tiny_model
 from sca_hf.training import add_second_look, apply_preset
 from sca_hf.training.embedding_cache import EmbeddingCache, EmbeddingCacheError
 
@@ -111,6 +111,24 @@ def test_where_there_is_none_it_cannot_be_asked_for(model, processor):
         apply_preset(model, "second_look", 1.0)
     with pytest.raises(ValueError, match="second_look_size is 8, expected 32 to"):
         add_second_look(model, 8)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"second_look_size": "a"},
+        {"second_look_size": True},
+        {"second_look_size": 4096},
+        {"second_look_context": None},
+        {"second_look_context": float("nan")},
+        {"second_look_context": 0.5},
+        {"mask_loss_type": None},
+        {"mask_loss_type": "dice"},
+    ],
+)
+def test_settings_out_of_range_are_refused(field):
+    with pytest.raises(ValueError, match=next(iter(field))):
+        tiny_config(**field)
 
 
 def test_its_training_leaves_the_rest_as_it_was(looking, processor, tmp_path):

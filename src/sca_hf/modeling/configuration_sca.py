@@ -20,8 +20,12 @@ from .validation_sca import check_base_models, check_format, check_numbers, chec
 
 
 # A configuration must not make a load ask for absurd amounts of memory.
-_MAX_DETAIL_WIDTH = _MAX_CONFIDENCE_SIZE = 4096
-_MAX_SECOND_LOOK_SIZE, _MAX_CONTEXT = 1024, 8
+_MAX_DETAIL_WIDTH = 4096
+_RANGES: dict[str, tuple[Any, int, int]] = {
+    "confidence_size": (int, 1, 4096),
+    "second_look_size": (int, 32, 1024),
+    "second_look_context": ((int, float), 1, 8),
+}
 
 # How a mixer may be wired; the first of each is the published one.
 _CHOICES = {
@@ -206,12 +210,11 @@ class ScaConfig(PreTrainedConfig):
         self.sam_config = _whole_config(self.sam_config, "sam_config", default="sam")
         self.text_config = _whole_config(self.text_config, "text_config", default="gpt2")
         image_frame(self.sam_config)  # refuses what cannot be prompted
-        if self.confidence_size is not None and not 1 <= self.confidence_size <= _MAX_CONFIDENCE_SIZE:
-            raise ValueError(f"confidence_size is {self.confidence_size}, expected 1 to {_MAX_CONFIDENCE_SIZE}.")
-        if self.second_look_size is not None and not 32 <= self.second_look_size <= _MAX_SECOND_LOOK_SIZE:
-            raise ValueError(f"second_look_size is {self.second_look_size}, expected 32 to {_MAX_SECOND_LOOK_SIZE}.")
-        if not 1 <= self.second_look_context <= _MAX_CONTEXT:
-            raise ValueError(f"second_look_context is {self.second_look_context}, expected 1 to {_MAX_CONTEXT}.")
+        for name, (kinds, low, high) in _RANGES.items():
+            value = getattr(self, name)
+            known = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+            if not known and (value is not None or getattr(type(self), name, None) is not None):
+                raise ValueError(f"{name} is {value!r:.100}, expected {low} to {high}.")
         if self.mask_loss_type not in MASK_LOSSES:
             raise ValueError(f"mask_loss_type is {self.mask_loss_type!r}, expected one of {', '.join(MASK_LOSSES)}.")
         if self.detail_widths is not None:

@@ -189,7 +189,8 @@ def segmenter_config(stored: dict[str, Any], source: Any, video: bool = False) -
         video: read a video model whole, to follow objects.
     """
     try:
-        config = config_from(as_segmenter(stored, stored.get("model_type") if video else None))
+        kind = stored.get("model_type")
+        config = config_from(as_segmenter(stored, kind if video and kind in _TRACKERS else None))
         image_frame(config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

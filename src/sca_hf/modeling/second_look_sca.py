@@ -23,8 +23,8 @@ from .segmentation_sca import DecodedRegions, Masks, best_masks
 _WIDTH, _INNER = 64, 16
 # Beside the colors: box, points, first mask.
 _PROMPTS = 3
-# Crops that run at once where no gradients are kept: half a GiB at 112 pixels.
-_CHUNK = 16
+# Pixels of crops that run at once where no gradients are kept, which takes half a GiB.
+_CHUNK_PIXELS = 16 * 112**2
 # A point in a crop is a bump of this standard deviation, in pixels of the crop.
 _BUMP = 3.0
 # Crops are at most twice as long as high, and the other way round; and not smaller than this, pixels of the frame.
@@ -234,7 +234,8 @@ class ScaSecondLook(nn.Module):
         if stages:
             logits = torch.cat(self.net(crops), dim=1)
             return {"second_logits": logits, "second_windows": windows, "second_in_box": drawn > -1}
-        logits = torch.cat([self.net(part)[0] for part in crops.split(_CHUNK)])
+        at_once = max(1, _CHUNK_PIXELS // size**2)
+        logits = torch.cat([self.net(part)[0] for part in crops.split(at_once)])
         return {"second_logits": logits, "second_windows": windows}
 
 
