@@ -35,6 +35,9 @@ PUSHES = "hub/test_push_while_training.py::test_every_push_is_a_repository_that_
 COUNTS = "evaluation/test_protocols.py::test_other_counts_have_no_place_under_its_name"
 # The beginning of a sentence, after its page, or a part of it that no other has -> the tests that it is true by.
 PROMISES = {
+    "Of several clips, those that are done are kept when": (
+        "data/test_clips.py::test_a_killed_run_keeps_the_clips_that_are_done",
+    ),
     "or whose patches do not divide the image is refused before training": (
         f"{ENCODERS}test_an_encoder_that_cannot_be_used_is_refused_before_training",
         f"{ENCODERS}test_an_image_that_patches_do_not_divide_is_refused",

@@ -3,7 +3,7 @@
 All coordinates are pixels of the original image, boxes xyxy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,31 @@ import numpy as np
 from .files import inside, is_special, read_json
 from .processing.masks_sca import read_mask
 from .processing.region_prompts_sca import RegionPrompt, parse_region
+
+
+def read_prompts(
+    arguments: Iterable[tuple[str, str]] | None, file: str | Path | None = None
+) -> dict[str | None, list[RegionPrompt]]:
+    """Reads what a command line says of regions.
+
+    Args:
+        arguments: The values of `--box`, `--point` and `--mask` with their kinds, in the order of the line.
+        file: That of `--regions`.
+
+    Returns:
+        Image name -> its regions beside those under None, which are every image's and may be none at all.
+    """
+    shared: list[RegionPrompt] = []
+    for kind, text in arguments or ():
+        if kind == "mask":
+            shared.append(RegionPrompt(mask=read_mask_file(text)))
+        else:
+            parse_prompt(kind, text, shared)
+    by_name = read_regions_file(file) if file else {}
+    for name, regions in by_name.items():
+        if not regions:
+            raise ValueError(f"{file}: {name or 'regions'} is empty; give at least one region.")
+    return {**by_name, None: shared + by_name.get(None, [])}
 
 
 def parse_prompt(kind: str, text: str, regions: list[RegionPrompt]) -> None:

@@ -180,6 +180,7 @@ NOTHING = [None] * 6
         (dict(regions=[]), "regions is empty"),
         (dict(regions=[{"box": [5, 5, 600, 50]}]), "image"),
         (dict(), "either regions, which a tracker follows, or masklets"),
+        (dict(masklets=[{2: np.ones((60, 80), bool), 6: None}]), "has a mask of frame 6, but the clip has 6 frames"),
         (dict(masklets=[NOTHING]), "object 0 is seen in no frame"),
         (dict(masklets=[[None] * 5]), r"masklets\[0\] has 5 entries, but the clip has 6 frames"),
         (dict(masklets=[[np.ones((5, 5), bool), *[None] * 5]]), "the mask is 5 x 5 pixels"),

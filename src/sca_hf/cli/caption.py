@@ -161,22 +161,10 @@ def _format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) 
 
 
 def _prompts_per_image(options: argparse.Namespace, images: list[str]) -> "list[list[RegionPrompt]]":
-    from ..processing.region_prompts_sca import RegionPrompt
-    from ..prompt_arguments import parse_prompt, read_mask_file, read_regions_file
+    from ..prompt_arguments import read_prompts
 
-    shared: list[RegionPrompt] = []
-    for kind, text in options.prompts or []:
-        if kind == "mask":
-            shared.append(RegionPrompt(mask=read_mask_file(text)))
-        else:
-            parse_prompt(kind, text, shared)
-    if not options.regions:
-        return [shared] * len(images)
-    by_name = read_regions_file(options.regions)
-    for name, regions in by_name.items():
-        if not regions:
-            raise ValueError(f"{options.regions}: {name or 'regions'} is empty; give at least one region.")
-    shared = shared + by_name.pop(None, [])
+    by_name = read_prompts(options.prompts, options.regions)
+    shared = by_name.pop(None)
     names = [image if image in by_name else Path(image).name for image in images]
     if unknown := set(by_name) - set(names):
         raise ValueError(f"{options.regions} names {sorted(map(str, unknown))[0]!r}, which is not among the IMAGEs.")

@@ -114,8 +114,8 @@ def resumable(options: argparse.Namespace) -> Iterator[None]:
 class Failures:
     """What could not be done, told as it happens; the others go on, and the command ends with 1."""
 
-    def __init__(self, options: argparse.Namespace, total: int) -> None:
-        self._options, self._total, self.count = options, total, 0
+    def __init__(self, options: argparse.Namespace, total: int, what: str = "images") -> None:
+        self._options, self._total, self._what, self.count = options, total, what, 0
 
     def add(self, name: str, why: str) -> None:
         """Tells of one."""
@@ -125,7 +125,7 @@ class Failures:
     def exit_code(self) -> int:
         """Returns 0 without any, else 1."""
         if self.count and self._total > 1:
-            notice(self._options, f"{self.count} of {self._total} images failed")
+            notice(self._options, f"{self.count} of {self._total} {self._what} failed")
         return int(self.count > 0)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..environment import require_extra
-from ..files import read_json, replacing, staged
+from ..files import read_json, replacing, staged, to_json, write_whole
 from ..processing.masks_sca import decode_rle
 from .readers.common import IMAGE_SUFFIXES
 
@@ -29,7 +29,12 @@ class FrameFolder:
         if not files:
             raise FileNotFoundError(f"{folder} has no picture; a folder of frames has one per frame.")
         self.files = sorted(files, key=lambda path: [int(x) if x.isdigit() else x for x in _parts(path.stem)])
-        self.rate = 0.0
+        self.path, self.rate = folder, 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """Of the frames, as their files have them."""
+        return [file.stem for file in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,6 +78,11 @@ class VideoFile:
         self._kept: dict[int, Image.Image] = {}
         self._decoder: Any = None
         self._next = -1
+
+    @property
+    def names(self) -> list[str]:
+        """Of the frames: their numbers."""
+        return [f"{frame:05d}" for frame in range(len(self))]
 
     def __len__(self) -> int:
         return len(self._times)
@@ -156,62 +166,111 @@ def check_clip_name(path: Path) -> None:
         raise ValueError(f"{path}: the name of a clip must end with {', '.join(_WRITTEN)}, or be that of a folder.")
 
 
-def read_masklets(source: str | Path) -> list[dict[int, Any]]:
+def read_masklets(source: str | Path, clip: FrameFolder | VideoFile | None = None) -> list[dict[int, Any]]:
     """Reads the masks of objects through a clip.
 
     Args:
-        source: A JSON file, either the records of `sca-hf video --json` or per object a list of COCO RLE with one
-            entry per frame, None where it is not seen; or a folder as DAVIS and its kind have it, with a picture per
-            frame whose values number the objects, 0 for none.
+        source: A folder as DAVIS, YouTube-VOS and their kind have it, with a picture per frame, or per some frames,
+            whose values number the objects, 0 for none; or a JSON file: the records of `sca-hf video --json`, per
+            object a list of COCO RLE with one entry per frame (None where it is not seen), such lists by an
+            annotation's id (MeViS, `mask_dict.json`), or the records of VideoRefer.
+        clip: Whose masks are wanted: where a folder holds fewer pictures, they are those of the frames of the same
+            names, and of a file with several clips its own are taken.
 
     Returns:
         Per object its masks by frame number, COCO RLE or (height, width) bool.
     """
     path = Path(source)
     if path.is_dir():
-        found: dict[int, dict[int, Any]] = {}
-        for number, file in enumerate(FrameFolder(path).files):
-            with Image.open(file) as picture:
-                if picture.mode not in ("P", "L", "I;16", "I"):
-                    raise ValueError(
-                        f"{file} is in color ({picture.mode}); a mask per frame numbers the objects, 0 for none."
-                    )
-                values = np.asarray(picture)
-            for value in np.unique(values[values > 0]).tolist():
-                found.setdefault(int(value), {})[number] = values == value
-        if not found:
-            raise ValueError(f"{path} shows no object: every value of its pictures is 0.")
-        return [found[value] for value in sorted(found)]
+        return _numbered_in_pictures(path, clip)
+    content = read_json(path)
+    if isinstance(content, dict):
+        content = _of_mevis(path, content, clip)
+    elif isinstance(content, list) and any(isinstance(entry, dict) and "annotation" in entry for entry in content):
+        records = [entry for entry in content if clip is None or Path(str(entry.get("video"))).stem == clip.path.stem]
+        content = [one for entry in records for one in entry["annotation"]]
+        if not content:
+            raise ValueError(f"{path} has no masks of {'any clip' if clip is None else clip.path.stem}.")
     objects = []
-    for number, entry in enumerate(read_json(path, list)):
-        masks = entry.get("masks") if isinstance(entry, dict) else entry
-        if not isinstance(masks, list):
-            raise ValueError(f"{path}: object {number} has no list of masks, one per frame.")
-        objects.append({frame: mask for frame, mask in enumerate(masks) if mask is not None})
+    for number, entry in enumerate(content if isinstance(content, list) else []):
+        masks = entry.get("masks", entry) if isinstance(entry, dict) else entry
+        if isinstance(masks, list):
+            masks = dict(enumerate(masks))
+        if not isinstance(masks, dict) or not all(str(frame).isdigit() for frame in masks):
+            raise ValueError(
+                f"{path}: object {number} has no list of masks, one per frame, nor masks by frame number."
+            )
+        known = {int(frame): mask for frame, mask in masks.items() if mask is not None}
+        objects.append({frame: mask.get("segmentation", mask) if isinstance(mask, dict) else mask
+                        for frame, mask in known.items()})  # fmt: skip
+    if not objects:
+        raise ValueError(f"{path} has no objects; it must hold their masks, see sca-hf video --help.")
     return objects
 
 
-def write_masklets(folder: str | Path, records: Sequence[dict[str, Any]], size: tuple[int, int]) -> None:
+def _numbered_in_pictures(path: Path, clip: FrameFolder | VideoFile | None) -> list[dict[int, Any]]:
+    pictures = FrameFolder(path)
+    frames = list(range(len(pictures)))
+    if clip is not None and len(pictures) != len(clip):
+        number = {name: frame for frame, name in enumerate(clip.names)}
+        if unknown := [name for name in pictures.names if name not in number]:
+            raise ValueError(
+                f"{path} has {len(pictures)} pictures for the {len(clip)} frames of {clip.path}, and {unknown[0]} is "
+                "not the name of a frame."
+            )
+        frames = [number[name] for name in pictures.names]
+    found: dict[int, dict[int, Any]] = {}
+    for frame, file in zip(frames, pictures.files, strict=True):
+        with Image.open(file) as picture:
+            if picture.mode not in ("P", "L", "I;16", "I"):
+                raise ValueError(
+                    f"{file} is in color ({picture.mode}); a mask per frame numbers the objects, 0 for none."
+                )
+            values = np.asarray(picture)
+        for value in np.unique(values[values > 0]).tolist():
+            found.setdefault(int(value), {})[frame] = values == value
+    if not found:
+        raise ValueError(f"{path} shows no object: every value of its pictures is 0.")
+    return [found[value] for value in sorted(found)]
+
+
+def _of_mevis(path: Path, masks: dict[str, Any], clip: FrameFolder | VideoFile | None) -> list[Any]:
+    """Of masks by an annotation's id those of one clip, if the file beside them says which these are."""
+    beside = path.with_name("meta_expressions.json")
+    if clip is None or not beside.is_file():
+        return list(masks.values())
+    try:
+        expressions = read_json(beside)["videos"][clip.path.stem]["expressions"]
+        return [masks[one] for one in dict.fromkeys(str(one) for e in expressions.values() for one in e["anno_id"])]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{beside} and {path} have no masks of {clip.path.stem} ({error}).") from error
+
+
+def write_masklets(target: str | Path, records: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     """Writes the masks of objects as DAVIS has them: a picture per frame with the number of the object, from 1.
 
     Args:
-        folder: It is replaced.
+        target: A folder, which is replaced; or a .json file, which gets what MeViS has (`mask_dict.json`).
         records: Of `caption_video`.
-        size: (height, width) of the clip.
+        names: Of the frames, for those of the pictures.
     """
+    if Path(target).suffix == ".json":
+        write_whole(target, to_json({str(number): record["masks"] for number, record in enumerate(records)}, None))
+        return
+    size = next(mask["size"] for record in records for mask in record["masks"] if mask is not None)
     palette = np.random.default_rng(0).integers(64, 256, (256, 3), np.uint8)
     palette[0] = 0
     if len(records) > 255:
         raise ValueError(f"{len(records)} objects; pictures of this form number at most 255.")
-    with staged(folder) as part:
-        for frame in range(len(records[0]["masks"])):
+    with staged(target) as part:
+        for frame, name in enumerate(names):
             values = np.zeros(size, np.uint8)
             for number, record in enumerate(records, 1):
                 if record["masks"][frame] is not None:
                     values[decode_rle(record["masks"][frame])] = number
             picture = Image.fromarray(values, "P")
             picture.putpalette(palette.tobytes())
-            picture.save(part / f"{frame:05d}.png")
+            picture.save(part / f"{name}.png")
 
 
 def _pyav(path: Path) -> Any:

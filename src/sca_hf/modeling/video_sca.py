@@ -182,7 +182,7 @@ class ScaVideoMixin:
     def region_queries(self, **inputs: torch.Tensor) -> torch.Tensor:
         """The caption queries (N, A, Q, C) of the N real regions; takes what the processor returns."""
         known = RegionInputs.taken_from(inputs)
-        return self._region_features(known, (), True, None).queries  # type: ignore[attr-defined]
+        return self._region_features(known, (), True, None, False).queries  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def caption_queries(self, queries: torch.Tensor, task: str = "caption", **generation: Any) -> dict[str, Any]:

@@ -189,6 +189,13 @@ class ScaVideoProcessorMixin:
         """Describe objects whose masks are given, frame by frame."""
         processor: Any = self
         objects = [_Object() for _ in masklets]
+        for number, one in enumerate(masklets):
+            last = max(one, default=0) if isinstance(one, Mapping) else 0
+            if clip.count is not None and last >= clip.count:
+                raise ValueError(
+                    f"masklets[{number}] has a mask of frame {last}, but the clip has {clip.count} frames, 0 to "
+                    f"{clip.count - 1}."
+                )
         for frame in _numbers(clip):
             image, masks = clip[frame], [_mask_at(one, frame, k, clip) for k, one in enumerate(masklets)]
             shown = {number: mask for number, mask in enumerate(masks) if mask is not None and mask.any()}
