@@ -1,13 +1,14 @@
 """Divides photographs with masks into train, choice and test, and writes what recipes and reports read.
 
-    python -m experiments.photographs.data --output runs/photographs/seed-0 --seed 0
+    python -m experiments.photographs.data --output runs/photographs/seed-0/data --seed 0
 
 The folder `data` (else $SCA_SHARED/data) holds coco_permissive, coco_permissive_2 and taco_litter. In the output
 SET.SIDE.json is a COCO file of each set and side, its pictures in data/SET/images: `train` to learn from, `choice` to
-choose steps, models and thresholds by, `test` for reports alone. coco_permissive.train_described.json has longer
-captions in place of names, where they were written. split.json says where each picture went, and why;
-CREDITS.md and credits.json say who made the pictures that are trained on, and under which license. With --small-sets
-there are two files besides of each of cards, signs, cells and fruit (see small_sets.py).
+choose steps, models and thresholds by, `test` for reports alone. choice.json has that side of all sets, with pictures
+in data, for recipes to evaluate on. coco_permissive.train_described.json has longer captions in place of names, where
+they were written. split.json says where each picture went, and why; CREDITS.md and credits.json say who made the
+pictures that are trained on, and under which license. With --small-sets there are two files besides of each of cards,
+signs, cells and fruit (see small_sets.py).
 
 The rule. Pictures go by themselves or in groups, of which each is named by its first file name:
 
@@ -206,6 +207,18 @@ def coco_file(pictures: Sequence[Picture]) -> dict[str, Any]:
     return {"images": [dict(picture.row) for picture in pictures], "annotations": rows, "categories": categories}
 
 
+def _numbered(pictures: Sequence[Picture]) -> list[Picture]:
+    """Pictures of several sets as one: ids of their own, and file names with the folders of their sets."""
+    found, count = [], 0
+    for number, one in enumerate(pictures, 1):
+        row = {**one.row, "id": number, "file_name": f"{one.of}/images/{one.row['file_name']}"}
+        ids = range(count + 1, count + 1 + len(one.annotations))
+        rows = [{**region, "id": id_, "image_id": number} for id_, region in zip(ids, one.annotations, strict=True)]
+        found.append(Picture(one.of, one.path, row, rows))
+        count += len(rows)
+    return found
+
+
 def described(pictures: Sequence[Picture], folder: Path) -> list[Picture]:
     """Returns those pictures of coco_permissive that have longer captions, with the regions that have them."""
     content = read_json(folder / SETS[0] / "region_descriptions.json", list)
@@ -258,6 +271,8 @@ def write(pictures: Sequence[Picture], output: Path, folder: Path, seed: int) ->
         for side in SIDES:
             part = [picture for picture in pictures if (picture.of, picture.side) == (name, side)]
             write_whole(output / f"{name}.{side}.json", to_json(coco_file(part), None))
+    chosen = [picture for picture in pictures if picture.side == "choice"]
+    write_whole(output / "choice.json", to_json(coco_file(_numbered(chosen)), None))
     trained = [picture for picture in pictures if picture.side == "train"]
     write_whole(output / f"{SETS[0]}.train_described.json", to_json(coco_file(described(trained, folder)), None))
     split = {p.name: {"side": p.side, "why": p.why, "group": p.unit} for p in pictures}

@@ -60,7 +60,7 @@ def measure(model: Any, processor: Any, left_out: Sequence[str] = ()) -> dict[st
         elsewhere[name] = load_regions("coco", on_error="skip", **files)
     sides = {"own": own, "elsewhere": elsewhere}
     return {
-        side: {name: _unsure(model, processor, records) for name, records in sets.items()}
+        side: {name: unsure_fractions(model, processor, records) for name, records in sets.items()}
         for side, sets in sides.items()
     }
 
@@ -79,7 +79,7 @@ def _photos(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _unsure(model: Any, processor: Any, records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def unsure_fractions(model: Any, processor: Any, records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     unsure: dict[str, list[bool]] = {prompt: [] for prompt in _PROMPTS}
     for record in records:
         boxes = [region["box"] for region in record["regions"]]

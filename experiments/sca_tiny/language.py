@@ -6,6 +6,7 @@ which the mixer will fill (task tokens, then queries) hold what the caption must
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,10 @@ class KeywordTexts(torch.utils.data.Dataset):
         obj = random_object(rng)
         text = describe(obj, rng)[0] if task == "caption" else obj.category
         named = read_caption(text)["reference_color"] is not None
-        prefix = self.prefix(task, obj, named)
+        return self.row(self.prefix(task, obj, named), text)
+
+    def row(self, prefix: list[int], text: str) -> dict[str, torch.Tensor]:
+        """Returns ids and labels of a prefix and a text, padded."""
         ids = [*self.tokenizer(text)["input_ids"][: self.settings.max_tokens - 1], self.tokenizer.eos_token_id]
         padding = self.settings.max_tokens - len(ids)
         input_ids = [*prefix, *ids, *[self.tokenizer.pad_token_id] * padding]
@@ -95,12 +99,16 @@ def random_object(rng: np.random.Generator) -> SceneObject:
     return obj
 
 
-def train_tokenizer(settings: LanguageSettings) -> PreTrainedTokenizerFast:
-    """Learns a byte-level vocabulary with every word of the scenes as one token; any other text round-trips too."""
+def train_tokenizer(settings: LanguageSettings, more: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """Learns a byte-level vocabulary with every word of the scenes as one token; any other text round-trips too.
+
+    more: other texts to learn from.
+    """
     rng = np.random.default_rng(settings.seed)
     words = [*COLORS, *SHAPES, *TEXTURES, *SIZES, *RELATIONS, *TASKS]
     texts = [caption for _ in range(4_000) for caption in describe(random_object(rng), rng)]
     texts += [space + word for word in words for space in ("", " ")] * 200
+    texts += more
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -131,14 +139,26 @@ def tiny_gpt2_config(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
     )
 
 
-def train_language_model(folder: Path, settings: LanguageSettings) -> Path:
-    """Trains tokenizer and LM in `folder`, resuming from the last checkpoint, and returns their folder."""
+def train_language_model(
+    folder: Path,
+    settings: LanguageSettings,
+    more: Iterable[str] = (),
+    texts: Callable[[PreTrainedTokenizerFast, LanguageSettings], torch.utils.data.Dataset] = KeywordTexts,
+) -> Path:
+    """Trains tokenizer and LM in `folder`, resuming from the last checkpoint, and returns their folder.
+
+    Args:
+        folder: for checkpoints, and the model in `text`.
+        settings: of the stage.
+        more: texts for the tokenizer beside those of scenes.
+        texts: what the LM learns.
+    """
     done = folder / "text"
     if done.exists():
         return done
-    tokenizer = train_tokenizer(settings)
+    tokenizer = train_tokenizer(settings, more)
     torch.manual_seed(settings.seed)
     model = GPT2LMHeadModel(tiny_gpt2_config(tokenizer))
     arguments = stage_arguments(folder, settings, weight_decay=0.0, warmup_steps=50)
-    train_from_last_checkpoint(WholeCheckpoints(model, arguments, train_dataset=KeywordTexts(tokenizer, settings)))
+    train_from_last_checkpoint(WholeCheckpoints(model, arguments, train_dataset=texts(tokenizer, settings)))
     return save_whole(done, tokenizer, model)

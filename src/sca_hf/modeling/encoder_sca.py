@@ -55,6 +55,8 @@ class PlainVisionEncoder(nn.Module):
 
 def _built(config: PreTrainedConfig) -> PreTrainedModel:
     """A new encoder; of ours the class is found by name, for the reason that build_segmenter has."""
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = None  # the default of all that have it; convolutions refuse the word
     return ScaTowersModel._from_config(config) if _is_ours(config) else AutoModel.from_config(config)
 
 

@@ -144,8 +144,10 @@ class ScaTrainingArguments(TrainingArguments):
         # Without a name the Trainer takes the labels of points for labels to predict, and reports no loss.
         if self.label_names is None:
             self.label_names = ["labels"]
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            # Unless it is told so, the library takes each of several processes on CPUs for a run of its own.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if (several or self.bf16) and not torch.accelerator.is_available():
+            # Unless it is told so, the library takes each of several processes on CPUs for a run of its own, and
+            # refuses bf16.
             self.use_cpu = True
         # The library puts the loss in its place. A schedule that follows the metric keeps that.
         unsaid = self.metric_for_best_model is None and self.greater_is_better is None

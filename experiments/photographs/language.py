@@ -1,0 +1,81 @@
+"""A language model that has the words of photographs: sca-tiny's, whose tokenizer cuts "refrigerator" into pieces.
+
+As there it learns from keywords followed by a text (experiments/sca_tiny/language.py), so that it says what a prefix
+holds; beside objects of scenes there are the names of COCO, of TACO and of the small sets, each word a token, and the
+longer captions that some regions have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from sca_hf.files import read_json
+
+from ..sca_tiny.language import TASKS, KeywordTexts, LanguageSettings, train_language_model
+from .small_sets import IMAGES
+from .words import SYNONYMS, caption_of
+
+
+SETTINGS = {"steps": 2_500, "vocabulary_size": 1_536, "max_tokens": 24}
+_SCENES = 0.4
+# How often the tokenizer sees each name: whole words win over the pieces that they share with others.
+_REPEATS = 100
+
+
+class NamedTexts(KeywordTexts):
+    """Objects of scenes, and things of photographs: the tokens of a name as keywords, then the name or a caption."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, settings: LanguageSettings, captions: Mapping[str, Sequence[str]]
+    ) -> None:
+        super().__init__(tokenizer, settings)
+        self.names, self.captions = list(captions), captions
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.settings.seed, index, 1))
+        if rng.random() < _SCENES:
+            return super().__getitem__(index)
+        name, task = self.names[rng.integers(len(self.names))], TASKS[int(rng.random() < 0.75)]
+        told = self.captions[name]
+        return self.row(self.name_prefix(task, name), told[rng.integers(len(told))] if task == "caption" else name)
+
+    def name_prefix(self, task: str, name: str) -> list[int]:
+        """Returns the ids of the task slots and of the keyword slots, which hold a name, cut where it is too long."""
+        count = self.settings.num_keywords
+        slots = self.tokenizer(" " + name)["input_ids"][:count]
+        slots += [self.tokenizer.pad_token_id] * (count - len(slots))
+        return [self._id(task)] * self.settings.num_task_tokens + slots
+
+
+def all_captions(split: Path) -> dict[str, list[str]]:
+    """Returns every name that the model must be able to say, with its captions.
+
+    split: folder of experiments.photographs.data, with the small sets.
+    """
+    captions = {name: [caption_of(name)] for name in SYNONYMS}
+    for name in IMAGES:
+        for row in read_json(split / f"{name}.train.json", dict)["categories"]:
+            captions.setdefault(row["name"], [row["name"]])
+    content = read_json(split / "coco_permissive.train_described.json", dict)
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    for row in content["annotations"]:
+        # A long caption in four is enough: it tells more than the keywords do.
+        captions[names[row["category_id"]]] += [*[caption_of(names[row["category_id"]])] * 3, *row["captions"]]
+    return captions
+
+
+def train_language(folder: Path, split: Path, steps: int | None = None, seed: int = 0) -> Path:
+    """Trains tokenizer and language model in `folder`, resuming from the last checkpoint; returns their folder."""
+    settings = LanguageSettings(**SETTINGS, seed=seed)
+    settings.steps = min(settings.steps, steps or settings.steps)
+    settings.batch_size = min(settings.batch_size, 96 if steps is None else 8)
+    captions = all_captions(split)
+    more = [text for name, told in captions.items() for text in (name, f" {name}", *told) for _ in range(_REPEATS)]
+    return train_language_model(
+        folder, settings, more, lambda tokenizer, chosen: NamedTexts(tokenizer, chosen, captions)
+    )
