@@ -84,7 +84,7 @@ def start(row: dict[str, Any], folder: Path, road: Road) -> Path:
             for name in row["towers"]:
                 model.towers[name].load_state_dict(known.towers[name].state_dict())
         towers.save_towers(model, eyes)
-    return start_model(eyes, folder, road.seed, language, passed=not row["random"])
+    return start_model(eyes, folder, road.seed, language)
 
 
 def row_recipe(name: str, row: dict[str, Any], folder: Path, road: Road) -> Recipe:

@@ -52,15 +52,15 @@ _SMALLEST = 12.0  # pixels of the shorter side
 
 
 @dataclass
-class Found:
+class Detections:
     """Boxes (n, 4), xyxy in pixels of a picture, with the scores (n,) and numbers (n,) of their names."""
 
     boxes: torch.Tensor
     scores: torch.Tensor
     names: torch.Tensor
 
-    def __getitem__(self, rows: torch.Tensor) -> Found:
-        return Found(self.boxes[rows], self.scores[rows], self.names[rows])
+    def __getitem__(self, rows: torch.Tensor) -> Detections:
+        return Detections(self.boxes[rows], self.scores[rows], self.names[rows])
 
 
 def load_detector(towers: Path) -> Any:
@@ -71,7 +71,7 @@ def load_detector(towers: Path) -> Any:
 
 
 @torch.inference_mode()
-def detect(model: Any, image: Image.Image) -> Found:
+def detect(model: Any, image: Image.Image) -> Detections:
     """Returns what NanoDet finds in a picture and in its crops, each thing once."""
     width, height = image.size
     windows = [(0.0, 0.0, 1.0)] + [(left, top, _ZOOM) for left, top in _CROPS]
@@ -91,8 +91,8 @@ def detect(model: Any, image: Image.Image) -> Found:
             distance = torch.cat([here[:, :2], size[2:] - here[:, 2:]], 1)
             rows &= ~((distance < margin) & inner).any(1)
         here = here.clamp(min=0).minimum(size) + torch.tensor([*place[:2]] * 2, dtype=here.dtype)
-        parts.append(Found(here, best, names)[rows])
-    found = Found(*(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "names")))
+        parts.append(Detections(here, best, names)[rows])
+    found = Detections(*(torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "names")))
     found = found[(found.boxes[:, 2:] - found.boxes[:, :2]).amin(1) >= _SMALLEST]
     # Boxes of different names never overlap where each name has a place of its own.
     apart = found.boxes + found.names[:, None] * 2.0 * max(width, height)
@@ -110,7 +110,7 @@ def _pixels(image: Image.Image, config: Any) -> tuple[torch.Tensor, float]:
     return F.pad(normalized, (0, _SIDE - size[0], 0, _SIDE - size[1])), scale
 
 
-def without_others(found: Found, true: Sequence[tuple[Sequence[float], str]]) -> tuple[Found, Counter[str]]:
+def without_others(found: Detections, true: Sequence[tuple[Sequence[float], str]]) -> tuple[Detections, Counter[str]]:
     """Leaves out what overlaps a true region of another name more than any of its own; counts it.
 
     true: box, xyxy, and name of each region.
@@ -158,7 +158,7 @@ def name_set(model: Any, content: Mapping[str, Any], images: Path) -> tuple[dict
     return file, {**told, **counts, "names": dict(said.most_common())}
 
 
-def _rows(found: Found, image: Any, first: int) -> Iterable[dict[str, Any]]:
+def _rows(found: Detections, image: Any, first: int) -> Iterable[dict[str, Any]]:
     boxes = zip(found.boxes.tolist(), found.scores.tolist(), found.names.tolist(), strict=True)
     for number, (box, score, name) in enumerate(boxes, first):
         left, top, right, bottom = (round(side, 2) for side in box)

@@ -3,8 +3,8 @@
     python -m experiments.photographs.start --towers runs/photographs/towers --output runs/photographs/seed-0/start \
         --language runs/photographs/seed-0/language/text
 
-NanoDet's 80 class scores are the first channels of what the towers give. The new neck leads each in a direction of its
-own, so that the mixer can read names from the first step on, where it would first have to find them again.
+NanoDet's 80 class scores are the first channels of what the towers give. With --pass-names the new neck leads each in a
+direction of its own, so that the mixer can read names from the first step on.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def pass_names(neck: Any) -> None:
     neck.conv2.weight[:, :, 1, 1] += torch.eye(width)
 
 
-def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None = None, passed: bool = True) -> Path:
+def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None = None, passed: bool = False) -> Path:
     """Saves sca-tiny with other eyes; its detail encoder, which sees drawings, is left out.
 
     Args:
@@ -70,8 +70,9 @@ def main() -> None:
     parser.add_argument("--language", type=Path, help="folder of a language model (default: that of sca-tiny)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pass-names", action="store_true", help="lead NanoDet's names through the neck")
     options = parser.parse_args()
-    print(start_model(options.towers, options.output, options.seed, options.language))
+    print(start_model(options.towers, options.output, options.seed, options.language, options.pass_names))
 
 
 if __name__ == "__main__":

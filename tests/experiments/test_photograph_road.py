@@ -13,7 +13,7 @@ from transformers.models.sam.modeling_sam import SamVisionNeck
 
 from experiments.photographs import __main__ as road
 from experiments.photographs import compare, thresholds, towers
-from experiments.photographs.names import NAMES, Found, without_others
+from experiments.photographs.names import NAMES, Detections, without_others
 from experiments.photographs.recipe import read_recipe
 from experiments.photographs.start import pass_names
 from sca_hf.modeling.encoder_sca import ScaEncoderModel
@@ -27,7 +27,7 @@ def test_names_are_those_of_coco_in_its_order():
 
 def test_weak_names_leave_true_regions_of_another_name_alone():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]])
-    found = Found(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([16, 15, 39]))  # dog, cat, bottle
+    found = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([16, 15, 39]))  # dog, cat, bottle
     true = [([0, 0, 10, 10], "dog"), ([20, 20, 30, 31], "dog"), ([50, 50, 60, 61], "plastic bottle")]
     kept, counts = without_others(found, true)
     assert kept.names.tolist() == [16, 39] and counts == Counter({"right": 1, "wrong": 1, "left out": 1})
@@ -60,7 +60,7 @@ def test_recipes_name_the_files_of_their_seed(name, tmp_path):
     named = [str(value) for spec in [*recipe.data.train, *recipe.data.eval] for value in spec.values()]
     places = [value for value in [*named, recipe.model.from_, recipe.output] if "/" in value]
     assert all(place.startswith((f"{tmp_path}/out/seed-3/", f"{tmp_path}/sets")) for place in places)
-    assert not any("test" in value for value in named) and recipe.data.eval[0]["annotations"].endswith("choice.json")
+    assert not any(".test." in value for value in named) and recipe.data.eval[0]["annotations"].endswith("choice.json")
     assert recipe.training["seed"] == 3 and recipe.training["load_best_model_at_end"]
     assert read_recipe(name, tmp_path, 0, tmp_path, steps=2).training["max_steps"] == 2
 
