@@ -3,8 +3,8 @@
     python -m experiments.photographs.start --towers runs/photographs/towers --output runs/photographs/seed-0/start \
         --language runs/photographs/seed-0/language/text
 
-NanoDet's 80 class scores are the first channels of what the towers give. With --pass-names the new neck leads each in a
-direction of its own, so that the mixer can read names from the first step on.
+NanoDet's 80 class scores are the first channels of what the towers give. With --pass-names the new neck leads each in
+a direction of its own, so that the mixer can read names from the first step on.
 """
 
 import argparse
