@@ -147,9 +147,9 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="+", choices=rows(), default=list(rows()), metavar="ROW", help="by their names"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="of training (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=8000, help="to train on (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=200, help="test scenes (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=250, help="of training (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=2000, help="to train on (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=100, help="test scenes (default: %(default)s)")
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     options = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}
