@@ -53,6 +53,7 @@ SEEDS = {
     "label_smoothing": setting("config.json", [], "label_smoothing"),
     "max_length": setting("generation_config.json", "x", "max_length"),
     "eos_token_id": setting("generation_config.json", {"a": 1}, "eos_token_id"),
+    r"pad_token_id is \[\]": setting("generation_config.json", [], "pad_token_id"),
     "num_return_sequences": setting("generation_config.json", [1], "num_return_sequences"),
     "num_beams": setting("generation_config.json", 10**9, "num_beams"),
     "saved": setting("tokenizer_config.json", 7, "unk_token"),
@@ -70,6 +71,14 @@ def test_folders_that_were_found(saved, tmp_path, words):
         processor = ScaProcessor.from_pretrained(folder)
         model = ScaForConditionalGeneration.from_pretrained(folder)
         model.generate(**processor(tiny_image(), input_boxes=[[[2, 2, 30, 30]]]), max_new_tokens=2)
+
+
+def test_settings_that_other_versions_of_transformers_save_are_read(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "saved")
+    setting("generation_config.json", "constant", "num_assistant_tokens_schedule")(folder)
+    setting("generation_config.json", [2, 3], "eos_token_id")(folder)
+    model = ScaForConditionalGeneration.from_pretrained(folder)
+    assert model.generation_config.num_assistant_tokens_schedule == "constant"
 
 
 @pytest.mark.parametrize("mask", [{"counts": "0"}, {"size": 3, "counts": "0"}, {"size": [1], "counts": b"0".decode()}])

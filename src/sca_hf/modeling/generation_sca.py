@@ -79,7 +79,7 @@ def caption_generation_config(language_model: PreTrainedModel) -> GenerationConf
 # Of beams or tokens: settings come from a repository too.
 _MOST = 4096
 _NUMBERS = re.compile(
-    r"(max|min|num|top|typical|no_repeat|encoder_no)_\w+|temperature|\w+_(token_id|penalty|cutoff|size)"
+    r"(max|min|num|top|typical|no_repeat|encoder_no)_\w+(?<!_schedule)|temperature|\w+_(token_id|penalty|cutoff|size)"
 )
 
 
@@ -123,7 +123,7 @@ def check_generation_numbers(settings: Mapping[str, Any]) -> None:
         counts = name in ("num_beams", "num_return_sequences", "max_new_tokens")
         if counts and value is not None and (type(value) is not int or not 1 <= value <= _MOST):
             raise ValueError(f"{name} is {value!r:.80}, expected a whole number from 1 to {_MOST}.")
-        inner = value if isinstance(value, list) and name.endswith("_token_id") else [value]
+        inner = value if isinstance(value, list) and name.endswith("eos_token_id") else [value]
         if _NUMBERS.fullmatch(name) and not all(one is None or isinstance(one, (int, float)) for one in inner):
             raise ValueError(f"{name} is {value!r:.80}, expected a number.")
 
