@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from .encoder_configuration_sca import IMAGENET, ScaEncoderConfig
 
 
+logger = logging.get_logger(__name__)
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -156,6 +158,10 @@ def image_frame(config: PreTrainedConfig) -> ImageFrame:
     """
     family = family_of(config)
     sizes, vision = getattr(config, family.sizes), config.vision_config
+    # sam_hq_vision_model -> sam; some published parts name no type.
+    stem, own = str(vision.model_type).split("_")[0], config.model_type.split("_")[0].replace("segment", "sam")
+    if stem not in ("", own):
+        raise ValueError(f"vision_config is a {vision.model_type!r}, which is not a part of a {config.model_type!r}.")
     side, patch = (_one(getattr(sizes, name), f"{family.sizes}.{name}") for name in ("image_size", "patch_size"))
     if side % patch:
         raise ValueError(f"{family.sizes}.image_size is {side}, expected a multiple of patch_size {patch}.")
@@ -198,9 +204,14 @@ def segmenter_config(stored: dict[str, Any], source: Any, video: bool = False) -
 
 
 def config_from(fields: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration object of a dict that names its model type."""
+    """The configuration object of a dict that names its model type; warn of fields that only another family has."""
     fields = dict(fields)
     model_type = fields.pop("model_type")
+    # Published configurations have such fields, so that they cannot be refused.
+    for name in fields if model_type in FAMILIES else ():
+        others = [kind for kind in FAMILIES if kind in CONFIG_MAPPING and hasattr(CONFIG_MAPPING[kind], name)]
+        if others and model_type not in others:
+            logger.warning_once(f"{name} is a field of {' and '.join(others)}: a {model_type!r} ignores it.")
     parts = getattr(CONFIG_MAPPING[model_type], "sub_configs", {}) if model_type in _TRACKERS else {}
     for name in _PARTS[1:]:
         # transformers 5.17 makes the dict of a mask decoder into a prompt encoder.
