@@ -167,6 +167,12 @@ def image_frame(config: PreTrainedConfig) -> ImageFrame:
         raise ValueError(f"{family.sizes}.image_size is {side}, expected a multiple of patch_size {patch}.")
     maps = getattr(vision, "backbone_feature_sizes", None)
     grid = side // patch
+    prompted = getattr(config.prompt_encoder_config, "image_embedding_size", grid)
+    if prompted != grid:
+        raise ValueError(
+            f"sam_config.prompt_encoder_config.image_embedding_size is {prompted!r:.100}, expected {grid}: "
+            f"{family.sizes}.image_size {side} by patch_size {patch}."
+        )
     # Of a pyramid the embeddings are the third; a tracker may keep a coarser one that nothing reads.
     needed = [[grid * times] * 2 for times in (4, 2, 1)] if family.extra_maps == 2 else None
     if needed and [list(size) for size in (maps or ())[:3]] != needed:
