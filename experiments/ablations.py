@@ -55,7 +55,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "2 queries": dict(num_caption_tokens=2),
 }
 TRAINED = {"mixer and language model": "mixer+lm", "mixer and mask decoder": "mixer+mask_decoder", "all": "all"}
-SCORES = ("color", "shape", "texture", "size", "relation", "cider_d")
+SCORES = ("mask_iou", "color", "shape", "texture", "size", "relation", "cider_d")
 MARKS = ("<!-- ablations -->", "<!-- end of ablations -->")
 
 
