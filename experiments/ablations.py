@@ -55,7 +55,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "2 queries": dict(num_caption_tokens=2),
 }
 TRAINED = {"mixer and language model": "mixer+lm", "mixer and mask decoder": "mixer+mask_decoder", "all": "all"}
-SCORES = ("color", "shape", "texture", "size", "relation", "cider_d")
+SCORES = ("mask_iou", "color", "shape", "texture", "size", "relation", "cider_d")
 MARKS = ("<!-- ablations -->", "<!-- end of ablations -->")
 
 
@@ -147,9 +147,9 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="+", choices=rows(), default=list(rows()), metavar="ROW", help="by their names"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="of training (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=8000, help="to train on (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=200, help="test scenes (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=250, help="of training (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=2000, help="to train on (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=100, help="test scenes (default: %(default)s)")
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     options = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}

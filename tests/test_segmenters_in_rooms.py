@@ -21,7 +21,12 @@ from tests.modeling.tiny_segmenters import tiny_model_of
 from tests.training.tiny_runs import BOXES, records
 
 
-@pytest.fixture(scope="module", params=["sam2", "sam3_tracker", "sam2_video"])
+ALL = ("sam2", "sam3_tracker", "sam2_video", "sam3_tracker_video", "edgetam", "edgetam_video")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=pytest.mark.slow if k > 2 else ()) for k, kind in enumerate(ALL)]
+)
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "model"
     model = tiny_model_of(request.param)
@@ -37,7 +42,7 @@ def kind(folder):
 
 def test_info_names_it_and_its_size(folder, capsys):
     assert main(["info", str(folder)]) == 0
-    side = 56 if kind(folder) == "sam3_tracker" else 64
+    side = 56 if kind(folder).startswith("sam3") else 64
     assert f"{kind(folder)}, " in (out := capsys.readouterr().out) and f"{side} px" in out
 
 

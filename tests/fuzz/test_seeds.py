@@ -49,6 +49,7 @@ SEEDS = {
     "pad_token_id": setting("config.json", "LABEL_0", "text_config", "pad_token_id"),
     "layer_norm_eps": setting("config.json", {}, "mixer_config", "layer_norm_eps"),
     "model_type": setting("config.json", 3, "sam_config", "model_type"),
+    "image_embedding_size": setting("config.json", [], "sam_config", "prompt_encoder_config", "image_embedding_size"),
     "attn_pdrop": setting("config.json", "x", "text_config", "attn_pdrop"),
     "label_smoothing": setting("config.json", [], "label_smoothing"),
     "max_length": setting("generation_config.json", "x", "max_length"),

@@ -1,6 +1,7 @@
 """Segmenters in the forms in which they are published: read into the right parts, no weight is new, none is lost."""
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 
@@ -164,6 +165,14 @@ def test_both_forms_of_the_tracker_s_names_are_read(tmp_path):
     assert all(torch.equal(value, read[1][name]) for name, value in read[0].items())
     of_decoder = plain["tracker_model.mask_decoder.iou_token.weight"]
     assert torch.equal(read[0]["mask_decoder.iou_token.weight"], of_decoder)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
+def test_edgetam_without_timm_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(published(EDGETAM)))
+    save_file({"no_memory_embedding": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ImportError, match="pip install timm"):
+        compose(tmp_path)
 
 
 def test_edgetam_is_read_with_the_backbone_of_timm(tmp_path):

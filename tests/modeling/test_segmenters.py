@@ -16,6 +16,7 @@ from transformers import (
     Sam2VideoConfig,
     Sam3VideoModel,
 )
+from transformers.utils import logging
 
 from sca_hf import ScaConfig, ScaForConditionalGeneration, ScaProcessor
 from sca_hf.modeling.families_sca import FAMILIES, PLAIN_ENCODER, as_segmenter, family_of
@@ -286,6 +287,19 @@ def test_fresh_positions_of_points_and_image_are_one_matrix():
         assert torch.equal(points.positional_embedding, whole.positional_embedding)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "moves"), [("sam3_tracker", False), ("sam3_tracker_video", True), ("sam2", True)])
+def test_only_the_image_model_of_sam3_adds_its_vector_of_no_memory_where_nothing_reads(kind, moves):
+    """As in the library; that is why a published SAM 3 is read as its tracker."""
+    model = tiny_model_of(kind)
+    before = encode_images(model.sam, image(model)).image_embeddings
+    library_before = model.sam.get_image_embeddings(image(model))[2]
+    model.sam.no_memory_embedding.add_(5.0)
+    assert not torch.equal(encode_images(model.sam, image(model)).image_embeddings, before) or not moves
+    moved = (model.sam.get_image_embeddings(image(model))[2] - library_before).abs().max()
+    assert (moved > 4.9) == moves
+
+
 def test_a_single_mask_of_sam2_is_another_in_training(recwarn):
     model = tiny_model_of("sam2")
     decoder = model.sam.mask_decoder
@@ -337,7 +351,10 @@ def test_a_family_that_the_library_lacks_is_refused_with_the_version_that_has_it
         (lambda f: f["prompt_encoder_config"].update(image_size=60), "multiple of patch_size"),
         (lambda f: f["prompt_encoder_config"].update(patch_size=8), "backbone_feature_sizes"),
         (lambda f: f["vision_config"].update(backbone_feature_sizes=[[8, 8], [4, 4]]), "backbone_feature_sizes"),
-        (lambda f: f.update(vision_config=tiny_sam_vision()), "backbone_feature_sizes None"),
+        (
+            lambda f: f.update(vision_config=tiny_sam_vision()),
+            "vision_config is a .sam_vision_model., which is not a part of a .sam2.",
+        ),
     ],
     ids=["not square", "no whole patches", "another patch", "another pyramid", "a part of another family"],
 )
@@ -346,6 +363,26 @@ def test_parts_that_do_not_fit_are_refused_in_words(change, message):
     change(fields)
     with pytest.raises(ValueError, match=message):
         ScaConfig(sam_config=fields)
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam3_tracker", "edgetam_video"])
+def test_a_part_of_another_family_is_refused_in_words(kind, tmp_path):
+    message = f"'sam2_vision_model', which is not a part of a '{kind.removesuffix('_video')}"
+    fields = segmenter_fields(kind) | dict(vision_config=segmenter_fields("sam2")["vision_config"])
+    with pytest.raises(ValueError, match=message):
+        ScaConfig(sam_config=fields)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=message):
+        ScaForConditionalGeneration.from_sam_text_pretrained(tmp_path, tiny_language_model())
+
+
+def test_a_field_of_another_family_is_said_to_be_ignored(caplog):
+    logging.enable_propagation()
+    try:
+        ScaConfig(sam_config=segmenter_fields("sam") | dict(num_maskmem=7))
+    finally:
+        logging.disable_propagation()
+    assert "num_maskmem is a field of sam2_video and edgetam_video and" in caplog.text
 
 
 def tiny_sam_vision():

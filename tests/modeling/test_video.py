@@ -125,6 +125,29 @@ def test_a_stream_is_followed_forward_and_gives_the_same_there(tracker):
     assert seen == [(k + 1, None) for k in range(count)]
 
 
+def test_what_is_kept_of_a_frame_can_be_learned_from(tracker):
+    """The library follows in inference mode, of which nothing that is taken may be."""
+    model, processor = tracker
+    inputs = processor(clip(1)[0], input_boxes=[[BOX]])
+    followed = model.object_tracker(lambda _: inputs["pixel_values"][0], 1)
+    followed.add(0, box=inputs["input_boxes"][0, 0])
+    found = next(followed.follow())[1][0]
+    assert not found.queries.is_inference() and not found.masks.is_inference()
+    weight = torch.ones((), requires_grad=True)
+    (found.queries * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_an_object_that_the_tracker_never_sees_has_a_caption_of_its_prompted_frame(tracker):
+    model, processor = tracker
+    head = model.sam.mask_decoder.pred_obj_score_head
+    handle = head.register_forward_hook(lambda *call: torch.full_like(call[-1], -9.0))
+    record = processor.caption_video(model, clip(3), [{"box": BOX, "frame": 1}], max_new_tokens=3)[0]
+    handle.remove()
+    assert record["masks"] == [None] * 3 and all(score == -9 for score in record["object_scores"])
+    assert np.isfinite(record["score"])
+
+
 def test_a_mask_prompt_is_taken_as_it_is(tracker):
     model, processor = tracker
     mask = np.zeros((60, 80), bool)

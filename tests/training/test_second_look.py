@@ -7,9 +7,12 @@ from PIL import Image
 from tiny_runs import records, trainer
 
 from sca_hf import ScaForConditionalGeneration
+from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
+from sca_hf.evaluation.captioners.sca import ScaCaptioner
 from sca_hf.hub.info import describe_repository
 from sca_hf.modeling.second_look_sca import PromptedUNet, Pyramid, expected_iou, mask_extents, windows_around
 from sca_hf.processing.mask_generation_sca import paste_masks
+from sca_hf.processing.region_prompts_sca import RegionPrompt
 from sca_hf.serving.engine import Engine
 from sca_hf.testing import tiny_config, tiny_image, tiny_model
 from sca_hf.training import add_second_look, apply_preset
@@ -212,6 +215,10 @@ def test_the_server_and_anything_mode_show_its_masks(make_model, processor, tmp_
     assert found[0]["bbox"] == [15, 10, 30, 30] and found[0]["predicted_iou"] == pytest.approx(1 / (1 + np.exp(-3.0)))
     off = processor.caption_anything(model, image, boxes=[[20, 15, 40, 35]], second_look=False)
     assert off[0]["bbox"] != found[0]["bbox"] and off[0]["caption"] == found[0]["caption"]
+    box = [20.0, 15.0, 40.0, 35.0]
+    asked = ImageQuery(image, "0", [RegionQuery("0", box, RegionPrompt(box))])
+    said = ScaCaptioner(model, processor).caption_regions([asked], with_masks=True)[0][0]
+    assert said.best_mask.sum() == found[0]["area"] and said.iou_scores == [pytest.approx(found[0]["predicted_iou"])]
     engine = Engine([str(tmp_path / "m")])
     stored = engine.open_image(_png(image, tmp_path / "x.png"))
     regions = engine.limits.read_regions([{"box": [20, 15, 40, 35]}], stored.size)

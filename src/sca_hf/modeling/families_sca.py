@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from .encoder_configuration_sca import IMAGENET, ScaEncoderConfig
 
 
+logger = logging.get_logger(__name__)
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -156,11 +158,21 @@ def image_frame(config: PreTrainedConfig) -> ImageFrame:
     """
     family = family_of(config)
     sizes, vision = getattr(config, family.sizes), config.vision_config
+    # sam_hq_vision_model -> sam; some published parts name no type.
+    stem, own = str(vision.model_type).split("_")[0], config.model_type.split("_")[0].replace("segment", "sam")
+    if stem not in ("", own):
+        raise ValueError(f"vision_config is a {vision.model_type!r}, which is not a part of a {config.model_type!r}.")
     side, patch = (_one(getattr(sizes, name), f"{family.sizes}.{name}") for name in ("image_size", "patch_size"))
     if side % patch:
         raise ValueError(f"{family.sizes}.image_size is {side}, expected a multiple of patch_size {patch}.")
     maps = getattr(vision, "backbone_feature_sizes", None)
     grid = side // patch
+    prompted = getattr(config.prompt_encoder_config, "image_embedding_size", grid)
+    if prompted != grid:
+        raise ValueError(
+            f"sam_config.prompt_encoder_config.image_embedding_size is {prompted!r:.100}, expected {grid}: "
+            f"{family.sizes}.image_size {side} by patch_size {patch}."
+        )
     # Of a pyramid the embeddings are the third; a tracker may keep a coarser one that nothing reads.
     needed = [[grid * times] * 2 for times in (4, 2, 1)] if family.extra_maps == 2 else None
     if needed and [list(size) for size in (maps or ())[:3]] != needed:
@@ -198,9 +210,14 @@ def segmenter_config(stored: dict[str, Any], source: Any, video: bool = False) -
 
 
 def config_from(fields: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration object of a dict that names its model type."""
+    """The configuration object of a dict that names its model type; warn of fields that only another family has."""
     fields = dict(fields)
     model_type = fields.pop("model_type")
+    # Published configurations have such fields, so that they cannot be refused.
+    for name in fields if model_type in FAMILIES else ():
+        others = [kind for kind in FAMILIES if kind in CONFIG_MAPPING and hasattr(CONFIG_MAPPING[kind], name)]
+        if others and model_type not in others:
+            logger.warning_once(f"{name} is a field of {' and '.join(others)}: a {model_type!r} ignores it.")
     parts = getattr(CONFIG_MAPPING[model_type], "sub_configs", {}) if model_type in _TRACKERS else {}
     for name in _PARTS[1:]:
         # transformers 5.17 makes the dict of a mask decoder into a prompt encoder.

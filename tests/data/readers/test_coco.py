@@ -183,8 +183,12 @@ def test_a_mask_that_cannot_be_read_is_named_and_costs_itself_only(coco, segment
 
 
 def test_ids_that_stand_for_two_things_are_refused(coco):
-    with pytest.raises(ValueError, match="two images have the id 9"):
-        read("coco", "skip", **coco([], images=[image(), image(file_name="b.jpg")]))
+    images = [image(), image(id=8), image(file_name="b.jpg")]
+    with pytest.raises(RegionRecordError, match="two images have the id 9"):
+        read("coco", **coco([annotation(1), annotation(2, image_id=8)], images=images))
+    report = ReadReport()
+    (left,) = read("coco", "skip", report, **coco([annotation(1), annotation(2, image_id=8)], images=images))
+    assert left["image_id"] == "8" and len(report.messages) == 2 and "two images have the id 9" in report.messages[0]
     with pytest.raises(ValueError, match="two categories have the same id"):
         read("coco", "skip", **coco([], categories='[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]'))
 

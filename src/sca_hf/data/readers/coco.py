@@ -136,8 +136,6 @@ class _CocoFile:
         categories = self._categories(content)
         images = rows_of(content, "images", self.path)
         counts = Counter(id_key(image.get("id")) for image in images)
-        if twice := [key for key, count in counts.items() if count > 1 and key is not None]:
-            raise ValueError(f"{self.path}: two images have the id {twice[0]}, so their boxes cannot be told apart.")
         rows: dict[Any, list[dict[str, Any]]] = {key: [] for key in counts if key is not None}
         if isinstance(self.locate, Locator):
             self.locate.expect(images)
@@ -159,7 +157,12 @@ class _CocoFile:
             self.notes.append(f"texts of annotations in {', '.join(unread)} are not read; those in caption are")
         seen: set[Any] = set()
         for image in images:
-            yield self._record(image, rows.pop(id_key(image.get("id")), []), categories, seen)
+            key = id_key(image.get("id"))
+            if key is not None and counts[key] > 1:
+                where = f"{self.path}, image {key} ({image.get('file_name')})"
+                yield RegionRecordError(f"{where}: two images have the id {key}, so their boxes cannot be told apart")
+                continue
+            yield self._record(image, rows.pop(key, []), categories, seen)
 
     def _categories(self, content: Any) -> dict[Any, str]:
         if isinstance(content, dict) and "categories" not in content:

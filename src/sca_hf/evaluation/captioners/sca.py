@@ -79,15 +79,19 @@ class ScaCaptioner:
             inputs = self._inputs(images, prompts, pixels=False) | encoded
         outputs = self.model.generate(**inputs, output_caption_scores=True, **self.generation)
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
-        masks = self.processor.post_process_regions(outputs, *sizes, all_masks=True) if with_masks else None
+        records = self.processor.post_process_regions(outputs, *sizes, all_masks=True) if with_masks else None
         captions = self.processor.batch_decode(outputs)
+        ious, count = outputs.iou_scores, None
+        if outputs.second_masks is not None:
+            # The mask that was drawn again is the answer, and stands first.
+            ious, count = outputs.second_iou_scores[..., None], 1
         return [
             [
                 RegionPrediction(
                     candidates=_as_list(caption),
                     scores=_as_list(outputs.caption_scores[i, k].tolist()),
-                    iou_scores=outputs.iou_scores[i, k].tolist(),
-                    masks=None if masks is None else masks[i][k]["mask"],
+                    iou_scores=ious[i, k].tolist(),
+                    masks=None if records is None else records[i][k]["mask"][:count],
                 )
                 for k, caption in enumerate(regions)
             ]

@@ -30,6 +30,14 @@ _LEFT_OUT = {"bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval", "deepsp
 _LEFT_OUT |= {"torch_compile", "ddp_backend", "report_to", "accelerator_config", "parallelism_config"}
 # A set whose images have more regions than this is rare; `regions_per_image: null` means all of them.
 _ALL_REGIONS = 64
+# Names of parts and where models have them, not all of which every model has.
+_PARTS = {
+    "SAM": "sam",
+    "mixer": "mixer",
+    "language model": "language_model",
+    "detail encoder": "detail_encoder",
+    "second look": "second_look",
+}
 
 
 @dataclass
@@ -167,9 +175,11 @@ def _batch(config: ScaConfig, args: ScaTrainingArguments) -> dict[str, Any]:
 
 
 def part_memories(model: Any, quantized: str | None) -> Iterator[PartMemory]:
-    """Yields what the weights of SAM, mixer and language model take, the frozen language model held in a form."""
-    for name, attribute in (("SAM", "sam"), ("mixer", "mixer"), ("language model", "language_model")):
+    """Yields what the weights of each part take, the frozen language model held in a form."""
+    for name, attribute in _PARTS.items():
         module = getattr(model, attribute)
+        if module is None:
+            continue
         parameters = list(module.parameters())
         share = _quantized_share(module, quantized) if attribute == "language_model" else {}
         sizes: dict[str, int] = {}
