@@ -81,6 +81,7 @@ def test_every_row_of_the_comparison_differs_from_the_others():
 @pytest.mark.slow
 def test_the_whole_road_ends_in_a_model_that_is_read_without_the_package(shared, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    pytest.importorskip("onnx", reason="onnx, which reads U2-Net's weights, is not installed")
     folder = copy_few(shared("data"), tmp_path / "sets")
     shared("weights/u2net_small")
     # Of Lite0 the shape alone: its package may not be installed.

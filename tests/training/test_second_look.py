@@ -190,6 +190,23 @@ def test_it_is_saved_with_the_model(make_model, processor, tmp_path, form):
     ]
 
 
+def test_u2net_equals_its_published_graph(shared):
+    onnx = pytest.importorskip("onnx", reason="onnx, which reads U2-Net's weights, is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    from experiments.photographs.u2net import read_weights
+
+    path = shared("weights/u2net_small") / "u2netp.onnx"
+    net = PromptedUNet(3)
+    net.load_state_dict(read_weights(path))
+    crops = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32))
+    graph = ReferenceEvaluator(onnx.load(path))
+    with torch.no_grad():
+        found = net(crops)
+    for logits, expected in zip(found, graph.run(None, {graph.input_names[0]: crops.numpy()}), strict=True):
+        assert np.abs(logits.sigmoid().numpy() - expected).max() < 1e-5
+
+
 def test_published_weights_may_lack_the_channels_of_the_prompts(tmp_path, model):
     from safetensors.torch import save_file
 
