@@ -48,6 +48,8 @@ SEEDS = {
     "initializer_range": setting("config.json", -1, "text_config", "initializer_range"),
     "pad_token_id": setting("config.json", "LABEL_0", "text_config", "pad_token_id"),
     "layer_norm_eps": setting("config.json", {}, "mixer_config", "layer_norm_eps"),
+    "dtype of the configuration is -1": setting("config.json", -1, "dtype"),
+    "text_config.dtype": setting("config.json", "halfway", "text_config", "dtype"),
     "model_type": setting("config.json", 3, "sam_config", "model_type"),
     "image_embedding_size": setting("config.json", [], "sam_config", "prompt_encoder_config", "image_embedding_size"),
     "attn_pdrop": setting("config.json", "x", "text_config", "attn_pdrop"),

@@ -12,9 +12,9 @@ from huggingface_hub import get_safetensors_metadata
 from safetensors import safe_open
 
 from ..model_names import check_repository
-from ..modeling.configuration_sca import ScaConfig
+from ..modeling.configuration_sca import SCOPE_FIELDS, ScaConfig
 from ..modeling.modeling_sca import ScaForConditionalGeneration
-from ..modeling.validation_sca import SCOPE_FIELDS, check_settings_files, check_weights
+from ..modeling.validation_sca import check_settings_files, check_weights
 from ..processing.processing_sca import ScaProcessor
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .families_sca import ImageFrame, config_from, family_of, image_frame
 from .losses_sca import MASK_LOSSES
-from .validation_sca import check_base_models, check_format, check_numbers, check_references, check_scope
+from .validation_sca import check_base_models, check_format, check_numbers, check_references
 
 
 # A configuration must not make a load ask for absurd amounts of memory.
@@ -26,6 +26,10 @@ _RANGES: dict[str, tuple[Any, int, int]] = {
     "second_look_size": (int, 32, 1024),
     "second_look_context": ((int, float), 1, 8),
 }
+
+# What a `scope` may say, in the order in which it is shown.
+SCOPE_FIELDS = {"knows": str, "trained_on": str, "limits": str, "languages": list, "licenses": dict, "narrow": bool}
+_MAX_TEXT = 1000
 
 # How a mixer may be wired; the first of each is the published one.
 _CHOICES = {
@@ -261,6 +265,25 @@ def check_detail_widths(widths: Sequence[int], sam_config: PreTrainedConfig) -> 
         )
 
 
+def check_scope(scope: Any) -> None:
+    """Refuse a `scope` that is not short plain text: it is printed wherever the model is used."""
+    if scope is None:
+        return
+    if not isinstance(scope, Mapping) or (unknown := sorted(set(map(str, scope)) - set(SCOPE_FIELDS))):
+        got = unknown if isinstance(scope, Mapping) else scope
+        raise ValueError(f"scope must be a mapping with any of {', '.join(SCOPE_FIELDS)}, got {got!r}.")
+    for field, value in scope.items():
+        kind = SCOPE_FIELDS[field]
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        texts = [*inner, *value] if isinstance(value, dict) else inner
+        plain = all(isinstance(text, str) and text.isprintable() and len(text) <= _MAX_TEXT for text in texts)
+        if not isinstance(value, kind) or len(texts) > _MAX_TEXT or not (plain or kind is bool):
+            raise ValueError(
+                f"scope[{field!r}] must be a {kind.__name__} of printable text of up to {_MAX_TEXT} characters, got "
+                f"{str(value)[:80]!r}."
+            )
+
+
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of a language model's configuration whose dropout probabilities are 0, for a model that is frozen."""
     config = copy.deepcopy(config)
@@ -318,4 +341,4 @@ def _check_kinds(fields: Mapping[str, Any], defaults: Mapping[str, Any], where: 
             _check_kinds(value, default, f"{where}{name}.")
 
 
-__all__ = ["ScaConfig", "ScaMixerConfig"]
+__all__ = ["SCOPE_FIELDS", "ScaConfig", "ScaMixerConfig", "check_scope"]

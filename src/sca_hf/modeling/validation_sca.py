@@ -35,9 +35,7 @@ _QUANTIZATION = re.compile(r"quant_method|_?load_in_[48]bit|llm_int8_\w+|bnb_4bi
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part"}
-# What a `scope` may say, in the order in which it is shown.
-SCOPE_FIELDS = {"knows": str, "trained_on": str, "limits": str, "languages": list, "licenses": dict, "narrow": bool}
-_MAX_TEXT, _DEEPEST = 1000, 20
+_DEEPEST = 20
 # Bounds of every whole number of a configuration, far above any model that exists: what counts parts, or is not known,
 # may cost time for each, where the size of a tensor or an id costs nothing before weights are there. Beyond them a
 # refusal takes no time. Within, building stops at the most modules, after some 100 MB and 5 s.
@@ -169,6 +167,13 @@ def check_numbers(fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} of the configuration is {value!r}, expected a number.")
         if _POSITIVE.fullmatch(_field(name)) and isinstance(value, int) and value < 1:
             raise ValueError(f"{name} of the configuration is {value}, expected at least 1.")
+        if _field(name).endswith("dtype") and not _is_dtype(value):
+            raise ValueError(f"{name} of the configuration is {value!r}, expected a name such as 'float32'.")
+
+
+def _is_dtype(value: Any) -> bool:
+    named = getattr(torch, str(value).removeprefix("torch."), None)
+    return value in (None, "auto") or isinstance(named, torch.dtype)
 
 
 @contextmanager
@@ -234,25 +239,6 @@ def check_base_models(repos: Any) -> None:
         for key in ("subfolder", "revision"):
             if any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x"))):
                 raise ValueError(f"{where}: the {key} {source[key]!r} points outside the repository.")
-
-
-def check_scope(scope: Any) -> None:
-    """Refuse a `scope` that is not short plain text: it is printed wherever the model is used."""
-    if scope is None:
-        return
-    if not isinstance(scope, Mapping) or (unknown := sorted(set(map(str, scope)) - set(SCOPE_FIELDS))):
-        got = unknown if isinstance(scope, Mapping) else scope
-        raise ValueError(f"scope must be a mapping with any of {', '.join(SCOPE_FIELDS)}, got {got!r}.")
-    for field, value in scope.items():
-        kind = SCOPE_FIELDS[field]
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        texts = [*inner, *value] if isinstance(value, dict) else inner
-        plain = all(isinstance(text, str) and text.isprintable() and len(text) <= _MAX_TEXT for text in texts)
-        if not isinstance(value, kind) or len(texts) > _MAX_TEXT or not (plain or kind is bool):
-            raise ValueError(
-                f"scope[{field!r}] must be a {kind.__name__} of printable text of up to {_MAX_TEXT} characters, got "
-                f"{str(value)[:80]!r}."
-            )
 
 
 def check_shard_index(path: Path) -> list[str]:
@@ -363,8 +349,7 @@ def _leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, A
     """Every number or text of nested mappings and lists, with its name."""
     if depth > _DEEPEST:
         raise ValueError(f"{name[:100]}... of the configuration is nested deeper than {_DEEPEST} levels.")
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
+    value = value.to_dict() if hasattr(value, "to_dict") else value
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, f"{name}.{key}" if name else str(key), depth + 1)
@@ -478,9 +463,7 @@ __all__ = [
     "as_mask_table",
     "check_prompts",
     "check_regional",
-    "check_scope",
     "check_settings_files",
-    "SCOPE_FIELDS",
     "check_training_inputs",
     "refuse_unknown",
     "warn_of_lost_tasks",

@@ -26,7 +26,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from ...modeling.validation_sca import check_scope
+from ...modeling.configuration_sca import check_scope
 from ...yaml_files import parse_yaml, read_yaml, write_yaml
 
 
