@@ -133,6 +133,7 @@ def test_another_grid_than_the_detail_encoders_is_refused(make_model):
     add_detail_encoder(model, [8, 8, 16])
     other = sam_of_size("base")
     other.config.vision_config.patch_size = 16
+    other.config.prompt_encoder_config.image_embedding_size //= 2
     before = model.sam
     with pytest.raises(ValueError, match="patches of 16 pixels need 4 stages"):
         model.swap_image_encoder(other)
