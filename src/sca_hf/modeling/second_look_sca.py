@@ -104,16 +104,20 @@ def _to_size_of(features: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 class Pyramid:
-    """Images at every scale, to cut crops out of them without aliasing: (B, channels, side, side)."""
+    """Images at every scale, made once, to cut crops out of them without aliasing.
+
+    Args:
+        images: (B, channels, side, side).
+        smallest: side in pixels at which halving ends.
+    """
 
     def __init__(self, images: torch.Tensor, smallest: int = 32) -> None:
         levels = [images.float()]
         while levels[-1].shape[-1] % 2 == 0 and levels[-1].shape[-1] > smallest:
             levels.append(F.avg_pool2d(levels[-1], 2))
         sides = [level.shape[-1] for level in levels]
-        self.rows = (
-            torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2).contiguous()
-        )  # (B, K, channels)
+        # Pixels of all levels, (B, K, channels).
+        self.rows = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2).contiguous()
         self.sides = torch.tensor(sides, device=images.device)
         self.starts = torch.cat([self.sides.new_zeros(1), self.sides.square().cumsum(0)[:-1]])
 
@@ -151,7 +155,13 @@ class Pyramid:
 
 
 class ScaSecondLook(nn.Module):
-    """Draws masks of regions again from crops of the pixels, the prompts and the segmenter's own masks."""
+    """Draws masks of regions again from crops of the pixels, the prompts and the segmenter's own masks.
+
+    Each region is drawn by itself; captions do not depend on it.
+
+    Args:
+        config: a [`ScaConfig`] with `second_look_size`, S, and `second_look_context`.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -342,8 +342,9 @@ def mask_records(
     scale = masks.new_tensor([size[1] / resized[1], size[0] / resized[0]] * 2, dtype=torch.float32)
     pixels = max(size[0] * size[1], side**2)  # of the largest intermediate of one mask
     records = []
-    for rows in torch.arange(len(masks)).split(max(1, _MASK_PIXELS // (pixels * masks.shape[1]))):
-        shown, scores = [], []
+    step = max(1, _MASK_PIXELS // (pixels * masks.shape[1]))
+    for start in range(0, len(masks), step):
+        rows, shown, scores = slice(start, start + step), [], []
         if second:
             windows = found["second_boxes"][rows].float() * scale
             shown = [paste_masks(found["second_masks"][rows], windows, size, mask_threshold)[:, None]]
