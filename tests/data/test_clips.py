@@ -256,9 +256,9 @@ def clips(tmp_path):
     return [str(tmp_path / f"{name}.mp4") for name in ("bear", "cat", "dog")]
 
 
-def several(clips, tracker, folder, name="out"):
+def several(clips, tracker, folder, name="out", overlay=".mp4"):
     regions = ["--regions", str(folder / "regions.json")]
-    outputs = ["--json", str(folder / f"{name}.json"), "--overlay", str(folder / f"{name}.mp4")]
+    outputs = ["--json", str(folder / f"{name}.json"), "--overlay", str(folder / f"{name}{overlay}")]
     return ["video", *clips, "--model", str(tracker), *regions, *outputs, "--masks", str(folder / f"{name}-masks")]
 
 
@@ -279,12 +279,23 @@ def test_several_clips_are_captioned_as_each_alone(clips, tracker, tmp_path, cap
     assert [record["masks"] for record in given] == [record["masks"] for record in records]
 
 
+# However late the kill comes on a busy machine, the third clip is not done.
+SLOW_AT_DOG = """
+import sys, time
+from sca_hf.cli import main
+from sca_hf.data import clips
+write = clips.write_masklets
+clips.write_masklets = lambda path, *rest: time.sleep(600) if "dog" in str(path) else write(path, *rest)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_a_killed_run_keeps_the_clips_that_are_done(clips, tracker, tmp_path, capsys):
-    assert main(several(clips, tracker, tmp_path, "unbroken")) == 0
-    command = several(clips, tracker, tmp_path)
-    program = "import sys; from sca_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+    # Overlays as pictures: on a busy machine x264 encodes equal frames to other pixels now and then.
+    assert main(several(clips, tracker, tmp_path, "unbroken", "-overlay")) == 0
+    command = several(clips, tracker, tmp_path, overlay="-overlay")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", program, *command], env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", SLOW_AT_DOG, *command], env=environment, stderr=subprocess.PIPE)
     part = tmp_path / "out.json.part-0"
     while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n")):
         time.sleep(0.005)
@@ -295,16 +306,14 @@ def test_a_killed_run_keeps_the_clips_that_are_done(clips, tracker, tmp_path, ca
     assert 1 <= done < 3
     with part.open("ab") as file:
         file.write(b'{"clip": "cat", "sta')  # cut short
-    kept = (tmp_path / "out-bear.mp4").stat().st_mtime_ns
+    kept = (tmp_path / "out-overlay" / "bear").stat().st_mtime_ns
     with pytest.raises(RunMismatchError, match="belongs to a run with other settings"):
         main([*command, "--num-beams", "2", "--debug"])
     assert main(command) == 0
-    assert (tmp_path / "out-bear.mp4").stat().st_mtime_ns == kept
-    for name in ("out.json", "out-masks/cat/00003.png", "out-masks/dog/00003.png"):
+    assert (tmp_path / "out-overlay" / "bear").stat().st_mtime_ns == kept
+    frames = [f"out-overlay/{name}/{k:06d}.png" for name in ("bear", "cat", "dog") for k in range(4)]
+    for name in ("out.json", "out-masks/cat/00003.png", "out-masks/dog/00003.png", *frames):
         assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("out", "unbroken")).read_bytes()
-    for name in ("cat", "dog"):
-        again, unbroken = open_clip(tmp_path / f"out-{name}.mp4"), open_clip(tmp_path / f"unbroken-{name}.mp4")
-        assert all(np.array_equal(again[k], unbroken[k]) for k in range(4))
     assert sorted(path.name for path in tmp_path.glob("*out.json*")) == ["out.json"]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith((".", "tmp")) or ".tmp" in path.name]
 
