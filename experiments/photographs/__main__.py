@@ -11,12 +11,13 @@ and the folder of the sets. Stages, each done once; what no seed changes is done
   names       what NanoDet finds in pictures of the train side
   language    a tokenizer and a small language model that have all names
   start       the model before training
-  first       first_look.yaml: words and first masks; its steps are chosen on the side `choice`
-  second      second_look.yaml: the U-Net that draws the final masks, its steps chosen there too
+  boxes       boxes.yaml: the U-Net that draws the final masks; its steps are chosen on the side `choice`
+  first       first_look.yaml: words and first masks; its steps are chosen there too
+  second      second_look.yaml: the U-Net after the first look, from points too
   confidence  fitted with pictures of neither kind
   model       settings of anything mode, chosen there too; half precision, card, licenses, CREDITS.md
   unsure      how often it is unsure of what it knows, and of what it does not
-  report      all figures on the side `test`
+  report      all figures on the side `test`, which the card then has too
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from .names import write_names
 from .recipe import HERE, read_recipe
 from .small_sets import write_small_sets
 from .start import start_model
+from .swapped_names import SwappedNamesTrainer
 from .thresholds import GRIDS, choose_settings
 
 
@@ -98,8 +100,12 @@ class Road:
     def start(self, done: Path) -> None:
         start_model(self.output / "towers", done, self.seed, self.own / "language" / "text")
 
+    def boxes(self, done: Path) -> None:
+        print(run_recipe(read_recipe("boxes.yaml", self.output, self.seed, self.folder, self.steps)), flush=True)
+
     def first(self, done: Path) -> None:
-        print(run_recipe(read_recipe("first_look.yaml", self.output, self.seed, self.folder, self.steps)), flush=True)
+        recipe = read_recipe("first_look.yaml", self.output, self.seed, self.folder, self.steps)
+        print(run_recipe(recipe, trainer_class=SwappedNamesTrainer), flush=True)
 
     def second(self, done: Path) -> None:
         print(run_recipe(read_recipe("second_look.yaml", self.output, self.seed, self.folder, self.steps)), flush=True)
@@ -108,7 +114,7 @@ class Road:
         recipe = read_recipe("first_look.yaml", self.output, self.seed, self.folder, self.steps)
         model, processor = load(str(self.own / "second" / "model"))
         regions = {} if self.steps is None else {"regions": 40}
-        fit = outside.fit(model, processor, recipe, self.own / "data", self.folder, **regions)
+        fit = outside.fit(model, processor, recipe, self.own / "data", self.folder, self.seed, **regions)
         print(fit, flush=True)
         with staged(done) as part:
             model.save_pretrained(part, include_base_models=True)
@@ -128,7 +134,7 @@ class Road:
             bundled = bundle(trained, Path(draft) / "model")
             processor.save_pretrained(bundled)
             for name, source in {
-                "README.md": self.own / "second" / "model" / "README.md",
+                "README.md": HERE / "card.md",
                 "CREDITS.md": self.own / "data" / "CREDITS.md",
                 "NOTICE.md": HERE / "NOTICE.md",
                 "LICENSE": HERE.parents[1] / "LICENSE",
@@ -149,7 +155,7 @@ class Road:
 
     def report(self, done: Path) -> None:
         own = ["--model", str(self.own / "model"), "--seeds", str(self.seed), "--data", str(self.folder)]
-        report.main([*own, "--output", str(done.parent)])
+        report.main([*own, "--output", str(done.parent), "--page", str(self.own / "model" / "README.md")])
 
 
 def folder_size(folder: Path) -> int:
@@ -167,6 +173,7 @@ def stages(road: Road) -> dict[str, tuple[Callable[[Path], None], Path]]:
         "names": (road.names, own / "names"),
         "language": (road.language, own / "language" / "text"),
         "start": (road.start, own / "start"),
+        "boxes": (road.boxes, own / "boxes" / "model"),
         "first": (road.first, own / "first" / "model"),
         "second": (road.second, own / "second" / "model"),
         "confidence": (road.confidence, own / "confident"),

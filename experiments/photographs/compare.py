@@ -4,7 +4,7 @@
         --page docs/photographs.md
 
 Every row trains by first_look.yaml from a model of its own, for as many steps, and is scored on the side `choice`; a
-second look is trained on top by second_look.yaml. --road is an output of `python -m experiments.photographs` that has
+second look is trained on top by boxes.yaml. --road is an output of `python -m experiments.photographs` that has
 come to `language` for every seed. A row that is done is read from its file, one that was stopped is resumed.
 """
 
@@ -25,6 +25,7 @@ from sca_hf.captioning import load
 from sca_hf.files import read_json, staged, to_json, write_whole
 from sca_hf.modeling.encoder_configuration_sca import ScaTowersConfig
 from sca_hf.modeling.towers_sca import ScaTowersModel
+from sca_hf.training import ScaTrainer
 from sca_hf.training.recipe.run import run_recipe
 from sca_hf.training.recipe.schema import Recipe
 
@@ -34,6 +35,7 @@ from .__main__ import TOWERS, Road, run
 from .measure import Measurement, read_pictures
 from .recipe import read_recipe
 from .start import start_model
+from .swapped_names import SwappedNamesTrainer
 
 
 MARKS = ("<!-- encoders: made by experiments/photographs/compare.py -->", "<!-- end of encoders -->")
@@ -90,7 +92,7 @@ def start(row: dict[str, Any], folder: Path, road: Road) -> Path:
 def row_recipe(name: str, row: dict[str, Any], folder: Path, road: Road) -> Recipe:
     """Returns a recipe of this folder for a row: other eyes, other data, another place."""
     values = read_recipe(name, road.output, road.seed, road.folder, road.steps).to_mapping()
-    second = name == "second_look.yaml"
+    second = name == "boxes.yaml"
     values["model"]["from"] = str(folder / "first" / "model" if second else folder / "start")
     values["output"] = str(folder / ("second" if second else "first"))
     values["training"] |= {"save_form": "whole"}
@@ -134,9 +136,11 @@ def measure(row: dict[str, Any], folder: Path, road: Road) -> dict[str, Any]:
     begun = time.process_time()
     if not (folder / "start").is_dir():
         start(row, folder / "start", road)
-    model = run_recipe(row_recipe("first_look.yaml", row, folder, road)).model
+    reads = row["towers"][:1] == ["nanodet_g"] and not row["random"]
+    trainer = SwappedNamesTrainer if reads else ScaTrainer
+    model = run_recipe(row_recipe("first_look.yaml", row, folder, road), trainer_class=trainer).model
     if row["second"]:
-        model = run_recipe(row_recipe("second_look.yaml", row, folder, road)).model
+        model = run_recipe(row_recipe("boxes.yaml", row, folder, road)).model
     spent = time.process_time() - begun
     records = read_pictures(road.folder, road.seed, "choice")
     scored = Measurement(str(model), folder / "measured", {}, anything=False)

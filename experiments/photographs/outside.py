@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sca_hf.captioning import load
 from sca_hf.data import load_regions
+from sca_hf.data.region import record_image
 from sca_hf.files import read_json, to_json, write_whole
 from sca_hf.training import ScaTrainer, ScaTrainingArguments
 from sca_hf.training.confidence import ConfidenceFit, fit_confidence
@@ -17,7 +20,9 @@ from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import Recipe
 
 from ..sca_tiny.confidence import unsure_fractions
+from .measure import read_pictures
 from .small_sets import IMAGES
+from .words import says
 
 
 SET = "aquarium_boxes"
@@ -35,7 +40,22 @@ def write_outside(output: Path, folder: Path) -> None:
         write_whole(output / f"outside.{side}.json", to_json({**content, "images": part, "annotations": rows}, None))
 
 
-def fit(model: Any, processor: Any, recipe: Recipe, split: Path, folder: Path, regions: int = 6_000) -> ConfidenceFit:
+@torch.inference_mode()
+def mistakes(model: Any, processor: Any, records: Sequence[Any]) -> list[dict[str, Any]]:
+    """Returns the records with those of their regions that the model misnames from their boxes."""
+    found = []
+    for record in records:
+        inputs = processor(record_image(record), input_boxes=[[list(region["box"]) for region in record["regions"]]])
+        outputs = model.generate(**inputs.to(model.device, model.dtype), output_masks=False)
+        said = zip(record["regions"], processor.batch_decode(outputs)[0], strict=True)
+        if wrong := [region for region, caption in said if not says(caption, region["category"])]:
+            found.append({**record, "regions": wrong})
+    return found
+
+
+def fit(
+    model: Any, processor: Any, recipe: Recipe, split: Path, folder: Path, seed: int, regions: int = 3_000
+) -> ConfidenceFit:
     """Gives a trained model its confidence, and the scope of its recipe.
 
     Args:
@@ -44,6 +64,7 @@ def fit(model: Any, processor: Any, recipe: Recipe, split: Path, folder: Path, r
         recipe: what taught it to caption; its training data is what the model knows.
         split: folder of `write_outside`.
         folder: of all sets.
+        seed: of the split.
         regions: looked at on each side.
     """
     train, _ = build_datasets(recipe.data)
@@ -52,7 +73,8 @@ def fit(model: Any, processor: Any, recipe: Recipe, split: Path, folder: Path, r
     outside = load_regions(
         "coco", annotations=split / "outside.train.json", images=folder / SET / "images", on_error="skip"
     )
-    found = fit_confidence(model, trainer.data_collator, trainer.train_dataset, outside, regions)
+    wrong = mistakes(model, processor, read_pictures(folder, seed, "choice"))
+    found = fit_confidence(model, trainer.data_collator, trainer.train_dataset, outside, regions, mistakes=wrong)
     model.config.scope = recipe.model.scope
     return found
 

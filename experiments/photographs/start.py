@@ -3,8 +3,7 @@
     python -m experiments.photographs.start --towers runs/photographs/towers --output runs/photographs/seed-0/start \
         --language runs/photographs/seed-0/language/text
 
-NanoDet's 80 class scores are the first channels of what the towers give. With --pass-names the new neck leads each in
-a direction of its own, so that the mixer can read names from the first step on.
+NanoDet's 80 class scores are the first channels of what the towers give. The mixer reads them beside its image.
 """
 
 import argparse
@@ -18,24 +17,34 @@ from sca_hf import ScaProcessor
 from sca_hf.captioning import load
 from sca_hf.files import staged
 from sca_hf.modeling.encoder_sca import ScaEncoderModel
+from sca_hf.modeling.mixer_sca import ClassReader
+
+from .names import NAMES
 
 
-NAMES = 80
+# How much louder than the language model knows them the words of class scores are: beside them are other queries.
+_LOUD = 30.0
 
 
 @torch.no_grad()
-def pass_names(neck: Any) -> None:
-    """Leads the first channels of a neck's input through it, each in a direction at right angles to the others.
+def read_names(model: Any, tokenizer: Any) -> None:
+    """Has the mixer read NanoDet's class scores: each class begins with the vector that says its name's words.
 
-    neck: A `SamVisionNeck` with at least 80 channels of output; its 3 x 3 convolution begins near the identity.
+    model: A `ScaForConditionalGeneration` whose image encoder begins with NanoDet, changed in place.
     """
-    width = neck.conv1.out_channels
-    directions = torch.linalg.qr(torch.randn(width, NAMES))[0]
-    neck.conv1.weight[:, :NAMES] = directions[..., None, None]
-    neck.conv2.weight[:, :, 1, 1] += torch.eye(width)
+    mixer, config = model.mixer, model.config
+    config.sam_config.class_channels = config.mixer_config.class_channels = len(NAMES)
+    model.sam.vision_encoder.class_channels = len(NAMES)
+    mixer.class_reader = ClassReader(len(NAMES), config.mixer_config.hidden_size).to(mixer.language_project.weight)
+    torch.nn.init.ones_(mixer.class_reader.scale.weight)
+    words = model.get_input_embeddings().weight
+    said = torch.stack([words[tokenizer(" " + name)["input_ids"]].mean(0) for name in NAMES])  # (80, D)
+    said = _LOUD * (said - said.mean(0))  # nothing where every score is the same
+    # What language_project turns into these.
+    mixer.class_reader.vectors.weight.copy_(torch.linalg.lstsq(mixer.language_project.weight, said.T).solution)
 
 
-def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None = None, passed: bool = False) -> Path:
+def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None = None) -> Path:
     """Saves sca-tiny with other eyes; its detail encoder, which sees drawings, is left out.
 
     Args:
@@ -43,7 +52,6 @@ def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None
         output: folder to write.
         seed: of what is new.
         language: folder of another language model and its tokenizer; None keeps that of sca-tiny.
-        passed: lead NanoDet's names through the neck, if it is among the towers.
     """
     model, processor = load("sca-tiny")
     torch.manual_seed(seed)
@@ -55,8 +63,8 @@ def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None
     if language is not None:
         model.swap_language_model(str(language))
         tokenizer = AutoTokenizer.from_pretrained(language)
-    if passed and getattr(encoder.config, "towers", [""])[0] == "nanodet_g":
-        pass_names(model.sam.vision_encoder.neck)
+    if getattr(encoder.config, "towers", [""])[0] == "nanodet_g":
+        read_names(model, tokenizer)
     model.config.scope = None
     with staged(output) as folder:
         model.save_pretrained(folder, include_base_models=True)
@@ -70,9 +78,8 @@ def main() -> None:
     parser.add_argument("--language", type=Path, help="folder of a language model (default: that of sca-tiny)")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pass-names", action="store_true", help="lead NanoDet's names through the neck")
     options = parser.parse_args()
-    print(start_model(options.towers, options.output, options.seed, options.language, options.pass_names))
+    print(start_model(options.towers, options.output, options.seed, options.language))
 
 
 if __name__ == "__main__":

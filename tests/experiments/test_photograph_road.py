@@ -9,13 +9,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from transformers.models.sam.modeling_sam import SamVisionNeck
 
 from experiments.photographs import __main__ as road
-from experiments.photographs import compare, thresholds, towers
+from experiments.photographs import compare, swapped_names, thresholds, towers
 from experiments.photographs.names import NAMES, Detections, without_others
 from experiments.photographs.recipe import read_recipe
-from experiments.photographs.start import pass_names
+from experiments.photographs.words import caption_of
 from sca_hf.modeling.encoder_sca import ScaEncoderModel
 from sca_hf.modeling.towers_sca import ScaTowersModel
 from tests.experiments.few_photographs import copy_few
@@ -34,14 +33,6 @@ def test_weak_names_leave_true_regions_of_another_name_alone():
     assert without_others(found, [])[0].names.tolist() == [16, 15, 39]
 
 
-def test_names_go_through_the_new_neck_apart_from_each_other():
-    config = type("Config", (), {"hidden_size": 100, "output_channels": 96})
-    neck = SamVisionNeck(config)
-    pass_names(neck)
-    directions = neck.conv1.weight[:, :80, 0, 0]
-    torch.testing.assert_close(directions.T @ directions, torch.eye(80), atol=1e-5, rtol=0)
-
-
 def test_thresholds_count_what_is_found_and_what_is_there():
     picture = {
         "values": np.array([[0.9, 0.9, 0.1], [0.4, 0.9, 0.1], [0.9, 0.9, 0.1]]),
@@ -54,7 +45,28 @@ def test_thresholds_count_what_is_found_and_what_is_there():
     assert thresholds.score([picture], 1.0, 0.5, 0.0)["f2"] == 0
 
 
-@pytest.mark.parametrize("name", ["first_look.yaml", "second_look.yaml"])
+def test_names_and_scores_change_places_together():
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    for place in (0, 5, 79):
+        told = swapped_names.renamed({"captions": [caption_of(NAMES[place])], "box": [0, 0, 1, 1]}, order)
+        scores = torch.nn.functional.one_hot(torch.tensor(place), 80)[order]
+        assert told["captions"] == [caption_of(NAMES[int(scores.argmax())])] and told["box"]
+    with pytest.raises(ValueError, match="'a fig' is not a caption of one of COCO's names"):
+        swapped_names.renamed({"captions": ["a fig"]}, order)
+
+
+def test_the_collator_says_which_scores_go_with_its_captions():
+    collator = swapped_names.SwappedNames(lambda records: {"records": records}, ["coco"])
+    regions = [{"captions": ["a person"]}, {"captions": ["a bear"]}]
+    batch = collator([{"source": "coco", "regions": regions}] * 20 + [{"source": "litter", "regions": regions}])
+    names = [[region["captions"][0] for region in record["regions"]] for record in batch["records"]]
+    assert 2 < sum(name != ["a person", "a bear"] for name in names) < 20 and names[-1] == ["a person", "a bear"]
+    for order, said in zip(batch["score_order"], names, strict=True):
+        true = [NAMES[place] for place in order[[NAMES.index(n.removeprefix("a ").removeprefix("an ")) for n in said]]]
+        assert true == ["person", "bear"]
+
+
+@pytest.mark.parametrize("name", ["boxes.yaml", "first_look.yaml", "second_look.yaml"])
 def test_recipes_name_the_files_of_their_seed(name, tmp_path):
     recipe = read_recipe(name, tmp_path / "out", 3, tmp_path / "sets")
     named = [str(value) for spec in [*recipe.data.train, *recipe.data.eval] for value in spec.values()]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, SamModel
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
+from sca_hf.modeling.detail_sca import box_weights
 from sca_hf.modeling.encoder_sca import ScaEncoderModel
 from sca_hf.testing import tiny_image, tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
@@ -88,6 +89,55 @@ def test_it_learns_by_its_neck_captions_and_comes_back(name, form, tmp_path):
     after = again.generate(**batch(again), max_new_tokens=4)
     assert torch.equal(before.sequences, after.sequences)
     assert torch.allclose(before.pred_masks, after.pred_masks, atol=1e-5)
+
+
+def with_classes():
+    sam = sam_of("dinov2")
+    sam.config.class_channels = sam.vision_encoder.class_channels = 5
+    mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64, class_channels=5)
+    return ScaForConditionalGeneration.from_sam_text_pretrained(sam, tiny_language_model(), mixer)
+
+
+def test_a_mixer_that_reads_class_scores_learns_and_comes_back(tmp_path):
+    model = with_classes().train()
+    model(**batch(model, captions=[["a star", "a ring"]])).loss.backward()
+    assert all(weight.grad.any() for weight in model.mixer.class_reader.parameters())
+    model.eval().save_pretrained(tmp_path)
+    again = ScaForConditionalGeneration.from_pretrained(tmp_path)
+    one, other = (each.generate(**batch(each), max_new_tokens=4) for each in (model, again))
+    assert torch.equal(one.sequences, other.sequences)
+    assert torch.allclose(one.pred_masks, other.pred_masks, atol=1e-5)
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 2
+
+
+@torch.no_grad()
+def test_the_class_of_the_middle_of_a_region_is_added_to_its_queries():
+    model = with_classes().eval()
+    reader, inputs = model.mixer.class_reader, batch(model)
+
+    def queries(**more):
+        return model(**batch(model), input_ids=torch.ones(1, 2, 2, dtype=torch.long), **more).query_embeds
+
+    reader.scale.weight.fill_(1e4)
+    vectors = reader.vectors.weight.clone()
+    reader.vectors.weight.zero_()
+    before = queries()
+    reader.vectors.weight.copy_(vectors)
+    embeddings, (scores,) = model.get_image_embeddings(inputs["pixel_values"])
+    box = inputs["input_boxes"][0, :1].float()
+    weights = box_weights(box + 0.2 * (box[:, [2, 3, 0, 1]] - box), 64, scores.shape[-1])
+    best = torch.einsum("nyx,cyx->nc", weights, scores[0]).argmax(1)
+    assert torch.allclose((queries() - before)[0, 0], vectors.T[best][:, None].expand(1, 8, -1), atol=1e-4)
+    prompts = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    with pytest.raises(ValueError, match="or whose encoder names classes, needs the intermediate_embeddings"):
+        model.generate(**prompts, image_embeddings=embeddings)
+    given = model.generate(**prompts, image_embeddings=embeddings, intermediate_embeddings=[scores], max_new_tokens=4)
+    assert torch.equal(given.sequences, model.generate(**inputs, max_new_tokens=4).sequences)
+
+
+def test_a_mixer_reads_as_many_classes_as_there_are():
+    with pytest.raises(ValueError, match=r"mixer_config\.class_channels=5 does not fit the other parts, which need 0"):
+        whole("dinov2", class_channels=5)
 
 
 @torch.no_grad()

@@ -48,6 +48,13 @@ def test_pictures_from_elsewhere_are_told_and_others_are_not(model, processor):
     assert (confidences(model, processor, new_blue) < 0.5).float().mean() > 0.9
 
 
+def test_what_it_captions_wrongly_is_told_like_what_is_from_elsewhere(model, processor):
+    fitted(model, processor, mistakes=world([20, 190, 10]))
+    new_red, new_green = world([180, 20, 20], 45)[30:], world([20, 190, 10], 45)[30:]
+    assert (confidences(model, processor, new_red) > 0.5).float().mean() > 0.9
+    assert (confidences(model, processor, new_green) < 0.5).float().mean() > 0.9
+
+
 def test_the_head_changes_nothing_else_and_learns_no_more(model, processor):
     batch = RegionCollator(processor, training=False)(INSIDE[:2])
     before = model.eval().generate(**batch)

@@ -153,7 +153,8 @@ def _describe_mixer(config: ScaConfig) -> str:
     text = f"{mixer.num_hidden_layers} layers x {mixer.hidden_size}, {mixer.num_caption_tokens} caption queries"
     if mixer.is_published:
         return text
-    return f"{text}, queries {mixer.query_type}, tokens of {mixer.token_source}, image of {mixer.image_source}"
+    text += f", queries {mixer.query_type}, tokens of {mixer.token_source}, image of {mixer.image_source}"
+    return f"{text}, scores of {mixer.class_channels} classes" if mixer.class_channels else text
 
 
 def _describe_text(config: ScaConfig) -> str:

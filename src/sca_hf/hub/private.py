@@ -20,7 +20,7 @@ NAMES = {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "requirements.txt"),
     *("model.safetensors", "model.safetensors.index.json", "metrics.json", "evaluation.json", "recipe.yaml"),
-    *("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt"),
+    *("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt", "CREDITS.md"),
     *(f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "README.md")),
 }
 # What nothing loads or runs: it stays in a repository that has it. With tables and settings it may be included.

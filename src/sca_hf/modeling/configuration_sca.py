@@ -76,6 +76,10 @@ class ScaMixerConfig(PreTrainedConfig):
             `"prompt"` as it was encoded, or `"none"`.
         image_source: the image that is read: what the `"decoder"` made of it, as published, or the `"encoder"`.
         roi_size: parts along each side of a box.
+        class_channels: scores of so many classes that the image encoder gives beside its embeddings, see
+            [`ScaEncoderConfig`], are read too: each class has a vector, and their mean, weighted by the softmax of the
+            scores in the region, is added to every mixed query. A region is the middle of its box, or else the best of
+            the segmenter's masks.
     """
 
     model_type = "segment_caption_anything_mixer"
@@ -97,6 +101,7 @@ class ScaMixerConfig(PreTrainedConfig):
     token_source: str = "decoder"
     image_source: str = "decoder"
     roi_size: int = 6
+    class_channels: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         _check_kinds(vars(self), {name: getattr(type(self), name, None) for name in vars(self)}, "mixer_config.")
@@ -112,6 +117,8 @@ class ScaMixerConfig(PreTrainedConfig):
             smallest = 0 if name == "num_hidden_layers" and self.query_type != "learned" else 1
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}.")
+        if self.class_channels < 0:
+            raise ValueError(f"class_channels must be at least 0, got {self.class_channels}.")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must be distinct names and at least one, got {self.tasks}.")
         inner = self.hidden_size // self.attention_downsample_rate
@@ -125,7 +132,7 @@ class ScaMixerConfig(PreTrainedConfig):
     @property
     def is_published(self) -> bool:
         """Whether the mixer is wired as in the paper, whatever its sizes."""
-        return all(getattr(self, name) == known[0] for name, known in _CHOICES.items())
+        return not self.class_channels and all(getattr(self, name) == known[0] for name, known in _CHOICES.items())
 
     @property
     def prefix_length(self) -> int:
@@ -227,6 +234,7 @@ class ScaConfig(PreTrainedConfig):
         widths = {
             "hidden_size": self.sam_config.mask_decoder_config.hidden_size,
             "text_hidden_size": text_embedding_size(self.text_config),
+            "class_channels": getattr(self.sam_config, "class_channels", 0),
         }
         mixer = self.mixer_config or {}
         if isinstance(mixer, PreTrainedConfig):

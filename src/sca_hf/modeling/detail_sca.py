@@ -69,9 +69,7 @@ class ScaDetailEncoder(nn.Module):
             image_index: (n,) image of each region.
             weights: (n, h, w), how much each cell is the region's; they sum to 1.
         """
-        cells = per_region(features.flatten(2), image_index)  # (n, W, hw)
-        mean = torch.einsum("nk,nck->nc", weights.flatten(1).to(features.dtype), cells)
-        return self.projection(mean.to(execution_device(self.projection)))
+        return self.projection(region_means(features, image_index, weights).to(execution_device(self.projection)))
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -104,6 +102,12 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(inner)) + self.shortcut_norm(self.shortcut(features)))
 
 
+def region_means(features: torch.Tensor, image_index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Means (n, W) of features (B, W, h, w) over regions; see [`ScaDetailEncoder.describe`]."""
+    cells = per_region(features.flatten(2), image_index)  # (n, W, hw)
+    return torch.einsum("nk,nck->nc", weights.flatten(1).to(features.dtype), cells)
+
+
 def box_weights(boxes: torch.Tensor, side: int, grid: int) -> torch.Tensor:
     """Fractions (..., grid, grid) of boxes (..., 4), xyxy in pixels of a square input, in each cell; they sum to 1.
 
@@ -124,4 +128,4 @@ def mask_weights(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return weights / weights.sum((-2, -1), keepdim=True).clamp(min=1e-6)
 
 
-__all__ = ["ScaDetailEncoder", "box_weights", "mask_weights"]
+__all__ = ["ScaDetailEncoder", "box_weights", "mask_weights", "region_means"]

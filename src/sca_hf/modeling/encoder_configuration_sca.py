@@ -17,6 +17,8 @@ class ScaEncoderConfig(SamConfig):
         encoder_config: of any image encoder of the library (a config object or its dict).
         image_mean: mean of each channel, in [0, 1], by which the encoder's images are normalized.
         image_std: standard deviation of each channel.
+        class_channels: the first channels of the encoder's features are scores of so many classes, which it gives
+            beside the embeddings, as the first of `intermediate_embeddings`.
     """
 
     model_type = "segment_caption_anything_encoder"
@@ -25,6 +27,7 @@ class ScaEncoderConfig(SamConfig):
     encoder_config: dict | PreTrainedConfig | None = None
     image_mean: list[float] | tuple[float, ...] = IMAGENET[0]
     image_std: list[float] | tuple[float, ...] = IMAGENET[1]
+    class_channels: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, dict):

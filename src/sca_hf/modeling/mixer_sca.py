@@ -275,13 +275,16 @@ class ScaTextFeatureMixer(PreTrainedModel):
         rows = config.num_caption_heads * config.num_caption_tokens
         self.caption_tokens = nn.Embedding(rows, width) if config.query_type == "learned" else None
         self.transformer = ScaTwoWayTransformer(config) if config.num_hidden_layers else None
+        self.class_reader = ClassReader(config.class_channels, width) if config.class_channels else None
         self.language_project = nn.Linear(width, config.text_hidden_size)
         self.task_tokens = nn.Embedding(len(config.tasks) * config.num_task_tokens, config.text_hidden_size)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, ClassReader):
+            init.ones_(module.scale.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
@@ -343,6 +346,22 @@ class ScaTextFeatureMixer(PreTrainedModel):
         return torch.cat([tasks, self.language_project(queries)], dim=2)
 
 
+class ClassReader(nn.Module):
+    """Class scores of regions to what is added to their queries: a vector for each class, mixed by their softmax.
+
+    What an image encoder already names need not be learned again, and few pictures show every class.
+    """
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.vectors = nn.Linear(classes, width, bias=False)
+        self.scale = nn.Linear(1, 1, bias=False)
+
+    def forward(self, scores: torch.Tensor) -> torch.Tensor:
+        """(n, classes) to (n, C)."""
+        return self.vectors((scores * self.scale.weight[0, 0]).softmax(-1))
+
+
 class ScaConfidenceHead(nn.Module):
     """How sure it may be that a region is of what the model was trained on, read from its caption queries.
 
@@ -366,6 +385,7 @@ class ScaConfidenceHead(nn.Module):
 
 
 __all__ = [
+    "ClassReader",
     "ScaConfidenceHead",
     "ScaTwoWayTransformer",
     "without_autocast",

@@ -391,10 +391,11 @@ class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMi
                 f"{family.title} needs the intermediate_embeddings from get_image_embeddings for its masks; pass them "
                 "with image_embeddings, or pass output_masks=False."
             )
-        if queries and self.detail_encoder is not None and not inputs.intermediate_embeddings:
+        reads = self.detail_encoder is not None or self.mixer.class_reader is not None
+        if queries and reads and not inputs.intermediate_embeddings:
             raise ValueError(
-                "a model with a detail encoder needs the intermediate_embeddings from get_image_embeddings; pass "
-                "them with image_embeddings."
+                "a model with a detail encoder, or whose encoder names classes, needs the intermediate_embeddings of "
+                "get_image_embeddings; pass them with image_embeddings."
             )
         form = (frame.width, frame.grid, frame.grid)
         if tuple(inputs.image_embeddings.shape[1:]) != form:

@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 
-from .detail_sca import box_weights, mask_weights
+from .detail_sca import box_weights, mask_weights, region_means
 from .grouping_sca import PromptGroup
 from .placement_sca import execution_device
 from .second_look_sca import mask_extents
 from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, best_masks
+
+
+# What is left out on each side of a box where class scores in it are averaged: most of it is background.
+_EDGE = 0.2
 
 
 def reads_queries(
@@ -27,8 +31,9 @@ def reads_queries(
     folded = mixer.fold_positions(segmenter.positions.to(device))
 
     def read(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> dict[str, torch.Tensor]:
-        found = None
-        if chunk.boxes is None and (config.query_type == "roi" or details is not None):
+        found, reader, maps = None, mixer.class_reader, encoding.intermediate_embeddings or []
+        fine = maps[-1] if maps and details is not None else None
+        if chunk.boxes is None and (config.query_type == "roi" or fine is not None or reader is not None):
             found = masks.get(True) or segmenter.masks(regions, True)
         tokens = {"decoder": regions.tokens, "prompt": regions.prompt_tokens, "none": regions.tokens[:, :0]}
         from_encoder = config.image_source == "encoder"
@@ -41,12 +46,20 @@ def reads_queries(
             given = roi_align(segmenter.images, regions.image_index, boxes, config.roi_size)
         given = None if given is None else given.to(device)
         queries = mixer(tokens[config.token_source].to(device), image.to(device), folded, given)
-        if details is None or not encoding.intermediate_embeddings:
+        if fine is None and reader is None:
             return {"queries": queries}
         # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
         weights = box_weights(chunk.boxes, frame.side, frame.grid) if found is None else mask_weights(*found)
-        described = details.describe(encoding.intermediate_embeddings[-1], chunk.image_index, weights)
-        return {"queries": queries + described[:, None, None].to(queries)}
+        if reader is not None:
+            middle = weights
+            if found is None:
+                middle = box_weights(chunk.boxes.lerp(chunk.boxes.roll(2, 1), _EDGE), frame.side, frame.grid)
+            scores = region_means(maps[0], chunk.image_index, middle).to(device, reader.vectors.weight.dtype)
+            queries = queries + reader(scores)[:, None, None].to(queries)
+        if fine is not None:
+            described = details.describe(fine, chunk.image_index, weights)
+            queries = queries + described[:, None, None].to(queries)
+        return {"queries": queries}
 
     return read
 

@@ -68,10 +68,19 @@ class Sam2Segmenter(SamSegmenter):
         return self.decoder.pred_obj_score_head(regions.tokens[:, 0])[:, 0]
 
 
+class PlainSegmenter(SamSegmenter):
+    """Any image encoder; its class scores, where it has some, are a map beside the embeddings."""
+
+    @staticmethod
+    def encode(sam: nn.Module, pixel_values: torch.Tensor) -> ImageEncoding:
+        embeddings, *scores = sam.vision_encoder(pixel_values)
+        return ImageEncoding(embeddings, scores or None)
+
+
 SEGMENTERS: dict[str, type[SamSegmenter]] = {
     "sam": SamSegmenter,
     "sam_hq": SamHQSegmenter,
-    PLAIN_ENCODER: SamSegmenter,
+    PLAIN_ENCODER: PlainSegmenter,
     **dict.fromkeys(
         ("sam2", "sam2_video", "edgetam", "edgetam_video", "sam3_tracker", "sam3_tracker_video"), Sam2Segmenter
     ),

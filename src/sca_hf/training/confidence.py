@@ -65,6 +65,7 @@ def fit_confidence(
     regions: int = 6000,
     size: int = 128,
     seed: int = 0,
+    mistakes: Any = None,
 ) -> ConfidenceFit:
     """Gives a model a confidence head, in place of one that it has; call it when training is over.
 
@@ -77,6 +78,8 @@ def fit_confidence(
         regions: How many regions of each are looked at.
         size: The inner width of the head.
         seed: The seed of what is drawn and of the first weights.
+        mistakes: Region records by index, of regions that the model captions wrongly, from pictures that it was not
+            trained on. They count as outside in the fit; the boundary is set without them.
 
     Raises:
         ValueError: There is only one picture on a side, so none can be left out of the fit.
@@ -84,6 +87,8 @@ def fit_confidence(
     rng = np.random.default_rng(seed)
     known, own = _look(model, collator, inside, regions, rng, "the training data")
     other, strange = _look(model, collator, outside, regions, rng, "data.outside", boxes=True)
+    if mistakes is not None:
+        other = torch.cat([other, *_look(model, collator, mistakes, regions // 3, rng, "mistakes")])
     head = _fit(known, other, size, seed)
     with torch.no_grad():
         own, strange = head.logits(own), head.logits(strange)

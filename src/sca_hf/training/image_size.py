@@ -106,13 +106,17 @@ def add_detail_encoder(model: Any, widths: Sequence[int]) -> list[str]:
     return ["detail_encoder"]
 
 
+_SECOND_LOOK = "second_look.net."
+
+
 def add_second_look(model: Any, size: int, weights: str | Path | None = None, context: float = 1.5) -> list[str]:
     """Gives a model a second look at each region, in place; until it is trained its masks mean nothing.
 
     Args:
         model: A `ScaForConditionalGeneration` without one, or with one of this size, which it keeps.
         size: The side of the crops that are looked at, in pixels.
-        weights: A safetensors file of a `PromptedUNet` to start from, that may lack the channels of the prompts.
+        weights: A safetensors file to start from: of a `PromptedUNet`, that may lack the channels of the prompts, or
+            of a model that has a second look.
         context: How much wider and higher than a region its crop is.
 
     Returns:
@@ -127,6 +131,8 @@ def add_second_look(model: Any, size: int, weights: str | Path | None = None, co
     look.apply(model._init_weights)
     if weights is not None:
         known = load_file(weights)
+        if _SECOND_LOOK + "fuse.weight" in known:  # of a whole model
+            known = {name.removeprefix(_SECOND_LOOK): known[name] for name in known if name.startswith(_SECOND_LOOK)}
         first = known["down.0.enter.weight"].float()
         wanted = look.net.down[0].enter.weight.shape[1]
         # Channels that are new say nothing at first.

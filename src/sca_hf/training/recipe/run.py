@@ -68,7 +68,7 @@ class RunResult:
         return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
 
-def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
+def run_recipe(recipe: Recipe, progress: bool = True, trainer_class: type[ScaTrainer] = ScaTrainer) -> RunResult:
     """Trains to the end, from the last whole checkpoint in the recipe's output if there is one.
 
     Writes `model/` (with its processor and a card), `metrics.json` and `recipe.yaml` into `recipe.output`, and
@@ -78,6 +78,7 @@ def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
     Args:
         recipe: What to do.
         progress: Whether bars and losses are shown meanwhile.
+        trainer_class: What trains.
 
     Raises:
         LockedError: Another process trains in the output.
@@ -90,10 +91,12 @@ def run_recipe(recipe: Recipe, progress: bool = True) -> RunResult:
     args.disable_tqdm = args.disable_tqdm or not progress
     refuse_inputs([output, output / MODEL], [recipe.model.sources, recipe.data.train, recipe.data.eval], inside=False)
     with lock_run(output) if args.process_index == 0 else nullcontext():
-        return _run_alone(recipe, args, progress)
+        return _run_alone(recipe, args, progress, trainer_class)
 
 
-def _run_alone(recipe: Recipe, args: ScaTrainingArguments, progress: bool) -> RunResult:
+def _run_alone(
+    recipe: Recipe, args: ScaTrainingArguments, progress: bool, trainer_class: type[ScaTrainer]
+) -> RunResult:
     output = Path(args.output_dir)
     with args.main_process_first(desc="reading the data"):
         train, evaluation = build_datasets(recipe.data)
@@ -102,7 +105,7 @@ def _run_alone(recipe: Recipe, args: ScaTrainingArguments, progress: bool) -> Ru
         return _finished(output, args, identity)
     set_seed(args.seed)
     model, processor, new = build_model(recipe.model, args)
-    trainer = ScaTrainer(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
+    trainer = trainer_class(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
     if not progress:
         trainer.remove_callback(PrinterCallback)  # which the library puts in the place of a bar
     with args.main_process_first(desc="looking for a checkpoint"):
