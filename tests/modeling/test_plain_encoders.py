@@ -15,6 +15,7 @@ from sca_hf.modeling.detail_sca import box_weights
 from sca_hf.modeling.encoder_sca import ScaEncoderModel
 from sca_hf.testing import tiny_image, tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
+from sca_hf.training.embedding_cache import EmbeddingCache, EmbeddingCacheError
 from sca_hf.training.trainer import ScaTrainer
 from tests.modeling.test_segmenters import tiny_language_model
 from tests.training.tiny_runs import records
@@ -133,6 +134,12 @@ def test_the_class_of_the_middle_of_a_region_is_added_to_its_queries():
         model.generate(**prompts, image_embeddings=embeddings)
     given = model.generate(**prompts, image_embeddings=embeddings, intermediate_embeddings=[scores], max_new_tokens=4)
     assert torch.equal(given.sequences, model.generate(**inputs, max_new_tokens=4).sequences)
+
+
+def test_class_scores_are_not_in_the_embedding_cache(tmp_path):
+    model = with_classes()
+    with pytest.raises(EmbeddingCacheError, match="a mixer that reads class scores needs those"):
+        EmbeddingCache(tmp_path, model, ScaProcessor.from_config(model.config, tiny_tokenizer()))
 
 
 def test_a_mixer_reads_as_many_classes_as_there_are():

@@ -58,8 +58,8 @@ class EmbeddingCache:
         looks = look is not None and look.net.fuse.weight.requires_grad
         if model.detail_encoder is not None or model.mixer.class_reader is not None or looks:
             raise EmbeddingCacheError(
-                "the embedding cache keeps only SAM's embeddings, but a detail encoder and a second look need the "
-                "pixels, and a mixer that reads class scores those: train without the cache."
+                "the embedding cache keeps only SAM's embeddings, but a detail encoder needs the pixels, as does a "
+                "second look, and a mixer that reads class scores needs those: train without the cache."
             )
         self._model, self._processor = model, processor
         self._seen: list[tuple[int, int]] = []
