@@ -68,7 +68,7 @@ class RunResult:
         return "\n".join([*lines, *([self.metrics["note"]] if "note" in self.metrics else [])])
 
 
-def run_recipe(recipe: Recipe, progress: bool = True, trainer_class: type[ScaTrainer] = ScaTrainer) -> RunResult:
+def run_recipe(recipe: Recipe, progress: bool = True, trainer_class: type[ScaTrainer] | None = None) -> RunResult:
     """Trains to the end, from the last whole checkpoint in the recipe's output if there is one.
 
     Writes `model/` (with its processor and a card), `metrics.json` and `recipe.yaml` into `recipe.output`, and
@@ -78,7 +78,7 @@ def run_recipe(recipe: Recipe, progress: bool = True, trainer_class: type[ScaTra
     Args:
         recipe: What to do.
         progress: Whether bars and losses are shown meanwhile.
-        trainer_class: What trains.
+        trainer_class: What trains; None for [`ScaTrainer`].
 
     Raises:
         LockedError: Another process trains in the output.
@@ -95,7 +95,7 @@ def run_recipe(recipe: Recipe, progress: bool = True, trainer_class: type[ScaTra
 
 
 def _run_alone(
-    recipe: Recipe, args: ScaTrainingArguments, progress: bool, trainer_class: type[ScaTrainer]
+    recipe: Recipe, args: ScaTrainingArguments, progress: bool, trainer_class: type[ScaTrainer] | None
 ) -> RunResult:
     output = Path(args.output_dir)
     with args.main_process_first(desc="reading the data"):
@@ -105,7 +105,8 @@ def _run_alone(
         return _finished(output, args, identity)
     set_seed(args.seed)
     model, processor, new = build_model(recipe.model, args)
-    trainer = trainer_class(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
+    kind = trainer_class or ScaTrainer
+    trainer = kind(model, args, train_dataset=train, eval_dataset=evaluation, processing_class=processor)
     if not progress:
         trainer.remove_callback(PrinterCallback)  # which the library puts in the place of a bar
     with args.main_process_first(desc="looking for a checkpoint"):
