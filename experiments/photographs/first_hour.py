@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="picture, .png or .jpg")
     options = parser.parse_args()
     folder = data_folder(options.data) / "photos"
-    tiles = []
+    loaded, tiles = load(options.model), []
     for name, (box, point) in PROMPTS.items():
         for kind, prompt in (("box", RegionPrompt(box=box)), ("point", RegionPrompt(points=[point]))):
-            ((picture, found),) = caption_images(*load(options.model), [str(folder / f"{name}.jpg")], [[prompt]])
+            ((picture, found),) = caption_images(*loaded, [str(folder / f"{name}.jpg")], [[prompt]])
             tiles.append(SheetTile(draw_captions(picture, found), [(found[0].text, (60, 62, 68))], f"{name}, {kind}"))
     save_picture(draw_sheet(tiles, f"{Path(options.model).name} on ten photographs", columns=4), options.output)
 
