@@ -41,7 +41,7 @@ def main() -> None:
     folder = data_folder(options.data) / "photos"
     loaded, tiles = load(options.model), []
     for name, (box, point) in PROMPTS.items():
-        for kind, prompt in (("box", RegionPrompt(box=box)), ("point", RegionPrompt(points=[point]))):
+        for kind, prompt in (("box", RegionPrompt(box=box)), ("point", RegionPrompt(points=[point], labels=[1]))):
             ((picture, found),) = caption_images(*loaded, [str(folder / f"{name}.jpg")], [[prompt]])
             tiles.append(SheetTile(draw_captions(picture, found), [(found[0].text, (60, 62, 68))], f"{name}, {kind}"))
     save_picture(draw_sheet(tiles, f"{Path(options.model).name} on ten photographs", columns=4), options.output)

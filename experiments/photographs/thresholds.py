@@ -48,7 +48,7 @@ def _found(model: Any, processor: Any, record: Mapping[str, Any], settings: Mapp
     lowest = {"pred_iou_thresh": min(IOUS), "stability_score_thresh": min(STABILITIES), "min_area": min(AREAS)}
     # A second look comes after the choice and improves masks; that of the many found here would take an hour.
     quick = {"max_new_tokens": 1, "second_look": False}
-    found = processor.caption_anything(model, record_image(record), **quick, **settings, **lowest)
+    found = processor.caption_anything(model, record_image(record), {**settings, **lowest}, **quick)
     masks = [decode_rle(dict(region["mask"])) for region in record["regions"]]
     iou = overlaps([decode_rle(one["segmentation"]) for one in found], masks)
     area = record["width"] * record["height"]
