@@ -30,7 +30,7 @@ from .limits import ClientLeftError, Limits, RequestError, client_left
 
 
 # Regions that requests share a call for, and how long the first of them waits for others.
-_BATCH_REGIONS, _BATCH_SECONDS = 64, 0.004
+_BATCH_REGIONS, _BATCH_SECONDS = 32, 0.004
 # Regions of one request that are answered before others have their turn: some tenths of a second for a small model.
 _TURN_REGIONS = {"cpu": 16}
 # Pixels of masks, three to a region, that are unpacked at once.
