@@ -207,14 +207,14 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def limit_arenas(count: int = 2) -> bool:
-    """Limits the number of glibc's memory arenas; returns whether glibc is the C library.
+def limit_arenas() -> bool:
+    """Limits glibc to one memory arena; returns whether glibc is the C library.
 
     By default each of the server's many threads gets an arena of its own, which keeps freed memory: the server would
     grow for as long as some thread meets a larger request than before.
     """
     library = _glibc()
-    return library is not None and library.mallopt(_M_ARENA_MAX, count) == 1
+    return library is not None and library.mallopt(_M_ARENA_MAX, 1) == 1
 
 
 async def _give_back() -> None:
