@@ -72,7 +72,8 @@ class ModelSection(_Section):
     """Where the model comes from: `from`, or `sam` and `language_model` with a new mixer; then what is exchanged.
 
     mixer: The fields of [`ScaMixerConfig`] for a new mixer.
-    swap_language_model, swap_image_encoder: The folder or repository id to put in place of a part.
+    swap_language_model, swap_image_encoder: The folder or repository id to put in place of a part; a language model
+        may be a GGUF file, `folder/file.gguf` or `owner/name/file.gguf`.
     image_size: The side of the input in pixels; SAM's position tables are interpolated to it.
     patch_size: The side of SAM's patches at that size, a multiple of the old one; None leaves it.
     detail_widths: The widths of a new [`ScaDetailEncoder`], for small models.
