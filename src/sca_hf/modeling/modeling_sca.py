@@ -36,6 +36,7 @@ from .generation_sca import (
     scatter_logits,
 )
 from .grouping_sca import RegionInputs, RegionPlan
+from .listener_sca import ScaListenerMixin
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss
 from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
@@ -56,7 +57,9 @@ _TRAINING_KEYS = frozenset({"input_ids", "attention_mask", "labels", "mask_label
 _SCORED_REGIONS = 256
 
 
-class ScaForConditionalGeneration(ScaLoadingMixin, ScaComposingMixin, ScaVideoMixin, PreTrainedModel, GenerationMixin):
+class ScaForConditionalGeneration(
+    ScaLoadingMixin, ScaComposingMixin, ScaVideoMixin, ScaListenerMixin, PreTrainedModel, GenerationMixin
+):
     """Segment and Caption Anything: a mask and a caption for every prompted region (arXiv 2312.00869).
 
     `forward` takes, beside images and prompts (the fields of [`RegionInputs`]):

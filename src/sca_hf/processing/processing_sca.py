@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from .anything_sca import caption_anything
-from .anything_settings_sca import AnythingSettings
 from .batch_sca import CheckedLoading, ScaBatch, column_arguments
 from .captions_sca import (
     as_id_array,
@@ -26,6 +23,7 @@ from .captions_sca import (
     text_tasks,
     vocabulary_digest,
 )
+from .find_sca import ScaFindMixin
 from .images_sca import (
     URL_SECONDS,
     as_images,
@@ -60,7 +58,7 @@ class ScaProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-ar
     _defaults = {"common_kwargs": {"return_tensors": "pt"}}
 
 
-class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
+class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, ProcessorMixin):
     """Prepares images and prompts for [`ScaForConditionalGeneration`] and turns its output into regions with captions.
 
     Coordinates that go in and come out are pixels of the original image, boxes xyxy; see `prompts_sca.py`.
@@ -452,30 +450,6 @@ class ScaProcessor(ScaVideoProcessorMixin, CheckedLoading, ProcessorMixin):
                 outputs["pred_masks"], outputs["iou_scores"], real, sizes, resized, strict=True
             )
         ]
-
-    def caption_anything(
-        self, model: PreTrainedModel, image: Any, settings: Any = None, boxes: Any = None, **options: Any
-    ) -> list[dict[str, Any]]:
-        """Find and caption everything in one image, see [`caption_anything`].
-
-        Args:
-            model: a [`ScaForConditionalGeneration`].
-            image: one image, in any form that a call takes.
-            settings: an [`AnythingSettings`], or fields of it that are to differ from `anything_settings`.
-            boxes: (N, 4) xyxy, pixels of the original, in place of the grid.
-            options: `encoded`, `progress`, and arguments of `generate`, for instance `num_beams`.
-
-        Returns:
-            One record per region: `segmentation`, `area`, `bbox`, `predicted_iou`, `stability_score`, `point_coords`,
-            `crop_box`, `caption`, `score`.
-        """
-        if not isinstance(settings, AnythingSettings):
-            settings = self.anything_settings_for(settings)
-        return caption_anything(model, self, image, settings, boxes, **options)
-
-    def anything_settings_for(self, changes: dict[str, Any] | None = None) -> AnythingSettings:
-        """Return the settings of [`~ScaProcessor.caption_anything`] that suit the model, with some changed."""
-        return AnythingSettings(**{**self.anything_settings, **(changes or {})})
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save the processor together with its code files, so that it loads where this package is not installed."""
