@@ -21,7 +21,7 @@ from . import __version__
 from .data.pictures import picture_stamp
 from .files import digest_of, hash_file
 from .model_names import resolve_model
-from .modeling.base_models_sca import source_of
+from .modeling.base_models_sca import source_of, split_gguf
 
 
 # What loading a model reads, beside code, which is this package's.
@@ -42,14 +42,17 @@ def all_versions() -> dict[str, str]:
 def model_identity(name: str | os.PathLike[str] | None, revision: str | None = None) -> str:
     """Returns what identifies a model: a digest of a folder's weights, configurations and tokenizer, or a commit."""
     source = resolve_model(name)
+    if source.endswith(".gguf") and os.path.isfile(source):
+        return hash_file(Path(source))
     if os.path.isdir(source):
         files = [path for path in Path(source).rglob("*") if path.suffix in _MODEL_FILES and path.is_file()]
         names = {path.relative_to(source).as_posix(): path for path in files}
         return digest_of({name: hash_file(path) for name, path in names.items() if not name.startswith(".")})
     if "/" not in source:
         return source  # neither a folder nor a repository: loading will say so
-    found = source_of(source, {} if revision is None else {"revision": revision})
-    return f"{found['repo_id']}@{found['revision']}"
+    place, named = split_gguf(source, {} if revision is None else {"revision": revision})
+    found = source_of(place, named)
+    return f"{source}@{found['revision']}"
 
 
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:

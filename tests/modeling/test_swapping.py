@@ -50,11 +50,26 @@ def boxes(processor):
     return processor(tiny_image(0), input_boxes=prompts, captions=captions, return_tensors="pt")
 
 
-def test_a_new_language_model_takes_precision_and_attention_of_the_old_one(trained, make_model, tmp_path):
+def test_a_frozen_language_model_stays_in_the_precision_that_it_came_in(trained, make_model, processor, tmp_path):
     make_model("open_llama").language_model.to(torch.bfloat16).save_pretrained(tmp_path / "llama")
-    trained.set_attn_implementation("eager")
     trained.swap_language_model(tmp_path / "llama")
-    assert trained.language_model.dtype == torch.float32
+    assert trained.language_model.dtype == torch.bfloat16 and trained.mixer.dtype == torch.float32
+    trained(**boxes(processor)).loss.backward()
+    assert trained.mixer.language_project.weight.grad.abs().sum() > 0
+    trained.save_pretrained(tmp_path / "swapped")
+    again = ScaForConditionalGeneration.from_pretrained(tmp_path / "swapped")
+    assert again.language_model.dtype == torch.bfloat16 and again.mixer.dtype == torch.float32
+    learns = make_model("gpt2", freeze_base_models=False)
+    learns.swap_language_model(tmp_path / "llama")
+    assert learns.language_model.dtype == torch.float32, "what learns is as precise as what it replaces"
+
+
+def test_a_new_language_model_takes_precision_and_attention_of_the_old_one(trained, make_model, tmp_path):
+    make_model("open_llama").language_model.save_pretrained(tmp_path / "llama")
+    trained.set_attn_implementation("eager")
+    trained.language_model.to(torch.bfloat16)
+    trained.swap_language_model(tmp_path / "llama")
+    assert trained.language_model.dtype == torch.bfloat16, "never wider than the model that it joins"
     assert trained.language_model.config._attn_implementation == "eager"
     trained.swap_language_model(tmp_path / "gpt2", dtype=torch.bfloat16, attn_implementation="sdpa")
     assert trained.language_model.dtype == torch.bfloat16

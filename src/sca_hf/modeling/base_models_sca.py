@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+import transformers
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, modeling_utils
+from transformers.utils import is_gguf_available
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .adapters_sca import ADAPTER_FOLDER, is_adapter_key
@@ -36,6 +38,7 @@ HUB_ARGUMENTS = ("cache_dir", "token", "local_files_only", "proxies", "revision"
 # Loading arguments that the base models of a mixer-only repository get too. Never `revision`: each has a pinned one of
 # its own.
 _FORWARDED = ("cache_dir", "token", "local_files_only", "proxies", "max_memory", "offload_folder")
+_GGUF = ".gguf"
 
 
 # One for the process, whichever copy of this file is imported first: a repository brings its own.
@@ -84,6 +87,13 @@ def load_part(
         if name == SAM and own is not None and part.config.model_type != own.model_type:
             # The library may give an image model the configuration of the video model whose weights it has.
             part.config = config_from(as_segmenter(part.config.to_dict(), own.model_type))
+        if getattr(part, "quantization_method", None) == "gguf":
+            if not all(weight.is_floating_point() for weight in part.parameters()):
+                raise ValueError(
+                    f"the {name} holds the packed weights of a GGUF file, which nothing can save: pass the file "
+                    "itself (folder/file.gguf), or load it with quantization_config=GgufConfig(dequantize=True)."
+                )
+            part.hf_quantizer.remove_quantization_config(part)  # a mark that is left of weights already unpacked
         # It may have been changed since it was loaded, so that no folder or commit stands for it; of a plain encoder's
         # segmenter only the encoder has to be found again.
         return part, getattr(part, "encoder_source", None)
@@ -107,10 +117,10 @@ _MOST_NESTED = 3
 def _load_part(
     model_class: type, name: str, source: Any, kwargs: dict[str, Any], drop_dropout: bool
 ) -> tuple[PreTrainedModel, dict[str, str]]:
-    kwargs = dict(kwargs)
+    source, kwargs = split_gguf(source, kwargs)
     video = kwargs.pop("video", False)
     where = source_of(source, kwargs)
-    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    hub = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "gguf_file") if key in kwargs}
     if "revision" in where:
         hub["revision"] = where["revision"]
     stored = PreTrainedConfig.get_config_dict(source, **hub)[0]
@@ -133,6 +143,8 @@ def _load_part(
     config = kwargs.get("config")
     if config is None and name == SAM and stored.get("model_type"):
         config = segmenter_config(stored, source, video)
+    elif config is None and "gguf_file" in kwargs:
+        config = config_from(stored)  # reading such a file again takes seconds
     config = config or AutoConfig.from_pretrained(source, trust_remote_code=bool(trust), **hub)
     if drop_dropout:
         config = without_dropout(config)
@@ -146,6 +158,9 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
     half = name == SAM and dtype in (torch.float16, torch.bfloat16)
     if half:
         kwargs["dtype"] = torch.float32
+    if "gguf_file" in kwargs and (packed := getattr(transformers, "GgufConfig", None)):
+        # Plain weights: the library can save no others of such a file, and casts and adapters need them.
+        kwargs.setdefault("quantization_config", packed(dequantize=True))
     part, info = BASE_MODELS[name][0].from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
@@ -155,6 +170,36 @@ def _load_base(name: str, source: Any, kwargs: dict[str, Any]) -> PreTrainedMode
     if broken := [n for n, weight in held if not is_finite(weight)]:
         raise ValueError(f"{broken[0]} of {source} holds infinite values or NaN: the file is damaged.")
     return keep_precision(part).to(dtype) if half else part
+
+
+def split_gguf(source: Any, kwargs: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """Read the name of a GGUF file as the library does, as its folder or repository and `gguf_file=`.
+
+    Args:
+        source: what a model or tokenizer is loaded from: also `folder/file.gguf` or `owner/name/file.gguf`.
+        kwargs: arguments of its loading.
+
+    Raises:
+        ValueError: the folder holds GGUF files alone, and none of them is named.
+        ImportError: the package that reads such files is missing.
+    """
+    kwargs = {key: value for key, value in (kwargs or {}).items() if key != "gguf_file" or value is not None}
+    name = os.fspath(source)
+    if name.endswith(_GGUF) and "gguf_file" not in kwargs and not os.path.isdir(name):
+        parts = name.split("/")
+        if os.path.isfile(name):
+            source, kwargs["gguf_file"] = os.path.dirname(name) or ".", os.path.basename(name)
+        elif len(parts) > 2 and parts[0] not in ("", ".", "..") and not os.path.isdir(os.path.dirname(name)):
+            source, kwargs["gguf_file"] = "/".join(parts[:2]), "/".join(parts[2:])
+        else:
+            raise FileNotFoundError(f"there is no file {name}.")
+    if "gguf_file" in kwargs and not is_gguf_available():
+        raise ImportError(f"{kwargs['gguf_file']} of {source} is a GGUF file, which needs gguf: pip install gguf.")
+    folder = Path(os.fspath(source), kwargs.get("subfolder") or "")
+    found = [] if "gguf_file" in kwargs else sorted(path.name for path in folder.glob(f"*{_GGUF}"))
+    if found and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json but GGUF files: pass gguf_file=, of {', '.join(found)}.")
+    return source, kwargs
 
 
 def take_base_arguments(config: PreTrainedConfig, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -207,7 +252,8 @@ def load_pinned(
     kwargs = {**kwargs, "trust_remote_code": False}
     remedy = f"pass base_models={{{name!r}: a folder or repository id}} to from_pretrained"
     if "repo_id" in source:
-        pinned: dict[str, Any] = {key: source[key] for key in ("revision", "subfolder") if key in source}
+        keys = ("revision", "subfolder", "gguf_file")
+        pinned: dict[str, Any] = {key: source[key] for key in keys if key in source}
         try:
             part, _ = load_part(model_class, name, source["repo_id"], {**kwargs, **pinned})
         except OSError as error:
@@ -224,17 +270,19 @@ def load_pinned(
         )
     # A folder moves with the repository beside it.
     candidates = (Path(source["path"]), Path(repository).parent / Path(source["path"]).name)
-    folder = next((path for path in candidates if path.is_dir()), None)
+    gguf = source.get("gguf_file")
+    folder = next((path for path in candidates if (path / gguf if gguf else path).exists()), None)
     if folder is None:
         raise FileNotFoundError(
-            f"{repository} needs its {name} from the folder {source['path']}, which does not exist: {remedy}."
+            f"{repository} needs its {name} from the {'file' if gguf else 'folder'} "
+            f"{os.path.join(source['path'], gguf or '')}, which does not exist: {remedy}."
         )
     # Repositories of before the code counted have the hash of the weights alone.
-    if source["sha256"] not in (hash_folder(folder), hash_folder(folder, ())):
+    if source["sha256"] not in (hash_folder(folder, gguf_file=gguf), hash_folder(folder, (), gguf)):
         raise ValueError(
             f"the weights or settings in {folder} are not those that {repository} was trained with ({name}): {remedy}."
         )
-    part, _ = load_part(model_class, name, folder, kwargs)
+    part, _ = load_part(model_class, name, folder, {**kwargs, **({"gguf_file": gguf} if gguf else {})})
     return part, {**source, "path": str(folder.resolve())}
 
 
@@ -290,15 +338,20 @@ def _check_architecture(name: str, source: Any, config: PreTrainedConfig, stored
         )
 
 
-def hash_folder(folder: Path, others: tuple[str, ...] = ("*.json", f"{ADAPTER_FOLDER}/*")) -> str:
+def hash_folder(
+    folder: Path, others: tuple[str, ...] = ("*.json", f"{ADAPTER_FOLDER}/*"), gguf_file: str | None = None
+) -> str:
     """SHA-256 over the names and contents of all of a folder's files that decide what its model computes.
 
     Its code does not: that of a base model is never run, and a processor saved beside it brings its own.
 
     Args:
         others: patterns of those beside the weights.
+        gguf_file: a file that holds the whole model; no other counts.
     """
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    if gguf_file is not None:
+        files, others = [folder / gguf_file], ()
     if not files:
         raise FileNotFoundError(f"{folder} has no weight files.")
     # Of what a training writes beside them, nothing counts.
@@ -317,14 +370,15 @@ def hash_folder(folder: Path, others: tuple[str, ...] = ("*.json", f"{ADAPTER_FO
 
 def source_of(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, str]:
     """Where a model comes from: a folder, or a repository with the commit that its revision stands for now."""
-    subfolder = kwargs.get("subfolder") or ""
+    subfolder, gguf = kwargs.get("subfolder") or "", kwargs.get("gguf_file")
+    named = {"gguf_file": gguf} if gguf else {}
     if os.path.isdir(path):
-        return {"path": str((Path(path) / subfolder).resolve())}
+        return {"path": str((Path(path) / subfolder).resolve()), **named}
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs and key != "force_download"}
-    commit = extract_commit_hash(cached_file(path, "config.json", **hub), None)
+    commit = extract_commit_hash(cached_file(path, gguf or "config.json", **hub), None)
     if commit is None:
         raise OSError(f"{path} has no commit in the cache: load it once from the Hub.")
-    where = {"repo_id": str(path), "revision": commit}
+    where = {"repo_id": str(path), "revision": commit, **named}
     return {**where, "subfolder": subfolder} if subfolder else where
 
 
@@ -436,5 +490,6 @@ __all__ = [
     "load_pinned",
     "sample_base_weights",
     "source_of",
+    "split_gguf",
     "take_base_arguments",
 ]

@@ -60,6 +60,7 @@ class ScaComposingMixin:
             sam: SAM, SAM-HQ, SAM 2, EdgeTAM or SAM 3's tracker, or an image encoder with a neck (`ScaEncoderModel`):
                 repository id, folder or loaded model. A whole SCA repository gives its SAM.
             text: causal language model: repository id, folder or loaded model. A whole SCA repository gives its own.
+                A GGUF file (`folder/file.gguf`, `owner/name/file.gguf`, or `text_gguf_file=`) is unpacked.
             mixer_config: the mixer's sizes; widths follow from the two parts.
             kwargs: `sam_*` and `text_*` go to the loading of that part (`sam_revision=`, `text_dtype=`, ...;
                 `sam_video=True` reads a published video model whole, to follow objects through clips),
@@ -86,17 +87,24 @@ class ScaComposingMixin:
         SAM and the rest of the mixer, which has learned what regions look like, stay: a better start than none.
 
         Args:
-            text: repository id, folder or loaded model.
-            kwargs: arguments of its loading: `revision`, `dtype` (default: that of the old language model), ...
+            text: repository id, folder or loaded model; or a GGUF file, which is unpacked: `folder/file.gguf`,
+                `owner/name/file.gguf`, or a folder or repository with `gguf_file=`.
+            kwargs: arguments of its loading: `revision`, `dtype`, ... The default precision is that of the old
+                language model; a frozen one that was saved in fewer bits stays as it came.
 
         Returns:
             Names of the modules to train before captions mean anything again; a warning says so too. The processor
             needs the new tokenizer.
         """
+        frozen, chosen = self.config.freeze_base_models, "dtype" in kwargs
         self._default_to(self.language_model, kwargs)
-        language_model, source = load_part(
-            type(self), LANGUAGE_MODEL, text, kwargs, drop_dropout=self.config.freeze_base_models
-        )
+        dtype = kwargs["dtype"]
+        if frozen and not chosen:
+            kwargs["dtype"] = "auto"
+        language_model, source = load_part(type(self), LANGUAGE_MODEL, text, kwargs, drop_dropout=frozen)
+        loaded_here = not isinstance(text, PreTrainedModel)
+        if frozen and not chosen and loaded_here and language_model.dtype.itemsize > dtype.itemsize:
+            keep_precision(language_model).to(dtype)
         mixer = self.mixer
         mixer.config.text_hidden_size = text_embedding_size(language_model.config)
         self.config.mixer_config.text_hidden_size = mixer.config.text_hidden_size

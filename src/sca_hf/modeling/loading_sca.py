@@ -320,6 +320,12 @@ class ScaLoadingMixin:
                 "the language model has adapters, which only a mixer-only repository can store: merge them "
                 "(sca_hf.training.adapters.merge_lora) or save with include_base_models=False."
             )
+        if include_base_models and getattr(self.language_model, "is_quantized", False):
+            raise ValueError(
+                f"the language model was loaded quantized ({self.language_model.quantization_method}), which a whole "
+                "repository cannot store: save with include_base_models=False, which names where it came from, or "
+                "unpack it (model.language_model.dequantize())."
+            )
         if self.config.language_model_adapter and push_to_hub:
             raise ValueError("push_to_hub=True would not upload the adapters: save, then upload the folder.")
 
@@ -379,8 +385,10 @@ class ScaLoadingMixin:
                     f"{save_directory} holds the {name} that this model needs; a mixer-only save would overwrite it. "
                     "Save elsewhere or with include_base_models=True."
                 )
-            hashes[path] = hashes.get(path) or hash_folder(Path(path))
-            pinned[name]["sha256"] = hashes[path]
+            gguf = source.get("gguf_file")
+            key = f"{path}/{gguf or ''}"
+            hashes[key] = hashes.get(key) or hash_folder(Path(path), gguf_file=gguf)
+            pinned[name]["sha256"] = hashes[key]
         return pinned
 
     def _describe_code(self) -> None:
@@ -415,7 +423,8 @@ def _own_class(model: Any) -> Iterator[None]:
 @contextmanager
 def _without_quantization(model: Any) -> Iterator[None]:
     """Hide how the base models are packed: the library would save their weights, and pack the mixer when it loads."""
-    kept = [(vars(part), name) for part, name in ((model, "hf_quantizer"), (model.config, "quantization_config"))]
+    packed = ((model, "hf_quantizer"), *((c, "quantization_config") for c in (model.config, model.config.text_config)))
+    kept = [(vars(part), name) for part, name in packed]
     values = [(fields, name, fields.pop(name)) for fields, name in kept if name in fields]
     try:
         yield

@@ -34,7 +34,7 @@ _CLASS_BESIDE = re.compile(r"\w+\.\w+")
 _QUANTIZATION = re.compile(r"quant_method|_?load_in_[48]bit|llm_int8_\w+|bnb_4bit_\w+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part"}
+_BASE_FIELDS = {"repo_id", "revision", "subfolder", "path", "sha256", "part", "gguf_file"}
 _DEEPEST = 20
 # Bounds of every whole number of a configuration, far above any model that exists: what counts parts, or is not known,
 # may cost time for each, where the size of a tensor or an id costs nothing before weights are there. Beyond them a
@@ -236,9 +236,13 @@ def check_base_models(repos: Any) -> None:
             )
         if not _REPOSITORY_ID.fullmatch(source.get("repo_id", "x")) or ".." in source.get("repo_id", ""):
             raise ValueError(f"{where}: {source['repo_id']!r} is not a repository id.")
-        for key in ("subfolder", "revision"):
-            if any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x"))):
-                raise ValueError(f"{where}: the {key} {source[key]!r} points outside the repository.")
+        for key in ("subfolder", "revision", "gguf_file"):
+            outside = any(part in ("", "..") for part in re.split(r"[/\\]", source.get(key, "x")))
+            if outside or (key == "gguf_file" and not source.get(key, ".gguf").endswith(".gguf")):
+                reason = (
+                    "is not a GGUF file of the repository" if key == "gguf_file" else "points outside the repository"
+                )
+                raise ValueError(f"{where}: the {key} {source[key]!r} {reason}.")
 
 
 def check_shard_index(path: Path) -> list[str]:

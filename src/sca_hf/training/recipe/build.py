@@ -16,6 +16,7 @@ from ...modeling.base_models_sca import (
     LANGUAGE_MODEL,
     SAM,
     keep_precision,
+    split_gguf,
     without_dropout,
 )
 from ...modeling.composing_sca import __name__ as swap_warnings
@@ -93,7 +94,8 @@ class Configurations(Weights):
             try:
                 if known is not None and offline:
                     raise OSError
-                config = AutoConfig.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
+                place, named = split_gguf(resolve_model(name), {"revision": revision})
+                config = AutoConfig.from_pretrained(place, trust_remote_code=False, **named)
             except OSError:
                 if known is None:
                     raise
@@ -132,9 +134,8 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     for name in ("language_model", "swap_language_model"):
         if source := getattr(section, name):
             revision = getattr(section, f"{name}_revision") or "main"
-            tokenizer = AutoTokenizer.from_pretrained(
-                resolve_model(source), revision=revision, trust_remote_code=False
-            )
+            place, named = split_gguf(resolve_model(source), {"revision": revision})
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **named)
     model.check_tokenizer(tokenizer)
     processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
     return model, processor, new
