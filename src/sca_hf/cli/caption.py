@@ -70,6 +70,9 @@ def add(commands: Any) -> None:
     add_prompts(declared, "a region")
     declared.add_argument("--regions", metavar="FILE.json", help="regions from a file")
     declared.add_argument("--task", help="one of the model's tasks, usually caption (the default) or recognition")
+    declared.add_argument(
+        "--length", help="of the captions: short, sentence, detailed or a number of words, if the model learned it"
+    )
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     declared.add_argument(
         "--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: %(default)s)"
@@ -97,7 +100,8 @@ def run(options: argparse.Namespace) -> int:
     from ..captioning import caption_images, draw_captions, image_error, load
 
     model, processor = load(options.model, options.device, options.dtype, options.revision)
-    generation = {} if options.num_beams is None else {"num_beams": options.num_beams}
+    generation: dict[str, Any] = {} if options.num_beams is None else {"num_beams": options.num_beams}
+    generation["length"] = options.length
     failures, left = Failures(options, len(images)), list(images)
 
     def failed(name: str, error: BaseException) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedModel
 
-from .captions_sca import best_caption
+from .captions_sca import best_caption, length_task
 from .images_sca import as_image
 from .mask_generation_sca import mask_boxes
 from .masks_sca import encode_rle, read_mask
@@ -88,6 +88,7 @@ class ScaVideoProcessorMixin:
         masklets: Sequence[Any] | None = None,
         task: str = "caption",
         progress: Callable[[int, int | None], None] | None = None,
+        length: str | int | None = None,
         **generation: Any,
     ) -> list[dict[str, Any]]:
         """Caption objects of a clip: one caption each, from its queries of all frames averaged by visible area.
@@ -105,6 +106,7 @@ class ScaVideoProcessorMixin:
                 object is not seen, or a dict by frame number. Masks in any form of a call, of the frames' size.
             task: one of the model's tasks.
             progress: called with the number of frames done and of all, None where that is not known.
+            length: of the captions, as in a call; None is the model's usual one.
             generation: arguments of `generate`.
 
         Returns:
@@ -114,6 +116,7 @@ class ScaVideoProcessorMixin:
         """
         if (regions is None) == (masklets is None):
             raise ValueError("pass either regions, which a tracker follows, or masklets, masks for every frame.")
+        task = task if length is None else length_task(task, length, self.tasks)
         clip = Clip(frames)
         if masklets is not None:
             objects = self._read_masklets(model, clip, masklets, task, progress)

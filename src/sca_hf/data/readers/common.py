@@ -318,7 +318,9 @@ def image_fields(image: Any, image_id: Any, size: tuple[int, int], source: Any, 
     return {**row, **fields}
 
 
-def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: str = "caption") -> Iterator[Record]:
+def read_scenes(
+    split: str = "train", count: int = 1000, start: int = 0, task: str = "caption", lengths: bool = False
+) -> Iterator[Record]:
     """Yields the records of `count` scenes; those without an object that can be described have no regions.
 
     Args:
@@ -326,6 +328,7 @@ def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: s
         count: How many scenes to render.
         start: The index of the first scene.
         task: "caption" for their free captions, "recognition" for texture, color and shape.
+        lengths: whether each region also has short and detailed captions, and all say their length.
     """
     for scene in scenes(split, count, start):
-        yield {**scene.to_record(), "task": task}
+        yield {**scene.to_record(lengths), "task": task}
