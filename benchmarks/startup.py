@@ -31,6 +31,7 @@ FIRST_LINES = {
     "demo": ["demo", "--port", "0"],
     "serve": ["serve", "--port", "0"],
     "train": ["train", "finetune_voc", "--dry-run"],
+    "self-train": ["self-train", "propose", "missing", "--output", "proposals"],
     "data": ["data", "check", "scenes:split=test,count=200"],
     "estimate": ["estimate", "finetune_voc"],
     "predict": ["predict", "--data", "scenes:split=test,count=3", "--output", "predictions.jsonl"],

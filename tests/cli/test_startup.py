@@ -87,7 +87,7 @@ def test_one_command_does_not_import_the_others():
 
 def test_the_program_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "sca_hf", "--help"], capture_output=True, text=True, check=True)
-    assert all(re.search(rf"^    {command} ", done.stdout, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", done.stdout, re.MULTILINE) for command in COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class FolderRun:
 
     def overlay_of(self, item: ImageItem) -> Path:
         """Returns where the drawing of an image goes."""
-        return Path(self.output) / OVERLAYS / f"{_file_name(item.name)}.png"
+        return Path(self.output) / OVERLAYS / f"{file_name(item.name)}.png"
 
 
 class ImageCaptioner:
@@ -112,7 +112,7 @@ class ImageCaptioner:
         )
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """Returns a file's name for an image's, which may be a path or hold anything; no two images have the same."""
     safe = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in name)
     if safe == name and len(name) <= 100 and not name.startswith("."):
@@ -166,6 +166,22 @@ def run_folder(
     Returns:
         What all processes together came to, or None where some images are not done yet.
     """
+    fill_log(run, items, rank, world, caption or _one_by_one(run), progress)
+    result = finish(run, items)
+    if result is None and world == 1:
+        raise RunLogError(f"{run.output}: some images came to no result; give the same command once more.")
+    return result
+
+
+def fill_log(
+    run: FolderRun,
+    items: list[ImageItem],
+    rank: int,
+    world: int,
+    caption: Callable[[list[ImageItem]], Iterable[dict[str, Any]]],
+    progress: bool,
+) -> None:
+    """Has the log hold a line for each image of one process, see [`run_folder`]."""
     own = items[rank::world]
     with open_log(run, rank) as log:
         lines = log.lines()
@@ -174,13 +190,9 @@ def run_folder(
         with tqdm(
             total=len(own), initial=done, unit="image", disable=rank != 0 or not progress, dynamic_ncols=True
         ) as bar:
-            for entry in (caption or _one_by_one(run))(todo) if todo else ():
+            for entry in caption(todo) if todo else ():
                 log.append([log_line(entry)])
                 bar.update()
-    result = finish(run, items)
-    if result is None and world == 1:
-        raise RunLogError(f"{run.output}: some images came to no result; give the same command once more.")
-    return result
 
 
 def _is_to_do(run: FolderRun, item: ImageItem, line: Line | None) -> bool:

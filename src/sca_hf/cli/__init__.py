@@ -17,7 +17,7 @@ from typing import Any
 from .. import __version__
 
 
-# In the order in which the help lists them; each is a module of this folder.
+# In the order in which the help lists them; each is a module of this folder, with _ for -.
 COMMANDS = (
     "caption",
     "anything",
@@ -25,6 +25,7 @@ COMMANDS = (
     "demo",
     "serve",
     "train",
+    "self-train",
     "data",
     "estimate",
     "predict",
@@ -162,7 +163,7 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for name in names:
-        import_module(f".{name}", __name__).add(commands)
+        import_module(f".{name.replace('-', '_')}", __name__).add(commands)
     return parser
 
 

@@ -85,9 +85,23 @@ def add(commands: Any) -> None:
     add_tools(declared)
     declared.add_argument("--retry", action="store_true", help="retry images that failed before")
     declared.add_argument("--ray", type=positive, metavar="N", help="caption with N actors of a Ray cluster")
+    add_settings(declared)
+
+
+def add_settings(declared: Any, without: tuple[str, ...] = ()) -> None:
+    """Declares the settings of anything mode as options."""
     group = declared.add_argument_group("settings", "defaults: those saved with the model, otherwise SAM's")
     for setting in fields(AnythingSettings):
-        _add_setting(group, setting)
+        if setting.name not in without:
+            _add_setting(group, setting)
+
+
+def read_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings that differ from the model's own, checked."""
+    values = {setting.name: getattr(options, setting.name, None) for setting in fields(AnythingSettings)}
+    settings = {name: value for name, value in values.items() if value is not None}
+    AnythingSettings(**settings)  # raises now, not after the model is loaded
+    return settings
 
 
 def _add_setting(group: Any, setting: Any) -> None:
@@ -107,9 +121,7 @@ def run(options: argparse.Namespace) -> int:
     from ..anything.sources import find_images, read_boxes
     from ..run_log import torchrun_rank
 
-    values = {setting.name: getattr(options, setting.name) for setting in fields(AnythingSettings)}
-    settings = {name: value for name, value in values.items() if value is not None}
-    AnythingSettings(**settings)  # raises now, not after the model is loaded
+    settings = read_settings(options)
     _check_outputs(options)
     items = find_images(options.sources, output=options.output)
     if options.output is None and options.json is None and len(items) > _MAX_PRINTED:

@@ -163,7 +163,7 @@ def fit_recipe_confidence(trainer: ScaTrainer, section: DataSection) -> Confiden
 def _scope(trainer: ScaTrainer, recipe: Recipe, before: Mapping[str, Any]) -> dict[str, Any]:
     """What the finished model knows, by its data and its scope `before`; what the recipe says takes precedence."""
     section = recipe.data
-    sets = ", ".join(dict.fromkeys(section.name_of(spec) for spec in section.train))
+    sets = ", ".join(dict.fromkeys(section.name_of(spec) for spec in (*section.train, *section.pseudo)))
     told: dict[str, Any] = {"trained_on": sets}
     if before.get("trained_on"):
         told["trained_on"] = f"{sets}; before that: {before['trained_on']}"
@@ -221,9 +221,37 @@ def build_datasets(section: DataSection) -> tuple[Any, Any]:
             stopping=mixing.stopping,
             max_samples=mixing.max_samples,
         )
+    if section.pseudo:
+        mixed = _with_pseudo(mixed, test, section)
     if len(test) < 2:
         return mixed, test[0] if test else None
     return mixed, {section.name_of(spec): dataset for spec, dataset in zip(named, test, strict=True)}
+
+
+def _with_pseudo(train: Any, test: list[Any], section: DataSection) -> Any:
+    """Mixes labels that a model made into the others, without the pictures that are evaluated on."""
+    from ...data.loading import leave_undecoded, load_spec
+    from ...data.mixing import mix_regions
+    from ...data.sources import content_keys
+
+    stored = hasattr(train, "__len__")
+    made = []
+    for spec in section.pseudo:
+        one = leave_undecoded(load_spec(section.reader_spec(spec)))
+        evaluated = [dataset for dataset in test if hasattr(dataset, "__len__")]
+        own, *theirs = content_keys([one, *evaluated])
+        held_out = {key for keys in theirs for key in keys if key is not None}
+        left = [row for row, key in enumerate(own) if key not in held_out]
+        if len(left) < len(one):
+            text = "%d of %d pictures of %s are evaluated on, and are not trained on"
+            logger.warning(text, len(one) - len(left), len(one), section.name_of(spec))
+        if not left:
+            raise ValueError(f"data.pseudo: all pictures of {section.name_of(spec)} are evaluated on.")
+        one = _with_source(one.select(left), section.name_of(spec))
+        made.append(one if stored else one.to_iterable_dataset())
+    labels = mix_regions(made, by_size=stored, seed=section.mixing.seed) if len(made) > 1 else made[0]
+    odds = [1 - section.pseudo_share, section.pseudo_share]
+    return mix_regions([train, labels], probabilities=odds, seed=section.mixing.seed, stopping=section.mixing.stopping)
 
 
 def _with_source(dataset: Any, name: str) -> Any:

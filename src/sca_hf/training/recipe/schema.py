@@ -177,6 +177,9 @@ class DataSection(_Section):
     eval: The sets to evaluate on; several are scored one by one, each under the name in its `as`, else its format.
     holdout: The fraction of the training images that is kept out of training and evaluated on, in place of `eval`.
     holdout_seed: The seed by which they are chosen.
+    pseudo: Sets of labels that a model made (`sca-hf self-train`), to train on beside `train`: no `holdout` is taken
+        of them, and pictures that are evaluated on are left out.
+    pseudo_share: The share of the images trained on that are drawn from `pseudo`.
     outside: Sets of pictures that show other things than the model learns, for its confidence; see
         `sca_hf.training.confidence`. None: the model has no confidence.
     """
@@ -187,6 +190,8 @@ class DataSection(_Section):
     eval: _Specs = []
     holdout: float | None = None
     holdout_seed: int = 0
+    pseudo: _Specs = []
+    pseudo_share: float = 0.5
     outside: _Specs = []
     mixing: MixingSection = Field(default_factory=MixingSection)
 
@@ -194,7 +199,7 @@ class DataSection(_Section):
     def _fits_together(self) -> DataSection:
         if not self.train:
             raise ValueError("data.train is empty; it needs at least one data spec.")
-        for name in ("train", "eval", "outside"):
+        for name in ("train", "eval", "pseudo", "outside"):
             for place, spec in enumerate(getattr(self, name)):
                 _check_spec(spec, f"data.{name}.{place}")
         if self.holdout is not None and self.eval:
@@ -203,6 +208,8 @@ class DataSection(_Section):
             raise ValueError(f"data.holdout is {self.holdout}, expected a fraction between 0 and 1.")
         if self.holdout is not None and any(spec.get("streaming") for spec in self.train):
             raise ValueError("data.holdout needs to know all images: remove streaming, or use data.eval.")
+        if not 0 < self.pseudo_share < 1:
+            raise ValueError(f"data.pseudo_share is {self.pseudo_share}, expected a fraction between 0 and 1.")
         self.probabilities()
         where, scored = ("train", self.train) if self.holdout is not None else ("eval", self.eval)
         names = [self.name_of(spec) for spec in scored]
@@ -274,6 +281,8 @@ class Recipe:
             data["eval"] = self.data.eval
         if self.data.holdout is not None:
             data |= {"holdout": self.data.holdout, "holdout_seed": self.data.holdout_seed}
+        if self.data.pseudo:
+            data |= {"pseudo": self.data.pseudo, "pseudo_share": self.data.pseudo_share}
         if self.data.outside:
             data["outside"] = self.data.outside
         if len(self.data.train) > 1 or self.data.mixing.max_samples is not None:
