@@ -16,6 +16,7 @@ from .scenes import (
     IMAGE_SIZE,
     PATTERNS,
     SYNONYMS,
+    Scene,
     SceneObject,
     middle_of,
     pick,
@@ -37,6 +38,17 @@ _SIDES = {
 }
 _SIDE = re.compile(r"\bits (left|right)\b|\b(above|over) it\b|\b(below|under) it\b")
 _PLACE = re.compile(r"\b(?:(upper|lower|top|bottom) ?)?\b(left|right)?(?: (?:part|side|half))? of the picture\b")
+
+
+def record_with_lengths(scene: Scene) -> dict[str, Any]:
+    """Returns the region record of a scene whose objects have short and detailed captions too, with their lengths."""
+    record = scene.to_record()
+    described = [(index, obj) for index, obj in enumerate(scene.objects) if obj.describable]
+    for (index, obj), region in zip(described, record["regions"], strict=True):
+        captions, lengths = captions_by_length(obj, scene.objects, np.random.default_rng((scene.seed, index, 1)))
+        region["lengths"] = ["sentence"] * len(obj.captions) + lengths
+        region["captions"] += captions
+    return record
 
 
 def captions_by_length(

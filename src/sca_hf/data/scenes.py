@@ -119,14 +119,9 @@ class Scene:
     def to_pil(self) -> Image.Image:
         return Image.fromarray(self.image)
 
-    def to_record(self, lengths: bool = False) -> dict[str, Any]:
-        """Returns the region record of the scene (see `region.py`); regions are the describable objects.
-
-        Args:
-            lengths: whether each also has short and detailed captions, and all say their length.
-        """
+    def to_record(self) -> dict[str, Any]:
+        """Returns the region record of the scene (see `region.py`); regions are the describable objects."""
         from ..processing.masks_sca import encode_rle
-        from .scene_details import captions_by_length
 
         regions = [
             {
@@ -141,12 +136,6 @@ class Scene:
             for index, obj in enumerate(self.objects)
             if obj.describable
         ]
-        described = [(index, obj) for index, obj in enumerate(self.objects) if obj.describable] if lengths else []
-        for (index, obj), region in zip(described, regions, strict=False):
-            rng = np.random.default_rng((self.seed, index, 1))
-            captions, said = captions_by_length(obj, self.objects, rng)
-            region["lengths"] = ["sentence"] * len(obj.captions) + said
-            region["captions"] = [*obj.captions, *captions]
         height, width = self.labels.shape
         return {
             "image": self.to_pil(),

@@ -172,8 +172,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
                 several images is an image without regions.
             captions: [image][region] of strings to learn; None for a region without.
             task: a name, one per image, or one per region; `"caption"` (else the last of `tasks`) by default.
-            length: of the captions: `"short"`, `"sentence"`, `"detailed"` or a number of words; for all, per image, or
-                per region. What a model learned is among its `tasks`, see [`add_lengths`]; None is its usual length.
+            length: `"short"`, `"sentence"`, `"detailed"` or a number of words, nested as `task`; None: the usual one.
             original_sizes: per image (height, width), in place of `images`: prompts alone, for cached embeddings.
             timeout: seconds that the server of a URL may be silent; None waits forever.
             kwargs: of the image processor; `return_tensors` (by default `"pt"`); `max_length`, `padding` of captions.
@@ -196,13 +195,15 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         )
         shape, counts = prompts["region_mask"].shape, prompts["region_mask"].sum(1).tolist()
         data |= prompts
-        task = chosen_task(text, task, self.tasks, len(sizes))
-        data["task_ids"] = region_tasks(task, self.tasks, counts, shape)
-        if length is not None:
-            data["task_ids"] = region_lengths(data["task_ids"], length, self.tasks, counts)
+        data["task_ids"] = self._task_ids(text, task, length, counts, shape)
         if captions is not None or text is not None:
             data |= self._captions(captions, counts, shape, options["text_kwargs"])
         return ScaBatch(data, tensor_type=tensors)
+
+    def _task_ids(self, text: Any, task: Any, length: Any, counts: list[int], shape: tuple[int, int]) -> np.ndarray:
+        """Return the task of each region, (B, R) int64; a length of captions is a task of its own."""
+        ids = region_tasks(chosen_task(text, task, self.tasks, len(counts)), self.tasks, counts, shape)
+        return ids if length is None else region_lengths(ids, length, self.tasks, counts)
 
     def region_arguments(self, regions: Any, size: tuple[int, int]) -> dict[str, Any]:
         """Turn the regions of one image, as JSON objects, into arguments of a call; see `region_prompts_sca.py`.

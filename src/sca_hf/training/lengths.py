@@ -13,7 +13,7 @@ from ..processing.captions_sca import LENGTHS
 
 
 logger = logging.getLogger(__name__)
-MOST_TOKENS = 200
+MAX_TOKENS = 200
 _TASK = "caption"
 
 
@@ -33,9 +33,9 @@ def add_lengths(model: Any, lengths: Sequence[str | int] = LENGTHS) -> list[str]
     if _TASK not in tasks:
         raise ValueError(f"lengths are of the task {_TASK!r}, but the model has only {', '.join(tasks)}.")
     for length in lengths:
-        if length not in LENGTHS and not (type(length) is int and 1 <= length <= MOST_TOKENS):
+        if length not in LENGTHS and not (type(length) is int and 1 <= length <= MAX_TOKENS):
             raise ValueError(
-                f"length is {length!r}, expected {', '.join(LENGTHS)} or a number of words, 1 to {MOST_TOKENS}."
+                f"length is {length!r}, expected {', '.join(LENGTHS)} or a number of words, 1 to {MAX_TOKENS}."
             )
     new = [name for name in dict.fromkeys(f"{_TASK}:{length}" for length in lengths) if name not in tasks]
     count, old = mixer.config.num_task_tokens, mixer.task_tokens.weight
@@ -44,9 +44,9 @@ def add_lengths(model: Any, lengths: Sequence[str | int] = LENGTHS) -> list[str]
     mixer.task_tokens = nn.Embedding.from_pretrained(rows, freeze=not old.requires_grad)
     for config in (mixer.config, model.config.mixer_config):
         config.tasks = [*tasks, *new]
-    most = min(MOST_TOKENS, model.longest_caption() or MOST_TOKENS)
-    if most < MOST_TOKENS:
-        logger.warning("The language model has positions for captions of %d tokens; longer ones are cut.", most)
-    model.config.max_caption_length = max(most, model.config.max_caption_length)
+    longest = min(MAX_TOKENS, model.longest_caption() or MAX_TOKENS)
+    if longest < MAX_TOKENS:
+        logger.warning("The language model has positions for captions of %d tokens; longer ones are cut.", longest)
+    model.config.max_caption_length = max(longest, model.config.max_caption_length)
     model.generation_config.max_new_tokens = model.config.max_caption_length
     return ["mixer.task_tokens"]

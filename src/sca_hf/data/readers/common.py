@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from ...files import inside, is_special, leads_out, read_json
 from ..region import RegionRecordError, category_text, naming
+from ..scene_details import record_with_lengths
 from ..scenes import scenes
 
 
@@ -331,4 +332,4 @@ def read_scenes(
         lengths: whether each region also has short and detailed captions, and all say their length.
     """
     for scene in scenes(split, count, start):
-        yield {**scene.to_record(lengths), "task": task}
+        yield {**(record_with_lengths(scene) if lengths else scene.to_record()), "task": task}
