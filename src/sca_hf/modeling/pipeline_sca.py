@@ -145,7 +145,7 @@ class RegionCaptioningPipeline(Pipeline):
         """Load one image and lay out its prompts; None where it is given lists of prompts that are empty."""
         image, own = _read_item(inputs)
         prompts |= own
-        given = [prompts[name] for name in _PROMPTS[:-1] if prompts.get(name) is not None]
+        given = [prompts[name] for name in _PROMPTS[:-2] if prompts.get(name) is not None]
         if given and all(map(_is_empty, given)):
             return None
         batch = self.processor(images=image, return_tensors="pt", **prompts)
