@@ -4,7 +4,9 @@
     python -m benchmarks --part mixer --repeats 5
     python -m benchmarks --quick              # small shapes: does it run, do the results agree?
 
+- encoder: SAM's ViT-B on one image of 1024 px.
 - mixer: hidden 256, 12 layers, 64 x 64 image tokens, 64 regions of 7 SAM tokens and 8 queries.
+- decode: a GPT-2 of 124 M parameters continues 1, 8, 64 and 512 prefixes by 20 tokens.
 - end-to-end: ViT-B at 1024 px and a GPT-2 of 124 M parameters, 64 boxes in one image, masks, 20 new tokens, greedy.
 - memory: the peak above the weights of an end-to-end call, and without masks at 64 and 1000 regions; each in a process
   of its own.
@@ -13,31 +15,36 @@
 - training: one step of the mixer, 16 boxes in one ViT-B image, captions of 8 to 20 tokens, GPT-2 of 124 M parameters.
 
 Random weights without an end token, float32. Plain encodes the image once, repeats it for each region, runs 8 regions
-at a time and calls `generate` for each 8; caption scores are off, for plain has none. A CPU runs one thread and counts
-the CPU time of the process; rounds are interleaved, medians printed. Results that disagree, memory that
-grows with the number of regions, or a training step that gains less than it should, are an error.
+at a time and calls `generate` for each 8; caption scores are off, for plain has none. Beside the times stands that of
+the matrix products and convolutions alone, in the shapes of ours (benchmarks/bound.py): what is left to gain. A CPU
+runs one thread and counts the CPU time of the process; rounds are interleaved, medians printed. Results that disagree,
+memory that grows with the number of regions, or a training step that gains less than it should, are an error.
+Gradients are compared in float64, on a small model.
 """
 
 import argparse
+import copy
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from sca_hf.modeling.generation_sca import region_chunk_size
+from sca_hf.modeling.generation_sca import continue_prefixes, region_chunk_size
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 
 from .anything import QUICK_SURVIVORS, SURVIVORS, bench_anything
+from .bound import floor
 from .measure import interleaved, peak_bytes
 from .plain import CHUNK, PlainMixer, PlainSca
 from .shapes import QUICK, Size, agree, build_model, random_boxes, random_pixels, report
 from .training import bench_training
 
 
-PARTS = ("mixer", "end-to-end", "memory", "training", "anything")
+PARTS = ("encoder", "mixer", "decode", "end-to-end", "memory", "training", "anything")
 # How much more memory `many` regions may take, as long as the image encoder sets the peak (so not for --quick).
 MEMORY_RATIO = 1.3
 SAM_TOKENS = 7  # IoU, 4 masks, 2 corners of a box
@@ -81,7 +88,8 @@ def bench_mixer(size: Size, repeats: int, device: torch.device) -> bool:
     seconds, queries = interleaved(
         {"plain-eager": plain("eager"), "plain-sdpa": plain("sdpa"), "ours": ours}, repeats, device
     )
-    report(f"mixer, {size.layers} layers, {grid} x {grid} image tokens, {size.regions} regions", seconds)
+    title = f"mixer, {size.layers} layers, {grid} x {grid} image tokens, {size.regions} regions"
+    report(title, seconds, floor(ours, device))
     return all(agree(f"queries, {name}", queries["ours"], queries[name]) for name in ("plain-eager", "plain-sdpa"))
 
 
@@ -97,7 +105,8 @@ def bench_end_to_end(size: Size, repeats: int, device: torch.device) -> bool:
     prefixes = record(model.mixer, "prefix")
     seconds, outputs = interleaved(calls, repeats, device)
     ours = outputs["ours"]
-    report(f"end to end, {size.image_size} px, {size.regions} boxes, {size.new_tokens} new tokens", seconds)
+    title = f"end to end, {size.image_size} px, {size.regions} boxes, {size.new_tokens} new tokens"
+    report(title, seconds, floor(calls["ours"], device))
     print(f"  {len(set(map(tuple, ours.sequences[0].tolist())))} different captions")
     good = True
     for name in plain:
@@ -108,6 +117,60 @@ def bench_end_to_end(size: Size, repeats: int, device: torch.device) -> bool:
         same = (ours.sequences == theirs.sequences).all(dim=-1)
         print(f"  ids, {name}: {int(same.sum())} of {same.numel()} captions equal")
         good &= bool(same.all())
+    return good
+
+
+@torch.no_grad()
+def bench_encoder(size: Size, repeats: int, device: torch.device) -> bool:
+    """SAM's encoder on one image."""
+    model, pixels = build_model(size, device), random_pixels(size, device)
+    plain = {f"plain-{name}": PlainSca(model, name).sam for name in ("eager", "sdpa")}
+    calls: dict[str, Callable[[], Any]] = {
+        name: lambda sam=sam: sam.get_image_embeddings(pixels) for name, sam in plain.items()
+    }
+    calls["ours"] = lambda: model.get_image_embeddings(pixels)
+    seconds, maps = interleaved(calls, repeats, device)
+    title = f"image encoder, {size.image_size} px, {size.vision_layers} layers"
+    report(title, seconds, floor(calls["ours"], device))
+    return all(agree(f"embeddings, {name}", maps["ours"], maps[name]) for name in calls if name != "ours")
+
+
+@torch.no_grad()
+def bench_decode(size: Size, repeats: int, device: torch.device) -> bool:
+    """The language model's part: prefixes to words, greedy, for few regions and many."""
+    model, good = build_model(size, device), True
+    config = copy.deepcopy(model.generation_config)
+    config.max_new_tokens, config.do_sample = size.new_tokens, False
+    length = model.mixer.config.num_caption_tokens + model.mixer.config.num_task_tokens
+    for regions in (1, 8, size.regions, 8 * size.regions):
+        generator = torch.Generator().manual_seed(5)
+        prefixes = torch.randn(regions, 1, length, model.config.text_config.hidden_size, generator=generator)
+        prefixes = prefixes.to(device)
+
+        def plain(attn_implementation: str, rows: torch.Tensor = prefixes[:, 0]) -> Callable[[], Any]:
+            language_model = PlainSca(model, attn_implementation).language_model
+            return lambda: torch.cat(
+                [
+                    language_model.generate(
+                        inputs_embeds=part,
+                        attention_mask=torch.ones(part.shape[:2], dtype=torch.long, device=device),
+                        max_new_tokens=size.new_tokens,
+                        do_sample=False,
+                    )
+                    for part in rows.split(CHUNK)
+                ]
+            )
+
+        def ours(rows: torch.Tensor = prefixes) -> Any:
+            return continue_prefixes(model.language_model, rows, config, False, None, {})[0][:, 0]
+
+        calls = {"plain-eager": plain("eager"), "plain-sdpa": plain("sdpa"), "ours": ours}
+        seconds, ids = interleaved(calls, repeats, device)
+        title = f"words, {regions} prefixes of {length}, {size.new_tokens} new tokens"
+        report(title, seconds, floor(ours, device))
+        same = [bool((ids[name] == ids["ours"]).all()) for name in ("plain-eager", "plain-sdpa")]
+        print(f"  the same words: {all(same)}")
+        good &= all(same)
     return good
 
 
@@ -159,6 +222,14 @@ def print_peak(name: str, regions: int, size: Size, device: torch.device) -> Non
         print(peak_bytes(lambda: generate(model, size, regions, device, masks="no masks" not in name), device))
 
 
+def cpu() -> str:
+    """The CPU's name where it is told, and the instructions that torch uses on it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Speed and memory against plain modules."
@@ -174,11 +245,15 @@ def main() -> int:
     if arguments.peak:
         print_peak(arguments.peak[0], int(arguments.peak[1]), size, device)
         return 0
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, one thread, process CPU time"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu()}, one thread, process CPU time"
     print(f"float32, torch {torch.__version__}, {where}")
     good = True
     for part in arguments.part or PARTS:
-        if part == "mixer":
+        if part == "encoder":
+            good &= bench_encoder(size, arguments.repeats, device)
+        elif part == "decode":
+            good &= bench_decode(size, arguments.repeats, device)
+        elif part == "mixer":
             good &= bench_mixer(size, arguments.repeats, device)
         elif part == "end-to-end":
             good &= bench_end_to_end(size, arguments.repeats, device)

@@ -31,10 +31,15 @@ def interleaved(
     for turn in range(repeats):
         for name, call in calls.items():
             results.pop(name, None)
-            spent, results[name] = _cuda_seconds(call) if device.type == "cuda" else _cpu_seconds(call)
+            spent, results[name] = seconds_of(call, device)
             seconds[name].append(spent)
             print(f"  round {turn + 1}/{repeats} {name}: {spent:.3f} s", file=sys.stderr, flush=True)
     return {name: statistics.median(values) for name, values in seconds.items()}, results
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of one call, of the process or between two events of CUDA, and its result."""
+    return _cuda_seconds(call) if device.type == "cuda" else _cpu_seconds(call)
 
 
 def _cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.anything import bench_anything
+from benchmarks.bound import Products, floor
 from benchmarks.shapes import Size
 from benchmarks.stream import Run, differences, items
 from benchmarks.training import SAVED_RATIO, same_step, saved_bytes, training_calls
@@ -18,7 +19,7 @@ SMALL = Size(trained=1, layers=4, vision_layers=0, text_layers=1)
 
 @pytest.fixture(scope="module")
 def steps():
-    return {name: call() for name, call in training_calls(SMALL, torch.device("cpu")).items()}
+    return {name: call() for name, call in training_calls(SMALL, torch.device("cpu"), torch.float64).items()}
 
 
 def test_a_training_step_keeps_less_for_its_backward_than_the_plain_modules_do(steps):
@@ -32,6 +33,31 @@ def test_a_training_step_has_the_loss_and_gradients_of_the_plain_modules(steps):
         assert steps[name].gradients.keys() == steps["ours"].gradients.keys()
     steps["ours"].gradients["task_tokens.weight"].mul_(1.01)
     assert not same_step("plain-eager", steps["ours"], steps["plain-eager"]), "a wrong gradient would be noticed"
+
+
+def test_the_floor_of_a_call_is_the_time_of_its_products():
+    first, second = torch.nn.Linear(512, 256), torch.nn.Conv2d(3, 8, 3, padding=1)
+    x, image, values = torch.randn(64, 512), torch.randn(2, 3, 16, 16), torch.randn(2, 4, 10, 8)
+
+    def call():
+        first(x).exp().sort()
+        second(image)
+        torch.nn.functional.scaled_dot_product_attention(values, values, values)
+
+    with torch.no_grad(), Products() as products:
+        call()
+    found = {
+        (str(product), tuple(one[0] for one in operands if isinstance(one, tuple) and len(one) == 3))
+        for product, operands in products.found
+    }
+    assert ("aten.addmm.default", ((256,), (64, 512), (512, 256))) in found
+    assert ("aten.matmul.default", ((2, 4, 10, 8), (2, 4, 8, 10))) in found
+    assert any(name.startswith("aten.convolution") for name, _ in found) and sum(products.found.values()) == 4
+    assert (
+        0
+        < floor(lambda: first(x), torch.device("cpu"))
+        < floor(lambda: [first(x) for _ in range(9)], torch.device("cpu"))
+    )
 
 
 def test_saved_bytes_count_each_storage_once_and_no_weight():
