@@ -163,10 +163,14 @@ def test_an_edited_manifest_is_learned_from_as_it_stands_and_never_overwritten(j
     assert path.read_bytes() == edited
 
 
-def test_without_the_column_kept_all_rows_count(judged_folder):
+def test_without_the_column_kept_all_rows_count(judged_folder, proposed, model, capsys):
     path = judged_folder / "manifest.parquet"
-    parquet.write_table(parquet.read_table(path).drop_columns(["kept", "reason", "views", "mask", "task"]), path)
+    gone = ["kept", "reason", "views", "mask", "task", "label_id", "score"]
+    parquet.write_table(parquet.read_table(path).drop_columns(gone), path)
     assert sum(len(record["regions"]) for record in label_records(path)) == 12
+    command = judge_command(proposed / "proposals", judged_folder, model, "--quiet", "--tiles", "6")
+    assert main([*command, "--explain", "1.png:2"]) == 0
+    assert "1.png, region 2 (None): kept\n  agreement " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -115,11 +115,12 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def describe(row: Mapping[str, Any], judges: Sequence[str]) -> str:
-    """Says in a few lines what became of a region, and why."""
-    values = ", ".join(f"{name} {_short(row.get(name))}" for name in judges)
-    head = f"{row['image']}, region {row['region']} ({row['label_id']}): {'kept' if row['kept'] else 'refused'}"
-    said = "".join(f"\n  {view['view']:8} {view['caption']}" for view in row["views"] or ())
-    return f"{head}\n  {row['reason']}\n  {values}{said}"
+    """Says in a few lines what became of a region, and why; columns that were removed are passed over."""
+    values = ", ".join(f"{name} {_short(row[name])}" for name in judges if name in row)
+    fate = "kept" if row.get("kept", True) is True else "refused"
+    said = [f"{view['view']:8} {view['caption']}" for view in row.get("views") or ()]
+    head = f"{row['image']}, region {row['region']} ({row.get('label_id')}): {fate}"
+    return "\n  ".join([head, *filter(None, (row.get("reason"), values)), *said])
 
 
 def _short(value: float | None) -> str:
