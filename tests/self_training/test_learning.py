@@ -137,6 +137,17 @@ def test_half_of_the_pictures_have_labels_of_the_model_unless_said_otherwise(jud
         learn(recipe, [judged / "judged" / "manifest.parquet"], share=1.5)
 
 
+def test_a_link_that_leads_out_of_the_pictures_is_refused(judged, model, tmp_path):
+    shutil.copytree(judged / "judged", tmp_path / "judged")
+    shutil.copytree(judged / "proposals", tmp_path / "proposals")
+    for picture in (tmp_path / "proposals" / "pictures").iterdir():
+        picture.rename(tmp_path / picture.name)
+        picture.symlink_to(tmp_path / picture.name)
+    recipe = load_recipe(write_recipe(tmp_path, model))
+    with pytest.raises(ValueError, match=r"is a link that leads out of|is not in"):
+        learn(recipe, [tmp_path / "judged" / "manifest.parquet"], progress=False)
+
+
 @pytest.mark.slow
 def test_learning_killed_at_any_moment_ends_with_the_same_weights(judged, model, tmp_path):
     recipe = write_recipe(tmp_path, model)

@@ -27,6 +27,20 @@ from .parsing import (
 
 
 _TEXT = "learn from pictures that nobody has labeled"
+_HELP = f"""\
+{_TEXT}
+
+A teacher captions the regions of unlabeled pictures in several views (propose), judges say which captions to trust
+(judge), and a model learns from these beside true ones (learn). Each stage resumes where it was stopped, and can be
+used alone; run does all of them, round after round, until a held-out set rises no more. See docs/self-training.md.
+"""
+_EXAMPLE = """\
+examples:
+  sca-hf self-train propose photos --model runs/first/model --output proposals
+  sca-hf self-train judge proposals --model runs/first/model --output judged
+  sca-hf self-train learn recipe.yaml --manifest judged/manifest.parquet --output runs/taught
+  sca-hf self-train run recipe.yaml photos --output runs/rounds
+"""
 _PROPOSE_HELP = f"""\
 caption regions of unlabeled pictures in several views
 
@@ -114,7 +128,13 @@ examples:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    group = commands.add_parser("self-train", help=_TEXT, description=_TEXT)
+    group = commands.add_parser(
+        "self-train",
+        help=_TEXT,
+        description=_HELP,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     inner = group.add_subparsers(title="commands", dest="stage", required=True, metavar="COMMAND")
     _add_propose(inner)
     _add_judge(inner)

@@ -7,6 +7,7 @@ changed; without that column all rows count.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
     for row in read_manifest(path):
         if row.get("kept", True) is not True:
             continue
-        picture, caption = path.parent / str(row["file"]), row["caption"]
+        # Not resolved: a link among the pictures is for their reader to refuse.
+        picture, caption = os.path.abspath(path.parent / str(row["file"])), row["caption"]
         if not isinstance(caption, str):
             raise RegionRecordError(
                 f"{path}, image {row['image']}, region {row['region']}: caption is {caption!r}, expected a text"
@@ -91,7 +93,7 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
         record = by_image.setdefault(
             (str(row["image"]), str(row["file"])),
             {
-                "image": str(picture.resolve()),
+                "image": picture,
                 "image_id": str(row["image"]),
                 "width": row["width"],
                 "height": row["height"],
