@@ -211,6 +211,24 @@ def test_damaged_files_are_named(judged_folder, proposed, model, tmp_path, capsy
     assert "run `sca-hf self-train propose` to its end" in capsys.readouterr().err
 
 
+def test_what_is_damaged_in_a_finished_folder_is_named_or_made_again(judged_folder, proposed, model, capsys):
+    command = judge_command(proposed / "proposals", judged_folder, model, "--quiet", "--tiles", "6")
+    whole = {path: path.read_bytes() for path in sorted(judged_folder.rglob("*")) if path.is_file()}
+    assert len(whole) >= 5
+    for path, content in whole.items():
+        for damaged in (b"", content[: len(content) // 2], content[:-3] + b"\xff\xfe\n"):
+            path.write_bytes(damaged)
+            code = main(command)
+            said = capsys.readouterr().err
+            if code:
+                assert path.name in said or path.parent.name in said
+                path.write_bytes(content)
+                assert main(command) == 0
+            assert {one: one.read_bytes() for one in whole if "journal" not in one.parts} == {
+                one: held for one, held in whole.items() if "journal" not in one.parts
+            }, path
+
+
 def test_a_threshold_of_a_judge_that_is_not_asked_is_refused(proposed, model, tmp_path, capsys):
     command = judge_command(proposed / "proposals", tmp_path / "out", model, "--judges", "score")
     assert main([*command, "--threshold", "agreement=0.5"]) == 2

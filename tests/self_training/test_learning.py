@@ -94,8 +94,12 @@ def test_a_manifest_edited_by_hand_is_what_is_learned(judged, model, tmp_path):
     regions = [region for line in labels.read_text().splitlines() for region in json.loads(line)["regions"]]
     assert [region["captions"] for region in regions] == [["a blue ring"]] * 2
     parquet.write_table(pyarrow.Table.from_pylist(rows[:1], table.schema), manifest)
+    held = labels.read_bytes()
+    labels.write_bytes(held[: len(held) // 2])
     with pytest.raises(CheckpointError, match="is of another run"):
         learn(recipe, [manifest], progress=False)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), manifest)
+    assert learn(recipe, [manifest], progress=False).found_finished and labels.read_bytes() == held
 
 
 def test_names_are_learned_as_names(judged, model, tmp_path):
