@@ -37,6 +37,7 @@ class CaptionedRegion:
         confidence: how sure it may be that the model was trained on the like, in [0, 1]; None where it has none.
         box: xyxy around the mask, None where it is empty.
         object_score: logit of an object being there, of segmenters that tell.
+        agreement: how surely a listener finds the region by its caption among those of the image, where asked for.
     """
 
     image: str
@@ -49,6 +50,7 @@ class CaptionedRegion:
     box: list[float] | None
     confidence: float | None = None
     object_score: float | None = None
+    agreement: float | list[float] | None = None
 
     @property
     def text(self) -> str:
@@ -69,8 +71,8 @@ class CaptionedRegion:
             "prompt": self.prompt.to_json(),
             "mask": encode_rle(self.mask),
         }
-        if self.object_score is not None:
-            record["object_score"] = self.object_score
+        more = {"object_score": self.object_score, "agreement": self.agreement}
+        record |= {name: value for name, value in more.items() if value is not None}
         return self.prompt.with_extra(record)
 
 

@@ -188,3 +188,48 @@ def test_caption_inputs_are_what_a_processor_learns_from(processor, batch):
     assert all(torch.equal(inputs[name], batch[name]) for name in ("input_ids", "attention_mask", "labels"))
     one = processor.caption_inputs(CAPTIONS[0])["labels"]
     assert one.shape[:2] == (1, 1) and one[0, 0].tolist() == inputs["labels"][0, 0][: one.shape[2]].tolist()
+
+
+def test_agreement_is_what_the_listener_makes_of_the_models_own_captions(model, processor, batch):
+    inputs = without_text(batch)
+    plain = model.generate(**inputs)
+    said = model.generate(**inputs, output_agreements=True)
+    assert plain.agreements is None and torch.equal(said.sequences, plain.sequences)
+    expected = model.listener_scores(**inputs, input_ids=said.sequences).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(said.agreements, expected * batch["region_mask"], atol=1e-5, rtol=1e-4)
+    sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    records = processor.post_process_regions(said, *sizes)
+    assert [one["agreement"] for one in records[1]] == said.agreements[1, :2].tolist()
+    assert "agreement" not in processor.post_process_regions(plain, *sizes)[0][0]
+
+
+@pytest.mark.parametrize("search", [dict(num_beams=4), dict(do_sample=True)], ids=str)
+def test_reranking_takes_the_candidate_that_tells_its_region_apart(model, batch, search):
+    inputs = without_text(batch)
+    options = {**search, "num_return_sequences": 4, "max_new_tokens": 6, "output_caption_scores": True}
+    torch.manual_seed(0)
+    all_of_them = model.generate(**inputs, **options, output_agreements=True)
+    torch.manual_seed(0)
+    best = model.generate(**inputs, **options, rerank="listener")
+    assert all_of_them.agreements.shape == (2, 3, 4) and best.sequences.shape[:2] == (2, 3) == best.agreements.shape
+    quality = all_of_them.agreements.log() + listener_sca._FLUENCY * all_of_them.caption_scores
+    chosen = quality.argmax(2)
+    assert len(set(chosen[batch["region_mask"]].tolist())) > 1, "the first candidate always wins: nothing was chosen"
+    for image, region in batch["region_mask"].nonzero().tolist():
+        k = chosen[image, region]
+        assert torch.equal(best.sequences[image, region], all_of_them.sequences[image, region, k])
+        assert best.caption_scores[image, region] == all_of_them.caption_scores[image, region, k]
+    ids = model.generate(**inputs, **search, num_return_sequences=4, rerank="listener", return_dict_in_generate=False)
+    assert ids.shape[:2] == (2, 3)
+
+
+def test_reranking_chooses_among_caption_heads_too(make_model, batch):
+    model = make_model(mixer_config=dict(num_caption_heads=3))
+    inputs = without_text(batch)
+    assert model.generate(**inputs, output_agreements=True).agreements.shape == (2, 3, 3)
+    assert model.generate(**inputs, rerank="listener").sequences.ndim == 3
+
+
+def test_only_the_listener_reranks(model, batch):
+    with pytest.raises(ValueError, match="rerank is 'best', expected 'listener' or None"):
+        model.generate(**without_text(batch), rerank="best")

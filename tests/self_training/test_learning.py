@@ -94,8 +94,12 @@ def test_a_manifest_edited_by_hand_is_what_is_learned(judged, model, tmp_path):
     regions = [region for line in labels.read_text().splitlines() for region in json.loads(line)["regions"]]
     assert [region["captions"] for region in regions] == [["a blue ring"]] * 2
     parquet.write_table(pyarrow.Table.from_pylist(rows[:1], table.schema), manifest)
+    held = labels.read_bytes()
+    labels.write_bytes(held[: len(held) // 2])
     with pytest.raises(CheckpointError, match="is of another run"):
         learn(recipe, [manifest], progress=False)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), manifest)
+    assert learn(recipe, [manifest], progress=False).found_finished and labels.read_bytes() == held
 
 
 def test_names_are_learned_as_names(judged, model, tmp_path):
@@ -135,6 +139,17 @@ def test_half_of_the_pictures_have_labels_of_the_model_unless_said_otherwise(jud
         DataSection(train=[made], pseudo=[made], pseudo_share=1)
     with pytest.raises(ValueError, match=r"share is 1\.5, expected a fraction between 0 and 1"):
         learn(recipe, [judged / "judged" / "manifest.parquet"], share=1.5)
+
+
+def test_a_link_that_leads_out_of_the_pictures_is_refused(judged, model, tmp_path):
+    shutil.copytree(judged / "judged", tmp_path / "judged")
+    shutil.copytree(judged / "proposals", tmp_path / "proposals")
+    for picture in (tmp_path / "proposals" / "pictures").iterdir():
+        picture.rename(tmp_path / picture.name)
+        picture.symlink_to(tmp_path / picture.name)
+    recipe = load_recipe(write_recipe(tmp_path, model))
+    with pytest.raises(ValueError, match=r"is a link that leads out of|is not in"):
+        learn(recipe, [tmp_path / "judged" / "manifest.parquet"], progress=False)
 
 
 @pytest.mark.slow

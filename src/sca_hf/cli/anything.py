@@ -10,6 +10,7 @@ from ..files import in_one_line, refuse_inputs
 from ..processing.anything_settings_sca import AnythingSettings, range_text
 from .parsing import (
     Failures,
+    add_agreement,
     add_loading,
     add_tools,
     begin_loading,
@@ -81,6 +82,7 @@ def add(commands: Any) -> None:
     )
     declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="drop boxes with lower scores")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
+    add_agreement(declared)
     declared.add_argument("--overlays", action="store_true", help="draw each image with its regions")
     add_tools(declared)
     declared.add_argument("--retry", action="store_true", help="retry images that failed before")
@@ -134,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
         options.output or "",
         options.model,
         settings,
-        {} if options.num_beams is None else {"num_beams": options.num_beams},
+        _generation(options),
         boxes,
         options.overlays,
         options.retry,
@@ -168,6 +170,11 @@ def run(options: argparse.Namespace) -> int:
         if report is None or not options.quiet:
             print(f"{tool}: {kept if report is None else report}")
     return failures.exit_code()
+
+
+def _generation(options: argparse.Namespace) -> dict[str, Any]:
+    beams = {} if options.num_beams is None else {"num_beams": options.num_beams}
+    return beams | ({"output_agreements": True} if options.agreement else {})
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -206,7 +213,8 @@ def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[Im
                 x, y, width, height = record["bbox"]
                 place = f"{x:g},{y:g},{x + width:g},{y + height:g}"
                 said = with_doubt(one_line(record["caption"]), record.get("confidence"))
-                print(f"{number:4}  iou {record['predicted_iou']:.2f}  {place:20}  {said}")
+                agreed = f"agreement {record['agreement']:.2f}  " if "agreement" in record else ""
+                print(f"{number:4}  iou {record['predicted_iou']:.2f}  {agreed}{place:20}  {said}")
             sys.stdout.flush()
     except KeyboardInterrupt as interruption:
         done = len(entries) + failures.count

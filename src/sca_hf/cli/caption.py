@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import save_picture
 from .parsing import (
     Failures,
+    add_agreement,
     add_loading,
     add_prompts,
     begin_loading,
@@ -74,6 +75,7 @@ def add(commands: Any) -> None:
         "--length", help="of the captions: short, sentence, detailed or a number of words, if the model learned it"
     )
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
+    add_agreement(declared)
     declared.add_argument(
         "--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: %(default)s)"
     )
@@ -100,8 +102,9 @@ def run(options: argparse.Namespace) -> int:
     from ..captioning import caption_images, draw_captions, image_error, load
 
     model, processor = load(options.model, options.device, options.dtype, options.revision)
-    generation: dict[str, Any] = {} if options.num_beams is None else {"num_beams": options.num_beams}
-    generation["length"] = options.length
+    generation: dict[str, Any] = {"length": options.length}
+    generation |= {} if options.num_beams is None else {"num_beams": options.num_beams}
+    generation |= {"output_agreements": True} if options.agreement else {}
     failures, left = Failures(options, len(images)), list(images)
 
     def failed(name: str, error: BaseException) -> None:
@@ -147,19 +150,21 @@ def _format_table(image: str, regions: "Sequence[CaptionedRegion]", width: int) 
             str(region.number),
             region.prompt.describe(),
             _figures(region.score, ".2f"),
+            *([] if region.agreement is None else [_figures(region.agreement, ".2f")]),
             f"{region.iou:.2f}",
             "empty" if region.box is None else ",".join(f"{value:g}" for value in region.box),
             region.text,
         )
         for region in regions
     ]
-    titles = ("#", "prompt", "score", "iou", "mask within", "caption")
-    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(5)]
+    asked = ["agreement"] if any(region.agreement is not None for region in regions) else []
+    titles = ("#", "prompt", "score", *asked, "iou", "mask within", "caption")
+    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles) - 1)]
     indent = sum(widths) + 2 * len(widths)
     lines = [image]
     for row in [titles, *rows]:
         start = "".join(f"{cell:<{size}}  " for cell, size in zip(row, widths, strict=False))
-        text = textwrap.wrap(row[5], max(24, width - indent)) or [""]
+        text = textwrap.wrap(row[-1], max(24, width - indent)) or [""]
         lines += [start + text[0], *(" " * indent + more for more in text[1:])]
     return "\n".join(lines)
 

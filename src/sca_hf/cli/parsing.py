@@ -52,6 +52,15 @@ def add_dtype(declared: Any, text: str) -> None:
     declared.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help=text)
 
 
+def add_agreement(declared: argparse.ArgumentParser) -> None:
+    """Declares `--agreement`."""
+    declared.add_argument(
+        "--agreement",
+        action="store_true",
+        help="also say how surely a listener finds each region by its caption, among those of its image (0 to 1)",
+    )
+
+
 def add_prompts(declared: Any, what: str) -> None:
     """Declares the options that show where something is: all in one list, `prompts`, in the order of the line."""
     for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..model_names import BUNDLED_MODEL
 from .parsing import (
+    add_agreement,
     add_loading,
     add_tools,
     command,
@@ -75,6 +76,7 @@ def add(commands: Any) -> None:
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: 1, or the protocol's)")
     declared.add_argument("--max-new-tokens", type=positive, default=20, metavar="N", help="(default: %(default)s)")
     declared.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
+    add_agreement(declared)
     add_tools(declared)
     declared.add_argument("--max-samples", type=positive, metavar="N", help="the first N images")
     declared.add_argument("--seed", type=int, default=0, help="seed of random points (default: %(default)s)")
@@ -106,6 +108,9 @@ def run(options: argparse.Namespace) -> None:
         data["max_samples"] = options.max_samples
     beams = options.num_beams or (find_protocol(options.protocol).num_beams if options.protocol else 1)
     generation = {"num_beams": beams, "max_new_tokens": options.max_new_tokens}
+    if options.agreement and options.captioner is not None:
+        raise ValueError("--agreement is for --model: another captioner has no listener.")
+    generation |= {"output_agreements": True} if options.agreement else {}
     asked = {"captioner": "sca"} | ({} if options.model is None else {"model": options.model})
     if options.revision is not None and options.captioner is not None:
         raise ValueError("--revision is for --model; name that of another captioner in --captioner.")

@@ -226,6 +226,7 @@ def _records(
             category=region["category"],
             scores=answer.scores,
             iou_scores=answer.iou_scores,
+            metadata=None if answer.agreements is None else {"agreements": answer.agreements},
             system=settings.system or captioner.name,
         )
 

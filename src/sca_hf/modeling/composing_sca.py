@@ -4,6 +4,7 @@ import inspect
 import os
 from typing import Any
 
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -22,6 +23,27 @@ class ScaComposingMixin:
 
     # Source of each base model: what `save_pretrained(include_base_models=False)` writes into the configuration.
     base_sources: dict[str, dict[str, str]] | None = None
+    language_model: Any
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return self.language_model.get_decoder()
 
     @classmethod
     @one_at_a_time

@@ -24,6 +24,8 @@ from .validation_sca import refuse_unknown
 PAIRS = ("all", "own")
 # What the processor returns beside the inputs, and a data set's collator beside captions.
 _IGNORED = frozenset({"original_sizes", "reshaped_input_sizes", "mask_labels", "num_items_in_batch"})
+# Of the mean log-probability of a caption beside the log-probability of its region, where captions are chosen.
+_FLUENCY = 1.0
 # Tokens of a tree: attention costs their square, a further tree the prefix once more.
 _TREE_TOKENS = 256
 # Vectors that a CPU reads at once: with more, activations leave its cache.
@@ -65,6 +67,13 @@ def listener_scores(log_likelihoods: torch.Tensor, region_mask: torch.Tensor) ->
     return (
         log_likelihoods.masked_fill(padded, torch.finfo(log_likelihoods.dtype).min).softmax(1).masked_fill(padded, 0)
     )
+
+
+def wants_listener(rerank: str | None, output_agreements: bool) -> bool:
+    """Whether a call of `generate` needs the listener; raises for another `rerank` than "listener"."""
+    if rerank not in (None, "listener"):
+        raise ValueError(f"rerank is {rerank!r}, expected 'listener' or None.")
+    return rerank is not None or output_agreements
 
 
 def caption_lengths(
@@ -391,5 +400,48 @@ class ScaListenerMixin:
             heard = heard.squeeze(-1) if lengths.ndim == 2 else heard
         return ScaListenerOutput(plan.padded(heard.squeeze(1)), num_tokens, region_mask)
 
+    def _agree(
+        self,
+        plan: RegionPlan,
+        prefixes: torch.Tensor,
+        sequences: torch.Tensor,
+        scores: torch.Tensor | None,
+        config: Any,
+        rerank: str | None,
+    ) -> dict[str, torch.Tensor | None]:
+        """`sequences` (N, n, T), `caption_scores` (N, n) and `agreements` (N, n); of the best alone with `rerank`.
 
-__all__ = ["PAIRS", "ScaListenerMixin", "ScaListenerOutput", "listener_scores", "pair_log_likelihoods"]
+        Args:
+            plan: the regions of the call.
+            prefixes: (N, A, L, D).
+            sequences: (N, n, T) ids of the captions.
+            scores: (N, n), or None.
+            config: the call's generation configuration.
+            rerank: "listener", or None.
+        """
+        captions = sequences.shape[1]
+        ids = plan.padded(sequences.to(prefixes.device)).cpu()
+        lengths = caption_lengths(ids, None, None, config, self.config.caption_add_bos)  # type: ignore[attr-defined]
+        real = plan.padded(torch.ones(len(plan), dtype=torch.bool, device=prefixes.device), fill=False).cpu()
+        heard = self._listen(plan, prefixes, ids, lengths * real[..., None])
+        found = listener_scores(heard.log_likelihoods, heard.region_mask).unflatten(2, (-1, captions))
+        own = heard.log_likelihoods.amax(2) if heard.log_likelihoods.ndim == 4 else heard.log_likelihoods
+        own = own.unflatten(2, (-1, captions)).diagonal(dim1=1, dim2=2).transpose(1, 2)  # (B, R, n)
+        agreements = plan.real(found.diagonal(dim1=1, dim2=2).transpose(1, 2))  # (N, n)
+        if rerank is None:
+            return {"sequences": sequences, "caption_scores": scores, "agreements": agreements}
+        means = plan.real(own / heard.num_tokens.unflatten(1, (-1, captions)).clamp(min=1))
+        best = (agreements.clamp(min=1e-30).log() + _FLUENCY * means).argmax(dim=1, keepdim=True)  # (N, 1)
+        chosen = sequences.gather(1, best.to(sequences.device)[..., None].expand(-1, -1, sequences.shape[2]))
+        scores = None if scores is None else scores.gather(1, best.to(scores.device))
+        return {"sequences": chosen, "caption_scores": scores, "agreements": agreements.gather(1, best)}
+
+
+__all__ = [
+    "PAIRS",
+    "ScaListenerMixin",
+    "ScaListenerOutput",
+    "listener_scores",
+    "pair_log_likelihoods",
+    "wants_listener",
+]

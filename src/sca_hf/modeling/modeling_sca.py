@@ -36,7 +36,7 @@ from .generation_sca import (
     scatter_logits,
 )
 from .grouping_sca import RegionInputs, RegionPlan
-from .listener_sca import ScaListenerMixin
+from .listener_sca import ScaListenerMixin, wants_listener
 from .loading_sca import ScaLoadingMixin
 from .losses_sca import caption_loss
 from .mixer_sca import ScaConfidenceHead, ScaTextFeatureMixer
@@ -147,26 +147,6 @@ class ScaForConditionalGeneration(
         super()._set_gradient_checkpointing(*args, **kwargs)
         self.train(self.training)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's token embeddings."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the language model's token embeddings."""
-        self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The language model's head."""
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language model's head."""
-        self.language_model.set_output_embeddings(new_embeddings)
-
-    def get_decoder(self) -> nn.Module:
-        """The language model without its head."""
-        return self.language_model.get_decoder()
-
     def encode_images(self, pixel_values: torch.Tensor) -> ImageEncoding:
         """Encode images once, to prompt them many times: `model.generate(**encoding.as_inputs(), input_boxes=...)`.
 
@@ -269,6 +249,8 @@ class ScaForConditionalGeneration(
         multimask_output: bool = True,
         output_masks: bool = True,
         output_caption_scores: bool | None = None,
+        rerank: str | None = None,
+        output_agreements: bool = False,
         second_look: bool | None = None,
         region_chunk_size: int | None = None,
         language_model_batch_size: int | None = None,
@@ -282,6 +264,9 @@ class ScaForConditionalGeneration(
             multimask_output: return three candidate masks per region, else one. Does not influence captions.
             output_masks: also return `pred_masks` and `iou_scores`.
             output_caption_scores: also return `caption_scores`. None: for calls of up to 256 regions.
+            rerank: "listener" returns of the captions of a region (`num_return_sequences`, of beams or sampling, and
+                caption heads) the one that tells it apart from the others of its image.
+            output_agreements: also return `agreements`; with `rerank` they are always returned.
             second_look: draw the masks again, see [`ScaSecondLook`]; None does so if the model has one.
             region_chunk_size: regions that run through SAM's decoder and the mixer at once; None fits the device.
             language_model_batch_size: regions that the language model continues at once; None fits the memory.
@@ -297,6 +282,7 @@ class ScaForConditionalGeneration(
         inputs = RegionInputs.taken_from(kwargs, pixel_values=pixel_values)
         config, extra = resolve_generation_config(self.generation_config, generation_config, kwargs)
         refuse_unknown(extra, _PROCESSOR_KEYS | _TRAINING_KEYS | GENERATE_ARGUMENTS, "generate")
+        listens = wants_listener(rerank, output_agreements)
         self.check_new_tokens(config.max_new_tokens)
         extra = {name: value for name, value in extra.items() if name in GENERATE_ARGUMENTS and value is not None}
         return_dict = config.return_dict_in_generate
@@ -307,19 +293,28 @@ class ScaForConditionalGeneration(
         if output_caption_scores is None:
             output_caption_scores = len(plan) <= _SCORED_REGIONS
         with_scores = output_caption_scores and return_dict
+        prefix = self._prefix(regions)
         sequences, scores = continue_prefixes(
-            self.language_model, self._prefix(regions), config, with_scores, language_model_batch_size, extra
+            self.language_model, prefix, config, with_scores, language_model_batch_size, extra
         )  # (N, n, T), (N, n)
-        device = regions.encoding.image_embeddings.device
-        sequences = plan.padded(sequences.squeeze(1).to(device), fill=config.pad_token_id or 0)
+        said = {"sequences": sequences, "caption_scores": scores}
+        if listens:
+            said = self._agree(plan, prefix, sequences, scores, config, rerank)
+        return self._generate_output(regions, said, config.pad_token_id or 0, return_dict)
+
+    def _generate_output(
+        self, regions: RegionFeatures, said: dict[str, torch.Tensor | None], pad: int, return_dict: bool
+    ) -> ScaGenerateOutput | torch.LongTensor:
+        """What `generate` returns of what was said of the N regions, (N, n, ...)."""
+        plan, device = regions.plan, regions.encoding.image_embeddings.device
+        sequences = plan.padded(said.pop("sequences").squeeze(1).to(device), fill=pad)
         if not return_dict:
             return sequences
         real = torch.ones(len(plan), dtype=torch.bool, device=sequences.device)
         results = {"region_mask": plan.padded(real, fill=False), **regions.padded_masks(self._side)}
         if self.confidence_head is not None:
             results["confidences"] = plan.padded(self.confidence_head(regions.queries))
-        if with_scores:
-            results["caption_scores"] = plan.padded(scores.squeeze(1).to(device))
+        results |= {name: plan.padded(x.squeeze(1).to(device)) for name, x in said.items() if x is not None}
         return ScaGenerateOutput(sequences=sequences, **results)
 
     def check_new_tokens(self, max_new_tokens: int | None = None) -> None:

@@ -61,6 +61,8 @@ class ScaGenerateOutput(ModelOutput):
             times `num_return_sequences`, heads outermost).
         caption_scores: (B, R) or (B, R, n) mean log-probability of the caption's tokens, its end token included, under
             the language model's unprocessed distribution. None if not asked for.
+        agreements: (B, R) or (B, R, n), p(region | caption) among the regions of the image: how surely a listener
+            finds the region by its caption. None if not asked for.
         confidences: (B, R) in [0, 1], how sure it may be that a region is of what the model was trained on; below 0.5
             its caption is a guess. None without a [`ScaConfidenceHead`].
         pred_masks: (B, R, M, 4h, 4w) mask logits in the frame of the padded square input. None if not asked for.
@@ -74,6 +76,7 @@ class ScaGenerateOutput(ModelOutput):
 
     sequences: torch.LongTensor | None = None
     caption_scores: torch.FloatTensor | None = None
+    agreements: torch.FloatTensor | None = None
     confidences: torch.FloatTensor | None = None
     pred_masks: torch.FloatTensor | None = None
     iou_scores: torch.FloatTensor | None = None

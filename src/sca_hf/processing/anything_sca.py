@@ -120,8 +120,9 @@ def caption_anything(
         Records, best estimated IoU first (boxes: in their order): `segmentation` (COCO RLE), `area` (pixels), `bbox`
         (x, y, width, height), `predicted_iou`, `stability_score`, `point_coords` ([[x, y]]; of boxes instead
         `box_prompt`, xyxy), `crop_box` (x, y, width, height), `caption`, `score` (mean log-probability of the
-        caption's tokens), and `confidence` where the model has a [`ScaConfidenceHead`]. All in pixels of the original,
-        upright image.
+        caption's tokens), with `output_agreements=True` `agreement` (how surely a listener finds the region by its
+        caption among those of the image, or of the crop that it was found in), and `confidence` where the model has a
+        [`ScaConfidenceHead`]. All in pixels of the original, upright image.
     """
     settings = settings or AnythingSettings()
     report = progress or (lambda step, done, total: None)
@@ -345,6 +346,8 @@ def _caption(
     for one, place in zip(found, keys, strict=True):
         record = places[place]
         one.record["caption"], one.record["score"] = best_caption(record["caption"], record["score"])
+        if "agreement" in record:
+            one.record["agreement"] = best_caption(record["agreement"], record["score"])[0]
         if record["confidence"] is not None:
             one.record["confidence"] = record["confidence"]
         # Where it sees nothing, what was found first stays.

@@ -374,15 +374,17 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
             [0, 1], how sure it may be that the model was trained on the like), `mask` ((height, width) bool array of
             the original's size), `iou` (float, the model's estimate), `box` (four floats xyxy along the mask's pixel
             edges, pixels of the original; None where the mask is empty), of segmenters that tell `object_score` (logit
-            of an object being there). What the output lacks is None. Several captions are a list, as are scores;
-            with `all_masks`, `mask` is (M, height, width), `iou` and `box` lists.
+            of an object being there), and where it was asked for `agreement` (float in [0, 1], how surely a listener
+            finds the region by its caption among those of the image). What the output lacks is None. Several captions
+            are a list, as are scores; with `all_masks`, `mask` is (M, height, width), `iou` and `box` lists.
         """
         outputs = dict(outputs)
         sizes, resized = to_list(original_sizes), to_list(reshaped_input_sizes)
         real = real_regions(outputs, region_mask, sizes, resized)
         captions = self.batch_decode(outputs["sequences"]) if outputs.get("sequences") is not None else None
         said = {"caption": captions, "score": outputs.get("caption_scores"), "confidence": outputs.get("confidences")}
-        said |= {"object_score": outputs["object_score_logits"]} if "object_score_logits" in outputs else {}
+        more = {"object_score": "object_score_logits", "agreement": "agreements"}
+        said |= {name: outputs[key] for name, key in more.items() if outputs.get(key) is not None}
         said = {name: None if values is None else to_list(values) for name, values in said.items()}
         records = []
         for image, regions in enumerate(real):

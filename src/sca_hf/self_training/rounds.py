@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ from .learning import learn
 from .proposing import ProposeRun, propose
 from .settings import SelectionSettings
 
+
+logger = logging.getLogger(__name__)
 
 ROUNDS = "rounds.json"
 # The first of these that the evaluation has is what rounds are compared by.
@@ -178,6 +181,8 @@ def _labels(folder: Path, teacher: str, items: list[ImageItem], settings: RoundS
     if found is None or not found.regions:
         failed = next(iter(found.failed.values()), "no region was found") if found else "no region was found"
         raise ValueError(f"{proposals}: there is nothing to judge: {failed}")
+    if found.failed:
+        logger.warning("%d of %d pictures failed, see %s", len(found.failed), len(items), proposals / "failed.json")
     judging = JudgeRun(str(judged), teacher, proposals=str(proposals), **settings.judging)
     made = judge(judging, settings.selection, tiles=settings.tiles, progress=progress)
     assert made is not None  # of a single process

@@ -58,6 +58,7 @@ class RegionPrediction:
         candidates: One text, or one per mask where a captioner describes several masks of a region.
         scores: The mean log-probability of the tokens of each candidate, where the captioner knows it.
         iou_scores: The IoU that the captioner expects of each of its masks.
+        agreements: How surely a listener finds the region by each candidate among those of its image, where asked for.
         masks: (M, height, width) bool, in the order of `iou_scores`; None unless asked for.
     """
 
@@ -65,6 +66,7 @@ class RegionPrediction:
     scores: list[float] | None = None
     iou_scores: list[float] | None = None
     masks: np.ndarray | None = field(default=None, repr=False)
+    agreements: list[float] | None = None
 
     @property
     def best(self) -> int:

@@ -85,6 +85,7 @@ class ScaCaptioner:
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
         records = self.processor.post_process_regions(outputs, *sizes, all_masks=True) if with_masks else None
         captions = self.processor.batch_decode(outputs)
+        agreements = None if outputs.agreements is None else outputs.agreements.tolist()
         ious, count = outputs.iou_scores, None
         if outputs.second_masks is not None:
             # The mask that was drawn again is the answer, and stands first.
@@ -96,6 +97,7 @@ class ScaCaptioner:
                     scores=_as_list(outputs.caption_scores[i, k].tolist()),
                     iou_scores=ious[i, k].tolist(),
                     masks=None if records is None else records[i][k]["mask"][:count],
+                    agreements=None if agreements is None else _as_list(agreements[i][k]),
                 )
                 for k, caption in enumerate(regions)
             ]
