@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 from taught import (
@@ -19,8 +20,10 @@ from taught import (
     write_recipe,
 )
 
+from sca_hf.captioning import load
 from sca_hf.cli import main
-from sca_hf.self_training import label_records, learn
+from sca_hf.self_training import RoundSettings, label_records, learn
+from sca_hf.self_training.rounds import _averaged
 from sca_hf.training.checkpoint.integrity import CheckpointError
 from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import DataSection, load_recipe
@@ -178,7 +181,8 @@ def run_command(place, recipe, *more):
 
 def test_rounds_go_on_while_the_held_out_set_rises_and_the_best_model_is_kept(judged, model, tmp_path, capsys):
     recipe = write_recipe(tmp_path, model, max_steps=2)
-    command = run_command(judged, recipe, "--output", str(tmp_path / "out"), "--rounds", "2", "--metric", "eval_loss")
+    command = run_command(judged, recipe, "--output", str(tmp_path / "out"), "--rounds", "2", "--ema", "0.5")
+    command += ["--metric", "eval_loss"]
     assert main([*command, "--quiet"]) == 0
     said = capsys.readouterr().out
     about = json.loads((tmp_path / "out" / "rounds.json").read_text())
@@ -205,6 +209,20 @@ def test_a_teacher_that_is_given_is_what_rounds_are_compared_with(judged, model,
     assert not (tmp_path / "out" / "model").exists()
     assert main([*command, "--metric", "eval_nonsense", "--quiet"]) == 2
     assert "the evaluation has no eval_nonsense, expected one of eval_" in capsys.readouterr().err
+
+
+def test_the_next_teacher_may_be_a_mean_of_weights(model, tmp_path):
+    other = save_model(tmp_path / "other", seed=1)
+    made = _averaged(tmp_path / "mean", model, other, 0.75)
+    old, new, mean = (load_file(f"{folder}/model.safetensors") for folder in (model, other, made))
+    assert old.keys() == new.keys() == mean.keys()
+    for name in mean:
+        assert torch.allclose(mean[name], 0.75 * old[name] + 0.25 * new[name], atol=1e-6), name
+    load(made, "cpu")
+    with pytest.raises(ValueError, match="weights of other names or shapes"):
+        _averaged(tmp_path / "no", "sca-tiny", model, 0.5)
+    with pytest.raises(ValueError, match="ema is 1, expected a number from 0 to below 1"):
+        RoundSettings(ema=1)
 
 
 def test_rounds_need_a_held_out_set(judged, model, tmp_path, capsys, monkeypatch):

@@ -228,6 +228,9 @@ def _add_run(inner: Any) -> None:
     _add_learning(declared)
     declared.add_argument("--rounds", type=positive, default=3, metavar="N", help="at most (%(default)s)")
     declared.add_argument("--from-teacher", action="store_true", help="start each round from its teacher")
+    declared.add_argument(
+        "--ema", type=float, default=0.0, metavar="X", help="how much of a teacher is in the next one (%(default)s)"
+    )
     declared.add_argument("--metric", metavar="NAME", help="what rounds are compared by (default: see the page)")
     add_proposing(declared)
     add_judging(declared)
@@ -366,6 +369,7 @@ def run_all(options: argparse.Namespace) -> None:
         options.rounds,
         options.share,
         options.from_teacher,
+        options.ema,
         options.metric,
         chosen,
         {**proposing, **loading},
