@@ -11,6 +11,7 @@ from sca_hf.captioning import caption_images
 from sca_hf.cli import main
 from sca_hf.data.augmentation import _reworded
 from sca_hf.data.loading import load_regions
+from sca_hf.data.mixing import mix_regions
 from sca_hf.data.region import LENGTHS as OF_RECORDS
 from sca_hf.data.region import Region, RegionRecord, RegionRecordError, region_features
 from sca_hf.data.writers import write_regions
@@ -153,6 +154,18 @@ def test_json_lines_say_lengths_in_three_ways(tmp_path):
     assert [region["lengths"] for region in rows[0]["regions"]] == [region["lengths"] for region in regions]
     with pytest.raises(ValueError, match="which only a stored data set keeps"):
         list(load_regions(**given, streaming=True))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_sets_with_and_without_lengths_are_mixed(tmp_path, first):
+    plain, said = (load_regions("scenes", count=2, lengths=lengths) for lengths in (False, True))
+    mixed = mix_regions([said, plain] if first else [plain, said])
+    assert len(mixed) == 4 and {row["regions"][0]["lengths"] is None for row in mixed} == {True, False}
+    by_id = {row["regions"][0]["region_id"]: row for row in mixed if row["regions"][0]["lengths"] is None}
+    for row in plain:
+        (region, *_), (same, *_) = row["regions"], by_id[row["regions"][0]["region_id"]]["regions"]
+        assert {**region, "lengths": None} == same
+        assert np.array_equal(row["image"], by_id[region["region_id"]]["image"])
 
 
 def test_data_without_lengths_have_the_schema_that_they_had(tmp_path):
