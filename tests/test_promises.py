@@ -35,6 +35,9 @@ PUSHES = "hub/test_push_while_training.py::test_every_push_is_a_repository_that_
 COUNTS = "evaluation/test_protocols.py::test_other_counts_have_no_place_under_its_name"
 # The beginning of a sentence, after its page, or a part of it that no other has -> the tests that it is true by.
 PROMISES = {
+    "A number of words that is not among those learned takes the nearest": (
+        "training/test_lengths.py::test_the_nearest_number_counts_and_a_far_one_is_refused",
+    ),
     "Of several clips, those that are done are kept when": (
         "data/test_clips.py::test_a_killed_run_keeps_the_clips_that_are_done",
     ),
@@ -211,6 +214,23 @@ PROMISES = {
         "test_kill_matrix.py::test_killed_or_without_room_a_command_ends_with_the_same",
         "cli/test_files_are_kept.py::test_an_output_that_is_an_input_is_refused_before_any_work",
     ),
+    "each resumable, each usable alone": (
+        "self_training/test_proposals.py::test_proposing_killed_at_any_line_and_shared_by_two_ends_with_the_same_bytes",
+        "self_training/test_judging.py::test_judging_killed_at_any_line_and_shared_by_two_ends_with_the_same_bytes",
+        "self_training/test_learning.py::test_learning_killed_at_any_moment_ends_with_the_same_weights",
+    ),
+    "`judge` never overwrites an edited manifest": (
+        "self_training/test_judging.py::test_an_edited_manifest_is_learned_from_as_it_stands_and_never_overwritten",
+    ),
+    "pictures that the recipe evaluates on are left out": (
+        "self_training/test_learning.py::test_pictures_that_are_evaluated_on_are_not_learned_from",
+    ),
+    "`propose`, `judge` and `learn` resume after a kill": (
+        "self_training/test_proposals.py::test_proposing_killed_at_any_line_and_shared_by_two_ends_with_the_same_bytes",
+        "self_training/test_judging.py::test_judging_killed_at_any_line_and_shared_by_two_ends_with_the_same_bytes",
+        "self_training/test_learning.py::test_learning_killed_at_any_moment_ends_with_the_same_weights",
+        "self_training/test_learning.py::test_rounds_killed_in_any_stage_end_with_the_same_model",
+    ),
     "stops where something looks like a key": (PRIVATE, SECRETS),
 }
 # What has such a word and promises nothing.
@@ -223,6 +243,7 @@ NO_PROMISES = (
     "hub.md: ## What is refused",
     "it never sees a region's neighbours",
     "[loading](hub.md#what-is-refused)",
+    "Look at `judged/kept.png` and `judged/refused.png`",
     "A wrong caption, a refused file that should load",
 )
 

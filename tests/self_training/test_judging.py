@@ -163,10 +163,14 @@ def test_an_edited_manifest_is_learned_from_as_it_stands_and_never_overwritten(j
     assert path.read_bytes() == edited
 
 
-def test_without_the_column_kept_all_rows_count(judged_folder):
+def test_without_the_column_kept_all_rows_count(judged_folder, proposed, model, capsys):
     path = judged_folder / "manifest.parquet"
-    parquet.write_table(parquet.read_table(path).drop_columns(["kept", "reason", "views", "mask", "task"]), path)
+    gone = ["kept", "reason", "views", "mask", "task", "label_id", "score"]
+    parquet.write_table(parquet.read_table(path).drop_columns(gone), path)
     assert sum(len(record["regions"]) for record in label_records(path)) == 12
+    command = judge_command(proposed / "proposals", judged_folder, model, "--quiet", "--tiles", "6")
+    assert main([*command, "--explain", "1.png:2"]) == 0
+    assert "1.png, region 2 (None): kept\n  agreement " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -205,6 +209,24 @@ def test_damaged_files_are_named(judged_folder, proposed, model, tmp_path, capsy
         assert fault in capsys.readouterr().err
     assert main(judge_command(tmp_path / "none", tmp_path / "no", model)) == 2
     assert "run `sca-hf self-train propose` to its end" in capsys.readouterr().err
+
+
+def test_what_is_damaged_in_a_finished_folder_is_named_or_made_again(judged_folder, proposed, model, capsys):
+    command = judge_command(proposed / "proposals", judged_folder, model, "--quiet", "--tiles", "6")
+    whole = {path: path.read_bytes() for path in sorted(judged_folder.rglob("*")) if path.is_file()}
+    assert len(whole) >= 5
+    for path, content in whole.items():
+        for damaged in (b"", content[: len(content) // 2], content[:-3] + b"\xff\xfe\n"):
+            path.write_bytes(damaged)
+            code = main(command)
+            said = capsys.readouterr().err
+            if code:
+                assert path.name in said or path.parent.name in said
+                path.write_bytes(content)
+                assert main(command) == 0
+            assert {one: one.read_bytes() for one in whole if "journal" not in one.parts} == {
+                one: held for one, held in whole.items() if "journal" not in one.parts
+            }, path
 
 
 def test_a_threshold_of_a_judge_that_is_not_asked_is_refused(proposed, model, tmp_path, capsys):

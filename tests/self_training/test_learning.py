@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pyarrow
 import pytest
+import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 from taught import (
@@ -19,8 +20,10 @@ from taught import (
     write_recipe,
 )
 
+from sca_hf.captioning import load
 from sca_hf.cli import main
-from sca_hf.self_training import label_records, learn
+from sca_hf.self_training import RoundSettings, label_records, learn
+from sca_hf.self_training.rounds import _averaged
 from sca_hf.training.checkpoint.integrity import CheckpointError
 from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import DataSection, load_recipe
@@ -94,8 +97,12 @@ def test_a_manifest_edited_by_hand_is_what_is_learned(judged, model, tmp_path):
     regions = [region for line in labels.read_text().splitlines() for region in json.loads(line)["regions"]]
     assert [region["captions"] for region in regions] == [["a blue ring"]] * 2
     parquet.write_table(pyarrow.Table.from_pylist(rows[:1], table.schema), manifest)
+    held = labels.read_bytes()
+    labels.write_bytes(held[: len(held) // 2])
     with pytest.raises(CheckpointError, match="is of another run"):
         learn(recipe, [manifest], progress=False)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), manifest)
+    assert learn(recipe, [manifest], progress=False).found_finished and labels.read_bytes() == held
 
 
 def test_names_are_learned_as_names(judged, model, tmp_path):
@@ -137,6 +144,17 @@ def test_half_of_the_pictures_have_labels_of_the_model_unless_said_otherwise(jud
         learn(recipe, [judged / "judged" / "manifest.parquet"], share=1.5)
 
 
+def test_a_link_that_leads_out_of_the_pictures_is_refused(judged, model, tmp_path):
+    shutil.copytree(judged / "judged", tmp_path / "judged")
+    shutil.copytree(judged / "proposals", tmp_path / "proposals")
+    for picture in (tmp_path / "proposals" / "pictures").iterdir():
+        picture.rename(tmp_path / picture.name)
+        picture.symlink_to(tmp_path / picture.name)
+    recipe = load_recipe(write_recipe(tmp_path, model))
+    with pytest.raises(ValueError, match=r"is a link that leads out of|is not in"):
+        learn(recipe, [tmp_path / "judged" / "manifest.parquet"], progress=False)
+
+
 @pytest.mark.slow
 def test_learning_killed_at_any_moment_ends_with_the_same_weights(judged, model, tmp_path):
     recipe = write_recipe(tmp_path, model)
@@ -163,7 +181,8 @@ def run_command(place, recipe, *more):
 
 def test_rounds_go_on_while_the_held_out_set_rises_and_the_best_model_is_kept(judged, model, tmp_path, capsys):
     recipe = write_recipe(tmp_path, model, max_steps=2)
-    command = run_command(judged, recipe, "--output", str(tmp_path / "out"), "--rounds", "2", "--metric", "eval_loss")
+    command = run_command(judged, recipe, "--output", str(tmp_path / "out"), "--rounds", "2", "--ema", "0.5")
+    command += ["--metric", "eval_loss"]
     assert main([*command, "--quiet"]) == 0
     said = capsys.readouterr().out
     about = json.loads((tmp_path / "out" / "rounds.json").read_text())
@@ -190,6 +209,20 @@ def test_a_teacher_that_is_given_is_what_rounds_are_compared_with(judged, model,
     assert not (tmp_path / "out" / "model").exists()
     assert main([*command, "--metric", "eval_nonsense", "--quiet"]) == 2
     assert "the evaluation has no eval_nonsense, expected one of eval_" in capsys.readouterr().err
+
+
+def test_the_next_teacher_may_be_a_mean_of_weights(model, tmp_path):
+    other = save_model(tmp_path / "other", seed=1)
+    made = _averaged(tmp_path / "mean", model, other, 0.75)
+    old, new, mean = (load_file(f"{folder}/model.safetensors") for folder in (model, other, made))
+    assert old.keys() == new.keys() == mean.keys()
+    for name in mean:
+        assert torch.allclose(mean[name], 0.75 * old[name] + 0.25 * new[name], atol=1e-6), name
+    load(made, "cpu")
+    with pytest.raises(ValueError, match="weights of other names or shapes"):
+        _averaged(tmp_path / "no", "sca-tiny", model, 0.5)
+    with pytest.raises(ValueError, match="ema is 1, expected a number from 0 to below 1"):
+        RoundSettings(ema=1)
 
 
 def test_rounds_need_a_held_out_set(judged, model, tmp_path, capsys, monkeypatch):

@@ -88,6 +88,11 @@ def test_other_views_are_another_run_and_unknown_ones_are_refused(model, place, 
         ProposeRun("out", views=("sideways",))
 
 
+def test_an_output_among_the_pictures_is_refused(model, place, capsys):
+    assert main(propose_command(place, place / "photos" / "out", model)) == 2
+    assert "whose pictures are read: choose an output outside of it" in capsys.readouterr().err
+
+
 def test_a_picture_that_was_removed_is_put_back(model, place):
     command = propose_command(place, place / "out", model, "--views", "box")
     assert main(command) == 0

@@ -1,6 +1,7 @@
 """`sca-hf self-train`: labels of pictures that nobody has labeled, by a teacher, and a model that learns from them."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ from .parsing import (
 
 
 _TEXT = "learn from pictures that nobody has labeled"
+_HELP = f"""\
+{_TEXT}
+
+A teacher captions the regions of unlabeled pictures in several views (propose), judges say which captions to trust
+(judge), and a model learns from these beside true ones (learn). Each stage resumes where it was stopped, and can be
+used alone; run does all of them, round after round, until a held-out set rises no more. See docs/self-training.md.
+"""
+_EXAMPLE = """\
+examples:
+  sca-hf self-train propose photos --model runs/first/model --output proposals
+  sca-hf self-train judge proposals --model runs/first/model --output judged
+  sca-hf self-train learn recipe.yaml --manifest judged/manifest.parquet --output runs/taught
+  sca-hf self-train run recipe.yaml photos --output runs/rounds
+"""
 _PROPOSE_HELP = f"""\
 caption regions of unlabeled pictures in several views
 
@@ -113,7 +128,13 @@ examples:
 
 def add(commands: Any) -> None:
     """Declares the command."""
-    group = commands.add_parser("self-train", help=_TEXT, description=_TEXT)
+    group = commands.add_parser(
+        "self-train",
+        help=_TEXT,
+        description=_HELP,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     inner = group.add_subparsers(title="commands", dest="stage", required=True, metavar="COMMAND")
     _add_propose(inner)
     _add_judge(inner)
@@ -207,6 +228,9 @@ def _add_run(inner: Any) -> None:
     _add_learning(declared)
     declared.add_argument("--rounds", type=positive, default=3, metavar="N", help="at most (%(default)s)")
     declared.add_argument("--from-teacher", action="store_true", help="start each round from its teacher")
+    declared.add_argument(
+        "--ema", type=float, default=0.0, metavar="X", help="how much of a teacher is in the next one (%(default)s)"
+    )
     declared.add_argument("--metric", metavar="NAME", help="what rounds are compared by (default: see the page)")
     add_proposing(declared)
     add_judging(declared)
@@ -227,6 +251,7 @@ def run_propose(options: argparse.Namespace) -> int:
     from ..run_log import torchrun_rank
 
     settings = read_settings(options)
+    _refuse_inside(options.output, options.sources)
     refuse_inputs([options.output], [one for one in (*options.sources, options.boxes, options.model) if one])
     items = find_images(options.sources, output=options.output)
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
@@ -257,6 +282,13 @@ def run_propose(options: argparse.Namespace) -> int:
     return failures.exit_code()
 
 
+def _refuse_inside(output: str, sources: list[str]) -> None:
+    """Raises where the output is in a folder of pictures: what is written there would be taken for some of them."""
+    for source in sources:
+        if os.path.isdir(source) and Path(output).resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"{output} is in {source}, whose pictures are read: choose an output outside of it.")
+
+
 def run_judge(options: argparse.Namespace) -> None:
     """Runs the second stage."""
     from ..run_log import torchrun_rank
@@ -282,7 +314,7 @@ def run_judge(options: argparse.Namespace) -> None:
         return
     look(result.manifest)
     for row in read_manifest(result.manifest) if options.explain is not None else ():
-        asked = {row["image"], f"{row['image']}:{row['region']}", row["label_id"]}
+        asked = {row["image"], f"{row['image']}:{row['region']}", row.get("label_id")}
         if not options.explain or asked & set(options.explain):
             print(describe(row, run.columns))
     print(result)
@@ -325,6 +357,7 @@ def run_all(options: argparse.Namespace) -> None:
     chosen = selection(options)
     chosen.check_judges([name.rpartition(":")[2] for name in options.judges])
     recipe = _recipe(options)
+    _refuse_inside(recipe.output, options.sources)
     items = find_images(options.sources, output=recipe.output)
     boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
     from ..self_training.rounds import RoundSettings, run_rounds
@@ -336,6 +369,7 @@ def run_all(options: argparse.Namespace) -> None:
         options.rounds,
         options.share,
         options.from_teacher,
+        options.ema,
         options.metric,
         chosen,
         {**proposing, **loading},

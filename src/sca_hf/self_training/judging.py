@@ -17,7 +17,7 @@ from ..model_names import BUNDLED_MODEL
 from ..run_identity import model_identity, versions
 from ..run_log import RunLogError
 from .judges import build_judges, judge_identity, judge_name, judged
-from .manifest import MANIFEST, label_id, write_manifest
+from .manifest import MANIFEST, label_id, read_manifest, write_manifest
 from .proposing import RECORDS, region_box
 from .selection import Candidate, class_balance, select
 from .settings import JUDGES, SelectionSettings
@@ -193,9 +193,11 @@ def _was_edited(path: Path, about: dict[str, Any]) -> bool:
     file = path.with_suffix(".json")
     if not path.is_file() or not file.is_file():
         return False
-    former = read_json(file, dict)
+    former = read_json(file, dict, "Remove it, and the manifest is written again.")
     if former.get("sha256") == hash_file(path):
         return False
+    for _ in read_manifest(path):  # raises where it was damaged, not edited
+        pass
     if changed := differences(former.get("run"), json.loads(json.dumps(about))):
         raise ValueError(
             f"{path} was edited since it was written, and would be overwritten by another selection "

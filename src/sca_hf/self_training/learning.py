@@ -70,6 +70,7 @@ def _written(records: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
     text = "".join(json_line(record) + "\n" for record in records)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    write_new(path, text)
+    if not write_new(path, text) and path.read_text(encoding="utf-8") != text:
+        write_whole(path, text)  # it was damaged since
     images = os.path.commonpath([os.path.dirname(record["image"]) for record in records])
     return {"format": "jsonl", "path": str(path), "images": images, "as": _NAME}

@@ -7,6 +7,7 @@ changed; without that column all rows count.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
     for row in read_manifest(path):
         if row.get("kept", True) is not True:
             continue
-        picture, caption = path.parent / str(row["file"]), row["caption"]
+        # Not resolved: a link among the pictures is for their reader to refuse.
+        picture, caption = os.path.abspath(path.parent / str(row["file"])), row["caption"]
         if not isinstance(caption, str):
             raise RegionRecordError(
                 f"{path}, image {row['image']}, region {row['region']}: caption is {caption!r}, expected a text"
@@ -91,7 +93,7 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
         record = by_image.setdefault(
             (str(row["image"]), str(row["file"])),
             {
-                "image": str(picture.resolve()),
+                "image": picture,
                 "image_id": str(row["image"]),
                 "width": row["width"],
                 "height": row["height"],
@@ -115,11 +117,12 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def describe(row: Mapping[str, Any], judges: Sequence[str]) -> str:
-    """Says in a few lines what became of a region, and why."""
-    values = ", ".join(f"{name} {_short(row.get(name))}" for name in judges)
-    head = f"{row['image']}, region {row['region']} ({row['label_id']}): {'kept' if row['kept'] else 'refused'}"
-    said = "".join(f"\n  {view['view']:8} {view['caption']}" for view in row["views"] or ())
-    return f"{head}\n  {row['reason']}\n  {values}{said}"
+    """Says in a few lines what became of a region, and why; columns that were removed are passed over."""
+    values = ", ".join(f"{name} {_short(row[name])}" for name in judges if name in row)
+    fate = "kept" if row.get("kept", True) is True else "refused"
+    said = [f"{view['view']:8} {view['caption']}" for view in row.get("views") or ()]
+    head = f"{row['image']}, region {row['region']} ({row.get('label_id')}): {fate}"
+    return "\n  ".join([head, *filter(None, (row.get("reason"), values)), *said])
 
 
 def _short(value: float | None) -> str:

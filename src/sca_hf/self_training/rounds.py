@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..anything.sources import ImageItem
+from ..captioning import load
 from ..files import json_line, staged, to_json, write_whole
 from ..model_names import resolve_model
 from ..modeling.base_models_sca import hash_folder
@@ -24,6 +28,8 @@ from .proposing import ProposeRun, propose
 from .settings import SelectionSettings
 
 
+logger = logging.getLogger(__name__)
+
 ROUNDS = "rounds.json"
 # The first of these that the evaluation has is what rounds are compared by.
 _METRICS = ("eval_naming_accuracy", "eval_cider_d", "eval_loss")
@@ -36,7 +42,9 @@ class RoundSettings:
     Attributes:
         rounds: How many there are at most.
         share: See [`learn`].
-        from_teacher: Whether a round starts from the model of the one before, not from the recipe's.
+        from_teacher: Whether a round starts from its teacher, not from the recipe's model.
+        ema: How much of a teacher is in the next one, 0 to 1: the mean of its weights and those of the model that
+            learned from it. 0: the next teacher is that model.
         metric: A key of the evaluation, such as `eval_cider_d`; None: accuracy of names, CIDEr-D or loss, the first
             that the evaluation has.
         selection: What is kept.
@@ -48,11 +56,16 @@ class RoundSettings:
     rounds: int = 3
     share: float = 0.5
     from_teacher: bool = False
+    ema: float = 0.0
     metric: str | None = None
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     proposing: Mapping[str, Any] = field(default_factory=dict)
     judging: Mapping[str, Any] = field(default_factory=dict)
     tiles: int = 48
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}, expected a number from 0 to below 1.")
 
 
 @dataclass
@@ -133,22 +146,23 @@ def run_rounds(
     metrics, model = _begin(recipe, teacher, progress)
     metric = settings.metric or next((name for name in _METRICS if name in metrics), _METRICS[-1])
     rounds = [Round(0, model, _score(metrics, metric))]
-    best = rounds[0]
+    best, taught_by = rounds[0], model
     while len(rounds) <= settings.rounds:
-        former = rounds[-1]
-        folder = output / f"round-{former.number + 1}"
-        made = _labels(folder, former.model, items, settings, progress)
+        number = len(rounds)
+        folder = output / f"round-{number}"
+        made = _labels(folder, taught_by, items, settings, progress)
         own = replace(recipe, output=str(folder / "learned"))
-        start = former.model if settings.from_teacher else None
+        start = taught_by if settings.from_teacher else None
         learned = learn(own, [made.manifest], settings.share, start, progress)
         score = _score(learned.metrics["eval"], metric)
-        teacher_is = model_identity(former.model)
-        rounds.append(Round(former.number + 1, str(learned.model), score, made.regions, made.kept, teacher_is))
+        student = str(learned.model)
+        rounds.append(Round(number, student, score, made.regions, made.kept, model_identity(taught_by)))
         about = {"metric": metric, "rounds": [vars(one) for one in rounds], "versions": all_versions()}
         write_whole(output / ROUNDS, to_json(about))
         if not _is_better(score, best.score, metric):
             break
         best = rounds[-1]
+        taught_by = _averaged(folder / "teacher", taught_by, student, settings.ema) if settings.ema else student
     return RoundsResult(rounds, best, metric, _keep_best(best, output / MODEL))
 
 
@@ -178,6 +192,8 @@ def _labels(folder: Path, teacher: str, items: list[ImageItem], settings: RoundS
     if found is None or not found.regions:
         failed = next(iter(found.failed.values()), "no region was found") if found else "no region was found"
         raise ValueError(f"{proposals}: there is nothing to judge: {failed}")
+    if found.failed:
+        logger.warning("%d of %d pictures failed, see %s", len(found.failed), len(items), proposals / "failed.json")
     judging = JudgeRun(str(judged), teacher, proposals=str(proposals), **settings.judging)
     made = judge(judging, settings.selection, tiles=settings.tiles, progress=progress)
     assert made is not None  # of a single process
@@ -193,6 +209,23 @@ def _score(metrics: Mapping[str, Any], name: str) -> float:
 
 def _is_better(score: float, best: float, metric: str) -> bool:
     return score < best if metric.endswith("loss") else score > best
+
+
+def _averaged(target: Path, teacher: str, student: str, ema: float) -> str:
+    """Saves the mean of the weights of a teacher and its student, and returns its folder."""
+    (model, processor), (other, _) = load(student, "cpu"), load(teacher, "cpu")
+    theirs = dict(other.named_parameters())
+    if {name: one.shape for name, one in theirs.items()} != {name: p.shape for name, p in model.named_parameters()}:
+        raise ValueError(
+            f"{teacher} and {student} have weights of other names or shapes: no mean of them, set ema to 0."
+        )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.lerp_(theirs[name].to(weight.dtype), ema)
+    with staged(target) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return str(target)
 
 
 def _keep_best(best: Round, target: Path) -> Path | None:
