@@ -35,6 +35,9 @@ PUSHES = "hub/test_push_while_training.py::test_every_push_is_a_repository_that_
 COUNTS = "evaluation/test_protocols.py::test_other_counts_have_no_place_under_its_name"
 # The beginning of a sentence, after its page, or a part of it that no other has -> the tests that it is true by.
 PROMISES = {
+    "A number of words that is not among those learned takes the nearest": (
+        "training/test_lengths.py::test_the_nearest_number_counts_and_a_far_one_is_refused",
+    ),
     "Of several clips, those that are done are kept when": (
         "data/test_clips.py::test_a_killed_run_keeps_the_clips_that_are_done",
     ),

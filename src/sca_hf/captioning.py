@@ -128,6 +128,7 @@ def caption_images(
     task: str | None = None,
     batch_size: int = 8,
     failed: Callable[[str, BaseException], None] | None = None,
+    length: str | int | None = None,
     **generation: Any,
 ) -> Iterator[tuple[Image.Image, list[CaptionedRegion]]]:
     """Yields each image, upright and RGB, with its captioned regions.
@@ -138,9 +139,11 @@ def caption_images(
         task: a task of the model; None takes its default.
         batch_size: images at a time.
         failed: called with the name of an image that cannot be captioned, and the error, which is raised without it.
+        length: of the captions, as the processor takes it; None is the model's usual one.
         generation: arguments of `generate`, for instance `num_beams`.
     """
-    processor(original_sizes=[(8, 8)], task=task)  # an unknown task is a fault of no image
+    asked: dict[str, Any] = {"task": task, "length": length}
+    processor(original_sizes=[(8, 8)], **asked)  # an unknown task is a fault of no image
     named = list(images.items() if isinstance(images, Mapping) else zip(images, images, strict=True))
     if len(named) != len(prompts):
         raise ValueError(f"{len(named)} images but {len(prompts)} lists of prompts; give one list per image.")
@@ -153,7 +156,7 @@ def caption_images(
                 if failed is None:
                     raise
                 failed(name, error)
-        yield from _caption_batch(model, processor, batch, task, failed, generation)
+        yield from _caption_batch(model, processor, batch, asked, failed, generation)
 
 
 @dataclass
@@ -178,7 +181,7 @@ def _caption_batch(
     model: ScaForConditionalGeneration,
     processor: ScaProcessor,
     batch: list[_Asked],
-    task: str | None,
+    wanted: dict[str, Any],
     failed: Callable[[str, BaseException], None] | None,
     generation: dict[str, Any],
 ) -> Iterator[tuple[Image.Image, list[CaptionedRegion]]]:
@@ -187,7 +190,7 @@ def _caption_batch(
         return
     prompts = processor_arguments([asked.regions for asked in batch])
     try:
-        inputs = processor([asked.picture for asked in batch], task=task, **prompts).to(model.device, model.dtype)
+        inputs = processor([asked.picture for asked in batch], **wanted, **prompts).to(model.device, model.dtype)
         outputs = model.generate(**inputs, output_caption_scores=True, **generation)
         results = processor.post_process_regions(outputs, inputs["original_sizes"], inputs["reshaped_input_sizes"])
     except IMAGE_ERRORS as error:
@@ -199,7 +202,7 @@ def _caption_batch(
         results = None
     if results is None:
         for asked in batch:
-            yield from _caption_batch(model, processor, [asked], task, failed, generation)
+            yield from _caption_batch(model, processor, [asked], wanted, failed, generation)
         return
     for asked, records in zip(batch, results, strict=True):
         pairs = enumerate(zip(asked.regions, records, strict=True), 1)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from sca_hf.data.augmentation import mirrored_text
 from sca_hf.data.region import RegionRecord
+from sca_hf.data.scene_details import captions_by_length, read_details, true_details
 from sca_hf.data.scenes import MIN_VISIBLE, interior_distance, read_caption, render_scene, scene_seed, scenes
 from sca_hf.processing.masks_sca import decode_rle
 
@@ -51,6 +53,35 @@ def test_most_of_every_object_is_visible(pictures):
         for index, obj in enumerate(scene.objects):
             alone = np.pi * obj.radius**2
             assert scene.mask(index).sum() > MIN_VISIBLE * 0.25 * alone
+
+
+def test_detailed_captions_are_read_back_exactly_and_mirrored_too(pictures):
+    other, counts = {"left": "right", "right": "left"}, []
+    for scene in pictures:
+        for index, obj in enumerate(scene.objects):
+            truth = true_details(obj, scene.objects)
+            turned = {
+                **truth,
+                "place": " ".join(other.get(word, word) for word in truth["place"].split()),
+                "neighbours": [(other.get(side, side), *rest) for side, *rest in truth["neighbours"]],
+            }
+            captions, lengths = captions_by_length(obj, scene.objects, np.random.default_rng(index))
+            assert lengths == ["short"] * 2 + ["detailed"] * 3
+            for caption, length in zip(captions, lengths, strict=True):
+                if length == "short":
+                    assert read_caption(caption)["color"] == obj.color and len(caption.split()) == 2
+                    continue
+                counts.append(len(caption.split()))
+                assert read_details(caption) == truth
+                assert read_details(mirrored_text(caption)) == turned
+    assert min(counts) >= 12 and max(counts) <= 50 and len(counts) > 300
+
+
+def test_what_a_detailed_caption_gets_wrong_is_read_as_such():
+    said = read_details("A small striped red ring is on the left side of the picture. Above it is a plain blue box.")
+    assert said["neighbours"] == [("above", "plain", "blue", "square")] and said["place"] == "left"
+    both = read_details("A red and blue ring is in the middle of the picture. It is at the top of the picture.")
+    assert both["color"] is None and both["place"] is None and both["size"] is None and both["neighbours"] == []
 
 
 def test_captions_state_what_is_true_and_nothing_else(pictures):

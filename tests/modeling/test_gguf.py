@@ -142,10 +142,9 @@ def test_captions_end_with_the_tokenizers_end_where_the_file_says_another(tmp_pa
     rows = [row[row >= 0].tolist() for row in batch["labels"][0]]
     assert [row[-1] for row in rows] == [2, 2] and [row.count(2) for row in rows] == [1, 1]
     assert processor.batch_decode(batch["labels"]) == captions
-    options = dict(
-        output_dir=str(tmp_path / "run"), max_steps=60, learning_rate=3e-3, report_to=[], save_strategy="no"
-    )
-    options |= dict(preset="mixer+lm", logging_steps=60, per_device_train_batch_size=1, dataloader_num_workers=0)
+    options = dict(output_dir=str(tmp_path / "run"), max_steps=100, learning_rate=5e-3, report_to=[])
+    options |= dict(preset="mixer+lm", save_strategy="no", per_device_train_batch_size=1)
+    options |= dict(module_learning_rates={"language_model": 5e-3})
     record = {"image": tiny_image(0), "image_id": "0", "width": 80, "height": 60, "task": "caption"}
     region = {"region_id": "0", "box": [3.0, 3.0, 40.0, 40.0], "captions": ["a plain blue triangle"]}
     trainer = ScaTrainer(model, ScaTrainingArguments(**options), [record | {"regions": [region]}], None, processor)

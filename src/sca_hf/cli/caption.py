@@ -71,6 +71,9 @@ def add(commands: Any) -> None:
     add_prompts(declared, "a region")
     declared.add_argument("--regions", metavar="FILE.json", help="regions from a file")
     declared.add_argument("--task", help="one of the model's tasks, usually caption (the default) or recognition")
+    declared.add_argument(
+        "--length", help="of the captions: short, sentence, detailed or a number of words, if the model learned it"
+    )
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     add_agreement(declared)
     declared.add_argument(
@@ -99,7 +102,8 @@ def run(options: argparse.Namespace) -> int:
     from ..captioning import caption_images, draw_captions, image_error, load
 
     model, processor = load(options.model, options.device, options.dtype, options.revision)
-    generation = {} if options.num_beams is None else {"num_beams": options.num_beams}
+    generation: dict[str, Any] = {"length": options.length}
+    generation |= {} if options.num_beams is None else {"num_beams": options.num_beams}
     generation |= {"output_agreements": True} if options.agreement else {}
     failures, left = Failures(options, len(images)), list(images)
 

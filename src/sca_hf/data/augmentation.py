@@ -199,8 +199,10 @@ def _reworded(regions: Sequence[Mapping[str, Any]], mirrored: bool, angle: float
     result = []
     for region in regions:
         had = region.get("captions") or []
-        captions = [text for text in map(reword, had) if text is not None]
+        kept = [(place, text) for place, text in enumerate(map(reword, had)) if text is not None]
+        captions = [text for _, text in kept]
+        lengths = {"lengths": [said[place] for place, _ in kept]} if (said := region.get("lengths")) else {}
         category = reword(region["category"]) if region.get("category") else None
         if bool(captions) == bool(had) and (category is not None) == bool(region.get("category")):
-            result.append({**region, "captions": captions, "category": category})
+            result.append({**region, "captions": captions, "category": category, **lengths})
     return result

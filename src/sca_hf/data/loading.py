@@ -32,7 +32,7 @@ from ..files import (
 from ..yaml_files import parse_yaml
 from .pictures import check_picture, picture_stamp
 from .read_report import ReadReport, check_records
-from .region import TASKS, RegionRecordError, load_names, naming, region_features
+from .region import TASKS, LengthsError, RegionRecordError, load_names, naming, region_features, without_lengths
 
 
 if TYPE_CHECKING:
@@ -261,17 +261,18 @@ def _load_stored(source: RecordSource) -> Dataset:
 
     folder = Path(config.HF_DATASETS_CACHE) / "sca_hf" / source.cache_key()
 
-    def stored() -> Dataset:
+    def stored(lengths: bool = False) -> Dataset:
         try:
             return Dataset.from_generator(
                 _stored_records,
-                features=Features({**region_features(), "group": Value("string")}),
+                features=Features({**region_features(lengths), "group": Value("string")}),
                 cache_dir=str(folder),
-                gen_kwargs={"source": source, "folder": folder},
+                gen_kwargs={"source": source, "folder": folder, **({"lengths": True} if lengths else {})},
             )
         except DatasetGenerationError as error:
-            # The library's own error says only that there was an error.
-            with naming_full_disk(folder):
+            if isinstance(error.__cause__, LengthsError):
+                return stored(lengths=True)
+            with naming_full_disk(folder):  # the library's own error says only that there was an error
                 raise (error.__cause__ or error) from None
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -313,7 +314,7 @@ def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
     """Yields the records of a worker's share of the parts: `datasets` divides lists among its workers."""
     for source in sources:
         report = ReadReport(source=source.name)
-        for record in source.records(report):
+        for record in without_lengths(source.records(report)):
             yield {key: value for key, value in record.items() if key != "group"}  # streams are not split
         if not source.is_part:
             report.require_records()
@@ -353,9 +354,9 @@ def _manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def _stored_records(source: RecordSource, folder: Path) -> Iterator[dict[str, Any]]:
+def _stored_records(source: RecordSource, folder: Path, lengths: bool = False) -> Iterator[dict[str, Any]]:
     report = ReadReport(source=source.name)
-    yield from source.records(report)
+    yield from (iter if lengths else without_lengths)(source.records(report))
     report.require_records()
     # Before the data set is complete, so that a stored one always has its report.
     report.write(folder / _REPORT)
@@ -459,7 +460,7 @@ def _as_stored(region: dict[str, Any]) -> dict[str, Any]:
     """Returns a region with its coordinates as the schema's float32 has them: the same whether stored or streamed."""
     points = region["points"]
     return {
-        **region,
+        **{name: value for name, value in region.items() if name != "lengths" or value is not None},
         "box": list(unpack("4f", pack("4f", *region["box"]))),
         "points": None if points is None else [list(unpack("2f", pack("2f", *point))) for point in points],
     }

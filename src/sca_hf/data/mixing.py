@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from .region import region_features
 from .sources import Unit, source_units
 
 
@@ -52,7 +53,7 @@ def mix_regions(
         raise ValueError(f"max_samples is {max_samples}, expected positive numbers.")
     if by_size and probabilities is not None:
         raise ValueError("by_size and probabilities contradict each other: give one of them.")
-    sets = _with_groups(sets)
+    sets = _with_lengths(_with_groups(sets))
     stored = _check_kind(sets)
     if isinstance(max_samples, Sequence):
         _check_length(limits, sets, "max_samples")
@@ -80,6 +81,19 @@ def _with_groups(sets: list[Any]) -> list[Any]:
         else one
         for one in sets
     ]
+
+
+def _with_lengths(sets: list[Any]) -> list[Any]:
+    """Gives the captions of stored sets without lengths empty ones, where others have some."""
+    from datasets import Dataset
+
+    stored = [one for one in sets if isinstance(one, Dataset) and "regions" in one.features]
+    wanted = region_features(lengths=True)["regions"]
+    if not any(one.features["regions"] == wanted for one in stored):
+        return sets
+    plain = region_features()["regions"]
+    fits = [any(one is other for other in stored) and one.features["regions"] == plain for one in sets]
+    return [one.cast_column("regions", wanted) if fit else one for one, fit in zip(sets, fits, strict=True)]
 
 
 def _check_kind(sets: Sequence[Any]) -> bool:

@@ -286,7 +286,7 @@ def _regions_by_text(dataset: Any, min_side: float) -> list[list[tuple[int, int,
             x0, y0, x1, y1 = region["box"]
             if max(x1 - x0, y1 - y0) < min_side:
                 continue
-            said = {name: region[name] for name in ("region_id", "captions", "category")}
+            said = {name: region[name] for name in ("region_id", "captions", "category", "lengths") if name in region}
             found[region["category"] or region["captions"][0]].append((row, index, said))
     if not found:
         raise ValueError(f"there are no regions to paste: the data set has none of {min_side:g} pixels or more.")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _WHOLE: Any = Integral  # numpy's too
 _FAR = 1e30
 TASKS = ("recognition", "caption")
+# Of captions, by name; a number of words is one too.
+LENGTHS = ("short", "sentence", "detailed")
 # Of a box, in pixels: a thinner one can miss every pixel's center.
 _MIN_SIDE = 0.5
 _SEPARATORS = re.compile(r"[_\-\s]+")
@@ -37,6 +39,21 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 
 class RegionRecordError(ValueError):
     """A record that cannot be used; its message names source, image and region."""
+
+
+class LengthsError(ValueError):
+    """Captions have lengths, for which the schema of other data sets has no field."""
+
+
+def without_lengths(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields records as plain values, and raises at the first whose captions have lengths."""
+    for record in records:
+        if any(region.get("lengths") for region in record["regions"]):
+            raise LengthsError(
+                f"image {record['image_id']}: captions have lengths, which only a stored data set keeps: remove "
+                "streaming."
+            )
+        yield record
 
 
 @contextmanager
@@ -65,6 +82,7 @@ class Region:
     points, labels: P pairs (x, y) and P numbers, 1 inside and 0 outside, or None.
     captions: at least one when the task is "caption".
     category: what the region shows in a word or two; needed when the task is "recognition".
+    lengths: of each caption one of `LENGTHS` or a number of words, or None where it is not said; None: of none.
     """
 
     region_id: str
@@ -74,6 +92,7 @@ class Region:
     labels: list[int] | None = None
     captions: list[str] = field(default_factory=list)
     category: str | None = None
+    lengths: list[str | None] | None = None
 
     def texts(self, task: str) -> list[str]:
         """Returns what a model should say of the region: its captions, or its category."""
@@ -120,6 +139,9 @@ class RegionRecord:
         where = f"{source}, image {self.image_id}"
         try:
             region = Region(**{key: value for key, value in values.items() if key not in ("clipped", "problem")})
+            if region.lengths is not None:
+                given = [None if one is None else str(one) for one in region.lengths]
+                region.lengths = given if any(given) else None
         except (AttributeError, TypeError) as error:
             raise RegionRecordError(f"{where}: {str(error).replace('__init__()', 'the region')}") from None
         self._validate_region(region, where)
@@ -127,7 +149,11 @@ class RegionRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record as plain values, the image as it is."""
-        return {**vars(self), "regions": [asdict(region) for region in self.regions]}
+        regions = [asdict(region) for region in self.regions]
+        for region in regions:
+            if region["lengths"] is None:
+                del region["lengths"]  # few data sets have any
+        return {**vars(self), "regions": regions}
 
     def load_image(self) -> Image.Image:
         """Opens the picture as the processor would: upright by its EXIF orientation, 8-bit RGB."""
@@ -161,8 +187,8 @@ class RegionRecord:
             raise RegionRecordError(f"{where}, region {region.region_id}: {problem}")
 
 
-def region_features() -> Features:
-    """Returns the schema as `datasets.Features`; needs the extra `train`."""
+def region_features(lengths: bool = False) -> Features:
+    """Returns the schema as `datasets.Features`, of captions with their lengths too; needs the extra `train`."""
     from datasets import Features, List, Value
     from datasets import Image as ImageFeature
 
@@ -174,6 +200,7 @@ def region_features() -> Features:
         "labels": List(Value("int64")),
         "captions": List(Value("string")),
         "category": Value("string"),
+        **({"lengths": List(Value("string"))} if lengths else {}),
     }
     return Features(
         {
@@ -261,7 +288,12 @@ def _text_problem(region: Region, task: str) -> str | None:
     captions: Any = region.captions
     if not isinstance(captions, list | tuple) or not all(isinstance(text, str) for text in written):
         return f"region_id, captions and category are {written!r:.100}, expected texts"
-    texts = region.texts(task)
+    texts, lengths = region.texts(task), region.lengths
+    if lengths is not None and (len(lengths) != len(captions) or not all(map(_is_length, lengths))):
+        return (
+            f"lengths are {lengths!r:.100} for {len(captions)} captions, expected for each {', '.join(LENGTHS)}, a "
+            "number of words, or None"
+        )
     if not texts:
         return (
             "there is no caption" if task == "caption" else 'there is no category, which the task "recognition" needs'
@@ -271,6 +303,10 @@ def _text_problem(region: Region, task: str) -> str | None:
     if any(map(has_lone_surrogate, written)):
         return f"a text has an unpaired surrogate: {texts}"
     return None
+
+
+def _is_length(length: Any) -> bool:
+    return length is None or length in LENGTHS or (isinstance(length, str) and length.isdecimal() and int(length) > 0)
 
 
 def record_image(record: Mapping[str, Any]) -> Image.Image:

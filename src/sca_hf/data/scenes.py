@@ -51,13 +51,13 @@ _CLEAR_RATIO, _CLEAR_ANGLE = 0.88, np.deg2rad(30.0)
 
 _CAPTIONS_PER_OBJECT = 3
 _NAMED_NEIGHBOURS = 0.4
-_SYNONYMS = {
+SYNONYMS = {
     "small": ("small", "little"),
     "large": ("large", "big"),
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
 }
-_PATTERNS = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
+PATTERNS = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
 _PLACES = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
@@ -69,8 +69,8 @@ _VOCABULARY = {
     **{word: ("color", word) for word in COLORS},
     **{word: ("shape", word) for word in SHAPES},
     **{word: ("texture", word) for word in TEXTURES},
-    **{phrase.split()[-1]: ("texture", texture) for texture, phrase in _PATTERNS.items()},
-    **{word: ("size" if value in SIZES else "shape", value) for value, words in _SYNONYMS.items() for word in words},
+    **{phrase.split()[-1]: ("texture", texture) for texture, phrase in PATTERNS.items()},
+    **{word: ("size" if value in SIZES else "shape", value) for value, words in SYNONYMS.items() for word in words},
 }
 _RELATION_PATTERN = re.compile(r"\b(?:(left|right) of|(above|over)|(below|under))\b")
 
@@ -334,19 +334,27 @@ def _find_relation(obj: SceneObject, objects: list[SceneObject]) -> tuple[str | 
     others = [other for other in objects if other is not obj]
     if obj.size == "large" or not others:
         return None, None, obj.size == "large"
-    offsets = [_middle(obj) - _middle(other) for other in others]
+    offsets = [middle_of(obj) - middle_of(other) for other in others]
     distances = [float(np.hypot(*offset)) for offset in offsets]
     order = np.argsort(distances)
-    offset = offsets[order[0]]
-    angle = float(np.arctan2(min(np.abs(offset)), max(np.abs(offset))))
-    if angle > _CLEAR_ANGLE or (len(others) > 1 and distances[order[0]] > _CLEAR_RATIO * distances[order[1]]):
+    side = side_of(offsets[order[0]])
+    if side is None or (len(others) > 1 and distances[order[0]] > _CLEAR_RATIO * distances[order[1]]):
         return None, None, False
+    return side, others[order[0]], True
+
+
+def side_of(offset: np.ndarray) -> str | None:
+    """Returns on which side an offset (x, y) leads, one of `RELATIONS`; None where that is a matter of opinion."""
+    angle = float(np.arctan2(min(np.abs(offset)), max(np.abs(offset))))
+    if angle > _CLEAR_ANGLE:
+        return None
     horizontal = abs(offset[0]) >= abs(offset[1])
     before = offset[0 if horizontal else 1] < 0
-    return RELATIONS[(0 if horizontal else 2) + (0 if before else 1)], others[order[0]], True
+    return RELATIONS[(0 if horizontal else 2) + (0 if before else 1)]
 
 
-def _middle(obj: SceneObject) -> np.ndarray:
+def middle_of(obj: SceneObject) -> np.ndarray:
+    """Returns the middle (x, y) of an object's box, in pixels."""
     return np.array([obj.box[0] + obj.box[2], obj.box[1] + obj.box[3]]) / 2
 
 
@@ -356,21 +364,21 @@ def describe(obj: SceneObject, rng: np.random.Generator) -> list[str]:
 
 
 def _sentence(obj: SceneObject, rng: np.random.Generator) -> str:
-    size = "" if obj.size == "medium" else _pick(_SYNONYMS[obj.size], rng)
+    size = "" if obj.size == "medium" else pick(SYNONYMS[obj.size], rng)
     shape = _word(obj.shape, rng)
     form = int(rng.integers(4))
-    if form == 0 and obj.texture in _PATTERNS:
-        head = f"{size} {obj.color} {shape} {_PATTERNS[obj.texture]}"
+    if form == 0 and obj.texture in PATTERNS:
+        head = f"{size} {obj.color} {shape} {PATTERNS[obj.texture]}"
     elif form == 1:
         head = f"{size} {obj.color} {obj.texture} {shape}"
     else:
         head = f"{size} {obj.texture} {obj.color} {shape}"
     if obj.relation is None or obj.reference is None:
         return head.strip()
-    place = _pick(_PLACES[obj.relation], rng)
+    place = pick(_PLACES[obj.relation], rng)
     if rng.random() >= _NAMED_NEIGHBOURS:
         return f"{head.strip()} {place} its neighbour"
-    article = _pick(("the", "the", "a"), rng)
+    article = pick(("the", "the", "a"), rng)
     other = f"{obj.reference.color} {_word(obj.reference.shape, rng)}"
     if article == "a" and other[0] in "aeiou":
         article = "an"
@@ -378,15 +386,16 @@ def _sentence(obj: SceneObject, rng: np.random.Generator) -> str:
 
 
 def _with_article(text: str, rng: np.random.Generator) -> str:
-    article = _pick(("a", "a", "the"), rng)
+    article = pick(("a", "a", "the"), rng)
     return f"{'an' if article == 'a' and text[0] in 'aeiou' else article} {text}"
 
 
 def _word(name: str, rng: np.random.Generator) -> str:
-    return _pick(_SYNONYMS.get(name, (name,)), rng)
+    return pick(SYNONYMS.get(name, (name,)), rng)
 
 
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    """Returns one of the options."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -399,15 +408,16 @@ def read_caption(text: str) -> dict[str, str | None]:
     text = text.lower()
     found = _RELATION_PATTERN.search(text)
     head, tail = (text[: found.start()], text[found.end() :]) if found else (text, "")
-    said = {attribute: _read(head, attribute) for attribute in ("color", "shape", "texture", "size")}
+    said = {attribute: read_attribute(head, attribute) for attribute in ("color", "shape", "texture", "size")}
     side, above, below = found.groups() if found else (None, None, None)
     said["relation"] = side or ("above" if above else "below" if below else None)
-    said["reference_color"] = _read(tail, "color")
-    said["reference_shape"] = _read(tail, "shape")
+    said["reference_color"] = read_attribute(tail, "color")
+    said["reference_shape"] = read_attribute(tail, "shape")
     return said
 
 
-def _read(text: str, attribute: str) -> str | None:
+def read_attribute(text: str, attribute: str) -> str | None:
+    """Reads color, shape, texture or size out of a text in lower case; None where it has none, or two."""
     values = {
         _VOCABULARY[word][1] for word in re.findall(r"[a-z]+", text) if _VOCABULARY.get(word, ("",))[0] == attribute
     }

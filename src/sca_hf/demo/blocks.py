@@ -242,7 +242,8 @@ class PageAnswers:
         options = _options(payload)
         # A brush paints on the picture as it is shown.
         regions = self.engine.limits.read_regions([payload.get("region")], image.size, _view_size(image)[::-1])
-        future = self.engine.submit(image, regions, _text(payload, "model"), options.pop("task", None), options)
+        task, length = options.pop("task", None), options.pop("length", None)
+        future = self.engine.submit(image, regions, _text(payload, "model"), task, options, length)
         record = {name: value for name, value in future.result()[0].items() if name not in ("mask", "box")}
         return {**record, "masks": [{**mask, **_viewed(mask["mask"], image)} for mask in record["masks"]]}
 
@@ -251,8 +252,8 @@ class PageAnswers:
         """Captions everything in a picture: one at a time for each session."""
         image, options = self._image(payload), _options(payload)
         session, job = _text(payload, "session") or "", _text(payload, "job") or ""
-        task = options.pop("task", None)
-        settings = _table(payload, "settings") | ({"task": task} if task else {})
+        chosen = {name: value for name in ("task", "length") if (value := options.pop(name, None))}
+        settings = _table(payload, "settings") | chosen
         with self._lock:
             if session in self._busy:
                 raise RequestError("Your last picture is still being processed; please wait.", 429)
@@ -345,7 +346,7 @@ def _table(payload: Payload, name: str) -> Payload:
 
 def _options(payload: Payload) -> Payload:
     options = _table(payload, "options")
-    _text(options, "task")
+    _text(options, "task"), _text(options, "length")
     return options
 
 

@@ -280,9 +280,8 @@ def write_for_tool(
                 record = said[row["image_id"], region["region_id"]]
                 # The data's own mask was drawn with more care than the predicted one.
                 own = region["mask"] and region["mask"].get("counts")
-                regions.append(
-                    {**region, "captions": [record.caption], "mask": region["mask"] if own else record.mask}
-                )
+                mask = region["mask"] if own else record.mask
+                regions.append({**region, "captions": [record.caption], "lengths": None, "mask": mask})
             yield {**row, "regions": regions}
 
     return write_regions(tool, records(), folder, shapes)

@@ -110,8 +110,8 @@ def caption_anything(
         image: one image, in any form of [`as_images`].
         settings: thresholds and the like; None takes the defaults.
         boxes: (N, 4) xyxy, pixels of the original: caption these, all of them, in place of what a grid finds. Of the
-            settings only `points_per_batch`, `mask_threshold`, `stability_score_offset`, `unique_captions` and `task`
-            count.
+            settings only `points_per_batch`, `mask_threshold`, `stability_score_offset`, `unique_captions`, `task` and
+            `length` count.
         encoded: the image's encoding, if it is known, from [`encode_image`].
         progress: called with a step's name, what of it is done, and of how much (0: not known).
         generation: arguments of `generate`, for instance `num_beams`.
@@ -187,7 +187,7 @@ def _segment_points(
     """Find the masks of a view by its grid; what the edge of a crop cuts off is left to its neighbors."""
     fraction = view.size[0] * view.size[1] / (size[0] * size[1])
     prompts = [[point] for point in view.prompts]
-    inputs = processor(original_sizes=[view.size], input_points=[prompts], task=settings.task)
+    inputs = processor(original_sizes=[view.size], input_points=[prompts], **settings.asked)
     parts = []
     for start, outputs in _batches(model, view, inputs, settings, report):
         chosen = processor.select_regions(outputs, [view.size], [view.resized], **settings.thresholds(fraction))[0]
@@ -208,7 +208,7 @@ def _segment_boxes(
     model: PreTrainedModel, processor: ProcessorMixin, view: _View, settings: AnythingSettings, report: Progress
 ) -> None:
     """Take the best mask of each box."""
-    inputs = processor(original_sizes=[view.size], input_boxes=[view.prompts], task=settings.task)
+    inputs = processor(original_sizes=[view.size], input_boxes=[view.prompts], **settings.asked)
     frame = model.config.image_frame.side
     parts = []
     for start, outputs in _batches(model, view, inputs, settings, report):
@@ -332,7 +332,7 @@ def _caption(
     name = {"given": "input_boxes", "point": "input_points", "box": "input_boxes", "mask": "input_masks"}[kind]
     prompts = {name: [list(regions.values()) for regions in prompted.values()]}
     used = [views[index] for index in prompted]
-    inputs = processor(original_sizes=[view.size for view in used], task=settings.task, **prompts).to(model.device)
+    inputs = processor(original_sizes=[view.size for view in used], **settings.asked, **prompts).to(model.device)
     encodings = used[0].encoding.cat([view.encoding for view in used])
     outputs = model.generate(
         **inputs, **encodings.as_inputs(), output_masks=look, **{"output_caption_scores": True, **generation}

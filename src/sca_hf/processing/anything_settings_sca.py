@@ -61,6 +61,9 @@ class AnythingSettings:
         False, "keep only the region with the best predicted IoU of those with the same caption"
     )
     task: str | None = _setting(None, "one of the model's tasks; its default if omitted")
+    length: str | int | None = _setting(
+        None, "of captions: short, sentence, detailed or a number of words, if it was learned"
+    )
 
     def __post_init__(self) -> None:
         """Raises where a value is of the wrong kind or out of its range."""
@@ -77,6 +80,11 @@ class AnythingSettings:
                 raise ValueError(f"{name} is {value!r}, expected {range_text(setting)}.")
         if self.min_area > self.max_area:
             raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}: no mask would be kept.")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Arguments of the processor that say what to write of a region."""
+        return {"task": self.task, "length": self.length}
 
     def thresholds(self, fraction: float) -> dict[str, float]:
         """Those of [`select_masks`] that look at one mask; suppression waits until all masks are there.

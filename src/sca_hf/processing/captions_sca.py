@@ -13,6 +13,10 @@ from .prompts_sca import depth_of, expected, nest
 
 
 IGNORED = -100
+# Lengths of captions by name; a number of words is one too.
+LENGTHS = ("short", "sentence", "detailed")
+# How far a number of words may be from one that a model learned, as a factor.
+_NEAR = 1.25
 
 
 def region_captions(captions: Any, counts: Sequence[int]) -> list[list[str | None]]:
@@ -109,6 +113,64 @@ def region_tasks(task: Any, tasks: Sequence[str], counts: Sequence[int], shape: 
             ids[image, :count] = [
                 _task_id(name, tasks, f"task: image {image}, region {r}") for r, name in enumerate(names)
             ]
+    return ids
+
+
+def chosen_task(text: Any, task: Any, tasks: Sequence[str], num_images: int) -> Any:
+    """Return the task, or those of the images, as `task` or `text` names them, or else the default."""
+    default = "caption" if "caption" in tasks else tasks[-1]
+    named = [] if text is None else text_tasks(text, tasks, num_images)
+    if any(named) and task is not None:
+        raise ValueError(f"the task is given twice, as text={text!r} and task={task!r}; remove one of them.")
+    return [name or default for name in named] or default if task is None else task
+
+
+def length_task(task: str, length: Any, tasks: Sequence[str]) -> str:
+    """Return the name of the task that writes captions of a length, `caption:detailed` or `caption:12`.
+
+    Args:
+        task: the task without a length.
+        length: one of `LENGTHS`, or a number of words; the nearest number that the model learned counts.
+        tasks: the model's.
+
+    Raises:
+        ValueError: the model learned no such length.
+    """
+    known = {name.removeprefix(f"{task}:"): name for name in tasks if name.startswith(f"{task}:")}
+    words = int(length) if type(length) is int or (isinstance(length, str) and length.isdecimal()) else 0
+    if isinstance(length, str) and length in known:
+        return known[length]
+    numbers = [int(name) for name in known if name.isdecimal()] if words > 0 else []
+    nearest = min(numbers, key=lambda number: abs(math.log(number / words)), default=0)
+    if nearest and max(nearest, words) <= _NEAR * min(nearest, words):
+        return known[str(nearest)]
+    learned = f"only {', '.join(known)}" if known else "none (add_lengths, or model.lengths in a recipe, adds some)"
+    raise ValueError(f"length is {length!r:.60}, but of lengths for the task {task!r} this model learned {learned}.")
+
+
+def region_lengths(ids: np.ndarray, length: Any, tasks: Sequence[str], counts: Sequence[int]) -> np.ndarray:
+    """Return the tasks `ids` (B, R) of regions whose captions are to have a length.
+
+    Args:
+        length: one for all, [image], or [image][region]; for one image also [region]; None leaves a region's task.
+        counts: regions of each image.
+    """
+    nested = (list, tuple, np.ndarray)
+    rows: list[Any] = list(length) if isinstance(length, nested) else [length] * len(counts)
+    if len(counts) == 1 and len(rows) == counts[0] and not any(isinstance(row, nested) for row in rows):
+        rows = [rows]
+    if len(rows) != len(counts):
+        raise ValueError(f"length names {len(rows)} image(s), the call has {len(counts)}; {expected('length')}.")
+    rows = [row if isinstance(row, nested) else [row] * count for row, count in zip(rows, counts, strict=True)]
+    if [len(row) for row in rows] != list(counts):
+        raise ValueError(
+            f"length has {list(map(len, rows))} entries for {list(counts)} regions; {expected('length')}."
+        )
+    ids = ids.copy()
+    for image, row in enumerate(rows):
+        for region, one in enumerate(row):
+            if one is not None:
+                ids[image, region] = tasks.index(length_task(tasks[ids[image, region]], one, tasks))
     return ids
 
 

@@ -13,14 +13,15 @@ from .captions_sca import (
     as_id_array,
     check_caption_settings,
     check_vocabulary,
+    chosen_task,
     decode_nested,
     decode_rows,
     encode_captions,
     id_rows,
     region_captions,
+    region_lengths,
     region_tasks,
     split_output,
-    text_tasks,
     vocabulary_digest,
 )
 from .find_sca import ScaFindMixin
@@ -148,6 +149,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         input_masks: Any = None,
         captions: Any = None,
         task: Any = None,
+        length: Any = None,
         original_sizes: Any = None,
         timeout: float | None = URL_SECONDS,
         **kwargs: Unpack[ScaProcessorKwargs],
@@ -170,6 +172,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
                 several images is an image without regions.
             captions: [image][region] of strings to learn; None for a region without.
             task: a name, one per image, or one per region; `"caption"` (else the last of `tasks`) by default.
+            length: `"short"`, `"sentence"`, `"detailed"` or a number of words, nested as `task`; None: the usual one.
             original_sizes: per image (height, width), in place of `images`: prompts alone, for cached embeddings.
             timeout: seconds that the server of a URL may be silent; None waits forever.
             kwargs: of the image processor; `return_tensors` (by default `"pt"`); `max_length`, `padding` of captions.
@@ -180,7 +183,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         """
         if isinstance(images, Mapping) and not images.keys() <= {"bytes", "path"}:
             given = dict(text=text, input_points=input_points, input_labels=input_labels, input_boxes=input_boxes)
-            given |= dict(input_masks=input_masks, captions=captions, task=task)
+            given |= dict(input_masks=input_masks, captions=captions, task=task, length=length)
             arguments = column_arguments(images, given)
             batch = self(**arguments, original_sizes=original_sizes, timeout=timeout, **kwargs)
             return batch.as_columns() if isinstance(arguments["images"], list) else batch
@@ -192,10 +195,15 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         )
         shape, counts = prompts["region_mask"].shape, prompts["region_mask"].sum(1).tolist()
         data |= prompts
-        data["task_ids"] = region_tasks(self._task(text, task, len(sizes)), self.tasks, counts, shape)
+        data["task_ids"] = self._task_ids(text, task, length, counts, shape)
         if captions is not None or text is not None:
             data |= self._captions(captions, counts, shape, options["text_kwargs"])
         return ScaBatch(data, tensor_type=tensors)
+
+    def _task_ids(self, text: Any, task: Any, length: Any, counts: list[int], shape: tuple[int, int]) -> np.ndarray:
+        """Return the task of each region, (B, R) int64; a length of captions is a task of its own."""
+        ids = region_tasks(chosen_task(text, task, self.tasks, len(counts)), self.tasks, counts, shape)
+        return ids if length is None else region_lengths(ids, length, self.tasks, counts)
 
     def region_arguments(self, regions: Any, size: tuple[int, int]) -> dict[str, Any]:
         """Turn the regions of one image, as JSON objects, into arguments of a call; see `region_prompts_sca.py`.
@@ -205,14 +213,6 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
             size: (height, width) of the original image.
         """
         return processor_arguments([read_regions(regions, size)])
-
-    def _task(self, text: Any, task: Any, num_images: int) -> Any:
-        """Return the task, or those of the images, as `task` or `text` names them, or else the default."""
-        default = "caption" if "caption" in self.tasks else self.tasks[-1]
-        named = [] if text is None else text_tasks(text, self.tasks, num_images)
-        if any(named) and task is not None:
-            raise ValueError(f"the task is given twice, as text={text!r} and task={task!r}; remove one of them.")
-        return [name or default for name in named] or default if task is None else task
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Sort keyword arguments by where they belong; unknown ones are an error, not the library's warning."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedModel
 
-from .captions_sca import best_caption
+from .captions_sca import best_caption, length_task
 from .images_sca import as_image
 from .mask_generation_sca import mask_boxes
 from .masks_sca import encode_rle, read_mask
@@ -88,6 +88,7 @@ class ScaVideoProcessorMixin:
         masklets: Sequence[Any] | None = None,
         task: str = "caption",
         progress: Callable[[int, int | None], None] | None = None,
+        length: str | int | None = None,
         **generation: Any,
     ) -> list[dict[str, Any]]:
         """Caption objects of a clip: one caption each, from its queries of all frames averaged by visible area.
@@ -103,7 +104,7 @@ class ScaVideoProcessorMixin:
                 `frame` the number of the frame that it is on, by default 0.
             masklets: per object its masks, in place of `regions`: a list with one entry per frame, None where the
                 object is not seen, or a dict by frame number. Masks in any form of a call, of the frames' size.
-            task: one of the model's tasks.
+            task: one of the model's tasks, by its name or by name and `length` as in a call.
             progress: called with the number of frames done and of all, None where that is not known.
             generation: arguments of `generate`.
 
@@ -114,29 +115,28 @@ class ScaVideoProcessorMixin:
         """
         if (regions is None) == (masklets is None):
             raise ValueError("pass either regions, which a tracker follows, or masklets, masks for every frame.")
+        task = task if length is None else length_task(task, length, self.tasks)  # type: ignore[attr-defined]
         clip = Clip(frames)
-        if masklets is not None:
-            objects = self._read_masklets(model, clip, masklets, task, progress)
-        else:
+        if masklets is None:
             objects = self._follow(model, clip, list(regions or ()), progress)
+        else:
+            objects = self._read_masklets(model, clip, masklets, task, progress)
         for number, one in enumerate(objects):
             if one.queries is None or one.area <= 0:
                 raise ValueError(f"object {number} is seen in no frame of the clip: there is nothing to caption.")
-        queries = torch.stack([one.queries / one.area for one in objects])  # type: ignore[operator]
-        said = model.caption_queries(queries, task, **generation)
-        confidences = said.get("confidences")
+        queries = [one.queries / one.area for one in objects]  # type: ignore[operator]
+        said = model.caption_queries(torch.stack(queries), task, **generation)
         texts = self.batch_decode(said["sequences"])  # type: ignore[attr-defined]
-        scores, length = said["caption_scores"].tolist(), range(int(clip.count or 0))
-        records = []
+        confidences, scores = said.get("confidences"), said["caption_scores"].tolist()
+        numbers, records = range(int(clip.count or 0)), []
         for number, one in enumerate(objects):
-            caption, score = best_caption(texts[number], scores[number])
+            said_of = dict(zip(("caption", "score"), best_caption(texts[number], scores[number]), strict=True))
             records.append(
                 {
-                    "caption": caption,
-                    "score": score,
+                    **said_of,
                     "confidence": None if confidences is None else float(confidences[number]),
-                    "masks": [one.masks.get(frame) for frame in length],
-                    "object_scores": [one.scores.get(frame) for frame in length],
+                    "masks": [one.masks.get(frame) for frame in numbers],
+                    "object_scores": [one.scores.get(frame) for frame in numbers],
                 }
             )
         return records

@@ -22,6 +22,7 @@ from ..model_names import BUNDLED_MODEL, check_repository
 from ..modeling.generation_sca import DEFAULT_NEW_TOKENS
 from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
+from ..processing.captions_sca import chosen_task, length_task
 from ..processing.mask_generation_sca import MASK_OUTPUTS
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
@@ -211,6 +212,7 @@ class Engine:
         model: str | None = None,
         task: str | None = None,
         generation: dict[str, Any] | None = None,
+        length: str | int | None = None,
         on_tokens: Callable[[list[str]], None] | None = None,
     ) -> Future[list[dict[str, Any]]]:
         """Queues regions for masks and captions.
@@ -219,6 +221,7 @@ class Engine:
             regions: at least one, as [`Limits.read_regions`] gives them.
             task: a task of the model; None takes its default.
             generation: see [`Limits.check_generation`].
+            length: of the captions, as the processor takes it; None is the model's usual one.
             on_tokens: called with the captions so far, after every token; not with beams.
 
         Returns:
@@ -232,10 +235,10 @@ class Engine:
         loaded, processor = self.model(name)
         try:  # here, so that an error reaches the one caller who made it, not all who share the call
             processor(original_sizes=[image.size], task=task, **processor_arguments([regions]))
+            task = chosen_task(None, task, processor.tasks, 1)
+            task = task if length is None else length_task(task, length, processor.tasks)
         except (ValueError, TypeError) as error:
             raise RequestError(_sentence(error)) from None
-        if task is None:
-            task = "caption" if "caption" in processor.tasks else processor.tasks[-1]
         if self._jobs.qsize() + len(self._large) >= self.limits.waiting:
             raise self._busy()
         at_once = _TURN_REGIONS.get(loaded.device.type, _BATCH_REGIONS)
@@ -277,6 +280,11 @@ class Engine:
         self.limits.check_settings(chosen)
         if chosen.task is not None and chosen.task not in processor.tasks:
             raise RequestError(f"There is no task {chosen.task!r}; the tasks are {', '.join(processor.tasks)}.")
+        if chosen.length is not None:
+            try:
+                length_task(chosen_task(None, chosen.task, processor.tasks, 1), chosen.length, processor.tasks)
+            except ValueError as error:
+                raise RequestError(_sentence(error)) from None
         with self._lock:
             full = self._anything_waiting >= self.limits.waiting // _ANYTHING_SHARE
             self._anything_waiting += not full

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .detail_pretraining import pretrain_detail_encoder
     from .draws import DrawnStream, SeededDataset
     from .image_size import add_detail_encoder, add_second_look, increase_input_resolution, set_image_size
+    from .lengths import add_lengths
     from .presets import apply_preset
     from .trainer import ScaTrainer
 else:
@@ -26,6 +27,7 @@ else:
             ".detail_pretraining": ["pretrain_detail_encoder"],
             ".draws": ["DrawnStream", "SeededDataset"],
             ".image_size": ["add_detail_encoder", "add_second_look", "increase_input_resolution", "set_image_size"],
+            ".lengths": ["add_lengths"],
             ".presets": ["apply_preset"],
             ".trainer": ["ScaTrainer"],
         },
@@ -41,6 +43,7 @@ __all__ = [
     "training_augmentation",
     "add_detail_encoder",
     "add_second_look",
+    "add_lengths",
     "set_image_size",
     "increase_input_resolution",
     "pretrain_detail_encoder",

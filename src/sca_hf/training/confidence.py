@@ -143,7 +143,7 @@ def _look(
 
 def _unread(record: Mapping[str, Any], rng: np.random.Generator, boxes: bool) -> dict[str, Any]:
     """Returns a record whose regions have a text that does not matter, with as many boxes anywhere beside them."""
-    regions = [{**region, "captions": ["?"]} for region in record["regions"]]
+    regions = [{**region, "captions": ["?"], "lengths": None} for region in record["regions"]]
     if boxes:
         size = np.array([record["width"], record["height"]])
         corners = np.sort(rng.random((max(1, len(regions)), 2, 2)) * (size - 1), axis=1)

@@ -216,7 +216,8 @@ class _CocoFile:
         mask = mask_fields(segmentation, size) if self.masks else {}
         # Tools keep a box inside the picture, but not the corners that come of turning it.
         clip: Clip = "image" if turned else self.clip
-        return region_fields(str(row["id"]), box, size, clip, **mask, captions=captions, category=category)
+        lengths = _lengths(row, len(captions)) if captions else {}
+        return region_fields(str(row["id"]), box, size, clip, **mask, captions=captions, category=category, **lengths)
 
 
 def id_key(value: Any) -> Any:
@@ -240,6 +241,14 @@ def _captions(row: Mapping[str, Any]) -> list[str]:
             if captions:
                 return captions
     return []
+
+
+def _lengths(row: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Returns the lengths of an annotation's captions, where it has some: `lengths`, or `length` of all."""
+    for fields in (row, row.get("attributes")):
+        if isinstance(fields, dict) and (lengths := fields.get("lengths") or fields.get("length")):
+            return {"lengths": lengths if isinstance(lengths, list) else [lengths] * count}
+    return {}
 
 
 def _in_fractions(boxes: Iterable[Any]) -> bool:

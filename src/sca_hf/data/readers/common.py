@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from ...files import inside, is_special, leads_out, read_json
 from ..region import RegionRecordError, category_text, naming
+from ..scene_details import record_with_lengths
 from ..scenes import scenes
 
 
@@ -318,7 +319,9 @@ def image_fields(image: Any, image_id: Any, size: tuple[int, int], source: Any, 
     return {**row, **fields}
 
 
-def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: str = "caption") -> Iterator[Record]:
+def read_scenes(
+    split: str = "train", count: int = 1000, start: int = 0, task: str = "caption", lengths: bool = False
+) -> Iterator[Record]:
     """Yields the records of `count` scenes; those without an object that can be described have no regions.
 
     Args:
@@ -326,6 +329,7 @@ def read_scenes(split: str = "train", count: int = 1000, start: int = 0, task: s
         count: How many scenes to render.
         start: The index of the first scene.
         task: "caption" for their free captions, "recognition" for texture, color and shape.
+        lengths: whether each region also has short and detailed captions, and all say their length.
     """
     for scene in scenes(split, count, start):
-        yield {**scene.to_record(), "task": task}
+        yield {**(record_with_lengths(scene) if lengths else scene.to_record()), "task": task}

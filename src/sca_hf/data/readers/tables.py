@@ -177,10 +177,30 @@ def _region(values: Any, index: int, size: tuple[int, int], names: Mapping[str, 
     region["region_id"] = str(index if region.get("region_id") is None else region["region_id"])
     captions = region.get("captions") or []
     region["captions"] = [captions] if isinstance(captions, str) else captions
+    region |= _lengths(region)
     if region.get("mask") is not None:
         region |= {"mask": None, **mask_fields(region["mask"], size)}
     if region.get("points") is not None and region.get("labels") is None:
         region["labels"] = [1] * len(region["points"])
     if names is not None and region.get("category") is not None:
         region["category"] = category_text(region["category"], names)
+    region.pop("length", None)
     return region
+
+
+def _lengths(region: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns captions as texts with their lengths: written in each as `{"text", "length"}`, or of all as `length`."""
+    captions = region["captions"]
+    if region.get("lengths") is not None or not isinstance(captions, list):
+        return {}
+    texts, lengths = [], []
+    for caption in captions:
+        if isinstance(caption, Mapping):
+            if unknown := sorted(set(caption) - {"text", "length"}):
+                raise ValueError(f"a caption has the unknown fields {unknown}, expected text and length")
+            texts.append(caption.get("text"))
+            lengths.append(caption.get("length", region.get("length")))
+        else:
+            texts.append(caption)
+            lengths.append(region.get("length"))
+    return {"captions": texts, "lengths": lengths}

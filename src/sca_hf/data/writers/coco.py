@@ -80,11 +80,12 @@ def write_cvat(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shape
     report = WriteReport(folder / "annotations" / "instances_default.json")
     pictures, draft = PictureFolder(folder / "images" / "default"), folder / "entries.jsonl"
     report.path.parent.mkdir()
+    with_lengths = False
     with draft.open("w", encoding="utf-8") as file:
         for record in records:
-            regions = [
-                _coco_record(region, shapes == "polygons") for region in written_regions(record, report, shapes)
-            ]
+            written = written_regions(record, report, shapes, keeps_lengths=True)
+            with_lengths = with_lengths or any(region.length for region in written)
+            regions = [_coco_record(region, shapes == "polygons") for region in written]
             entry = {"image": pictures.add(record), "width": record["width"], "height": record["height"]}
             file.write(json.dumps({**entry, "records": regions}) + "\n")
 
@@ -96,10 +97,15 @@ def write_cvat(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shape
     with report.path.open("w", encoding="utf-8") as file:
         file.writelines(write_coco(entries, categories))
     draft.unlink()
-    caption = {"name": "caption", "mutable": False, "input_type": "text", "default_value": "", "values": [""]}
-    labels = [{"name": name, "attributes": [caption]} for name in categories or [NO_CATEGORY]]
+    text = {"mutable": False, "input_type": "text", "default_value": "", "values": [""]}
+    attributes = [{"name": name, **text} for name in ("caption", *(["length"] if with_lengths else []))]
+    labels = [{"name": name, "attributes": attributes} for name in categories or [NO_CATEGORY]]
     (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _attributes(region: WrittenRegion) -> dict[str, str]:
+    return {"caption": region.caption, **({"length": region.length} if region.length else {})}
 
 
 def _coco_record(region: WrittenRegion, polygons: bool) -> dict[str, Any]:
@@ -113,6 +119,6 @@ def _coco_record(region: WrittenRegion, polygons: bool) -> dict[str, Any]:
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "category": region.label,
         # Here alone: CVAT would lose a second one, other tools leave it behind uncorrected.
-        "attributes": {"caption": region.caption} if region.caption else None,
+        "attributes": _attributes(region) if region.caption else None,
         "score": region.score,
     }

@@ -53,13 +53,14 @@ class WriteReport:
 
 @dataclass
 class WrittenRegion:
-    """A region as all writers want it; box is xyxy in pixels, far edges exclusive."""
+    """A region as all writers want it; box is xyxy in pixels, far edges exclusive; length is the first caption's."""
 
     box: list[float]
     mask: np.ndarray | None
     label: str
     captions: list[str]
     score: float | None
+    length: str | None = None
 
     @property
     def caption(self) -> str:
@@ -68,7 +69,11 @@ class WrittenRegion:
 
 
 def written_regions(
-    record: Mapping[str, Any], report: WriteReport, shapes: Shapes, one_caption: bool = True
+    record: Mapping[str, Any],
+    report: WriteReport,
+    shapes: Shapes,
+    one_caption: bool = True,
+    keeps_lengths: bool = False,
 ) -> list[WrittenRegion]:
     """Returns a record's regions, counts them, and notes what no form keeps.
 
@@ -77,6 +82,7 @@ def written_regions(
         report: Is brought up to date.
         shapes: What regions are; "boxes" leaves masks out.
         one_caption: Whether the form has room for one caption per region only.
+        keeps_lengths: Whether it has room for the length of the first caption.
     """
     found = []
     for region in record["regions"]:
@@ -86,8 +92,9 @@ def written_regions(
         captions = [text for text in region.get("captions") or () if text.strip()]
         report.lost["further captions of a region"] += len(captions[1:]) if one_caption else 0
         report.lost["regions' points"] += region.get("points") is not None
-        label = region.get("category") or NO_CATEGORY
-        found.append(WrittenRegion(list(region["box"]), mask, label, captions, region.get("score")))
+        label, lengths = region.get("category") or NO_CATEGORY, region.get("lengths") or [None]
+        report.lost["lengths of captions"] += any(lengths) and not keeps_lengths
+        found.append(WrittenRegion(list(region["box"]), mask, label, captions, region.get("score"), lengths[0]))
     report.images += 1
     report.regions += len(found)
     report.lost = +report.lost

@@ -275,7 +275,7 @@ async function showProgress(job) {
 
 function options() {
   const value = (name) => element.querySelector(`[data-opt="${name}"]`);
-  const chosen = { task: value("task").value || null, num_beams: Number(value("num_beams").value), max_new_tokens: Number(value("max_new_tokens").value) };
+  const chosen = { task: value("task").value || null, length: value("length").value || null, num_beams: Number(value("num_beams").value), max_new_tokens: Number(value("max_new_tokens").value) };
   if (value("do_sample").checked) Object.assign(chosen, { do_sample: true, temperature: Number(value("temperature").value) });
   return chosen;
 }
@@ -309,9 +309,20 @@ function setPreset(name) {
 function showModel(model) {
   Object.assign(state, { model: model.name, own: model, presets: model.presets });
   const task = element.querySelector('[data-opt="task"]');
-  task.replaceChildren(...model.tasks.map((name) => make("option", { value: name }, name)));
-  task.value = model.tasks.includes("caption") ? "caption" : model.tasks[model.tasks.length - 1];
-  element.querySelector('[data-opt="max_new_tokens"]').max = model.max_new_tokens;
+  const plain = model.tasks.filter((name) => !name.includes(":")); // "caption:detailed" is a length of a task
+  task.replaceChildren(...plain.map((name) => make("option", { value: name }, name)));
+  task.value = model.tasks.includes("caption") ? "caption" : plain[plain.length - 1];
+  const lengths = () => {
+    const known = model.tasks.filter((name) => name.startsWith(`${task.value}:`)).map((name) => name.split(":")[1]);
+    const select = element.querySelector('[data-opt="length"]');
+    select.replaceChildren(...["", ...known].map((name) => make("option", { value: name }, name || "usual")));
+    select.parentElement.hidden = known.length === 0;
+  };
+  task.onchange = lengths;
+  lengths();
+  const most = element.querySelector('[data-opt="max_new_tokens"]');
+  most.max = model.max_new_tokens;
+  if (plain.length < model.tasks.length) most.value = most.max; // captions of any length end by themselves
   setPreset("normal");
   const { knows, limits } = model.scope;
   $("scope").textContent = [knows && `It knows ${knows}.`, limits].filter(Boolean).join(" ");

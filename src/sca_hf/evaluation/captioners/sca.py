@@ -39,7 +39,9 @@ class ScaCaptioner:
         generation: Mapping[str, Any] | None = None,
         name: str = "sca",
         source: str = "",
+        length: str | int | None = None,
     ) -> None:
+        self.length = length
         self.model, self.processor, self.name, self.source = model.eval(), processor, name, source
         self.generation = dict(generation or {})
 
@@ -51,16 +53,18 @@ class ScaCaptioner:
         dtype: torch.dtype | None = None,
         generation: Mapping[str, Any] | None = None,
         revision: str | None = None,
+        length: str | int | None = None,
     ) -> ScaCaptioner:
         """Loads a folder or repository, at a revision; `sca-tiny` and None take the bundled model."""
         loaded, processor = load(model, str(device), dtype, revision)
         name = BUNDLED_MODEL if model is None else str(model)
-        return cls(loaded, processor, generation, name, model_identity(check_repository(model), revision))
+        return cls(loaded, processor, generation, name, model_identity(check_repository(model), revision), length)
 
     def settings(self) -> dict[str, Any]:
         """Returns what changes its answers."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return {"kind": "sca", "model": self.source, "dtype": dtype, "generation": self.generation}
+        length = {} if self.length is None else {"length": self.length}
+        return {"kind": "sca", "model": self.source, "dtype": dtype, "generation": self.generation, **length}
 
     @torch.inference_mode()
     def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
@@ -106,7 +110,8 @@ class ScaCaptioner:
             if pixels
             else {"original_sizes": [(asked.image.height, asked.image.width) for asked in images]}
         )
-        inputs = self.processor(**shown, **processor_arguments(prompts), task=[asked.task for asked in images])
+        tasks = [asked.task for asked in images]
+        inputs = self.processor(**shown, **processor_arguments(prompts), task=tasks, length=self.length)
         return dict(inputs.to(self.model.device, self.model.dtype))
 
 

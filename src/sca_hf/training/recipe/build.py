@@ -26,6 +26,7 @@ from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import PRESETS, ScaTrainingArguments
 from ..image_size import add_detail_encoder, add_second_look, set_image_size
+from ..lengths import add_lengths
 from .known_configs import known_config
 from .schema import ModelSection, load_recipe
 
@@ -208,6 +209,8 @@ def assemble(
         new += add_detail_encoder(model, section.detail_widths)
     if section.second_look_size is not None:
         new += add_second_look(model, section.second_look_size, section.second_look_weights)
+    if section.lengths is not None:
+        new += add_lengths(model, section.lengths)
     for name, value in section.config_fields.items():
         setattr(model.config, name, value)
     if section.max_caption_length is not None:
