@@ -21,6 +21,7 @@ from .. import __version__
 COMMANDS = (
     "caption",
     "anything",
+    "find",
     "video",
     "demo",
     "serve",

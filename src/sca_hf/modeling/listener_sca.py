@@ -25,7 +25,7 @@ PAIRS = ("all", "own")
 # What the processor returns beside the inputs, and a data set's collator beside captions.
 _IGNORED = frozenset({"original_sizes", "reshaped_input_sizes", "mask_labels", "num_items_in_batch"})
 # Of the mean log-probability of a caption beside the log-probability of its region, where captions are chosen.
-_FLUENCY = 1.0
+_FLUENCY = 0.3
 # Tokens of a tree: attention costs their square, a further tree the prefix once more.
 _TREE_TOKENS = 256
 # Vectors that a CPU reads at once: with more, activations leave its cache.
