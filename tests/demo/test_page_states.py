@@ -360,3 +360,29 @@ def test_it_fits_and_looks_right_in_every_state(browser, url, width, theme, tmp_
     page.tab.wait_for_function("() => document.querySelector('.facts dd').textContent === 'the-other'")
     seen("8-drawer-other-model")
     assert not page.errors
+
+
+def test_a_model_that_learned_lengths_has_a_choice_of_them(browser, tmp_path):
+    from sca_hf import ScaForConditionalGeneration, ScaProcessor
+    from sca_hf.model_names import bundled_model
+    from sca_hf.training import add_lengths
+
+    model = ScaForConditionalGeneration.from_pretrained(bundled_model())
+    tokenizer = ScaProcessor.from_pretrained(bundled_model()).tokenizer
+    add_lengths(model, ["short", 12])
+    model.save_pretrained(tmp_path / "long", include_base_models=True)
+    ScaProcessor.from_config(model.config, tokenizer).save_pretrained(tmp_path / "long")
+    server = Server(PORT + 3, "--model", str(tmp_path / "long"), "--model", "sca-tiny").start()
+    try:
+        page, asked = Page(browser, server.url).open(), []
+        page.tab.on("request", lambda request: asked.append(request.post_data or ""))
+        length, task = page.tab.locator('[data-opt="length"]'), page.tab.locator('[data-opt="task"]')
+        assert length.locator("option").all_text_contents() == ["usual", "short", "12"]
+        assert task.locator("option").all_text_contents() == ["recognition", "caption"]
+        length.evaluate("select => { select.value = '12'; select.dispatchEvent(new Event('change')) }")
+        page.tap(*SCENE.objects[0].point)
+        assert page.captions(1)[0] and any('"length":"12"' in body.replace(" ", "") for body in asked)
+        task.evaluate("select => { select.value = 'recognition'; select.dispatchEvent(new Event('change')) }")
+        assert length.locator("option").all_text_contents() == ["usual"] and length.is_hidden() and not page.errors
+    finally:
+        server.stop()
