@@ -27,6 +27,7 @@ CALLS = {
 FIRST_LINES = {
     "caption": ["caption", "missing.png"],
     "anything": ["anything", "missing"],
+    "find": ["find", "missing.png", "a cat"],
     "video": ["video", "missing.mp4", "--box", "1,2,3,4"],
     "demo": ["demo", "--port", "0"],
     "serve": ["serve", "--port", "0"],

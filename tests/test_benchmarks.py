@@ -22,11 +22,13 @@ def steps():
     return {name: call() for name, call in training_calls(SMALL, torch.device("cpu"), torch.float64).items()}
 
 
+@pytest.mark.slow
 def test_a_training_step_keeps_less_for_its_backward_than_the_plain_modules_do(steps):
     assert steps["ours"].saved <= SAVED_RATIO * steps["plain-eager"].saved
     assert steps["ours"].saved == steps["ours, cached"].saved
 
 
+@pytest.mark.slow
 def test_a_training_step_has_the_loss_and_gradients_of_the_plain_modules(steps):
     for name in ("plain-eager", "plain-sdpa", "ours, cached"):
         assert same_step(name, steps["ours"], steps[name])

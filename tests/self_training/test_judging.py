@@ -211,6 +211,7 @@ def test_damaged_files_are_named(judged_folder, proposed, model, tmp_path, capsy
     assert "run `sca-hf self-train propose` to its end" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_damaged_in_a_finished_folder_is_named_or_made_again(judged_folder, proposed, model, capsys):
     command = judge_command(proposed / "proposals", judged_folder, model, "--quiet", "--tiles", "6")
     whole = {path: path.read_bytes() for path in sorted(judged_folder.rglob("*")) if path.is_file()}

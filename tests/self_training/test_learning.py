@@ -179,6 +179,7 @@ def run_command(place, recipe, *more):
     return ["self-train", "run", recipe, *sources, *judges, *more]
 
 
+@pytest.mark.slow
 def test_rounds_go_on_while_the_held_out_set_rises_and_the_best_model_is_kept(judged, model, tmp_path, capsys):
     recipe = write_recipe(tmp_path, model, max_steps=2)
     command = run_command(judged, recipe, "--output", str(tmp_path / "out"), "--rounds", "2", "--ema", "0.5")

@@ -41,7 +41,7 @@ def add_lengths(model: Any, lengths: Sequence[str | int] = LENGTHS) -> list[str]
     count, old = mixer.config.num_task_tokens, mixer.task_tokens.weight
     first = tasks.index(_TASK) * count
     rows = torch.cat([old.detach(), old.detach()[first : first + count].repeat(len(new), 1)])
-    mixer.task_tokens = nn.Embedding.from_pretrained(rows, freeze=not old.requires_grad)
+    mixer.task_tokens = nn.Embedding(*rows.shape, _weight=rows).requires_grad_(old.requires_grad)
     for config in (mixer.config, model.config.mixer_config):
         config.tasks = [*tasks, *new]
     longest = min(MAX_TOKENS, model.longest_caption() or MAX_TOKENS)
