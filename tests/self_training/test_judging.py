@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
-from taught import finish, judge_command, kill_when, lines_of, make_pictures, propose_command, save_model, start
+from taught import finish, judge_command, kill_when, lines_of, make_pictures, propose_command, start
 
 from sca_hf.captioning import load
 from sca_hf.cli import main
@@ -16,11 +16,6 @@ from sca_hf.data.scenes import scenes
 from sca_hf.self_training import label_records, read_manifest
 from sca_hf.self_training.judges import agreement, build_judges, erased, find_function, judged, word_f1
 from sca_hf.self_training.settings import JUDGES
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

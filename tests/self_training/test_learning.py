@@ -30,11 +30,6 @@ from sca_hf.training.recipe.schema import DataSection, load_recipe
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def judged(model, tmp_path_factory):
     """A folder with a finished manifest."""
     place = tmp_path_factory.mktemp("judged")

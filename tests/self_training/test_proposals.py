@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from taught import finish, kill_when, lines_of, make_pictures, propose_command, save_model, start
+from taught import finish, kill_when, lines_of, make_pictures, propose_command, start
 
 from sca_hf.anything.sources import find_images
 from sca_hf.captioning import load
@@ -15,11 +15,6 @@ from sca_hf.processing.anything_sca import encode_image
 from sca_hf.self_training import ProposeRun, propose
 from sca_hf.self_training.settings import VIEWS
 from sca_hf.self_training.views import ViewCaptioner
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -1,0 +1,10 @@
+"""What the tests of self-training share."""
+
+import pytest
+from taught import save_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a tiny teacher."""
+    return save_model(tmp_path_factory.mktemp("model"))
