@@ -23,7 +23,7 @@ from .names import NAMES
 
 
 # How much louder than the language model knows them the words of class scores are: beside them are other queries.
-_LOUD = 30.0
+LOUD = 30.0
 
 
 @torch.no_grad()
@@ -34,12 +34,12 @@ def read_names(model: Any, tokenizer: Any) -> None:
     """
     mixer, config = model.mixer, model.config
     config.sam_config.class_channels = config.mixer_config.class_channels = len(NAMES)
-    model.sam.vision_encoder.class_channels = len(NAMES)
+    model.sam.vision_encoder.given_channels = len(NAMES)
     mixer.class_reader = ClassReader(len(NAMES), config.mixer_config.hidden_size).to(mixer.language_project.weight)
     torch.nn.init.ones_(mixer.class_reader.scale.weight)
     words = model.get_input_embeddings().weight
     said = torch.stack([words[tokenizer(" " + name)["input_ids"]].mean(0) for name in NAMES])  # (80, D)
-    said = _LOUD * (said - said.mean(0))  # nothing where every score is the same
+    said = LOUD * (said - said.mean(0))  # nothing where every score is the same
     # What language_project turns into these.
     mixer.class_reader.vectors.weight.copy_(torch.linalg.lstsq(mixer.language_project.weight, said.T).solution)
 
