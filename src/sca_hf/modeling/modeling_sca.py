@@ -392,7 +392,7 @@ class ScaForConditionalGeneration(
         reads = self.detail_encoder is not None or self.mixer.reads_features
         if queries and reads and not inputs.intermediate_embeddings:
             raise ValueError(
-                "a model with a detail encoder, or that reads class scores or features of its image encoder, needs the "
+                "a model with a detail encoder, or that reads class scores or features of its encoder, needs the "
                 "intermediate_embeddings of get_image_embeddings; pass them with image_embeddings."
             )
         form = (frame.width, frame.grid, frame.grid)
