@@ -19,7 +19,7 @@ from sca_hf.training import ScaTrainer, ScaTrainingArguments
 from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import Recipe
 
-from .start import LOUD
+from .start import words_of
 from .swapped_names import SwappedNamesTrainer
 
 
@@ -88,15 +88,11 @@ def _features(model: Any, processor: Any, image: Any, boxes: list[list[float]]) 
 
 
 def _targets(model: Any, tokenizer: Any, names: list[str | None]) -> torch.Tensor:
-    """What `language_project` turns into the words of each name, (n, C); zeros where there is none."""
-    words = model.get_input_embeddings().weight.double()
-    mean = torch.stack([words[tokenizer(f" {name}")["input_ids"]].mean(0) for name in set(names) - {None}]).mean(0)
-    said = {
-        name: LOUD * (words[tokenizer(f" {name}")["input_ids"]] - mean).sum(0) if name else torch.zeros_like(mean)
-        for name in set(names)
-    }
-    project = model.mixer.language_project.weight.double()
-    return torch.linalg.lstsq(project, torch.stack([said[name] for name in names]).T).solution.T
+    """The words of each name, (n, C); zeros where there is none."""
+    known = sorted({name for name in names if name is not None})
+    said = dict(zip(known, words_of(model, tokenizer, known).double(), strict=True))
+    nothing = torch.zeros(model.config.mixer_config.hidden_size, dtype=torch.double)
+    return torch.stack([nothing if name is None else said[name] for name in names])
 
 
 def _ridge(x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
