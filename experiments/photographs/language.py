@@ -76,7 +76,8 @@ class SummedWords(WholeCheckpoints):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The language model's loss on the texts behind such prefixes."""
         words, ids, summed = model.get_input_embeddings(), inputs.pop("input_ids"), inputs.pop("summed")
-        first, last = LanguageSettings.num_task_tokens, LanguageSettings.num_task_tokens + LanguageSettings.num_keywords
+        first = LanguageSettings.num_task_tokens
+        last = first + LanguageSettings.num_keywords
         added = (words(summed.clamp(min=0)) * (summed >= 0)[..., None]).sum(1, keepdim=True)  # (B, 1, D)
         embeds = words(ids).clone()
         for noise, parts in zip(_NOISE, (1, last - first), strict=True):

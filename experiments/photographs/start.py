@@ -36,8 +36,9 @@ def say_words(model: Any, tokenizer: Any) -> None:
     mixer, words = model.mixer, model.get_input_embeddings().weight
     torch.nn.init.orthogonal_(mixer.language_project.weight, gain=_QUIET)
     mixer.language_project.bias.copy_(words[tokenizer.pad_token_id])
-    tasks = torch.stack([words[tokenizer(f" {task}")["input_ids"]].mean(0) for task in model.config.mixer_config.tasks])
-    mixer.task_tokens.weight.copy_(tasks.repeat_interleave(model.config.mixer_config.num_task_tokens, 0))
+    config = mixer.config
+    tasks = torch.stack([words[tokenizer(f" {task}")["input_ids"]].mean(0) for task in config.tasks])
+    mixer.task_tokens.weight.copy_(tasks.repeat_interleave(config.num_task_tokens, 0))
 
 
 def words_of(model: Any, tokenizer: Any, names: Sequence[str]) -> torch.Tensor:
