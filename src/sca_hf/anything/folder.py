@@ -74,6 +74,12 @@ class FolderRun:
             "overlays": self.overlays,
         }
 
+    def boxes_of(self, item: ImageItem) -> list[list[float]] | None:
+        """Returns the boxes of an image, none where a detector's file has none; None where a grid is to find some."""
+        if self.boxes is None or isinstance(self.boxes, str):
+            return None if self.boxes is None else item.boxes()
+        return boxes_of(self.boxes, item.name) or []
+
     def overlay_of(self, item: ImageItem) -> Path:
         """Returns where the drawing of an image goes."""
         return Path(self.output) / OVERLAYS / f"{file_name(item.name)}.png"
@@ -101,12 +107,7 @@ class ImageCaptioner:
         return {**known, "width": picture.width, "height": picture.height, "records": records}
 
     def _records(self, item: ImageItem) -> tuple[Any, list[dict[str, Any]]]:
-        picture = item.load()
-        boxes = None
-        if self.run.boxes is not None:
-            boxes = item.boxes() if isinstance(self.run.boxes, str) else boxes_of(self.run.boxes, item.name)
-            if boxes is None:
-                raise ValueError(f"the boxes file has no boxes for {item.name}.")
+        picture, boxes = item.load(), self.run.boxes_of(item)
         return picture, caption_anything(
             self.model, self.processor, picture, self.settings, boxes, **self.run.generation
         )
