@@ -96,7 +96,7 @@ class _Picture:
     min_area: int = 0
     nms_thresh: float | None = None
 
-    def suppress(self) -> None:
+    def nms_again(self) -> None:
         """Drop what cleaning left empty, and what has become alike: scaling loses specks, and cleaning loses more.
 
         Masks that cleaning did not change go first.
@@ -222,7 +222,7 @@ def _find(
         picture.min_area = settings.min_mask_region_area
         picture.nms_thresh = max(settings.box_nms_thresh, settings.crop_nms_thresh if len(views) > 1 else 0.0)
     picture.masks = [one for view in views for one in _masks(processor, view, picture, settings)]
-    picture.suppress()
+    picture.nms_again()
     return picture
 
 
@@ -411,7 +411,7 @@ def _caption(
             drawn, one.changed = _drawn(record["mask"], one.view, picture)
             one.record |= {**drawn, "predicted_iou": record["iou"]}
     for picture in pictures if look else ():
-        picture.suppress()
+        picture.nms_again()
 
 
 def _caption_prompt(one: _Mask, prompt: int, kind: str) -> Any:
