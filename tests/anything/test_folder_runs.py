@@ -263,6 +263,21 @@ def test_boxes_of_a_detector_take_the_place_of_the_grid(form, model, tmp_path):
     assert [name[:9] for name in drawn] == ["a-001.png", "b-000.png"]
 
 
+def test_where_a_detector_found_nothing_nothing_is_captioned(model, tmp_path, capsys):
+    folder = make_folder(tmp_path / "photos", 2, 0)
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"a/001.png": [{"box": [2, 3, 22, 13]}]}))
+    assert main(anything(model, folder, tmp_path / "out", "--boxes", str(boxes))) == 0
+    records, _, failed = results(tmp_path / "out")
+    assert [len(image["records"]) for image in records] == [1, 0] and not failed
+    assert "boxes.json has no boxes for 1 of 2 images, such as b/000.png" in capsys.readouterr().err
+    boxes.write_text(json.dumps({"other.png": [{"box": [2, 3, 22, 13]}]}))
+    assert main(anything(model, folder, tmp_path / "none", "--boxes", str(boxes))) == 2
+    said = capsys.readouterr().err
+    assert "has no boxes for any of the images, such as a/001.png; it names other.png" in said
+    assert not (tmp_path / "none").exists()
+
+
 def test_no_two_images_share_an_overlay(model, tmp_path):
     names = ("a b.png", "a-b.png", "a_b.png", "\u00e9.png", "\u00ea.png", ".a.png", "x" * 150 + ".png")
     (tmp_path / "photos").mkdir()

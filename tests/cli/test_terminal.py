@@ -229,7 +229,9 @@ def test_ctrl_c_says_how_to_resume_and_the_same_command_does(saved, photos, caps
         interrupted_after(patch, "sca_hf.anything.folder.caption_each", 1)
         assert run("anything", saved, "a", "b", "--batch-size=1", "--output", "out") == 130
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("sca-hf: interrupted: to resume, run the same command: sca-hf anything a b --batch-size=1 --output out ")
+    assert told.startswith(
+        "sca-hf: interrupted: to resume, run the same command: sca-hf anything a b --batch-size=1 --output out "
+    )
     interrupted_after(monkeypatch, "sca_hf.anything.folder.caption_each", 2)  # one is done: two are left
     assert run("anything", saved, "a", "b", "--batch-size=1", "--output", "out") == 0
     monkeypatch.setattr("sca_hf.evaluation.predict._fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

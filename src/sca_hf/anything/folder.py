@@ -82,6 +82,12 @@ class FolderRun:
             "overlays": self.overlays,
         }
 
+    def boxes_of(self, item: ImageItem) -> list[list[float]] | None:
+        """Returns the boxes of an image, none where a detector's file has none; None where a grid is to find some."""
+        if self.boxes is None or isinstance(self.boxes, str):
+            return None if self.boxes is None else item.boxes()
+        return boxes_of(self.boxes, item.name) or []
+
     def overlay_of(self, item: ImageItem) -> Path:
         """Returns where the drawing of an image goes."""
         return Path(self.output) / OVERLAYS / f"{file_name(item.name)}.png"
@@ -131,18 +137,9 @@ class ImageCaptioner:
     def _opened(self, item: ImageItem) -> Any:
         """Returns an image with its boxes, or what is wrong with it."""
         try:
-            return item.load(), self.boxes_for(item)
+            return item.load(), self.run.boxes_of(item)
         except IMAGE_ERRORS as error:
             return error
-
-    def boxes_for(self, item: ImageItem) -> list[list[float]] | None:
-        """Returns the boxes that the run has for an image, None where a grid finds them."""
-        if self.run.boxes is None:
-            return None
-        boxes = item.boxes() if isinstance(self.run.boxes, str) else boxes_of(self.run.boxes, item.name)
-        if boxes is None:
-            raise ValueError(f"the boxes file has no boxes for {item.name}.")
-        return boxes
 
     def _described(self, opened: list[tuple[Any, Any]]) -> list[Any]:
         """Returns the records of each image, or what is wrong with it: then each is captioned by itself."""

@@ -17,6 +17,7 @@ from .parsing import (
     begin_loading,
     command,
     look,
+    notice,
     positive,
     prepare,
     process_device,
@@ -122,7 +123,7 @@ def _add_setting(group: Any, setting: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns 1 where an image could not be captioned."""
-    from ..anything.sources import find_images, read_boxes
+    from ..anything.sources import find_images
     from ..run_log import torchrun_rank
 
     settings = read_settings(options)
@@ -130,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
     items = find_images(options.sources, output=options.output)
     if options.output is None and options.json is None and len(items) > _MAX_PRINTED:
         raise ValueError(f"{len(items)} images are too many to print; pass an output folder with --output.")
-    boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
+    boxes = boxes_for(options, items)
     begin_loading(options, options.model, before=f"{len(items)} image{'s' * (len(items) != 1)}, ")
     from ..anything.folder import FolderRun, run_folder, wait_and_finish, write_for_tool
 
@@ -174,6 +175,30 @@ def run(options: argparse.Namespace) -> int:
         if report is None or not options.quiet:
             print(f"{tool}: {kept if report is None else report}")
     return failures.exit_code()
+
+
+def boxes_for(options: argparse.Namespace, items: "list[ImageItem]") -> Any:
+    """Returns what `--boxes` names, and says of how many images a detector's file has nothing.
+
+    Raises:
+        ValueError: It has none of the images, so it is of others, or names them in another way.
+    """
+    from ..anything.sources import boxes_of, read_boxes
+
+    if options.boxes in (None, "data"):
+        return options.boxes
+    boxes = read_boxes(options.boxes, options.min_score)
+    without = [item.name for item in items if boxes_of(boxes, item.name) is None]
+    if len(without) == len(items):
+        named = ", ".join(list(boxes)[:3]) or "no image"
+        raise ValueError(
+            f"{options.boxes} has no boxes for any of the images, such as {without[0]}; it names {named}."
+        )
+    if without:
+        notice(
+            options, f"{options.boxes} has no boxes for {len(without)} of {len(items)} images, such as {without[0]}"
+        )
+    return boxes
 
 
 def _generation(options: argparse.Namespace) -> dict[str, Any]:

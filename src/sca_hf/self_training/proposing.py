@@ -110,8 +110,7 @@ def proposals(run: ProposeRun) -> Callable[[list[ImageItem]], Iterable[dict[str,
 def _records(
     run: ProposeRun, captioner: ImageCaptioner, views: ViewCaptioner, item: ImageItem, picture: Any
 ) -> list[dict[str, Any]]:
-    boxes = captioner.boxes_for(item)
-    model, processor = captioner.model, captioner.processor
+    model, processor, boxes = captioner.model, captioner.processor, run.boxes_of(item)
     encoded = encode_image(model, processor, picture)
     records = caption_anything(model, processor, picture, captioner.settings, boxes, encoded, **run.generation)
     regions = [{"box": region_box(record), "mask": record["segmentation"]} for record in records]
