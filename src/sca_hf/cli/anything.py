@@ -13,6 +13,7 @@ from .parsing import (
     add_agreement,
     add_loading,
     add_tools,
+    add_workers,
     begin_loading,
     command,
     look,
@@ -87,6 +88,7 @@ def add(commands: Any) -> None:
     declared.add_argument("--overlays", action="store_true", help="draw each image with its regions")
     add_tools(declared)
     declared.add_argument("--retry", action="store_true", help="retry images that failed before")
+    add_workers(declared, None)
     declared.add_argument("--ray", type=positive, metavar="N", help="caption with N actors of a Ray cluster")
     add_settings(declared)
 
@@ -144,6 +146,8 @@ def run(options: argparse.Namespace) -> int:
         process_device(options.device),
         options.dtype,
         options.revision,
+        options.batch_size,
+        options.num_workers,
     )
     failures = Failures(options, len(items))
     if options.output is None:
@@ -217,15 +221,14 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[ImageItem]", failures: Failures) -> int:
-    """Captions images one by one, and prints a table for each, or writes them as JSON."""
+    """Captions images, and prints a table for each as it is there, or writes them as JSON."""
     from ..anything.folder import ImageCaptioner
     from ..captioning import one_line, with_doubt
 
-    captioner = ImageCaptioner(run)
+    described = ImageCaptioner(run).captions(items)
     entries: list[dict[str, Any]] = []
     try:
-        for item in items:
-            entry = captioner(item)
+        for item, entry in zip(items, described, strict=True):
             name = in_one_line(item.name)
             if "error" in entry:
                 failures.add(item.name, entry["error"])
