@@ -42,9 +42,8 @@ $(VENV)/.installed-dev: pyproject.toml requirements/constraints.txt | $(BIN)/pyt
 
 install: $(VENV)/.installed-dev ## set up .venv for working on sca-hf
 
-demo: $(VENV)/.installed ## caption a picture with the bundled model: a picture, a JSON file and a table in demo-output/
-	$(BIN)/sca-hf scene $(DEMO)/scene.png --seed 20000010 --regions $(DEMO)/prompts.json
-	$(BIN)/sca-hf caption $(DEMO)/scene.png --regions $(DEMO)/prompts.json \
+demo: $(VENV)/.installed ## caption a photograph with the bundled model: a picture, a JSON file and a table in demo-output/
+	$(BIN)/sca-hf caption examples/coffee.jpg --regions examples/coffee.json \
 		--json $(DEMO)/captions.json --overlay $(DEMO)/captions.png
 
 test: $(VENV)/.installed-dev ## the fast tests

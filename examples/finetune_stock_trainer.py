@@ -7,8 +7,8 @@ from sca_hf.data import hold_out, load_regions
 from sca_hf.training import RegionCollator, SeededDataset, apply_preset, pretrain_detail_encoder, training_augmentation
 
 
-model = ScaForConditionalGeneration.from_pretrained(bundled_model())
-processor = ScaProcessor.from_pretrained(bundled_model())
+model = ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny"))
+processor = ScaProcessor.from_pretrained(bundled_model("sca-tiny"))
 (regions,), (held_out,) = hold_out([load_regions("voc", root="my-boxes")], 0.2)
 side = model.config.sam_config.vision_config.image_size
 changes = {"scale": [0.7, 1.8], "rotate": 8, "color": 0.25, "paste": {"number": 4, "size": [0.1, 0.5], "rotate": 8}}

@@ -189,7 +189,7 @@ def measure_finding(
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder, repository id or sca-tiny (default)")
+    parser.add_argument("--model", default="sca-tiny", help="folder or repository id (%(default)s)")
     parser.add_argument("--split", default="test", choices=list(scenes.SPLIT_STARTS))
     parser.add_argument("--pictures", type=int, default=20, help="of look-alikes (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=60, help="to find by words in (default: %(default)s)")

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 import sca_hf
+from sca_hf.model_names import BUNDLED_MODELS, bundled_model
 
 
 PACKAGE = Path(sca_hf.__file__).parent
-BUNDLED = PACKAGE / "assets" / "sca-tiny"
+BUNDLED = bundled_model()
 
 
-@pytest.mark.parametrize("link", sorted(BUNDLED.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "link", sorted(BUNDLED.parent.glob("*/*.py")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_the_code_in_the_bundle_is_a_link_to_the_code_of_the_package(link):
     assert link.is_symlink() and not link.readlink().is_absolute(), f"{link.name} is a file of its own: link it"
     assert link.resolve(strict=True).parent.name in ("modeling", "processing") and link.resolve().name == link.name
@@ -22,7 +25,8 @@ def test_the_code_in_the_bundle_is_a_link_to_the_code_of_the_package(link):
 
 def test_the_bundle_has_all_the_code():
     code = {path.name for folder in ("modeling", "processing") for path in (PACKAGE / folder).glob("*_sca.py")}
-    assert {path.name for path in BUNDLED.glob("*.py")} == code
+    for name in BUNDLED_MODELS:
+        assert {path.name for path in bundled_model(name).glob("*.py")} == code
 
 
 def test_a_saved_model_holds_files_and_not_links(tmp_path):
@@ -42,12 +46,12 @@ def test_the_wheel_holds_files_of_full_size(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        for link in BUNDLED.glob("*.py"):
-            assert archive.read(f"sca_hf/assets/sca-tiny/{link.name}") == link.read_bytes()
+        for link in BUNDLED.parent.glob("*/*.py"):
+            assert archive.read(f"sca_hf/assets/{link.parent.name}/{link.name}") == link.read_bytes()
 
 
 def test_the_bundle_is_small_and_whole():
-    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 12e6
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 25e6
     assert sorted(path.name for path in BUNDLED.glob("*.safetensors")) == ["model.safetensors"]
     assert not list(BUNDLED.glob("*.bin")) + list(BUNDLED.glob("*.pkl"))
 

@@ -24,5 +24,5 @@ def measured(shared, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "datasets")
-        model = ScaForConditionalGeneration.from_pretrained(bundled_model()).eval()
-        return measure(model, ScaProcessor.from_pretrained(bundled_model()))
+        model = ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny")).eval()
+        return measure(model, ScaProcessor.from_pretrained(bundled_model("sca-tiny")))

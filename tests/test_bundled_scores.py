@@ -20,8 +20,8 @@ NAMED = {"road_signs": 0.85, "playing_cards": 0.75, "blood_cells": 0.93, "dates_
 @pytest.fixture(scope="module")
 def bundled():
     return (
-        ScaForConditionalGeneration.from_pretrained(bundled_model()).eval(),
-        ScaProcessor.from_pretrained(bundled_model()),
+        ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny")).eval(),
+        ScaProcessor.from_pretrained(bundled_model("sca-tiny")),
     )
 
 

@@ -1,4 +1,4 @@
-"""`sca-tiny` is one model wherever a model is named, from any working directory."""
+"""A bundled model is one model wherever it is named, from any working directory; `sca-photo` where none is named."""
 
 import os
 import shutil
@@ -21,20 +21,23 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_name_means_the_bundled_model_and_so_does_no_name():
-    assert resolve_model("sca-tiny") == resolve_model(None) == check_repository(None) == str(bundled_model())
+def test_a_name_means_a_bundled_model_and_no_name_the_one_for_photographs():
+    assert resolve_model("sca-photo") == resolve_model(None) == check_repository(None) == str(bundled_model())
+    assert resolve_model("sca-tiny") == str(bundled_model("sca-tiny")) != str(bundled_model())
+    with pytest.raises(ValueError, match="'sca-large' does not come with sca-hf; sca-photo and sca-tiny do"):
+        bundled_model("sca-large")
     assert resolve_model("./sca-tiny") == "./sca-tiny" and resolve_model("gpt2") == "gpt2"
 
 
 def test_a_folder_of_that_name_is_one_clear_error(tmp_path, monkeypatch):
     (tmp_path / "sca-tiny").mkdir()
-    assert resolve_model("sca-tiny") == str(bundled_model())  # an empty folder is not a model
+    assert resolve_model("sca-tiny") == str(bundled_model("sca-tiny"))  # an empty folder is not a model
     (tmp_path / "sca-tiny" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"write \./sca-tiny"):
         resolve_model("sca-tiny")
     assert check_repository("./sca-tiny") == "./sca-tiny" and resolve_model(None) == str(bundled_model())
     monkeypatch.chdir(bundled_model().parent)  # there the folder of that name is the bundled model
-    assert resolve_model("sca-tiny") == str(bundled_model())
+    assert resolve_model("sca-tiny") == str(bundled_model("sca-tiny"))
 
 
 def test_what_is_neither_a_folder_nor_a_repository_is_told_so(tmp_path):
@@ -47,12 +50,12 @@ def test_what_is_neither_a_folder_nor_a_repository_is_told_so(tmp_path):
 
 def test_a_checkout_without_links_is_one_clear_error(tmp_path, monkeypatch):
     assets = tmp_path / "package" / "assets"
-    shutil.copytree(bundled_model(), assets / "sca-tiny")
+    shutil.copytree(bundled_model("sca-tiny"), assets / "sca-tiny")
     monkeypatch.setattr(resources, "files", lambda package: tmp_path / "package")
-    assert bundled_model() == assets / "sca-tiny"
+    assert bundled_model("sca-tiny") == assets / "sca-tiny"
     (assets / "sca-tiny" / "modeling_sca.py").write_text("../../modeling/modeling_sca.py")
     with pytest.raises(RuntimeError, match=r"git config core\.symlinks true.*git checkout"):
-        bundled_model()
+        bundled_model("sca-tiny")
 
 
 def test_every_command_knows_the_name(capsys, tmp_path):
@@ -67,7 +70,7 @@ def test_every_command_knows_the_name(capsys, tmp_path):
 
 
 def test_captioners_know_the_name():
-    assert ScaCaptioner.load("sca-tiny").source == ScaCaptioner.load().source
+    assert ScaCaptioner.load("sca-photo").source == ScaCaptioner.load().source
     assert Segmenter.load("sca-tiny").sam.config.model_type == "sam"
 
 

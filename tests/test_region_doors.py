@@ -14,7 +14,7 @@ import pytest
 
 from sca_hf import captioning
 from sca_hf.cli import main
-from sca_hf.model_names import BUNDLED_MODEL, resolve_model
+from sca_hf.model_names import DEFAULT_MODEL, resolve_model
 from sca_hf.processing.masks_sca import encode_rle
 from sca_hf.processing.region_prompts_sca import MAX_POINTS
 from sca_hf.testing import tiny_image
@@ -200,7 +200,7 @@ class Doors:
 
 @pytest.fixture(scope="module")
 def engine():
-    one = Engine(device="cpu")
+    one = Engine(["sca-tiny"], device="cpu")
     yield one
     one.close()
 
@@ -212,7 +212,7 @@ def handler():
     spec = importlib.util.spec_from_file_location("handler", str(path))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.EndpointHandler(str(resolve_model(BUNDLED_MODEL)))
+    return module.EndpointHandler(str(resolve_model(DEFAULT_MODEL)))
 
 
 @pytest.fixture

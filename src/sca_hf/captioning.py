@@ -95,7 +95,7 @@ def load(
     """Loads a model and its processor.
 
     Args:
-        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`.
+        model: `sca-photo`, `sca-tiny`, a folder or a repository id; None takes `sca-photo`.
         device: None takes CUDA where it is present.
         dtype: precision of the weights, for instance "bfloat16"; None: as saved.
         revision: branch, tag or commit of a repository.

@@ -1,4 +1,4 @@
-"""What a model may be called: `sca-tiny`, the folder of a saved model, or a repository id."""
+"""What a model may be called: one that comes with this package, the folder of a saved model, or a repository id."""
 
 import os
 import re
@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 
-BUNDLED_MODEL = "sca-tiny"
+DEFAULT_MODEL = "sca-photo"
+# What comes with this package: the default sees photographs; sca-tiny is small and knows drawings.
+BUNDLED_MODELS = (DEFAULT_MODEL, "sca-tiny")
 _REPOSITORY_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # A symbolic link that was checked out as a file holds a path and nothing else.
 _LINK_BYTES = 200
 
 
-def bundled_model() -> Path:
-    """Return the folder of `sca-tiny`, the model that comes with this package.
+def bundled_model(name: str = DEFAULT_MODEL) -> Path:
+    """Return the folder of a model that comes with this package: `sca-photo`, or the small `sca-tiny`.
 
     Raises:
+        ValueError: no model of that name comes with it.
         RuntimeError: the package was checked out, or built from a checkout, without symbolic links.
     """
-    folder = Path(str(resources.files("sca_hf") / "assets" / BUNDLED_MODEL))
+    if name not in BUNDLED_MODELS:
+        raise ValueError(f"{name!r} does not come with sca-hf; {' and '.join(BUNDLED_MODELS)} do.")
+    folder = Path(str(resources.files("sca_hf") / "assets" / name))
     for path in folder.glob("*.py"):
         if path.stat().st_size < _LINK_BYTES and path.read_text(encoding="utf-8").startswith("../"):
             raise RuntimeError(
@@ -31,19 +36,22 @@ def bundled_model() -> Path:
 
 
 def resolve_model(name: str | os.PathLike[str] | None) -> str:
-    """Return what to load for a model's name: the bundled model's folder for `sca-tiny` and None, else the name.
+    """Return what to load for a model's name: a folder for a model that comes with this package, else the name.
+
+    None means `sca-photo`.
 
     Raises:
-        ValueError: the working directory holds another model in a folder called `sca-tiny`.
+        ValueError: the working directory holds another model in a folder called as one of them.
     """
-    if name is not None and str(name) != BUNDLED_MODEL:
+    if name is None:
+        return str(bundled_model())
+    if str(name) not in BUNDLED_MODELS:
         return str(name)
-    bundled = bundled_model()
-    here = Path(BUNDLED_MODEL)
-    if name is not None and (here / "config.json").is_file() and not here.samefile(bundled):
+    bundled, here = bundled_model(str(name)), Path(name)
+    if (here / "config.json").is_file() and not here.samefile(bundled):
         raise ValueError(
-            f"{BUNDLED_MODEL} means the bundled model, but the working directory has a model of that name: write "
-            f"./{BUNDLED_MODEL} for the folder, or rename it."
+            f"{name} means the bundled model, but the working directory has a model of that name: write "
+            f"./{name} for the folder, or rename it."
         )
     return str(bundled)
 
@@ -61,7 +69,7 @@ def check_repository(name: str | os.PathLike[str] | None, revision: str | None =
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name} holds no config.json; give the folder of a saved model.")
         if revision is not None:
-            raise ValueError(f"{name or BUNDLED_MODEL} is a folder, and folders have no revision {revision}.")
+            raise ValueError(f"{name or DEFAULT_MODEL} is a folder, and folders have no revision {revision}.")
     elif folder.exists() or not _REPOSITORY_ID.fullmatch(source):
         raise FileNotFoundError(f"{name} is neither a folder with a saved model nor a repository id.")
     return source
@@ -73,7 +81,8 @@ def region_captioning_pipeline(model: Any = None, **kwargs: Any) -> Any:
     The code that runs is this package's, never the repository's.
 
     Args:
-        model: `sca-tiny`, a folder or a repository id; None takes `sca-tiny`. Or a loaded model, with `processor=`.
+        model: `sca-photo`, `sca-tiny`, a folder or a repository id; None takes `sca-photo`. Or a loaded
+            model, with `processor=`.
         kwargs: further arguments of `transformers.pipeline`, for instance `device`.
     """
     from transformers import pipeline

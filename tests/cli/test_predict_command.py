@@ -21,9 +21,20 @@ def run(*arguments):
     return main(["predict", *map(str, arguments)])
 
 
-def test_the_bundled_model_describes_scenes(tmp_path, capsys):
+def test_a_bundled_model_describes_scenes(tmp_path, capsys):
     output = tmp_path / "new" / "said.jsonl"
-    arguments = ("--data", "scenes:split=test,count=6", "--output", output, "--prompt", "mask", "--masks", "best")
+    arguments = (
+        "--model",
+        "sca-tiny",
+        "--data",
+        "scenes:split=test,count=6",
+        "--output",
+        output,
+        "--prompt",
+        "mask",
+        "--masks",
+        "best",
+    )
     assert run(*arguments, "--num-beams", 2) == 0
     assert f"predictions: {output}" in capsys.readouterr().out
     records = read_predictions(output)

@@ -52,7 +52,7 @@ def url(browser):
     with tempfile.TemporaryDirectory() as folder:
         from sca_hf.model_names import bundled_model
 
-        other = shutil.copytree(bundled_model(), Path(folder) / "the-other")
+        other = shutil.copytree(bundled_model("sca-tiny"), Path(folder) / "the-other")
         server = Server(PORT, "--model", "sca-tiny", "--model", str(other)).start()
         yield server.url
         server.stop()

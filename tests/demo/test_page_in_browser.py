@@ -105,7 +105,7 @@ def test_the_keyboard_is_enough(browser, url):
     assert page.tab.evaluate("() => document.activeElement.dataset.act") == "run"
     page.tab.keyboard.press("Enter")
     page.tab.wait_for_selector(".regions .numbers")
-    page.tab.focus("canvas")  # where a cross stands in the middle, on the sign
+    page.tab.focus("canvas")  # where a cross stands in the middle
     for _ in range(40):
         page.tab.keyboard.press("Enter")
         if page.tab.is_visible('[data-id="bubble"]'):

@@ -367,8 +367,8 @@ def test_a_model_that_learned_lengths_has_a_choice_of_them(browser, tmp_path):
     from sca_hf.model_names import bundled_model
     from sca_hf.training import add_lengths
 
-    model = ScaForConditionalGeneration.from_pretrained(bundled_model())
-    tokenizer = ScaProcessor.from_pretrained(bundled_model()).tokenizer
+    model = ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny"))
+    tokenizer = ScaProcessor.from_pretrained(bundled_model("sca-tiny")).tokenizer
     add_lengths(model, ["short", 12])
     model.save_pretrained(tmp_path / "long", include_base_models=True)
     ScaProcessor.from_config(model.config, tokenizer).save_pretrained(tmp_path / "long")

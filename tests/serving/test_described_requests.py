@@ -35,7 +35,7 @@ IMAGE = picture()
 
 @pytest.fixture(scope="module")
 def described():
-    engine = Engine(device="cpu", limits=Limits(file_bytes=1 << 20, regions=20, points_per_side=4))
+    engine = Engine(["sca-tiny"], device="cpu", limits=Limits(file_bytes=1 << 20, regions=20, points_per_side=4))
     yield schemathesis.openapi.from_asgi("/openapi.json", create_app(engine))
     engine.close()
 

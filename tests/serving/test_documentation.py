@@ -17,7 +17,7 @@ from sca_hf.serving.examples import requests
 
 @pytest.fixture(scope="module")
 def engine():
-    one = Engine(device="cpu", limits=Limits(regions=7))
+    one = Engine(["sca-tiny"], device="cpu", limits=Limits(regions=7))
     yield one
     one.close()
 

@@ -37,7 +37,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def engine():
-    one = Engine(device="cpu")
+    one = Engine(["sca-tiny"], device="cpu")
     yield one
     one.close()
 

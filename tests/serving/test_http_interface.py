@@ -42,7 +42,7 @@ IMAGE = base64.b64encode(FILE).decode()
 
 @pytest.fixture(scope="module")
 def engine():
-    one = Engine(device="cpu", limits=Limits(file_bytes=1 << 20, pixels=1_000_000, regions=20))
+    one = Engine(["sca-tiny"], device="cpu", limits=Limits(file_bytes=1 << 20, pixels=1_000_000, regions=20))
     yield one
     one.close()
 
@@ -294,7 +294,7 @@ def test_bodies_above_the_limit_are_refused_told_or_not(client):
 
 
 def test_a_full_queue_says_so(client):
-    small = Engine(device="cpu", limits=Limits(waiting=1))
+    small = Engine(["sca-tiny"], device="cpu", limits=Limits(waiting=1))
     image = small.open_image(FILE)
     from sca_hf.processing.region_prompts_sca import RegionPrompt
 
@@ -313,7 +313,7 @@ def test_a_full_queue_says_so(client):
 def test_two_models_of_one_name_are_refused(tmp_path):
     from sca_hf.model_names import bundled_model
 
-    (tmp_path / "sca-tiny").symlink_to(bundled_model())
+    (tmp_path / "sca-tiny").symlink_to(bundled_model("sca-tiny"))
     with pytest.raises(ValueError, match="two models have the name sca-tiny"):
         Engine(["sca-tiny", str(tmp_path / "sca-tiny")])
 

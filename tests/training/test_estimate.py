@@ -161,10 +161,10 @@ def test_weights_of_a_model_that_only_answers(capsys):
     model = model.requires_grad_(False)
     gpt2 = list(part_memories(model, "torchao-int8"))[2]
     assert set(gpt2.bytes_by_dtype) == {"bfloat16"}, "torchao quantizes no Conv1D"
-    main(["estimate", str(bundled_model()), "--gpu-memory", "1MB"])
+    main(["estimate", str(bundled_model("sca-tiny")), "--gpu-memory", "1MB"])
     printed = capsys.readouterr().out
     assert "total" in printed and "too large" in printed
-    assert main(["estimate", str(bundled_model()), "--images", "3"])
+    assert main(["estimate", str(bundled_model("sca-tiny")), "--images", "3"])
     assert "only apply to recipes" in capsys.readouterr().err
 
 

@@ -63,14 +63,14 @@ def test_what_a_preset_changes_decides_what_is_saved(make_model, processor, tmp_
 
 def test_what_is_trained_from_the_bundled_model_is_whole(processor, tmp_path):
     """It can be moved and published, whatever becomes of the installation that it came with."""
-    bundled = ScaForConditionalGeneration.from_pretrained(bundled_model())
+    bundled = ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny"))
     assert trainer(bundled, processor, tmp_path).model.include_base_models
     assert not trainer(bundled, processor, tmp_path, save_form="mixer").model.include_base_models
     assert not trainer(bundled, processor, tmp_path, preset="mixer+lora").model.include_base_models
 
 
 def test_a_quantized_language_model_is_not_saved_even_of_the_bundled_model(processor, tmp_path):
-    bundled = ScaForConditionalGeneration.from_pretrained(bundled_model())
+    bundled = ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny"))
     layer = bundled.language_model.transformer.h[0].mlp.c_fc
     layer.weight = torch.nn.Parameter(torch.zeros_like(layer.weight, dtype=torch.int8), requires_grad=False)
     assert not trainer(bundled, processor, tmp_path).model.include_base_models

@@ -19,7 +19,7 @@ from ..data.writers import Shapes, WriteReport, write_coco, write_regions
 from ..drawing import DrawnRegion, draw_regions
 from ..environment import install_command
 from ..files import encode, json_line, save_picture, to_json, write_whole
-from ..model_names import BUNDLED_MODEL
+from ..model_names import DEFAULT_MODEL
 from ..parallel import count_workers, run_ahead
 from ..processing.anything_sca import caption_each
 from ..processing.masks_sca import decode_rle
@@ -368,7 +368,7 @@ def open_log(run: FolderRun, rank: int | None = None) -> RunLog:
         part,
         "part-*.jsonl",
         _key_and_failed,
-        notes={"model": run.model or BUNDLED_MODEL, "revision": run.revision},
+        notes={"model": run.model or DEFAULT_MODEL, "revision": run.revision},
         replaces=lambda was_failed, failed: was_failed or not failed,
     )
 

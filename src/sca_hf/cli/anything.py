@@ -75,7 +75,7 @@ def add(commands: Any) -> None:
         metavar="OUT",
         help="write the records of all images to one file; - for stdout, and nothing else",
     )
-    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
+    declared.add_argument("--model", help="folder, repository id or sca-photo (default)")
     add_loading(declared)
     declared.add_argument(
         "--boxes",

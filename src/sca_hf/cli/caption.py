@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "images", nargs="+", metavar="IMAGE", help="file, URL, folder, pattern such as 'photos/*.jpg', or - for stdin"
     )
-    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
+    declared.add_argument("--model", help="folder, repository id or sca-photo (default)")
     add_loading(declared)
     add_prompts(declared, "a region")
     declared.add_argument("--regions", metavar="FILE.json", help="regions from a file")

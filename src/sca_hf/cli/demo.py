@@ -16,7 +16,7 @@ offers only the models named here; the HTTP interface of `sca-hf serve` is there
 _EXAMPLE = """\
 examples:
   sca-hf demo
-  sca-hf demo --model sca-tiny --model ./my-model --port 7861
+  sca-hf demo --model sca-photo --model ./my-model --port 7861
 """
 
 

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     declared = command(commands, "find", run, _HELP, _EXAMPLE)
     declared.add_argument("image", metavar="IMAGE", help="file, URL, or - for stdin")
     declared.add_argument("text", metavar="TEXT", help="what to find")
-    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
+    declared.add_argument("--model", help="folder, repository id or sca-photo (default)")
     add_loading(declared)
     declared.add_argument(
         "--top", type=positive, default=1, metavar="N", help="regions at most (default: %(default)s)"

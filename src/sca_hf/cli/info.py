@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..model_names import BUNDLED_MODEL, check_repository
+from ..model_names import DEFAULT_MODEL, check_repository
 from .parsing import add_quiet, add_revision, command, notice, quiet
 
 
@@ -20,9 +20,9 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "model",
         nargs="?",
-        default=BUNDLED_MODEL,
+        default=DEFAULT_MODEL,
         metavar="MODEL",
-        help="folder, repository id or sca-tiny (default)",
+        help="folder, repository id or sca-photo (default)",
     )
     add_revision(declared)
     add_quiet(declared)

@@ -12,7 +12,7 @@ from textwrap import fill
 from typing import Any
 
 from ..files import in_one_line, refuse_inputs, write_whole
-from ..model_names import BUNDLED_MODEL, resolve_model
+from ..model_names import DEFAULT_MODEL, resolve_model
 from ..yaml_files import read_yaml
 
 
@@ -113,7 +113,7 @@ def notice_scope(options: argparse.Namespace, *models: str | None) -> None:
     from ..hub.info import read_config, scope_notice
 
     for model in models or (None,):
-        name = model or BUNDLED_MODEL
+        name = model or DEFAULT_MODEL
         revision = None if os.path.isdir(resolve_model(name)) else options.revision
         text = scope_notice(name, read_config(name, revision).scope)
         if text is not None:
@@ -122,7 +122,7 @@ def notice_scope(options: argparse.Namespace, *models: str | None) -> None:
 
 def begin_loading(options: argparse.Namespace, *models: str | None, before: str = "") -> None:
     """Tells which model is loaded, and what the models know if that is little; `before` goes in front."""
-    notice(options, f"{before}loading {(models or (None,))[0] or BUNDLED_MODEL}")
+    notice(options, f"{before}loading {(models or (None,))[0] or DEFAULT_MODEL}")
     quiet(downloads=not options.quiet)
     notice_scope(options, *models)
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..model_names import BUNDLED_MODEL
+from ..model_names import DEFAULT_MODEL
 from .parsing import (
     add_agreement,
     add_loading,
@@ -61,7 +61,7 @@ def add(commands: Any) -> None:
 
     declared = command(commands, "predict", run, _PREDICT_HELP + wrapped(PROTOCOLS), _PREDICT_EXAMPLE)
     who = declared.add_mutually_exclusive_group()
-    who.add_argument("--model", help="our model: folder, repository id or sca-tiny (default)")
+    who.add_argument("--model", help="our model: folder, repository id or sca-photo (default)")
     who.add_argument("--captioner", metavar="SPEC", help="another captioner: NAME:option=value,..., or a YAML file")
     declared.add_argument("--data", required=True, metavar="SPEC", help="as for sca-hf data check (docs/data.md)")
     declared.add_argument("--output", required=True, metavar="OUT", help=".jsonl, .parquet, or the authors' .json")
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs the command."""
     output = Path(options.output)
     prepare([output, f"{output}.run.json"], [options.data, options.model, options.captioner], inside=False)
-    notice(options, f"loading {options.captioner or options.model or BUNDLED_MODEL}")
+    notice(options, f"loading {options.captioner or options.model or DEFAULT_MODEL}")
     quiet(downloads=not options.quiet)
     if options.captioner is None:
         notice_scope(options, options.model)

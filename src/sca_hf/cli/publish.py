@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         "interrupted upload changes nothing, and the same command resumes it."
     )
     declared = command(commands, "publish", run, text, _PUBLISH_EXAMPLE)
-    declared.add_argument("folder", metavar="FOLDER", help="folder of the saved model with its processor, or sca-tiny")
+    declared.add_argument("folder", metavar="FOLDER", help="folder of the saved model and processor, or sca-photo")
     declared.add_argument("repository", metavar="REPO", help="owner/name; created if it does not exist")
     declared.add_argument(
         "--kind",

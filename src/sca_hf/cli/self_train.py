@@ -154,7 +154,7 @@ def _add_propose(inner: Any) -> None:
 
 def add_teacher(declared: Any) -> None:
     """Declares the options that choose the teacher."""
-    declared.add_argument("--model", help="the teacher: folder, repository id or sca-tiny (default)")
+    declared.add_argument("--model", help="the teacher: folder, repository id or sca-photo (default)")
     add_loading(declared)
 
 

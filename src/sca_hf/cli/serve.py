@@ -38,7 +38,7 @@ def add_server_options(declared: Any, port: int) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="folder, repository id or sca-tiny (default) to serve; repeatable, the first is the default of requests",
+        help="folder, repository id or sca-photo (default) to serve; repeatable, the first is the default of requests",
     )
     add_loading(declared)
     declared.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")

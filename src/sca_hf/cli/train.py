@@ -11,7 +11,7 @@ _TRAIN_HELP = """\
 train a model from a recipe; resume a stopped run
 
 A recipe is a YAML file with four sections, or the name of one that comes with sca-hf (at the end):
-  model      from: a folder, a repository id or sca-tiny; or sam: and language_model: with a new mixer;
+  model      from: a folder, a repository id or sca-photo; or sam: and language_model: with a new mixer;
              swap_language_model:, swap_image_encoder:, image_size: change it first
   data       train: and eval: data specs ({format: voc, root: my-boxes}), or holdout: a fraction of the training images
   training   max_steps:, learning_rate:, preset:, prompt_probabilities:, ... (fields of ScaTrainingArguments)

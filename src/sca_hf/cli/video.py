@@ -36,7 +36,7 @@ CLIP is a video file (with the extra `video`, which brings PyAV) or a folder wit
 prompted on one frame, as in `sca-hf caption`, and followed through the clip by the model's tracker; its caption is
 made from all frames that show it. Trackers are the video models of SAM 2, SAM 3 and EdgeTAM.
 
-Any other model, sca-tiny among them, captions objects whose masks are given frame by frame:
+Any other model, sca-photo among them, captions objects whose masks are given frame by frame:
   --masklets masks.json      per object a list of COCO RLE, null where it is not seen, or the records of --json
   --masklets Annotations     a folder as DAVIS and YouTube-VOS have it: pictures of frames, whose values number the
                              objects; or with such a folder, or a .json, for each clip by its name
@@ -61,7 +61,7 @@ def add(commands: Any) -> None:
     """Declares the command."""
     declared = command(commands, "video", run, _HELP, _EXAMPLE)
     declared.add_argument("clips", nargs="+", metavar="CLIP", help="video file, or folder of frames")
-    declared.add_argument("--model", help="folder, repository id or sca-tiny (default)")
+    declared.add_argument("--model", help="folder, repository id or sca-photo (default)")
     add_loading(declared)
     add_prompts(declared, "an object")
     declared.add_argument("--frame", type=natural, default=0, metavar="N", help="frame of these prompts (default: 0)")

@@ -15,7 +15,7 @@ def build(models: Sequence[str] = (), device: str | None = None) -> Any:
     """Builds the page as Gradio Blocks of its own, to be launched or mounted by the caller.
 
     Args:
-        models: folders and repository ids that the page offers; `sca-tiny` where it is empty.
+        models: folders and repository ids that the page offers; `sca-photo` where it is empty.
         device: None takes CUDA where it is present.
     """
     from ..serving.engine import Engine
@@ -34,7 +34,7 @@ def serve(
     """Serves the page, and the HTTP interface beside it, until interrupted.
 
     Args:
-        models: folders and repository ids that the page offers; `sca-tiny` where it is empty.
+        models: folders and repository ids that the page offers; `sca-photo` where it is empty.
         host: address to listen on.
         port: port to listen on.
         device: None takes CUDA where it is present.

@@ -1,4 +1,4 @@
-"""The pictures that the page offers: of what the bundled model knows, from outside its training data."""
+"""The pictures that the page offers, from outside the training data of the bundled models."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -27,28 +27,10 @@ class Example:
         return (resources.files("sca_hf.demo") / "page" / "examples" / self.file).read_bytes()
 
 
+_SCIKIT_IMAGE = "https://github.com/scikit-image/scikit-image"
 EXAMPLES = (
-    Example(
-        "sign.jpg",
-        "Road sign",
-        "Wang Tianyi",
-        "CC BY 4.0",
-        "https://universe.roboflow.com/roboflow-100/road-signs-6ih4y",
-    ),
-    Example(
-        "cards.jpg",
-        "Playing cards",
-        "Evan Juras",
-        "Apache 2.0",
-        "https://github.com/EdjeElectronics/"
-        "TensorFlow-Object-Detection-API-Tutorial-Train-Multiple-Objects-Windows-10",
-    ),
+    Example("coffee.jpg", "Coffee", "Rachel Michetti", "CC0", _SCIKIT_IMAGE),
+    Example("cat.jpg", "Cat", "Stéfan van der Walt", "CC0", _SCIKIT_IMAGE),
+    Example("astronaut.jpg", "Astronaut", "NASA", "public domain", _SCIKIT_IMAGE),
     Example("cells.jpg", "Blood cells", "shenggan", "MIT", "https://github.com/Shenggan/BCCD_Dataset"),
-    Example(
-        "fruit.jpg",
-        "Dates and figs",
-        "Tony607",
-        "MIT",
-        "https://github.com/Tony607/mmdetection_instance_segmentation_demo",
-    ),
 )

@@ -113,7 +113,7 @@ def publish(
     """Publish a saved model.
 
     Args:
-        folder: folder of the model, its processor and its code, or `sca-tiny`; not changed.
+        folder: folder of the model, its processor and its code, or `sca-photo`; not changed.
         repo_id: repository, created where it does not exist.
         kind: `"whole"` or `"mixer"`; None keeps the folder's own. A mixer-only folder can be published whole.
         private: make a new repository private.

@@ -13,7 +13,7 @@ from typing import Any
 from ..anything.folder import FolderRun, ImageCaptioner, fill_log, open_log
 from ..anything.sources import ImageItem
 from ..files import differences, hash_file, read_json, to_json, write_whole
-from ..model_names import BUNDLED_MODEL
+from ..model_names import DEFAULT_MODEL
 from ..run_identity import model_identity, versions
 from ..run_log import RunLogError
 from .judges import Judge, build_judges, judge_identity, judge_name, judged
@@ -186,7 +186,7 @@ def _write(run: JudgeRun, settings: SelectionSettings, said: Iterable[dict[str, 
     if tiles:
         write_sheets(Path(run.output), Path(run.proposals), run.entries, candidates, tiles)
     more = {"regions": result.regions, "kept": result.kept, "pictures": len(run.entries)}
-    named = {"teacher": run.model or BUNDLED_MODEL, **more, "classes": class_balance(candidates)}
+    named = {"teacher": run.model or DEFAULT_MODEL, **more, "classes": class_balance(candidates)}
     write_whole(path.with_suffix(".json"), to_json({"run": about, **named, "sha256": hash_file(path)}))
     return result
 

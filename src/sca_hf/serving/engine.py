@@ -18,7 +18,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..captioning import load
-from ..model_names import BUNDLED_MODEL, check_repository
+from ..model_names import DEFAULT_MODEL, check_repository
 from ..modeling.generation_sca import DEFAULT_NEW_TOKENS
 from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
@@ -97,7 +97,7 @@ class Engine:
     ) -> None:
         self.limits, self.device = limits or Limits(), device
         self._folders: dict[str, str] = {}
-        for name in models or (BUNDLED_MODEL,):
+        for name in models or (DEFAULT_MODEL,):
             source = check_repository(name)
             known = Path(name).name if Path(source).is_dir() else name
             if known in self._folders:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from ..model_names import bundled_model
+from ..model_names import BUNDLED_MODELS, bundled_model
 from ..modeling.adapters_sca import has_adapter, is_adapter_key, made_by_peft
 from ..modeling.base_models_sca import as_dtype
 from ..modeling.families_sca import family_of
@@ -289,10 +289,10 @@ def choose_save_form(model: Any, preset: Preset, form: str | None) -> None:
 
 
 def _comes_with_this_package(model: Any) -> bool:
-    """Whether SAM or a language model that is saved with the model belongs to the bundled `sca-tiny`."""
-    bundled = str(bundled_model().resolve())
+    """Whether SAM or a language model that is saved with the model belongs to a bundled model."""
+    bundled = {str(bundled_model(name).resolve()) for name in BUNDLED_MODELS}
     return not any(map(is_quantized, model.language_model.parameters())) and any(
-        source.get("path") == bundled for source in model.base_sources.values()
+        source.get("path") in bundled for source in model.base_sources.values()
     )
 
 

@@ -58,7 +58,7 @@ class ImageTextModel:
         batch_size: int = 64,
         generation: Mapping[str, Any] | None = None,
     ) -> ImageTextModel:
-        """Loads a folder or repository, or `sca-tiny`."""
+        """Loads a folder or repository, or a bundled model."""
         source = resolve_model(source)
         loaded = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype or torch.float32, trust_remote_code=False

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...captioning import load
-from ...model_names import BUNDLED_MODEL, check_repository, resolve_model
+from ...model_names import DEFAULT_MODEL, check_repository, resolve_model
 from ...modeling.base_models_sca import SAM, load_part
 from ...modeling.families_sca import image_frame
 from ...modeling.grouping_sca import RegionInputs
@@ -55,9 +55,9 @@ class ScaCaptioner:
         revision: str | None = None,
         length: str | int | None = None,
     ) -> ScaCaptioner:
-        """Loads a folder or repository, at a revision; `sca-tiny` and None take the bundled model."""
+        """Loads a folder or repository, at a revision; None takes `sca-photo`."""
         loaded, processor = load(model, str(device), dtype, revision)
-        name = BUNDLED_MODEL if model is None else str(model)
+        name = DEFAULT_MODEL if model is None else str(model)
         return cls(loaded, processor, generation, name, model_identity(check_repository(model), revision), length)
 
     def settings(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Segmenter:
 
     @classmethod
     def load(cls, source: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Segmenter:
-        """Loads the SAM of a folder or repository, of a SAM or of a whole SCA, or that of `sca-tiny`."""
+        """Loads the SAM of a folder or repository, of a SAM or of a whole SCA, or that of a bundled model."""
         source = resolve_model(source)
         sam, _ = load_part(ScaForConditionalGeneration, SAM, source, {} if dtype is None else {"dtype": dtype})
         return cls(sam.to(device), model_identity(source))

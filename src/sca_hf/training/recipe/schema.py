@@ -1,7 +1,7 @@
 """What a recipe may say: the sections model, data, training and output, checked before anything is loaded.
 
     model:
-      from: sca-tiny            # a folder, a repository id, an earlier recipe's output/model, or the bundled sca-tiny;
+      from: sca-photo           # a folder, a repository id, an earlier recipe's output/model, or a bundled model;
                                 # or sam: and language_model: with a new mixer between them
     data:
       train: {format: voc, root: signs}            # one data spec or a list of them
