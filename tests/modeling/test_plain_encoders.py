@@ -92,9 +92,11 @@ def test_it_learns_by_its_neck_captions_and_comes_back(name, form, tmp_path):
     assert torch.allclose(before.pred_masks, after.pred_masks, atol=1e-5)
 
 
-def with_classes():
+def with_classes(features=0):
     sam = sam_of("dinov2")
-    sam.config.class_channels = sam.vision_encoder.class_channels = 5
+    sam.config.feature_channels = features
+    sam.config.class_channels = sam.vision_encoder.given_channels = 5
+    sam.vision_encoder.given_channels = max(5, features)
     mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64, class_channels=5)
     return ScaForConditionalGeneration.from_sam_text_pretrained(sam, tiny_language_model(), mixer)
 
@@ -130,15 +132,39 @@ def test_the_class_of_the_middle_of_a_region_is_added_to_its_queries():
     best = torch.einsum("nyx,cyx->nc", weights, scores[0]).argmax(1)
     assert torch.allclose((queries() - before)[0, 0], vectors.T[best][:, None].expand(1, 8, -1), atol=1e-4)
     prompts = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    with pytest.raises(ValueError, match="or whose encoder names classes, needs the intermediate_embeddings"):
+    with pytest.raises(ValueError, match="or that reads class scores or features"):
         model.generate(**prompts, image_embeddings=embeddings)
     given = model.generate(**prompts, image_embeddings=embeddings, intermediate_embeddings=[scores], max_new_tokens=4)
     assert torch.equal(given.sequences, model.generate(**inputs, max_new_tokens=4).sequences)
 
 
+@torch.no_grad()
+def test_features_of_the_middle_of_a_region_are_added_to_its_queries(tmp_path):
+    model = with_classes(features=16).eval()
+    reader, inputs = model.mixer.feature_reader, batch(model)
+    ids = torch.ones(1, 2, 2, dtype=torch.long)
+    before = model(**batch(model), input_ids=ids).query_embeds
+    assert not reader.weight.any()  # a new one adds nothing
+    torch.nn.init.normal_(reader.weight, generator=torch.Generator().manual_seed(0))
+    reader.bias.fill_(0.5)
+    _, (features,) = model.get_image_embeddings(inputs["pixel_values"])
+    assert features.shape[1] == 16
+    box = inputs["input_boxes"][0, :1].float()
+    weights = box_weights(box + 0.2 * (box[:, [2, 3, 0, 1]] - box), 64, features.shape[-1])
+    expected = reader(torch.einsum("nyx,cyx->nc", weights, features[0]))
+    after = model(**batch(model), input_ids=ids).query_embeds
+    assert torch.allclose((after - before)[0, 0], expected[:, None].expand(1, 8, -1), atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = ScaForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again(**batch(again), input_ids=ids).query_embeds, after)
+    model.config.sam_config.feature_channels = 17
+    with pytest.raises(ValueError, match="the encoder has 16 features, which cannot give 17 channels"):
+        type(model.sam)(model.config.sam_config)
+
+
 def test_class_scores_are_not_in_the_embedding_cache(tmp_path):
     model = with_classes()
-    with pytest.raises(EmbeddingCacheError, match="a mixer that reads class scores needs those"):
+    with pytest.raises(EmbeddingCacheError, match="a mixer that reads class scores or features needs those"):
         EmbeddingCache(tmp_path, model, ScaProcessor.from_config(model.config, tiny_tokenizer()))
 
 
