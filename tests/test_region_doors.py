@@ -14,7 +14,7 @@ import pytest
 
 from sca_hf import captioning
 from sca_hf.cli import main
-from sca_hf.model_names import DEFAULT_MODEL, resolve_model
+from sca_hf.model_names import resolve_model
 from sca_hf.processing.masks_sca import encode_rle
 from sca_hf.processing.region_prompts_sca import MAX_POINTS
 from sca_hf.testing import tiny_image
@@ -167,7 +167,7 @@ class Doors:
         regions.write_text(f"[{text}]")
         self.capsys.readouterr()
         picture = str(self.folder / "picture.png")
-        code = main(["caption", picture, "--regions", str(regions), "--json", "-", "--quiet"])
+        code = main(["caption", picture, "--model", "sca-tiny", "--regions", str(regions), "--json", "-", "--quiet"])
         shown = self.capsys.readouterr()
         if code:
             whose = f"failed: {picture}: " if code == 1 else "error: "  # of the image, or of the file alone
@@ -212,7 +212,7 @@ def handler():
     spec = importlib.util.spec_from_file_location("handler", str(path))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.EndpointHandler(str(resolve_model(DEFAULT_MODEL)))
+    return module.EndpointHandler(str(resolve_model("sca-tiny")))
 
 
 @pytest.fixture
