@@ -49,10 +49,10 @@ def add_reader(model: Any) -> nn.Linear:
 def fit_reader(model: Any, processor: Any, recipe: Recipe, regions: int = 12_000, seed: int = 0) -> int:
     """Adds a reader and fits it to regions of a recipe's training data, augmented as there; returns how many.
 
-    A region asks for the words of its category. Where categories are COCO's names it asks for the class scores instead,
-    which say these.
+    A region asks for the words of its category. Where categories are COCO's names it asks for the class scores, which
+    say these.
     """
-    reader = add_reader(model.eval())
+    add_reader(model.eval())
     train, _ = build_datasets(recipe.data)
     arguments = ScaTrainingArguments(
         recipe.output, **{**recipe.training, "eval_strategy": "no", "load_best_model_at_end": False}
