@@ -32,7 +32,7 @@ _EDGE = 0.2
 _REGIONS_PER_IMAGE = 8
 
 
-def add_reader(model: Any) -> nn.Linear:
+def add_reader(model: Any) -> None:
     """Has the mixer read all features of the model's image encoder; they add nothing yet."""
     config, mixer = model.config, model.mixer
     width = config.sam_config.vision_config.hidden_size
@@ -42,7 +42,6 @@ def add_reader(model: Any) -> nn.Linear:
     mixer.feature_reader = nn.Linear(width, read).to(mixer.language_project.weight)
     nn.init.zeros_(mixer.feature_reader.weight)
     nn.init.zeros_(mixer.feature_reader.bias)
-    return mixer.feature_reader
 
 
 @torch.no_grad()
