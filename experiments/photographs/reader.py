@@ -24,32 +24,34 @@ from .swapped_names import SwappedNamesTrainer
 
 
 # Of features, which have about unit size.
-_RIDGE = 30.0
+_RIDGE = 300.0
+# How surely it is one or the other at first, as a logit.
+_CHOICE = 4.0
 # As wide as the mixer reads them: without the edges of a box.
 _EDGE = 0.2
 _REGIONS_PER_IMAGE = 8
 
 
-def add_reader(model: Any) -> nn.Linear:
+def add_reader(model: Any) -> None:
     """Has the mixer read all features of the model's image encoder; they add nothing yet."""
     config, mixer = model.config, model.mixer
     width = config.sam_config.vision_config.hidden_size
     config.sam_config.feature_channels = config.mixer_config.feature_channels = width
     model.sam.vision_encoder.given_channels = width
-    mixer.feature_reader = nn.Linear(width, config.mixer_config.hidden_size).to(mixer.language_project.weight)
+    read = config.mixer_config.hidden_size + 1
+    mixer.feature_reader = nn.Linear(width, read).to(mixer.language_project.weight)
     nn.init.zeros_(mixer.feature_reader.weight)
     nn.init.zeros_(mixer.feature_reader.bias)
-    return mixer.feature_reader
 
 
 @torch.no_grad()
 def fit_reader(model: Any, processor: Any, recipe: Recipe, regions: int = 12_000, seed: int = 0) -> int:
     """Adds a reader and fits it to regions of a recipe's training data, augmented as there; returns how many.
 
-    A region asks for the words of its category. Where categories are COCO's names it asks for none: the class scores
+    A region asks for the words of its category. Where categories are COCO's names it asks for the class scores, which
     say these.
     """
-    reader = add_reader(model.eval())
+    add_reader(model.eval())
     train, _ = build_datasets(recipe.data)
     arguments = ScaTrainingArguments(
         recipe.output, **{**recipe.training, "eval_strategy": "no", "load_best_model_at_end": False}
@@ -68,14 +70,27 @@ def fit_reader(model: Any, processor: Any, recipe: Recipe, regions: int = 12_000
             if len(names) >= regions:
                 break
         records.set_epoch(records.epoch + 1)
-    x, targets = torch.cat(features), _targets(model, processor.tokenizer, names)
-    counts = Counter(names)
+    begin_reader(model, processor.tokenizer, torch.cat(features), names)
+    return len(names)
+
+
+@torch.no_grad()
+def begin_reader(model: Any, tokenizer: Any, x: torch.Tensor, names: list[str | None]) -> None:
+    """Fits the reader to features (n, D) and the names that they ask for; None: what class scores say."""
+    reader, counts = model.mixer.feature_reader, Counter(names)
+    known = torch.tensor([name is None for name in names])
     weights = torch.tensor([counts[name] ** -0.5 for name in names], dtype=x.dtype)
-    weights *= len(names) / weights.sum()
-    solution = _ridge(x, targets, weights)
+    told = (~known).nonzero()[:, 0]
+    words = words_of(model, tokenizer, names_told := sorted(set(names) - {None})).double()
+    targets = words[[names_told.index(names[k]) for k in told.tolist()]]
+    share = known.double().mean()
+    says = _ridge(x[told], targets, weights[told] / weights[told].mean())
+    chooses = _ridge(
+        x, _CHOICE * (2 * known[:, None].double() - 1), torch.where(known, 0.5 / share, 0.5 / (1 - share))
+    )
+    solution = torch.cat([says, chooses], 1)
     reader.weight.copy_(solution[:-1].T)
     reader.bias.copy_(solution[-1])
-    return len(names)
 
 
 def _features(model: Any, processor: Any, image: Any, boxes: list[list[float]]) -> torch.Tensor:
@@ -85,14 +100,6 @@ def _features(model: Any, processor: Any, image: Any, boxes: list[list[float]]) 
     found = inputs["input_boxes"][0].float()
     weights = box_weights(found.lerp(found.roll(2, 1), _EDGE), frame.side, frame.grid)
     return region_means(maps[0], torch.zeros(len(boxes), dtype=torch.long), weights).double()
-
-
-def _targets(model: Any, tokenizer: Any, names: list[str | None]) -> torch.Tensor:
-    """The words of each name, (n, C); zeros where there is none."""
-    known = sorted({name for name in names if name is not None})
-    said = dict(zip(known, words_of(model, tokenizer, known).double(), strict=True))
-    nothing = torch.zeros(model.config.mixer_config.hidden_size, dtype=torch.double)
-    return torch.stack([nothing if name is None else said[name] for name in names])
 
 
 def _ridge(x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,8 @@ from .names import NAMES
 
 # What mixed queries, which say nothing yet, are worth beside words.
 _QUIET = 0.1
+# How much louder than words the vectors of classes are, since each is only a part of what is said.
+_LOUD = 3.0
 
 
 @torch.no_grad()
@@ -60,7 +62,7 @@ def read_names(model: Any, tokenizer: Any) -> None:
     mixer.class_reader = ClassReader(len(NAMES), config.mixer_config.hidden_size).to(mixer.language_project.weight)
     torch.nn.init.ones_(mixer.class_reader.scale.weight)
     said = words_of(model, tokenizer, NAMES)
-    mixer.class_reader.vectors.weight.copy_((said - said.mean(0)).T)  # nothing where every score is the same
+    mixer.class_reader.vectors.weight.copy_(_LOUD * (said - said.mean(0)).T)  # nothing where every score is the same
 
 
 def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None = None) -> Path:

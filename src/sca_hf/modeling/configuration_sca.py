@@ -82,7 +82,7 @@ class ScaMixerConfig(PreTrainedConfig):
             the segmenter's masks.
         feature_channels: so many channels of the image encoder's features are read too: through a linear layer, their
             mean in the region is added to every mixed query. A neck that learned masks leaves out what masks need not
-            tell, colors for example.
+            tell, colors for example. With class scores the layer also says which share of either is added.
     """
 
     model_type = "segment_caption_anything_mixer"

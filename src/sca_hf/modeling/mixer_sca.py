@@ -276,7 +276,8 @@ class ScaTextFeatureMixer(PreTrainedModel):
         self.caption_tokens = nn.Embedding(rows, width) if config.query_type == "learned" else None
         self.transformer = ScaTwoWayTransformer(config) if config.num_hidden_layers else None
         self.class_reader = ClassReader(config.class_channels, width) if config.class_channels else None
-        self.feature_reader = nn.Linear(config.feature_channels, width) if config.feature_channels else None
+        read = width + (config.class_channels > 0)  # the last says which of two readers counts
+        self.feature_reader = nn.Linear(config.feature_channels, read) if config.feature_channels else None
         self.language_project = nn.Linear(width, config.text_hidden_size)
         self.task_tokens = nn.Embedding(len(config.tasks) * config.num_task_tokens, config.text_hidden_size)
         self.post_init()
@@ -341,7 +342,7 @@ class ScaTextFeatureMixer(PreTrainedModel):
         return self.class_reader is not None or self.feature_reader is not None
 
     def feature_map(self, features: torch.Tensor) -> torch.Tensor:
-        """What it reads of features (B, D, h, w): class scores, and C channels where there is a `feature_reader`."""
+        """What it reads of features (B, D, h, w): class scores, and what the `feature_reader` makes of them all."""
         features = features.to(self.language_project.weight)
         parts = [features[:, : self.config.class_channels]]
         if (reader := self.feature_reader) is not None:
@@ -350,12 +351,13 @@ class ScaTextFeatureMixer(PreTrainedModel):
         return torch.cat(parts, 1)
 
     def read_features(self, means: torch.Tensor) -> torch.Tensor:
-        """Means (n, classes + C) of `feature_map` in regions to what is added to their queries, (n, C)."""
-        scores, mixed = means.tensor_split([self.config.class_channels], 1)
+        """Means of `feature_map` in regions, (n, ...), to what is added to their queries, (n, C)."""
+        classes, width = self.config.class_channels, self.config.hidden_size
+        scores, mixed, choice = means.tensor_split([classes, classes + width], 1)
         if self.class_reader is None:
             return mixed
-        read = self.class_reader(scores)
-        return read if self.feature_reader is None else read + mixed
+        named = self.class_reader(scores)
+        return named if self.feature_reader is None else mixed.lerp(named, choice.sigmoid())
 
     def prefix(self, queries: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
         """Language model input embeddings that stand in front of the caption.
