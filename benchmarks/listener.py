@@ -34,7 +34,7 @@ def timed(call: Callable[[], Any]) -> float:
 def main(repeats: int = 5) -> int:
     """Returns 1 where the picture is encoded more than once, or scoring takes too long."""
     torch.set_num_threads(1)
-    model, processor = load(device="cpu")
+    model, processor = load("sca-tiny", device="cpu")
     pictures = list(scenes("test", 30))
     captions = list(dict.fromkeys(text for scene in pictures for obj in scene.objects for text in obj.captions))
     corners = np.random.default_rng(0).uniform(0, 150, (REGIONS, 2))

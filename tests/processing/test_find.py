@@ -20,7 +20,7 @@ SEED = 20_000_010  # an orange disc, a purple ring, a red star, a black and an o
 
 @pytest.fixture(scope="module")
 def bundled():
-    return load(device="cpu")
+    return load("sca-tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def client(engine):
 
 @pytest.fixture(scope="module")
 def expected():
-    model, processor = load(device="cpu")
+    model, processor = load("sca-tiny", device="cpu")
     return processor.batch_decode(model.generate(**processor(SCENE.to_pil(), input_boxes=[BOXES])))[0]
 
 
@@ -126,7 +126,7 @@ def test_captions_grow_line_by_line(client, expected):
 
 
 def test_everything_in_a_picture(client):
-    model, processor = load(device="cpu")
+    model, processor = load("sca-tiny", device="cpu")
     records = processor.caption_anything(model, SCENE.to_pil(), {"points_per_side": 8})
     answer = post(client, "/v1/anything", points_per_side=8)
     assert answer.json()["regions"] == json.loads(json.dumps(records)) and records
