@@ -33,7 +33,7 @@ def test_caption_and_anything_say_the_agreement_when_asked(scene, asked, capsys)
 
 def test_predict_writes_the_agreement_beside_the_scores(tmp_path, capsys):
     output = tmp_path / "said.jsonl"
-    arguments = ["predict", "--model", "sca-tiny", "--data", "scenes:split=test,count=2", "--output", str(output), "--device", "cpu"]
+    arguments = ["predict", "--data", "scenes:split=test,count=2", "--output", str(output), "--device", "cpu"]
     assert main([*arguments, "--agreement"]) == 0
     records = read_predictions(output)
     assert all(len(record.metadata["agreements"]) == len(record.candidates) for record in records)
