@@ -8,7 +8,6 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -98,7 +97,8 @@ def count_workers(wanted: int | None, model: Any) -> int:
 
     Args:
         wanted: As somebody chose it. None: one per thread of a CPU (`OMP_NUM_THREADS`); 0 on other devices, on other
-            systems than Linux, where there is one thread, as in each process of torchrun, and where memory is short.
+            systems than Linux, where there is one thread, as in each process of torchrun, and where half of the memory
+            would not do.
         model: A [`ScaForConditionalGeneration`].
 
     Raises:
@@ -112,7 +112,12 @@ def count_workers(wanted: int | None, model: Any) -> int:
     threads = torch.get_num_threads()
     if not possible or threads < 2:
         return 0
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    # Of all memory, not of what is free: a run that is resumed should not round otherwise.
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     each = _WORKER_BYTES + _ENCODER_BYTES * (model.config.image_frame.side / 1024) ** 4
-    return threads if threads * each < free else 0
+    return threads if threads * each < half else 0
+
+
+def images_at_once(model: Any) -> int:
+    """Returns how many images a model takes together: up to 8, on a CPU of no more pixels than one of 1024 px."""
+    return min(8, max(1, 1024**2 // model.config.image_frame.side**2)) if model.device.type == "cpu" else 8

@@ -333,7 +333,7 @@ def lines_of(output) -> int:
 def test_500_images_with_10_broken_survive_5_kills_and_2_processes_equal_1(model, tmp_path):
     folder = make_folder(tmp_path / "photos", 490, 10)
     for kill in range(1, 6):
-        process = start(model, folder, tmp_path / "killed")
+        process = start(model, folder, tmp_path / "killed", 0, 1, f"--num-workers={2 * (kill % 2)}")
         while lines_of(tmp_path / "killed") < 80 * kill and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)

@@ -20,7 +20,7 @@ from ..drawing import DrawnRegion, draw_regions
 from ..environment import install_command
 from ..files import encode, json_line, save_picture, to_json, write_whole
 from ..model_names import BUNDLED_MODEL
-from ..parallel import count_workers, run_ahead
+from ..parallel import count_workers, images_at_once, run_ahead
 from ..processing.anything_sca import caption_each
 from ..processing.masks_sca import decode_rle
 from ..run_identity import model_identity, versions
@@ -29,8 +29,6 @@ from .sources import OVERLAYS, Boxes, ImageItem, boxes_of
 
 
 _SUM = ', "sum": '
-# Images whose regions the language model continues in one call; a large image on a CPU keeps it busy by itself.
-_BATCH, _CPU_PIXELS = 8, 1024**2
 
 
 @dataclass
@@ -100,10 +98,7 @@ class ImageCaptioner:
         self.run = run
         self.model, self.processor = load(run.model, run.device, run.dtype, run.revision)
         self.settings = self.processor.anything_settings_for(run.settings)
-
-        side = self.model.config.image_frame.side
-        fits = min(_BATCH, max(1, _CPU_PIXELS // side**2)) if self.model.device.type == "cpu" else _BATCH
-        self.batch_size = run.batch_size or fits
+        self.batch_size = run.batch_size or images_at_once(self.model)
 
     def captions(self, items: Sequence[ImageItem]) -> Iterator[dict[str, Any]]:
         """Yields what [`__call__`] returns of all images, in order; worker processes are ahead of the reader."""
@@ -419,7 +414,7 @@ def ray_captions(run: FolderRun, workers: int) -> Callable[[list[ImageItem]], It
             [{"item": item} for item in items], override_num_blocks=min(len(items), 4 * workers)
         )
         mapped = rows.map_batches(
-            Actor, batch_size=run.batch_size or _BATCH, concurrency=workers, num_gpus=1 if wants_gpu else 0
+            Actor, batch_size=run.batch_size or 8, concurrency=workers, num_gpus=1 if wants_gpu else 0
         )
         for row in mapped.iter_rows():
             yield json.loads(row["entry"])
