@@ -13,6 +13,8 @@
 - anything: everything in one image, 32 x 32 points, 3 beams, against encoding it for each 64 points and captioning
   all of them. One round: the plain way takes the better part of an hour on a CPU.
 - training: one step of the mixer, 16 boxes in one ViT-B image, captions of 8 to 20 tokens, GPT-2 of 124 M parameters.
+- dataset: many pictures on a CPU, by sca-tiny and with 48 boxes each at ViT-B shape, one by one against batches by
+  workers, in elapsed time; and whether memory stays the same over 2,000 pictures.
 
 Random weights without an end token, float32. Plain encodes the image once, repeats it for each region, runs 8 regions
 at a time and calls `generate` for each 8; caption scores are off, for plain has none. Beside the times stands that of
@@ -38,13 +40,14 @@ from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 
 from .anything import QUICK_SURVIVORS, SURVIVORS, bench_anything
 from .bound import floor
+from .dataset import bench_dataset
 from .measure import interleaved, peak_bytes
 from .plain import CHUNK, PlainMixer, PlainSca
 from .shapes import QUICK, Size, agree, build_model, random_boxes, random_pixels, report
 from .training import bench_training
 
 
-PARTS = ("encoder", "mixer", "decode", "end-to-end", "memory", "training", "anything")
+PARTS = ("encoder", "mixer", "decode", "end-to-end", "memory", "training", "anything", "dataset")
 # How much more memory `many` regions may take, as long as the image encoder sets the peak (so not for --quick).
 MEMORY_RATIO = 1.3
 SAM_TOKENS = 7  # IoU, 4 masks, 2 corners of a box
@@ -260,6 +263,8 @@ def main() -> int:
         elif part == "anything":
             points, survivors = (8, QUICK_SURVIVORS) if arguments.quick else (32, SURVIVORS)
             good &= bench_anything(size, points, device, not arguments.quick, survivors)
+        elif part == "dataset":
+            good &= bench_dataset(size, arguments.repeats, arguments.quick)
         elif part == "training":
             good &= bench_training(size, arguments.repeats, device, bounded=not arguments.quick)
         else:

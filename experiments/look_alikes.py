@@ -37,7 +37,7 @@ from sca_hf.processing.masks_sca import decode_rle
 CELL = 48  # pixels of the picture
 SHARED = 0.9  # of the objects have the shared value of an attribute, unless there is one like it
 ATTRIBUTES = ("color", "shape", "texture")
-CANDIDATES = {
+CANDIDATES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "rerank 4 beams": dict(num_beams=4, num_return_sequences=4, rerank="listener"),
     "rerank 8 beams": dict(num_beams=8, num_return_sequences=8, rerank="listener"),
@@ -109,13 +109,15 @@ def holds_for(caption: str, objects: list[SceneObject]) -> list[int]:
 
 
 @torch.inference_mode()
-def measure_captions(model: Any, processor: Any, pictures: list[Scene]) -> dict[str, dict[str, float]]:
+def measure_captions(
+    model: Any, processor: Any, pictures: list[Scene], candidates: dict[str, dict[str, Any]] = CANDIDATES
+) -> dict[str, dict[str, float]]:
     """Fractions of regions by kind of captions."""
     found: dict[str, list[tuple[bool, bool, bool]]] = {}
     for scene in pictures:
         inputs = processor(scene.to_pil(), input_boxes=[[list(obj.box) for obj in scene.objects]])
         said = {"true": [obj.captions[0] for obj in scene.objects]}
-        for name, options in CANDIDATES.items():
+        for name, options in candidates.items():
             torch.manual_seed(scene.seed % 2**31)
             said[name] = processor.batch_decode(model.generate(**inputs, output_masks=False, **options))[0]
         texts = [text for captions in said.values() for text in captions]

@@ -7,6 +7,7 @@ of a run that nobody disturbed. A full disk needs the right to mount a small one
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -40,6 +41,7 @@ def build_inputs(folder):
     from tiny_runs import records
 
     from sca_hf import ScaProcessor
+    from sca_hf.cli import main as sca_hf
     from sca_hf.testing import tiny_config, tiny_model, tiny_tokenizer
     from sca_hf.training.recipe.schema import Recipe
 
@@ -59,7 +61,12 @@ def build_inputs(folder):
         "training": {**TRAINING, "max_steps": 12, "save_steps": 2, "save_total_limit": 2, "report_to": "none"},
         "output": "unsaid",
     }
+    (folder / "boxes.json").write_text(
+        json.dumps({path.name: [{"box": [5, 5, 40, 30]}] for path in folder.glob("*.png")})
+    )
     (folder / "recipe.yaml").write_text(Recipe.from_mapping(values).to_yaml())
+    for name in ("propose", "judge"):
+        assert sca_hf(commands(folder, folder, "")[f"self-train {name}"]) == 0, name
 
 
 def commands(inputs, place, repository):
@@ -73,6 +80,12 @@ def commands(inputs, place, repository):
         "predict, Parquet": ["predict", "--data", data, "--output", f"{place}/said.parquet", *masks, *tiny],
         "anything": ["anything", f"{inputs}/photos", "--output", f"{place}/out", "--overlays", "--write", "labelme"]
         + [*GRID, *tiny],
+        "self-train propose": ["self-train", "propose", f"{inputs}/photos", "--boxes", f"{inputs}/boxes.json"]
+        + ["--views", "box", "flip", "--output", f"{place}/proposals", *tiny],
+        "self-train judge": ["self-train", "judge", f"{inputs}/proposals", "--output", f"{place}/judged", *tiny]
+        + ["--judges", "score", "agreement", "listener", "--tiles", "6"],
+        "self-train learn": ["self-train", "learn", f"{inputs}/recipe.yaml", f"--output={place}/run", "--quiet"]
+        + ["--manifest", f"{inputs}/judged/manifest.parquet"],
         "cache": ["cache", f"{place}/cache"],
         "convert": ["convert", f"{inputs}/theirs", f"{place}/model", "--quiet"],
         "publish": ["publish", f"{inputs}/model", repository, "--quiet"],
@@ -175,7 +188,7 @@ class Matrix:
 
     def new_place(self, mount=None):
         self.tries += 1
-        short = self.name.replace(", ", "-").lower()
+        short = self.name.replace(",", "").replace(" ", "-").lower()
         place = self.folder / f"{short}-{self.tries}"
         place.mkdir()
         if mount is not None:

@@ -1,16 +1,22 @@
 """What the benchmark of a training step says, at a shape small enough for a test."""
 
+import sys
 import time
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.anything import bench_anything
 from benchmarks.bound import Products, floor
+from benchmarks.dataset import Way, agree_on_records, compare
 from benchmarks.shapes import Size
 from benchmarks.stream import Run, differences, items
 from benchmarks.training import SAVED_RATIO, same_step, saved_bytes, training_calls
 from sca_hf import region_captioning_pipeline
+from sca_hf.anything.folder import FolderRun, ImageCaptioner
+from sca_hf.anything.sources import ImageItem
+from sca_hf.data.scenes import render_scene
 
 
 # The published grid, without the encoder's layers: the mixer, not the language model's head, sets what is saved.
@@ -87,3 +93,21 @@ def test_anything_is_found_as_the_plain_way_finds_it(capsys):
     tiny = Size(image_size=128, layers=1, vision_layers=1, text_layers=1)
     assert bench_anything(tiny, 4, torch.device("cpu"), bounded=False, survivors=(2, 12))
     assert "the same points: True, masks: True, captions: True" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
+def test_many_pictures_have_the_records_of_one_by_one(capsys):
+    captioner = ImageCaptioner(FolderRun("", None, {"points_per_side": 8}, device="cpu"))
+    scenes = [ImageItem(f"{n}.png", Image.fromarray(render_scene(20_000_000 + n).image)) for n in range(6)]
+    ways = {"one by one": Way(1, 1, 0), "ours": Way(1, 3, 2)}
+    assert compare("scenes", captioner, scenes, ways, repeats=1)
+    assert "masks and captions equal" in capsys.readouterr().out
+    records = [record for entry in captioner(scenes[:2]) for record in entry["records"]]
+    assert agree_on_records("ours", records, records)
+    changes = {"caption": "a word more", "segmentation": {}, "score": 1.0}
+    for key, value in changes.items():
+        assert not agree_on_records("ours", records, [*records[:-1], {**records[-1], key: value}]), (
+            "it would be noticed"
+        )
+    assert not agree_on_records("ours", records, records[:-1])

@@ -34,6 +34,8 @@ assert PIPELINE_REGISTRY.check_task("region-captioning")[1]["impl"] is RegionCap
         "import transformers",
         "from transformers import pipeline",
         "import sca_hf; from transformers import pipeline",
+        "import sca_hf; from transformers import Trainer",
+        "from sca_hf.files import read_json; from transformers import PreTrainedModel, GenerationMixin",
         "from transformers import AutoModel; import sca_hf; import transformers.pipelines",
         "import sca_hf.modeling.pipeline_sca",
         "from transformers import AutoModel, AutoProcessor",

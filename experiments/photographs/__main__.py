@@ -12,8 +12,10 @@ and the folder of the sets. Stages, each done once; what no seed changes is done
   language    a tokenizer and a small language model that have all names
   start       the model before training
   boxes       boxes.yaml: the U-Net that draws the final masks; its steps are chosen on the side `choice`
-  first       first_look.yaml: words and first masks; its steps are chosen there too
+  first       first_look.yaml: first words and first masks; its steps are chosen there too
   second      second_look.yaml: the U-Net after the first look, from points too
+  reader      the mixer reads the features of its eyes too: begun by regression
+  words       words.yaml: what to say, with the masks as they are; its steps are chosen there too
   confidence  fitted with pictures of neither kind
   model       settings of anything mode, chosen there too; half precision, card, licenses, CREDITS.md
   unsure      how often it is unsure of what it knows, and of what it does not
@@ -38,7 +40,8 @@ from . import data, outside, report, towers
 from .language import train_language
 from .measure import read_pictures
 from .names import write_names
-from .recipe import HERE, read_recipe
+from .reader import fit_reader
+from .recipe import HERE, WORDS, read_recipe
 from .small_sets import write_small_sets
 from .start import start_model
 from .swapped_names import SwappedNamesTrainer
@@ -110,9 +113,21 @@ class Road:
     def second(self, done: Path) -> None:
         print(run_recipe(read_recipe("second_look.yaml", self.output, self.seed, self.folder, self.steps)), flush=True)
 
-    def confidence(self, done: Path) -> None:
-        recipe = read_recipe("first_look.yaml", self.output, self.seed, self.folder, self.steps)
+    def reader(self, done: Path) -> None:
         model, processor = load(str(self.own / "second" / "model"))
+        recipe = read_recipe(WORDS, self.output, self.seed, self.folder, self.steps)
+        fit_reader(model, processor, recipe, **({} if self.steps is None else {"regions": 40}))
+        with staged(done) as part:
+            model.save_pretrained(part, include_base_models=True)
+            processor.save_pretrained(part)
+
+    def words(self, done: Path) -> None:
+        recipe = read_recipe(WORDS, self.output, self.seed, self.folder, self.steps)
+        print(run_recipe(recipe, trainer_class=SwappedNamesTrainer), flush=True)
+
+    def confidence(self, done: Path) -> None:
+        recipe = read_recipe(WORDS, self.output, self.seed, self.folder, self.steps)
+        model, processor = load(str(self.own / "words" / "model"))
         regions = {} if self.steps is None else {"regions": 40}
         fit = outside.fit(model, processor, recipe, self.own / "data", self.folder, self.seed, **regions)
         print(fit, flush=True)
@@ -176,6 +191,8 @@ def stages(road: Road) -> dict[str, tuple[Callable[[Path], None], Path]]:
         "boxes": (road.boxes, own / "boxes" / "model"),
         "first": (road.first, own / "first" / "model"),
         "second": (road.second, own / "second" / "model"),
+        "reader": (road.reader, own / "reader"),
+        "words": (road.words, own / "words" / "model"),
         "confidence": (road.confidence, own / "confident"),
         "model": (road.model, own / "model"),
         "unsure": (road.unsure, own / "unsure.json"),

@@ -2,25 +2,31 @@
 
 As there it learns from keywords followed by a text (experiments/sca_tiny/language.py), so that it says what a prefix
 holds; beside objects of scenes there are the names of COCO, of TACO and of the small sets, each word a token, and the
-longer captions that some regions have.
+longer captions that some regions have. What class scores and features say is the same for all queries, so in most
+texts the words of a name are added up, with some noise, in every slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from sca_hf.data.scenes import describe, read_caption
 from sca_hf.files import read_json
+from sca_hf.training.checkpoint.trainer import WholeCheckpoints
 
-from ..sca_tiny.language import TASKS, KeywordTexts, LanguageSettings, train_language_model
+from ..sca_tiny.language import TASKS, KeywordTexts, LanguageSettings, random_object, train_language_model
 from .small_sets import IMAGES
 from .words import SYNONYMS, caption_of
 
 
+# How many texts have a name's words added up, and how much noise is in the sum, and in each slot.
+_SUMMED, _NOISE = 0.75, (0.06, 0.1)
 SETTINGS = {"steps": 2_500, "vocabulary_size": 1_536, "max_tokens": 24}
 _SCENES = 0.4
 # How often the tokenizer sees each name: whole words win over the pieces that they share with others.
@@ -38,11 +44,23 @@ class NamedTexts(KeywordTexts):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.settings.seed, index, 1))
+        task = TASKS[int(rng.random() < 0.75)]
         if rng.random() < _SCENES:
-            return super().__getitem__(index)
-        name, task = self.names[rng.integers(len(self.names))], TASKS[int(rng.random() < 0.75)]
-        told = self.captions[name]
-        return self.row(self.name_prefix(task, name), told[rng.integers(len(told))] if task == "caption" else name)
+            thing = random_object(rng)
+            name, text = thing.category, describe(thing, rng)[0] if task == "caption" else thing.category
+            prefix = self.prefix(task, thing, read_caption(text)["reference_color"] is not None)
+            own = slice(self.settings.num_task_tokens + 1, self.settings.num_task_tokens + 4)
+        else:
+            name = self.names[rng.integers(len(self.names))]
+            text = self.captions[name][rng.integers(len(self.captions[name]))] if task == "caption" else name
+            prefix, own = self.name_prefix(task, name), slice(self.settings.num_task_tokens, None)
+        summed = self.tokenizer(f" {name}")["input_ids"][: self.settings.num_keywords]
+        if rng.random() < _SUMMED:
+            prefix[own] = [self.tokenizer.pad_token_id] * len(prefix[own])
+        else:
+            summed = []
+        row = self.row(prefix, text)
+        return {**row, "summed": torch.tensor(summed + [-1] * (self.settings.num_keywords - len(summed)))}
 
     def name_prefix(self, task: str, name: str) -> list[int]:
         """Returns the ids of the task slots and of the keyword slots, which hold a name, cut where it is too long."""
@@ -50,6 +68,23 @@ class NamedTexts(KeywordTexts):
         slots = self.tokenizer(" " + name)["input_ids"][:count]
         slots += [self.tokenizer.pad_token_id] * (count - len(slots))
         return [self._id(task)] * self.settings.num_task_tokens + slots
+
+
+class SummedWords(WholeCheckpoints):
+    """Adds the vectors of the tokens `summed` (B, K; -1: none) to every slot, as a mixer that reads classes does."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The language model's loss on the texts behind such prefixes."""
+        words, ids, summed = model.get_input_embeddings(), inputs.pop("input_ids"), inputs.pop("summed")
+        first = LanguageSettings.num_task_tokens
+        last = first + LanguageSettings.num_keywords
+        added = (words(summed.clamp(min=0)) * (summed >= 0)[..., None]).sum(1, keepdim=True)  # (B, 1, D)
+        embeds = words(ids).clone()
+        for noise, parts in zip(_NOISE, (1, last - first), strict=True):
+            shaken = noise * torch.randn(len(ids), parts, embeds.shape[2], device=embeds.device)
+            embeds[:, first:last] += shaken * (summed[:, :1, None] >= 0)
+        embeds[:, first:last] += added
+        return super().compute_loss(model, {**inputs, "inputs_embeds": embeds}, *args, **kwargs)
 
 
 def all_captions(split: Path) -> dict[str, list[str]]:
@@ -77,5 +112,5 @@ def train_language(folder: Path, split: Path, steps: int | None = None, seed: in
     captions = all_captions(split)
     more = [text for name, told in captions.items() for text in (name, f" {name}", *told) for _ in range(_REPEATS)]
     return train_language_model(
-        folder, settings, more, lambda tokenizer, chosen: NamedTexts(tokenizer, chosen, captions)
+        folder, settings, more, lambda tokenizer, chosen: NamedTexts(tokenizer, chosen, captions), SummedWords
     )

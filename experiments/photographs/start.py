@@ -7,6 +7,7 @@ NanoDet's 80 class scores are the first channels of what the towers give. The mi
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,31 @@ from sca_hf.modeling.mixer_sca import ClassReader
 from .names import NAMES
 
 
-# How much louder than the language model knows them the words of class scores are: beside them are other queries.
-_LOUD = 30.0
+# What mixed queries, which say nothing yet, are worth beside words.
+_QUIET = 0.1
+# How much louder than words the vectors of classes are, since each is only a part of what is said.
+_LOUD = 3.0
+
+
+@torch.no_grad()
+def say_words(model: Any, tokenizer: Any) -> None:
+    """Begins the mixer's way to the language model such that it says what it is given, and its tasks are words.
+
+    A random way is nearly singular: vectors that it turned into words were thousands long, and drowned all queries.
+    """
+    mixer, words = model.mixer, model.get_input_embeddings().weight
+    torch.nn.init.orthogonal_(mixer.language_project.weight, gain=_QUIET)
+    mixer.language_project.bias.copy_(words[tokenizer.pad_token_id])
+    config = mixer.config
+    tasks = torch.stack([words[tokenizer(f" {task}")["input_ids"]].mean(0) for task in config.tasks])
+    mixer.task_tokens.weight.copy_(tasks.repeat_interleave(config.num_task_tokens, 0))
+
+
+def words_of(model: Any, tokenizer: Any, names: Sequence[str]) -> torch.Tensor:
+    """What `language_project` turns into the words of each name, added up as in language.py: (n, C)."""
+    words, project = model.get_input_embeddings().weight, model.mixer.language_project.weight
+    said = torch.stack([words[tokenizer(f" {name}")["input_ids"]].sum(0) for name in names])  # (n, D)
+    return torch.linalg.lstsq(project, said.T).solution.T
 
 
 @torch.no_grad()
@@ -34,14 +58,11 @@ def read_names(model: Any, tokenizer: Any) -> None:
     """
     mixer, config = model.mixer, model.config
     config.sam_config.class_channels = config.mixer_config.class_channels = len(NAMES)
-    model.sam.vision_encoder.class_channels = len(NAMES)
+    model.sam.vision_encoder.given_channels = len(NAMES)
     mixer.class_reader = ClassReader(len(NAMES), config.mixer_config.hidden_size).to(mixer.language_project.weight)
     torch.nn.init.ones_(mixer.class_reader.scale.weight)
-    words = model.get_input_embeddings().weight
-    said = torch.stack([words[tokenizer(" " + name)["input_ids"]].mean(0) for name in NAMES])  # (80, D)
-    said = _LOUD * (said - said.mean(0))  # nothing where every score is the same
-    # What language_project turns into these.
-    mixer.class_reader.vectors.weight.copy_(torch.linalg.lstsq(mixer.language_project.weight, said.T).solution)
+    said = words_of(model, tokenizer, NAMES)
+    mixer.class_reader.vectors.weight.copy_(_LOUD * (said - said.mean(0)).T)  # nothing where every score is the same
 
 
 def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None = None) -> Path:
@@ -63,6 +84,7 @@ def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None
     if language is not None:
         model.swap_language_model(str(language))
         tokenizer = AutoTokenizer.from_pretrained(language)
+        say_words(model, tokenizer)
     if getattr(encoder.config, "towers", [""])[0] == "nanodet_g":
         read_names(model, tokenizer)
     model.config.scope = None

@@ -144,6 +144,7 @@ def train_language_model(
     settings: LanguageSettings,
     more: Iterable[str] = (),
     texts: Callable[[PreTrainedTokenizerFast, LanguageSettings], torch.utils.data.Dataset] = KeywordTexts,
+    trainer_class: type[WholeCheckpoints] = WholeCheckpoints,
 ) -> Path:
     """Trains tokenizer and LM in `folder`, resuming from the last checkpoint, and returns their folder.
 
@@ -152,6 +153,7 @@ def train_language_model(
         settings: of the stage.
         more: texts for the tokenizer beside those of scenes.
         texts: what the LM learns.
+        trainer_class: of its trainer.
     """
     done = folder / "text"
     if done.exists():
@@ -159,6 +161,6 @@ def train_language_model(
     tokenizer = train_tokenizer(settings, more)
     torch.manual_seed(settings.seed)
     model = GPT2LMHeadModel(tiny_gpt2_config(tokenizer))
-    arguments = stage_arguments(folder, settings, weight_decay=0.0, warmup_steps=50)
-    train_from_last_checkpoint(WholeCheckpoints(model, arguments, train_dataset=texts(tokenizer, settings)))
+    arguments = stage_arguments(folder, settings, weight_decay=0.0, warmup_steps=50, remove_unused_columns=False)
+    train_from_last_checkpoint(trainer_class(model, arguments, train_dataset=texts(tokenizer, settings)))
     return save_whole(done, tokenizer, model)

@@ -56,7 +56,8 @@ class _Registration:
         self.executing: set[str] = set()
 
     def _watches(self, name: str) -> bool:
-        return name in self.partners or name.startswith(tuple(_own_packages()))
+        # All of the library's: its modules import each other, and ours need them whole.
+        return name.startswith(("transformers.", *_own_packages()))
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -87,7 +88,7 @@ class _Registration:
             if theirs not in self.imported:
                 continue
             if ours not in sys.modules:
-                # Not amid the import of what it needs itself: that one's end comes here again.
+                # Not amid an import of what it may need itself: the end of that one comes here again.
                 if not self.executing:
                     import_module(ours)
             elif name in (theirs, ours) and ours in self.imported:

@@ -65,6 +65,19 @@ def results(output) -> tuple[list, str, dict]:
     return records, (output / "coco.json").read_text(), json.loads((output / "failed.json").read_text())
 
 
+def check_same(output, other):
+    """The same images, masks and captions; scores up to rounding, as they depend on what is captioned together."""
+    scores = []
+    for folder in (output, other):
+        records, coco, failed = results(folder)
+        found = [record.pop("score") for image in records for record in image["records"]]
+        coco = json.loads(coco)
+        found += [annotation.pop("score") for annotation in coco["annotations"]]
+        scores.append((found, records, coco, failed))
+    assert scores[0][1:] == scores[1][1:]
+    assert scores[0][0] == pytest.approx(scores[1][0], abs=1e-5)
+
+
 def check_coco(path, images):
     """COCO's own tools load it, and find the same masks and areas in it."""
     coco = COCO(str(path))
@@ -94,7 +107,7 @@ def test_done_is_done_and_other_settings_are_refused(model, tmp_path, capsys, mo
     folder = make_folder(tmp_path / "photos", 2, 1)
     assert main(anything(model, folder, tmp_path / "out")) == 1
     before = results(tmp_path / "out")
-    monkeypatch.setattr("sca_hf.anything.folder.caption_anything", None)  # nothing is left to caption
+    monkeypatch.setattr("sca_hf.anything.folder.caption_each", None)  # nothing is left to caption
     assert main(anything(model, folder, tmp_path / "out")) == 1
     assert results(tmp_path / "out") == before
     assert main(anything(model, folder, tmp_path / "out", "--min-area=0.1")) == 2
@@ -132,7 +145,7 @@ def test_what_tools_import_is_written_once_and_left_to_be_corrected(model, tmp_p
 def test_failed_images_can_be_tried_again(model, tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "photos", 2, 1)
     with monkeypatch.context() as broken:
-        broken.setattr("sca_hf.anything.folder.caption_anything", None)
+        broken.setattr("sca_hf.anything.folder.caption_each", None)
         assert main(anything(model, folder, tmp_path / "out")) == 1
     assert main(anything(model, folder, tmp_path / "out")) == 1
     assert len(results(tmp_path / "out")[2]) == 3
@@ -152,7 +165,32 @@ def test_a_share_of_the_run_waits_for_the_others(model, tmp_path):
     assert run_folder(parts, items, rank=1, world=2) is None
     assert not (tmp_path / "two" / "coco.json").exists()
     assert run_folder(parts, items, rank=0, world=2) == result
-    assert results(tmp_path / "two") == results(tmp_path / "one")
+    check_same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("more", [[], ["--num-beams=2"], ["--crop-n-layers=1"], ["--boxes=data"]])
+def test_workers_and_batches_give_the_records_of_one_by_one(more, model, tmp_path):
+    folder = str(make_folder(tmp_path / "photos", 9, 3))
+    if more == ["--boxes=data"]:
+        folder = "scenes:split=test,count=6"
+    code = int(more != ["--boxes=data"])
+    together = ["--batch-size=3", "--num-workers=2", "--overlays"]
+    assert main(anything(model, folder, tmp_path / "one", "--batch-size=1", "--num-workers=0", *more)) == code
+    assert main(anything(model, folder, tmp_path / "many", *together, *more)) == code
+    check_same(tmp_path / "many", tmp_path / "one")
+    drawn = {path.name for path in (tmp_path / "many" / "overlays").iterdir()}
+    assert len(drawn) == len(results(tmp_path / "one")[0]) >= 6
+
+
+def test_an_image_that_breaks_a_batch_costs_only_itself(model, tmp_path, monkeypatch):
+    items = find_images([str(make_folder(tmp_path / "photos", 5, 0))])
+    boxes = {item.name: [[1.0, 1.0, 9.0, 9.0]] for item in items}
+    boxes["b/002.png"] = [[0.0, 0.0, 9.0, 9.0], [500.0, 500.0, 600.0, 600.0]]
+    for batch_size in (1, 5):
+        run = FolderRun(str(tmp_path / str(batch_size)), model, boxes=boxes, device="cpu", batch_size=batch_size)
+        assert list(run_folder(run, items).failed) == ["b/002.png"]
+    assert results(tmp_path / "1")[2] == results(tmp_path / "5")[2]
+    check_same(tmp_path / "1", tmp_path / "5")
 
 
 def append(run, rank, *entries):
@@ -225,6 +263,21 @@ def test_boxes_of_a_detector_take_the_place_of_the_grid(form, model, tmp_path):
     assert [name[:9] for name in drawn] == ["a-001.png", "b-000.png"]
 
 
+def test_where_a_detector_found_nothing_nothing_is_captioned(model, tmp_path, capsys):
+    folder = make_folder(tmp_path / "photos", 2, 0)
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"a/001.png": [{"box": [2, 3, 22, 13]}]}))
+    assert main(anything(model, folder, tmp_path / "out", "--boxes", str(boxes))) == 0
+    records, _, failed = results(tmp_path / "out")
+    assert [len(image["records"]) for image in records] == [1, 0] and not failed
+    assert "boxes.json has no boxes for 1 of 2 images, such as b/000.png" in capsys.readouterr().err
+    boxes.write_text(json.dumps({"other.png": [{"box": [2, 3, 22, 13]}]}))
+    assert main(anything(model, folder, tmp_path / "none", "--boxes", str(boxes))) == 2
+    said = capsys.readouterr().err
+    assert "has no boxes for any of the images, such as a/001.png; it names other.png" in said
+    assert not (tmp_path / "none").exists()
+
+
 def test_no_two_images_share_an_overlay(model, tmp_path):
     names = ("a b.png", "a-b.png", "a_b.png", "\u00e9.png", "\u00ea.png", ".a.png", "x" * 150 + ".png")
     (tmp_path / "photos").mkdir()
@@ -280,7 +333,7 @@ def lines_of(output) -> int:
 def test_500_images_with_10_broken_survive_5_kills_and_2_processes_equal_1(model, tmp_path):
     folder = make_folder(tmp_path / "photos", 490, 10)
     for kill in range(1, 6):
-        process = start(model, folder, tmp_path / "killed")
+        process = start(model, folder, tmp_path / "killed", 0, 1, f"--num-workers={2 * (kill % 2)}")
         while lines_of(tmp_path / "killed") < 80 * kill and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -295,7 +348,7 @@ def test_500_images_with_10_broken_survive_5_kills_and_2_processes_equal_1(model
     pair = [start(model, folder, tmp_path / "pair", rank, 2) for rank in (0, 1)]
     # Only whoever is last knows that images failed; torchrun would end the others at once.
     assert max([process.wait() for process in pair]) == 1
-    assert results(tmp_path / "pair") == results(tmp_path / "killed")
+    check_same(tmp_path / "pair", tmp_path / "killed")
 
 
 @pytest.mark.slow
@@ -304,7 +357,7 @@ def test_ray_gives_the_same(model, tmp_path):
     folder = make_folder(tmp_path / "photos", 12, 2)
     assert start(model, folder, tmp_path / "alone").wait() == 1
     assert start(model, folder, tmp_path / "ray", 0, 1, "--ray", "2").wait() == 1
-    assert results(tmp_path / "ray") == results(tmp_path / "alone")
+    check_same(tmp_path / "ray", tmp_path / "alone")
 
 
 def test_a_folder_that_is_removed_meanwhile_is_an_error_not_a_success(model, tmp_path, capsys, monkeypatch):

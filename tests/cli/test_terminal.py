@@ -226,12 +226,14 @@ def test_ctrl_c_says_how_to_resume_and_the_same_command_does(saved, photos, caps
     import sca_hf.anything.folder  # noqa: F401
 
     with monkeypatch.context() as patch:
-        interrupted_after(patch, "sca_hf.anything.folder.caption_anything", 1)
-        assert run("anything", saved, "a", "b", "--output", "out") == 130
+        interrupted_after(patch, "sca_hf.anything.folder.caption_each", 1)
+        assert run("anything", saved, "a", "b", "--batch-size=1", "--output", "out") == 130
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("sca-hf: interrupted: to resume, run the same command: sca-hf anything a b --output out ")
-    interrupted_after(monkeypatch, "sca_hf.anything.folder.caption_anything", 2)  # one is done: two are left
-    assert run("anything", saved, "a", "b", "--output", "out") == 0
+    assert told.startswith(
+        "sca-hf: interrupted: to resume, run the same command: sca-hf anything a b --batch-size=1 --output out "
+    )
+    interrupted_after(monkeypatch, "sca_hf.anything.folder.caption_each", 2)  # one is done: two are left
+    assert run("anything", saved, "a", "b", "--batch-size=1", "--output", "out") == 0
     monkeypatch.setattr("sca_hf.evaluation.predict._fill", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     data = ["--data", "scenes:split=test,count=3", "--output", "p.jsonl"]
     assert main(["predict", *data, "--model", saved, "--device", "cpu"]) == 130

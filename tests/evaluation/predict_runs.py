@@ -24,7 +24,7 @@ def tiny_captioner():
     return ScaCaptioner(tiny_model(), processor, {"max_new_tokens": 8}, "tiny", "tiny")
 
 
-def run(data, output, cache, rank=0, processes=1, **settings):
+def run(data, output, cache, rank=0, processes=1, num_workers=0, **settings):
     """Predicts to the end, or goes on to it."""
     import datasets
 
@@ -33,7 +33,7 @@ def run(data, output, cache, rank=0, processes=1, **settings):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes))
     datasets.config.HF_DATASETS_CACHE = cache
     datasets.disable_progress_bars()
-    predict(tiny_captioner(), data, output, PredictSettings(**settings), progress=False)
+    predict(tiny_captioner(), data, output, PredictSettings(**settings), progress=False, num_workers=num_workers)
 
 
 def start(*arguments, processes=1, **settings):

@@ -81,6 +81,23 @@ def test_two_processes_write_what_one_does_also_when_killed(whole, data, cache, 
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["said.jsonl", "said.jsonl.run.json"]
 
 
+def test_workers_write_the_same_bytes_also_when_killed(whole, data, cache, tmp_path):
+    output = tmp_path / "said.jsonl"
+    running = start(data, output, cache, batch_size=2, masks="best", num_workers=2)
+    assert kill(running, output, 8, 0)
+    finish(start(data, output, cache, batch_size=2, masks="best", num_workers=2))
+    assert output.read_bytes() == whole
+    assert "num_workers" not in (tmp_path / "said.jsonl.run.json").read_text()
+
+
+def test_only_our_model_is_shared_by_workers(data, tmp_path):
+    class Other:
+        name, segments = "other", False
+
+    with pytest.raises(ValueError, match="num_workers is 2, but other captions in one process"):
+        predict(Other(), data, tmp_path / "said.jsonl", progress=False, num_workers=2)
+
+
 def test_a_torn_line_and_an_unfinished_batch_are_cut_away(whole, data, captioner, tmp_path):
     output, settings = tmp_path / "said.jsonl", PredictSettings(batch_size=2, masks="best")
     predict(captioner, data, output, settings, progress=False)

@@ -66,7 +66,7 @@ def test_the_collator_says_which_scores_go_with_its_captions():
         assert true == ["person", "bear"]
 
 
-@pytest.mark.parametrize("name", ["boxes.yaml", "first_look.yaml", "second_look.yaml"])
+@pytest.mark.parametrize("name", ["boxes.yaml", "first_look.yaml", "second_look.yaml", "words.yaml"])
 def test_recipes_name_the_files_of_their_seed(name, tmp_path):
     recipe = read_recipe(name, tmp_path / "out", 3, tmp_path / "sets")
     named = [str(value) for spec in [*recipe.data.train, *recipe.data.eval] for value in spec.values()]

@@ -92,11 +92,16 @@ def test_it_learns_by_its_neck_captions_and_comes_back(name, form, tmp_path):
     assert torch.allclose(before.pred_masks, after.pred_masks, atol=1e-5)
 
 
-def with_classes():
+def with_features(features, classes):
     sam = sam_of("dinov2")
-    sam.config.class_channels = sam.vision_encoder.class_channels = 5
-    mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64, class_channels=5)
+    sam.config.class_channels, sam.config.feature_channels = classes, features
+    sam.vision_encoder.given_channels = max(classes, features)
+    mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64)
     return ScaForConditionalGeneration.from_sam_text_pretrained(sam, tiny_language_model(), mixer)
+
+
+def with_classes():
+    return with_features(0, 5)
 
 
 def test_a_mixer_that_reads_class_scores_learns_and_comes_back(tmp_path):
@@ -130,15 +135,46 @@ def test_the_class_of_the_middle_of_a_region_is_added_to_its_queries():
     best = torch.einsum("nyx,cyx->nc", weights, scores[0]).argmax(1)
     assert torch.allclose((queries() - before)[0, 0], vectors.T[best][:, None].expand(1, 8, -1), atol=1e-4)
     prompts = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    with pytest.raises(ValueError, match="or whose encoder names classes, needs the intermediate_embeddings"):
+    with pytest.raises(ValueError, match="or that reads class scores or features"):
         model.generate(**prompts, image_embeddings=embeddings)
     given = model.generate(**prompts, image_embeddings=embeddings, intermediate_embeddings=[scores], max_new_tokens=4)
     assert torch.equal(given.sequences, model.generate(**inputs, max_new_tokens=4).sequences)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [0, 5])
+def test_features_of_the_middle_of_a_region_are_added_to_its_queries(classes, tmp_path):
+    model = with_features(16, classes).eval()
+    reader, named, inputs = model.mixer.feature_reader, model.mixer.class_reader, batch(model)
+    ids = torch.ones(1, 2, 2, dtype=torch.long)
+    model.mixer.read_features, read = lambda means: means.new_zeros(len(means), 32), model.mixer.read_features
+    before = model(**batch(model), input_ids=ids).query_embeds
+    model.mixer.read_features = read
+    assert not reader.weight.any()
+    torch.nn.init.normal_(reader.weight, generator=torch.Generator().manual_seed(0))
+    reader.bias.fill_(0.5)
+    _, (features,) = model.get_image_embeddings(inputs["pixel_values"])
+    assert features.shape[1] == 16
+    box = inputs["input_boxes"][0, :1].float()
+    weights = box_weights(box + 0.2 * (box[:, [2, 3, 0, 1]] - box), 64, features.shape[-1])
+    means = torch.einsum("nyx,cyx->nc", weights, features[0])
+    expected = reader(means)
+    if classes:  # the last output says how much the classes count
+        expected, share = expected[:, :-1], expected[:, -1:].sigmoid()
+        expected = (1 - share) * expected + share * named(means[:, :classes])
+    after = model(**batch(model), input_ids=ids).query_embeds
+    assert torch.allclose((after - before)[0, 0], expected[:, None].expand(1, 8, -1), atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = ScaForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.allclose(again(**batch(again), input_ids=ids).query_embeds, after, atol=1e-5)
+    model.config.sam_config.feature_channels = 17
+    with pytest.raises(ValueError, match="the encoder has 16 features, which cannot give 17 channels"):
+        type(model.sam)(model.config.sam_config)
+
+
 def test_class_scores_are_not_in_the_embedding_cache(tmp_path):
     model = with_classes()
-    with pytest.raises(EmbeddingCacheError, match="a mixer that reads class scores needs those"):
+    with pytest.raises(EmbeddingCacheError, match="a mixer that reads class scores or features needs those"):
         EmbeddingCache(tmp_path, model, ScaProcessor.from_config(model.config, tiny_tokenizer()))
 
 

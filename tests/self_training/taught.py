@@ -23,9 +23,9 @@ TRAINING = {
 }
 
 
-def save_model(folder, seed=0):
+def save_model(folder, seed=0, **options):
     """A tiny model and its processor."""
-    model = tiny_model(seed=seed)
+    model = tiny_model(seed=seed, **options)
     model.save_pretrained(folder)
     ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
     return str(folder)
@@ -77,12 +77,13 @@ def judge_command(proposals, output, model, *more):
     return [*command, "--device", "cpu", "--min-class", "3", *more]
 
 
-def start(command, cache, rank=0, world=1):
-    """One command in a process of its own."""
-    own = {"RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
+def start(command, cache, rank=0, world=1, torchrun=False):
+    """One command in a process of its own; by torchrun in `world` that talk to each other."""
+    own = {"RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 and not torchrun else {}
     environment = {**os.environ, "HF_DATASETS_CACHE": str(cache), "OMP_NUM_THREADS": "1", **own}
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     return subprocess.Popen(
-        [sys.executable, "-m", "sca_hf", *command, "--quiet"],
+        [sys.executable, *(several if torchrun else ()), "-m", "sca_hf", *command, "--quiet"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

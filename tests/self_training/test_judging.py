@@ -101,11 +101,14 @@ def test_true_captions_are_heard_and_need_their_region():
     """On scenes that sca-tiny knows, captions point to their regions and fall without them; swapped ones do not."""
     model, processor = load(None, "cpu")
     judges = build_judges(("listener", "necessity"), model, processor, None)
-    true, swapped = [], []
+    encoded = []
+    model.sam.vision_encoder.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
+    true, swapped, pictures = [], [], set()
     for scene in scenes("test", 8, 300):
         regions = scene.to_record()["regions"]
         if len(regions) < 2:
             continue
+        pictures.add(scene.seed)
         said = [region["captions"][0] for region in regions]
         for captions, found in ((said, true), (said[1:] + said[:1], swapped)):
             records = [
@@ -114,6 +117,8 @@ def test_true_captions_are_heard_and_need_their_region():
             ]
             found += judged(scene.to_pil(), records, judges)
     assert len(true) >= 10
+    # Twice in all: each region erased, and each picture, whichever judges ask.
+    assert sum(encoded) == 2 * len(true) + 2 * len(pictures)
     for judge in ("listener", "necessity"):
         means = [sum(one[judge] for one in found) / len(found) for found in (true, swapped)]
         assert means[0] > means[1] + 0.5, judge

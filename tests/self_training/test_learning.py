@@ -22,7 +22,7 @@ from taught import (
 
 from sca_hf.captioning import load
 from sca_hf.cli import main
-from sca_hf.self_training import RoundSettings, label_records, learn
+from sca_hf.self_training import RoundSettings, label_records, learn, rounds
 from sca_hf.self_training.rounds import _averaged
 from sca_hf.training.checkpoint.integrity import CheckpointError
 from sca_hf.training.recipe.run import build_datasets
@@ -196,13 +196,26 @@ def test_rounds_go_on_while_the_held_out_set_rises_and_the_best_model_is_kept(ju
     assert capsys.readouterr().out == said
 
 
-def test_a_teacher_that_is_given_is_what_rounds_are_compared_with(judged, model, tmp_path, capsys):
+def test_a_teacher_that_is_given_is_evaluated_once_and_what_rounds_are_compared_with(
+    judged, model, tmp_path, capsys, monkeypatch
+):
     recipe = write_recipe(tmp_path, model, max_steps=1, learning_rate=1e-12)
     command = run_command(judged, recipe, "--output", str(tmp_path / "out"), "--model", model, "--from-teacher")
     assert main([*command, "--metric", "eval_cider_d", "--quiet"]) == 0
     said = capsys.readouterr().out
     assert "no round was better than the model that they began with" in said and f"model: {model}" in said
     assert not (tmp_path / "out" / "model").exists()
+    held = (tmp_path / "out" / "round-0" / "teacher.json").read_bytes()
+
+    def evaluated_again(trainer, *args, **kwargs):
+        raise AssertionError("the teacher was evaluated again")
+
+    monkeypatch.setattr(rounds.ScaTrainer, "evaluate", evaluated_again)
+    assert main([*command, "--metric", "eval_cider_d", "--quiet"]) == 0
+    assert capsys.readouterr().out == said[said.index("round ") :]
+    assert (tmp_path / "out" / "round-0" / "teacher.json").read_bytes() == held
+    assert main([*command, "--metric", "eval_cider_d", "--quiet", "--training.eval_prompt=point"]) != 0
+    assert "the teacher was evaluated again" in capsys.readouterr().err
     assert main([*command, "--metric", "eval_nonsense", "--quiet"]) == 2
     assert "the evaluation has no eval_nonsense, expected one of eval_" in capsys.readouterr().err
 
@@ -219,6 +232,23 @@ def test_the_next_teacher_may_be_a_mean_of_weights(model, tmp_path):
         _averaged(tmp_path / "no", "sca-tiny", model, 0.5)
     with pytest.raises(ValueError, match="ema is 1, expected a number from 0 to below 1"):
         RoundSettings(ema=1)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(judged, model, tmp_path):
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    plain = save_model(tmp_path / "plain", text_config=still)
+    manifest = str(judged / "judged" / "manifest.parquet")
+    for name, size in (("one", 2), ("two", 1)):
+        recipe = write_recipe(tmp_path, plain, per_device_train_batch_size=size, optim="sgd")
+        command = ["self-train", "learn", recipe, "--manifest", manifest, "--output", str(tmp_path / name)]
+        finish(start(command, tmp_path / "cache", world=1 if name == "one" else 2, torchrun=name == "two"))
+    ends = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(ends[1][name], weight, atol=1e-6, rtol=0, msg=name)
+    labels = [sorted(path.name for path in (tmp_path / name / "labels").iterdir()) for name in ("one", "two")]
+    sources = [json.loads((tmp_path / name / "self_training.json").read_text()) for name in ("one", "two")]
+    assert labels[0] == labels[1] and sources[0] == sources[1]
 
 
 def test_rounds_need_a_held_out_set(judged, model, tmp_path, capsys, monkeypatch):

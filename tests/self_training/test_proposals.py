@@ -32,11 +32,11 @@ def test_each_box_of_a_detector_is_captioned_in_every_view(model, place, capsys)
     (place / "photos" / "5.png").rename(place / "photos" / "unknown.png")
     assert main(propose_command(place, place / "out", model)) == 1
     said = capsys.readouterr()
-    assert "failed: broken.png" in said.err and "unknown.png: the boxes file has no boxes for it" not in said.err
-    assert "failed: unknown.png: the boxes file has no boxes for unknown.png" in said.err
+    assert "failed: broken.png" in said.err and "failed: unknown.png" not in said.err
+    assert "boxes.json has no boxes for 2 of 7 images, such as broken.png" in said.err
     found = records(place / "out")
-    assert [entry["image"] for entry in found] == [f"{number}.png" for number in range(5)]
-    assert [len(entry["records"]) for entry in found] == [1, 2, 3, 1, 2]
+    assert [entry["image"] for entry in found] == [*(f"{number}.png" for number in range(5)), "unknown.png"]
+    assert [len(entry["records"]) for entry in found] == [1, 2, 3, 1, 2, 0]
     for entry in found:
         assert os.path.samefile(place / "out" / entry["file"], place / "photos" / entry["image"])
         for record in entry["records"]:

@@ -100,6 +100,15 @@ def test_two_processes_train_and_evaluate_as_one_does(start, tmp_path):
         assert result(tmp_path / f"half {name}")[1]["positions"] == ["torch.float32"]
 
 
+@pytest.mark.slow
+def test_agreement_is_one_loss_for_two_processes_and_is_refused_for_shards(start, tmp_path):
+    options = {"start": str(start), "max_steps": 3, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+    options |= {"agreement_weight": 1.0, "preset": "mixer+lm"}
+    on_one(tmp_path, {"whole": options | WHOLE})
+    on_two(tmp_path, {"ddp": options | DDP, "fsdp": options | FSDP | {"refused": "must be 0 under FSDP"}})
+    assert_same_run(tmp_path / "ddp", tmp_path / "whole", LIMITS["ddp"])
+
+
 def test_two_processes_without_gpus_are_one_run_of_a_recipe(start, tmp_path):
     """Nobody said that there are none; details are taught by both, too."""
     recipe = {

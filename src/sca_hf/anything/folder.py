@@ -6,7 +6,7 @@ On a Ray cluster, Ray Data hands images to actors that hold the model, and the d
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,8 @@ from ..drawing import DrawnRegion, draw_regions
 from ..environment import install_command
 from ..files import encode, json_line, save_picture, to_json, write_whole
 from ..model_names import BUNDLED_MODEL
-from ..processing.anything_sca import caption_anything
+from ..parallel import count_workers, images_at_once, run_ahead
+from ..processing.anything_sca import caption_each
 from ..processing.masks_sca import decode_rle
 from ..run_identity import model_identity, versions
 from ..run_log import Line, RunLog, RunLogError
@@ -45,6 +46,9 @@ class FolderRun:
         device: The device to run on; None takes CUDA where it is present.
         dtype: The precision of the weights, for instance "bfloat16"; None: as saved.
         revision: The branch, tag or commit of `model`, where it is a repository id.
+        batch_size: How many images are captioned together; None fits the device. Results differ at most in their last
+            bits by this.
+        num_workers: How many processes caption them; None: see [`count_workers`].
     """
 
     output: str
@@ -57,6 +61,8 @@ class FolderRun:
     device: str | None = None
     dtype: str | None = None
     revision: str | None = None
+    batch_size: int | None = None
+    num_workers: int | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -74,6 +80,12 @@ class FolderRun:
             "overlays": self.overlays,
         }
 
+    def boxes_of(self, item: ImageItem) -> list[list[float]] | None:
+        """Returns the boxes of an image, none where a detector's file has none; None where a grid is to find some."""
+        if self.boxes is None or isinstance(self.boxes, str):
+            return None if self.boxes is None else item.boxes()
+        return boxes_of(self.boxes, item.name) or []
+
     def overlay_of(self, item: ImageItem) -> Path:
         """Returns where the drawing of an image goes."""
         return Path(self.output) / OVERLAYS / f"{file_name(item.name)}.png"
@@ -86,30 +98,56 @@ class ImageCaptioner:
         self.run = run
         self.model, self.processor = load(run.model, run.device, run.dtype, run.revision)
         self.settings = self.processor.anything_settings_for(run.settings)
+        self.batch_size = run.batch_size or images_at_once(self.model)
 
-    def __call__(self, item: ImageItem) -> dict[str, Any]:
-        """Captions an image; what is wrong with it is part of the result."""
-        known = {"image": item.name, "picture": item.stamp}
+    def captions(self, items: Sequence[ImageItem]) -> Iterator[dict[str, Any]]:
+        """Yields what [`__call__`] returns of all images, in order; worker processes are ahead of the reader."""
+        workers = count_workers(self.run.num_workers, self.model)
+        workers = min(workers, len(items)) if len(items) > 1 else 0
+        # Few images are divided more finely, for all workers to have some.
+        size = max(1, min(self.batch_size, len(items) // (2 * workers))) if workers else self.batch_size
+        starts = range(0, len(items), size)
+        for entries in run_ahead(lambda start: self(items[start : start + size]), starts, workers):
+            yield from entries
+
+    def __call__(self, items: Sequence[ImageItem]) -> list[dict[str, Any]]:
+        """Captions images together; what is wrong with one is part of its own result."""
+        opened = [self._opened(item) for item in items]
+        described = iter(self._described([one for one in opened if not isinstance(one, Exception)]))
+        entries = []
+        for item, one in zip(items, opened, strict=True):
+            known = {"image": item.name, "picture": item.stamp}
+            records = one if isinstance(one, Exception) else next(described)
+            if isinstance(records, Exception):
+                entries.append({**known, "error": image_error(records)})
+                continue
+            picture = one[0]
+            if self.run.overlays:  # what cannot be drawn for want of room is no fault of the picture
+                path = self.run.overlay_of(item)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_picture(draw_records(picture, records), path)
+            entries.append({**known, "width": picture.width, "height": picture.height, "records": records})
+        return entries
+
+    def _opened(self, item: ImageItem) -> Any:
+        """Returns an image with its boxes, or what is wrong with it."""
         try:
-            picture, records = self._records(item)
+            return item.load(), self.run.boxes_of(item)
         except IMAGE_ERRORS as error:
-            return {**known, "error": image_error(error)}
-        if self.run.overlays:  # what cannot be drawn for want of room is no fault of the picture
-            path = self.run.overlay_of(item)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_picture(draw_records(picture, records), path)
-        return {**known, "width": picture.width, "height": picture.height, "records": records}
+            return error
 
-    def _records(self, item: ImageItem) -> tuple[Any, list[dict[str, Any]]]:
-        picture = item.load()
-        boxes = None
-        if self.run.boxes is not None:
-            boxes = item.boxes() if isinstance(self.run.boxes, str) else boxes_of(self.run.boxes, item.name)
-            if boxes is None:
-                raise ValueError(f"the boxes file has no boxes for {item.name}.")
-        return picture, caption_anything(
-            self.model, self.processor, picture, self.settings, boxes, **self.run.generation
-        )
+    def _described(self, opened: list[tuple[Any, Any]]) -> list[Any]:
+        """Returns the records of each image, or what is wrong with it: then each is captioned by itself."""
+        if not opened:
+            return []
+        pictures, boxes = zip(*opened, strict=True)
+        given = None if self.run.boxes is None else boxes
+        try:
+            return caption_each(self.model, self.processor, pictures, self.settings, given, **self.run.generation)
+        except IMAGE_ERRORS as error:
+            if len(opened) == 1:
+                return [error]
+        return [records for one in opened for records in self._described([one])]
 
 
 def file_name(name: str) -> str:
@@ -160,13 +198,13 @@ def run_folder(
         items: All images; process `rank` of `world` takes every `world`-th.
         rank: The number of this process.
         world: How many processes share the run.
-        caption: Captions a list of images in any order; by default one after the other, in this process.
+        caption: Captions a list of images in any order; by default [`ImageCaptioner.captions`].
         progress: Whether a bar shows how far the run is.
 
     Returns:
         What all processes together came to, or None where some images are not done yet.
     """
-    fill_log(run, items, rank, world, caption or _one_by_one(run), progress)
+    fill_log(run, items, rank, world, caption or (lambda todo: ImageCaptioner(run).captions(todo)), progress)
     result = finish(run, items)
     if result is None and world == 1:
         raise RunLogError(f"{run.output}: some images came to no result; give the same command once more.")
@@ -347,15 +385,6 @@ def _key_and_failed(line: bytes) -> tuple[str, bool]:
     return f"{name}\n{stamp}", text.startswith(', "error"', end)
 
 
-def _one_by_one(run: FolderRun) -> Callable[[list[ImageItem]], Iterator[dict[str, Any]]]:
-    def captions(items: list[ImageItem]) -> Iterator[dict[str, Any]]:
-        captioner = ImageCaptioner(run)
-        for item in items:
-            yield captioner(item)
-
-    return captions
-
-
 def ray_captions(run: FolderRun, workers: int) -> Callable[[list[ImageItem]], Iterator[dict[str, Any]]]:
     """Returns what `run_folder` takes as `caption`.
 
@@ -373,8 +402,8 @@ def ray_captions(run: FolderRun, workers: int) -> Callable[[list[ImageItem]], It
         def __init__(self) -> None:
             self.captioner = ImageCaptioner(run)
 
-        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            return {"entry": self.captioner(row["item"])}
+        def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+            return {"entry": [json_line(entry) for entry in self.captioner(list(rows["item"]))]}
 
     def captions(items: list[ImageItem]) -> Iterator[dict[str, Any]]:
         if not ray.is_initialized():
@@ -384,8 +413,10 @@ def ray_captions(run: FolderRun, workers: int) -> Callable[[list[ImageItem]], It
         rows = ray.data.from_items(
             [{"item": item} for item in items], override_num_blocks=min(len(items), 4 * workers)
         )
-        mapped = rows.map(Actor, concurrency=workers, num_gpus=1 if wants_gpu else 0)
+        mapped = rows.map_batches(
+            Actor, batch_size=run.batch_size or 8, concurrency=workers, num_gpus=1 if wants_gpu else 0
+        )
         for row in mapped.iter_rows():
-            yield row["entry"]
+            yield json.loads(row["entry"])
 
     return captions

@@ -13,9 +13,11 @@ from .parsing import (
     add_agreement,
     add_loading,
     add_tools,
+    add_workers,
     begin_loading,
     command,
     look,
+    notice,
     positive,
     prepare,
     process_device,
@@ -86,6 +88,7 @@ def add(commands: Any) -> None:
     declared.add_argument("--overlays", action="store_true", help="draw each image with its regions")
     add_tools(declared)
     declared.add_argument("--retry", action="store_true", help="retry images that failed before")
+    add_workers(declared, None)
     declared.add_argument("--ray", type=positive, metavar="N", help="caption with N actors of a Ray cluster")
     add_settings(declared)
 
@@ -120,7 +123,7 @@ def _add_setting(group: Any, setting: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns 1 where an image could not be captioned."""
-    from ..anything.sources import find_images, read_boxes
+    from ..anything.sources import find_images
     from ..run_log import torchrun_rank
 
     settings = read_settings(options)
@@ -128,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
     items = find_images(options.sources, output=options.output)
     if options.output is None and options.json is None and len(items) > _MAX_PRINTED:
         raise ValueError(f"{len(items)} images are too many to print; pass an output folder with --output.")
-    boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
+    boxes = boxes_for(options, items)
     begin_loading(options, options.model, before=f"{len(items)} image{'s' * (len(items) != 1)}, ")
     from ..anything.folder import FolderRun, run_folder, wait_and_finish, write_for_tool
 
@@ -143,6 +146,8 @@ def run(options: argparse.Namespace) -> int:
         process_device(options.device),
         options.dtype,
         options.revision,
+        options.batch_size,
+        options.num_workers,
     )
     failures = Failures(options, len(items))
     if options.output is None:
@@ -172,6 +177,30 @@ def run(options: argparse.Namespace) -> int:
     return failures.exit_code()
 
 
+def boxes_for(options: argparse.Namespace, items: "list[ImageItem]") -> Any:
+    """Returns what `--boxes` names, and says of how many images a detector's file has nothing.
+
+    Raises:
+        ValueError: It has none of the images, so it is of others, or names them in another way.
+    """
+    from ..anything.sources import boxes_of, read_boxes
+
+    if options.boxes in (None, "data"):
+        return options.boxes
+    boxes = read_boxes(options.boxes, options.min_score)
+    without = [item.name for item in items if boxes_of(boxes, item.name) is None]
+    if len(without) == len(items):
+        named = ", ".join(list(boxes)[:3]) or "no image"
+        raise ValueError(
+            f"{options.boxes} has no boxes for any of the images, such as {without[0]}; it names {named}."
+        )
+    if without:
+        notice(
+            options, f"{options.boxes} has no boxes for {len(without)} of {len(items)} images, such as {without[0]}"
+        )
+    return boxes
+
+
 def _generation(options: argparse.Namespace) -> dict[str, Any]:
     beams = {} if options.num_beams is None else {"num_beams": options.num_beams}
     return beams | ({"output_agreements": True} if options.agreement else {})
@@ -192,15 +221,14 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _print_images(options: argparse.Namespace, run: "FolderRun", items: "list[ImageItem]", failures: Failures) -> int:
-    """Captions images one by one, and prints a table for each, or writes them as JSON."""
+    """Captions images, and prints a table for each as it is there, or writes them as JSON."""
     from ..anything.folder import ImageCaptioner
     from ..captioning import one_line, with_doubt
 
-    captioner = ImageCaptioner(run)
+    described = ImageCaptioner(run).captions(items)
     entries: list[dict[str, Any]] = []
     try:
-        for item in items:
-            entry = captioner(item)
+        for item, entry in zip(items, described, strict=True):
             name = in_one_line(item.name)
             if "error" in entry:
                 failures.add(item.name, entry["error"])

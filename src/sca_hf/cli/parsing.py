@@ -61,6 +61,23 @@ def add_agreement(declared: argparse.ArgumentParser) -> None:
     )
 
 
+def add_workers(declared: Any, batch_size: int | None) -> None:
+    """Declares `--batch-size`, which None leaves to the device, and `--num-workers`."""
+    declared.add_argument(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"images captioned together (default: {batch_size or 'up to 8'})",
+    )
+    declared.add_argument(
+        "--num-workers",
+        type=natural,
+        metavar="N",
+        help="processes that share the model on a CPU, 0 for none (default: one per thread, if memory allows)",
+    )
+
+
 def add_prompts(declared: Any, what: str) -> None:
     """Declares the options that show where something is: all in one list, `prompts`, in the order of the line."""
     for kind, form in (("box", "X1,Y1,X2,Y2"), ("point", "X,Y[,LABEL]"), ("mask", "FILE")):

@@ -9,6 +9,7 @@ from .parsing import (
     add_agreement,
     add_loading,
     add_tools,
+    add_workers,
     command,
     look,
     notice,
@@ -75,7 +76,7 @@ def add(commands: Any) -> None:
     declared.add_argument("--masks", choices=("none", "best", "all"), default="none", help="predicted masks to keep")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: 1, or the protocol's)")
     declared.add_argument("--max-new-tokens", type=positive, default=20, metavar="N", help="(default: %(default)s)")
-    declared.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (%(default)s)")
+    add_workers(declared, 8)
     add_agreement(declared)
     add_tools(declared)
     declared.add_argument("--max-samples", type=positive, metavar="N", help="the first N images")
@@ -126,7 +127,9 @@ def run(options: argparse.Namespace) -> None:
     if options.control is not None:
         captioner = CONTROLS[options.control](captioner)
     with resumable(options):
-        written = predict(captioner, data, output, settings, command=options.line, progress=not options.quiet)
+        written = predict(
+            captioner, data, output, settings, options.line, not options.quiet, num_workers=options.num_workers
+        )
     if torchrun_rank()[0] == 0 and not options.quiet:
         print(f"predictions: {written}")
     if torchrun_rank()[0] == 0:

@@ -8,7 +8,7 @@ from typing import Any
 from ..files import refuse_inputs
 from ..recipes import recipe_path
 from ..self_training.settings import CLASSES, JUDGES, VIEWS
-from .anything import add_settings, read_settings
+from .anything import add_settings, boxes_for, read_settings
 from .parsing import (
     Failures,
     add_loading,
@@ -247,14 +247,14 @@ def _named_number(text: str) -> tuple[str, float]:
 
 def run_propose(options: argparse.Namespace) -> int:
     """Runs the first stage; returns 1 where a picture could not be captioned."""
-    from ..anything.sources import find_images, read_boxes
+    from ..anything.sources import find_images
     from ..run_log import torchrun_rank
 
     settings = read_settings(options)
     _refuse_inside(options.output, options.sources)
     refuse_inputs([options.output], [one for one in (*options.sources, options.boxes, options.model) if one])
     items = find_images(options.sources, output=options.output)
-    boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
+    boxes = boxes_for(options, items)
     begin_loading(options, options.model, before=f"{len(items)} picture{'s' * (len(items) != 1)}, ")
     from ..self_training.proposing import RECORDS, ProposeRun, propose
 
@@ -346,7 +346,7 @@ def run_learn(options: argparse.Namespace) -> None:
 
 def run_all(options: argparse.Namespace) -> None:
     """Runs all stages, round after round."""
-    from ..anything.sources import find_images, read_boxes
+    from ..anything.sources import find_images
     from ..run_log import torchrun_rank
 
     if torchrun_rank()[1] > 1:
@@ -359,7 +359,7 @@ def run_all(options: argparse.Namespace) -> None:
     recipe = _recipe(options)
     _refuse_inside(recipe.output, options.sources)
     items = find_images(options.sources, output=recipe.output)
-    boxes = options.boxes if options.boxes in (None, "data") else read_boxes(options.boxes, options.min_score)
+    boxes = boxes_for(options, items)
     from ..self_training.rounds import RoundSettings, run_rounds
     from ..training.stopping import raise_terminated, sigterm_calls
 

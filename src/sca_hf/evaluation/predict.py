@@ -26,11 +26,14 @@ from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
 from ..data.writers import Shapes, WriteReport, write_regions
 from ..files import LockedError, hash_file
+from ..parallel import count_workers, run_ahead
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt
 from ..run_identity import all_versions, data_identity, versions
 from ..run_log import Line, RunLog, RunLogError, torchrun_rank
+from .captioners.controls import BlankImages
 from .captioners.interface import Captioner, ImageQuery, RegionPrediction, RegionQuery
+from .captioners.sca import ScaCaptioner
 from .predictions import (
     PredictionError,
     PredictionRecord,
@@ -93,6 +96,7 @@ def predict(
     settings: PredictSettings | None = None,
     command: str | None = None,
     progress: bool = True,
+    num_workers: int | None = None,
 ) -> Path:
     """Writes one record per region; resumes where a run of the same settings was stopped, with the same result.
 
@@ -105,6 +109,7 @@ def predict(
         settings: How to predict; None: the defaults.
         command: The command line that the run file names.
         progress: Whether to show a bar.
+        num_workers: How many processes share our model on a CPU, see [`count_workers`]; others caption in this one.
 
     Raises:
         PredictionError: The file is of another run.
@@ -113,6 +118,7 @@ def predict(
     settings = settings or PredictSettings()
     if settings.shown_by == "random_point_in_mask" and not captioner.segments:
         raise ValueError(f"{captioner.name} predicts no masks to draw a point from; choose another prompt.")
+    workers = _count_workers(num_workers, captioner)
     rows = _rows(data)
     if settings.protocol is not None:
         check_counts(settings.protocol, *_counts(rows))
@@ -125,25 +131,47 @@ def predict(
         else:
             total = len(rows) if hasattr(rows, "__len__") else None  # streams do not know
             with run, tqdm(total=total, desc="predict", unit=" images", disable=not progress or rank) as bar:
-                _fill(run, rows, captioner, settings, bar)
+                _fill(run, rows, captioner, settings, bar, workers)
     except (RunLogError, LockedError) as error:
         raise PredictionError(str(error)) from None
     return run.output
 
 
-def _fill(run: PredictionRun, rows: Any, captioner: Captioner, settings: PredictSettings, bar: Any) -> None:
+def _fill(
+    run: PredictionRun, rows: Any, captioner: Captioner, settings: PredictSettings, bar: Any, workers: int
+) -> None:
     """Predicts the batches of this process that are not there yet, and ends its part of the work."""
     if run.complete:
         return
     keys: list[str] = []
-    for number, batch in enumerate(_batches(_unique(rows), settings.batch_size)):
-        expected = [row for image in batch for row in _expected(image)]
-        keys += map(record_key, expected)
-        if number % run.processes == run.rank and not run.skip(expected):
-            torch.manual_seed(settings.seed + number)
-            run.append(_predicted(captioner, batch, settings))
-        bar.update(len(batch))
+
+    def tasks() -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        for number, batch in enumerate(_batches(_unique(rows), settings.batch_size)):
+            expected = [row for image in batch for row in _expected(image)]
+            keys.extend(map(record_key, expected))
+            if number % run.processes == run.rank and not run.skip(expected):
+                yield number, batch
+            else:
+                bar.update(len(batch))
+
+    def predicted(task: tuple[int, list[dict[str, Any]]]) -> tuple[int, list[PredictionRecord]]:
+        number, batch = task
+        torch.manual_seed(settings.seed + number)
+        return len(batch), _predicted(captioner, batch, settings)
+
+    for count, records in run_ahead(predicted, tasks(), workers):
+        run.append(records)
+        bar.update(count)
     run.finish(keys)
+
+
+def _count_workers(wanted: int | None, captioner: Captioner) -> int:
+    captioner = captioner.captioner if isinstance(captioner, BlankImages) else captioner
+    if isinstance(captioner, ScaCaptioner):
+        return count_workers(wanted, captioner.model)
+    if wanted:
+        raise ValueError(f"num_workers is {wanted}, but {captioner.name} captions in one process: pass 0.")
+    return 0
 
 
 def _rows(data: Mapping[str, Any]) -> Any:

@@ -154,7 +154,8 @@ def _describe_mixer(config: ScaConfig) -> str:
     if mixer.is_published:
         return text
     text += f", queries {mixer.query_type}, tokens of {mixer.token_source}, image of {mixer.image_source}"
-    return f"{text}, scores of {mixer.class_channels} classes" if mixer.class_channels else text
+    text += f", scores of {mixer.class_channels} classes" * bool(mixer.class_channels)
+    return text + f", {mixer.feature_channels} features of the encoder" * bool(mixer.feature_channels)
 
 
 def _describe_text(config: ScaConfig) -> str:

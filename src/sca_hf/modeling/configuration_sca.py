@@ -80,6 +80,9 @@ class ScaMixerConfig(PreTrainedConfig):
             [`ScaEncoderConfig`], are read too: each class has a vector, and their mean, weighted by the softmax of the
             scores in the region, is added to every mixed query. A region is the middle of its box, or else the best of
             the segmenter's masks.
+        feature_channels: so many channels of the image encoder's features are read too: through a linear layer, their
+            mean in the region is added to every mixed query. A neck that learned masks leaves out what masks need not
+            tell, colors for example. With class scores the layer also says which share of either is added.
     """
 
     model_type = "segment_caption_anything_mixer"
@@ -102,6 +105,7 @@ class ScaMixerConfig(PreTrainedConfig):
     image_source: str = "decoder"
     roi_size: int = 6
     class_channels: int = 0
+    feature_channels: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         _check_kinds(vars(self), {name: getattr(type(self), name, None) for name in vars(self)}, "mixer_config.")
@@ -117,8 +121,9 @@ class ScaMixerConfig(PreTrainedConfig):
             smallest = 0 if name == "num_hidden_layers" and self.query_type != "learned" else 1
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}.")
-        if self.class_channels < 0:
-            raise ValueError(f"class_channels must be at least 0, got {self.class_channels}.")
+        for name in ("class_channels", "feature_channels"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks must be distinct names and at least one, got {self.tasks}.")
         inner = self.hidden_size // self.attention_downsample_rate
@@ -132,7 +137,8 @@ class ScaMixerConfig(PreTrainedConfig):
     @property
     def is_published(self) -> bool:
         """Whether the mixer is wired as in the paper, whatever its sizes."""
-        return not self.class_channels and all(getattr(self, name) == known[0] for name, known in _CHOICES.items())
+        more = self.class_channels or self.feature_channels
+        return not more and all(getattr(self, name) == known[0] for name, known in _CHOICES.items())
 
     @property
     def prefix_length(self) -> int:
@@ -234,7 +240,7 @@ class ScaConfig(PreTrainedConfig):
         widths = {
             "hidden_size": self.sam_config.mask_decoder_config.hidden_size,
             "text_hidden_size": text_embedding_size(self.text_config),
-            "class_channels": getattr(self.sam_config, "class_channels", 0),
+            **{name: getattr(self.sam_config, name, 0) for name in ("class_channels", "feature_channels")},
         }
         mixer = self.mixer_config or {}
         if isinstance(mixer, PreTrainedConfig):

@@ -19,6 +19,7 @@ class ScaEncoderConfig(SamConfig):
         image_std: standard deviation of each channel.
         class_channels: the first channels of the encoder's features are scores of so many classes, which it gives
             beside the embeddings, as the first of `intermediate_embeddings`.
+        feature_channels: so many channels of the features, these scores first, are given there.
     """
 
     model_type = "segment_caption_anything_encoder"
@@ -28,6 +29,7 @@ class ScaEncoderConfig(SamConfig):
     image_mean: list[float] | tuple[float, ...] = IMAGENET[0]
     image_std: list[float] | tuple[float, ...] = IMAGENET[1]
     class_channels: int = 0
+    feature_channels: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.encoder_config, dict):

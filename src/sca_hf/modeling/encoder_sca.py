@@ -34,12 +34,14 @@ class PlainVisionEncoder(nn.Module):
     def __init__(self, config: ScaEncoderConfig) -> None:
         super().__init__()
         self.grid = config.prompt_encoder_config.image_embedding_size
-        self.class_channels = config.class_channels
+        self.given_channels = max(config.class_channels, config.feature_channels)
+        if self.given_channels > (width := config.vision_config.hidden_size):
+            raise ValueError(f"the encoder has {width} features, which cannot give {self.given_channels} channels.")
         self.encoder = _built(config.encoder_config)
         self.neck = SamVisionNeck(config.vision_config)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) normalized pixels to embeddings (B, C, h, w), and class scores where there are some."""
+        """(B, 3, H, W) normalized pixels to embeddings (B, C, h, w), and the features that are given beside them."""
         patches = _features(self.encoder, pixel_values, self.grid)
         if patches.shape[2:] == (self.grid, self.grid):  # (B, D, h, w)
             patches = patches.permute(0, 2, 3, 1)
@@ -51,8 +53,8 @@ class PlainVisionEncoder(nn.Module):
                 f"the image encoder gives {tuple(patches.shape[1:-1])} features, expected a grid of {self.grid} x "
                 f"{self.grid}: its configuration names another patch size than it has."
             )
-        scores = patches[..., : self.class_channels].permute(0, 3, 1, 2)
-        return (self.neck(patches), scores) if self.class_channels else (self.neck(patches),)
+        given = patches[..., : self.given_channels].permute(0, 3, 1, 2)
+        return (self.neck(patches), given) if self.given_channels else (self.neck(patches),)
 
 
 def _built(config: PreTrainedConfig) -> PreTrainedModel:

@@ -276,6 +276,8 @@ class ScaTextFeatureMixer(PreTrainedModel):
         self.caption_tokens = nn.Embedding(rows, width) if config.query_type == "learned" else None
         self.transformer = ScaTwoWayTransformer(config) if config.num_hidden_layers else None
         self.class_reader = ClassReader(config.class_channels, width) if config.class_channels else None
+        read = width + (config.class_channels > 0)  # the last says which of two readers counts
+        self.feature_reader = nn.Linear(config.feature_channels, read) if config.feature_channels else None
         self.language_project = nn.Linear(width, config.text_hidden_size)
         self.task_tokens = nn.Embedding(len(config.tasks) * config.num_task_tokens, config.text_hidden_size)
         self.post_init()
@@ -284,6 +286,9 @@ class ScaTextFeatureMixer(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ClassReader):
             init.ones_(module.scale.weight)
+        elif module is self.feature_reader:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if getattr(module, "bias", None) is not None:
@@ -330,6 +335,29 @@ class ScaTextFeatureMixer(PreTrainedModel):
                 attn_implementation=config._attn_implementation,
             )
         return tokens[:, : queries.shape[1]].unflatten(1, (config.num_caption_heads, config.num_caption_tokens))
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it reads features of the image encoder beside the segmenter's tokens."""
+        return self.class_reader is not None or self.feature_reader is not None
+
+    def feature_map(self, features: torch.Tensor) -> torch.Tensor:
+        """What it reads of features (B, D, h, w): class scores, and what the `feature_reader` makes of them all."""
+        features = features.to(self.language_project.weight)
+        parts = [features[:, : self.config.class_channels]]
+        if (reader := self.feature_reader) is not None:
+            # Before regions are taken, as there are more regions than images.
+            parts.append(reader(features.movedim(1, -1)).movedim(-1, 1))
+        return torch.cat(parts, 1)
+
+    def read_features(self, means: torch.Tensor) -> torch.Tensor:
+        """Means of `feature_map` in regions, (n, ...), to what is added to their queries, (n, C)."""
+        classes, width = self.config.class_channels, self.config.hidden_size
+        scores, mixed, choice = means.tensor_split([classes, classes + width], 1)
+        if self.class_reader is None:
+            return mixed
+        named = self.class_reader(scores)
+        return named if self.feature_reader is None else mixed.lerp(named, choice.sigmoid())
 
     def prefix(self, queries: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
         """Language model input embeddings that stand in front of the caption.

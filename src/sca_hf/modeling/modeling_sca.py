@@ -389,11 +389,11 @@ class ScaForConditionalGeneration(
                 f"{family.title} needs the intermediate_embeddings from get_image_embeddings for its masks; pass them "
                 "with image_embeddings, or pass output_masks=False."
             )
-        reads = self.detail_encoder is not None or self.mixer.class_reader is not None
+        reads = self.detail_encoder is not None or self.mixer.reads_features
         if queries and reads and not inputs.intermediate_embeddings:
             raise ValueError(
-                "a model with a detail encoder, or whose encoder names classes, needs the intermediate_embeddings of "
-                "get_image_embeddings; pass them with image_embeddings."
+                "a model with a detail encoder, or that reads class scores or features of its encoder, needs the "
+                "intermediate_embeddings of get_image_embeddings; pass them with image_embeddings."
             )
         form = (frame.width, frame.grid, frame.grid)
         if tuple(inputs.image_embeddings.shape[1:]) != form:

@@ -12,7 +12,7 @@ from .second_look_sca import mask_extents
 from .segmentation_sca import DecodedRegions, ImageEncoding, Masks, SamSegmenter, best_masks
 
 
-# What is left out on each side of a box where class scores in it are averaged: most of it is background.
+# What is left out on each side of a box where features in it are averaged: most of it is background.
 _EDGE = 0.2
 
 
@@ -29,11 +29,13 @@ def reads_queries(
     mixer, details, frame = model.mixer, model.detail_encoder, model.config.image_frame
     config, device = mixer.config, execution_device(mixer)
     folded = mixer.fold_positions(segmenter.positions.to(device))
+    maps = encoding.intermediate_embeddings or []
+    fine = maps[-1] if maps and details is not None else None
+    features = mixer.feature_map(maps[0].to(device)) if mixer.reads_features else None
 
     def read(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> dict[str, torch.Tensor]:
-        found, reader, maps = None, mixer.class_reader, encoding.intermediate_embeddings or []
-        fine = maps[-1] if maps and details is not None else None
-        if chunk.boxes is None and (config.query_type == "roi" or fine is not None or reader is not None):
+        found, placed = None, fine is not None or features is not None
+        if chunk.boxes is None and (config.query_type == "roi" or placed):
             found = masks.get(True) or segmenter.masks(regions, True)
         tokens = {"decoder": regions.tokens, "prompt": regions.prompt_tokens, "none": regions.tokens[:, :0]}
         from_encoder = config.image_source == "encoder"
@@ -46,16 +48,16 @@ def reads_queries(
             given = roi_align(segmenter.images, regions.image_index, boxes, config.roi_size)
         given = None if given is None else given.to(device)
         queries = mixer(tokens[config.token_source].to(device), image.to(device), folded, given)
-        if fine is None and reader is None:
+        if not placed:
             return {"queries": queries}
         # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
         weights = box_weights(chunk.boxes, frame.side, frame.grid) if found is None else mask_weights(*found)
-        if reader is not None:
+        if features is not None:
             middle = weights
             if found is None:
                 middle = box_weights(chunk.boxes.lerp(chunk.boxes.roll(2, 1), _EDGE), frame.side, frame.grid)
-            scores = region_means(maps[0], chunk.image_index, middle).to(device, reader.vectors.weight.dtype)
-            queries = queries + reader(scores)[:, None, None].to(queries)
+            read = mixer.read_features(region_means(features, chunk.image_index, middle.to(device)))
+            queries = queries + read[:, None, None].to(queries)
         if fine is not None:
             described = details.describe(fine, chunk.image_index, weights)
             queries = queries + described[:, None, None].to(queries)

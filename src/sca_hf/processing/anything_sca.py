@@ -1,10 +1,11 @@
 """Caption anything: masks of a whole image from a grid of points or from given boxes, and a caption of each.
 
-The image is encoded once, all prompts get their masks in batches from that encoding, and only what is left after
-filtering and non-maximum suppression is captioned, in one call. Every step is a public one of processor and model.
+An image is encoded once, all prompts get their masks in batches from that encoding, and only what is left after
+filtering and non-maximum suppression is captioned, for several images in one call. Every step is a public one of
+processor and model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,9 +74,47 @@ class _Mask:
     """A mask that is left: its record, and where it came from."""
 
     record: dict[str, Any]
-    view: int
+    view: _View
     row: int
     changed: bool
+
+
+@dataclass
+class _Picture:
+    """An image, its views, and the masks that are left of it.
+
+    Attributes:
+        size: height and width in pixels.
+        min_area: pixels of the smallest hole or speck to keep.
+        nms_thresh: box IoU above which the better of two masks is kept; None: the image's boxes were given, and all
+            are kept, in their order.
+    """
+
+    size: tuple[int, int]
+    views: list[_View] = field(default_factory=list)
+    masks: list[_Mask] = field(default_factory=list)
+    min_area: int = 0
+    nms_thresh: float | None = None
+
+    def nms_again(self) -> None:
+        """Drop what cleaning left empty, and what has become alike: scaling loses specks, and cleaning loses more.
+
+        Masks that cleaning did not change go first.
+        """
+        if self.nms_thresh is None:
+            return
+        found = [one for one in self.masks if one.record["area"]]
+        boxes = torch.tensor([one.record["bbox"] for one in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        scores = torch.tensor([one.record["predicted_iou"] - 1000.0 * one.changed for one in found])
+        self.masks = [found[index] for index in sorted(box_nms(boxes, scores, self.nms_thresh).tolist())]
+
+    def records(self, settings: AnythingSettings) -> list[dict[str, Any]]:
+        """Return what `caption_anything` does."""
+        records = [one.record for one in self.masks]
+        if self.nms_thresh is not None:
+            records.sort(key=lambda record: -record["predicted_iou"])
+        return _unique(records) if settings.unique_captions else records
 
 
 def encode_image(model: PreTrainedModel, processor: ProcessorMixin, image: Any) -> Encoded:
@@ -124,27 +163,67 @@ def caption_anything(
         caption among those of the image, or of the crop that it was found in), and `confidence` where the model has a
         [`ScaConfidenceHead`]. All in pixels of the original, upright image.
     """
+    encodings = None if encoded is None else [encoded]
+    pictures = None if boxes is None else [boxes]
+    return caption_each(model, processor, [image], settings, pictures, encodings, progress, **generation)[0]
+
+
+@torch.no_grad()
+def caption_each(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: Sequence[Any],
+    settings: AnythingSettings | None = None,
+    boxes: Sequence[Any] | None = None,
+    encoded: Sequence[Encoded | None] | None = None,
+    progress: Progress | None = None,
+    **generation: Any,
+) -> list[list[dict[str, Any]]]:
+    """Find and caption everything in each of several images; the language model is called once for all of them.
+
+    Args:
+        images: several of what [`caption_anything`] takes one of.
+        boxes: those of each image.
+        encoded: the encoding of each image.
+
+    Returns:
+        The records of each image, as [`caption_anything`] returns them.
+    """
     settings = settings or AnythingSettings()
     report = progress or (lambda step, done, total: None)
-    image = as_image(image)
-    size = (image.height, image.width)
+    boxes = boxes or [None] * len(images)
+    encoded = encoded or [None] * len(images)
+    found = [
+        _find(model, processor, as_image(image), settings, given, known, report)
+        for image, given, known in zip(images, boxes, encoded, strict=True)
+    ]
+    report("captions", 0, sum(len(one.masks) for one in found))
+    _caption(model, processor, found, settings, generation)
+    return [one.records(settings) for one in found]
+
+
+def _find(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    image: Any,
+    settings: AnythingSettings,
+    boxes: Any,
+    encoded: Encoded | None,
+    report: Progress,
+) -> "_Picture":
+    """Find the masks of one image that are to be captioned."""
+    picture = _Picture((image.height, image.width))
     if boxes is not None and not len(boxes):
-        return []
-    views = list(_views(model, processor, image, settings, boxes, encoded, report))
+        return picture
+    views = picture.views = list(_views(model, processor, image, settings, boxes, encoded, report))
     if len(views) > 1:
         _suppress_between(views, settings.crop_nms_thresh)
-    min_area = settings.min_mask_region_area if boxes is None else 0
-    found = [one for index in range(len(views)) for one in _masks(processor, views, index, size, settings, min_area)]
     if boxes is None:
-        crops_too = settings.crop_nms_thresh if len(views) > 1 else 0.0
-        found = _nms_again(found, max(settings.box_nms_thresh, crops_too))
-    report("captions", 0, len(found))
-    if _caption(model, processor, views, found, settings, generation, size, min_area) and boxes is None:
-        found = _nms_again(found, max(settings.box_nms_thresh, crops_too))
-    records = [one.record for one in found]
-    if boxes is None:
-        records.sort(key=lambda record: -record["predicted_iou"])
-    return _unique(records) if settings.unique_captions else records
+        picture.min_area = settings.min_mask_region_area
+        picture.nms_thresh = max(settings.box_nms_thresh, settings.crop_nms_thresh if len(views) > 1 else 0.0)
+    picture.masks = [one for view in views for one in _masks(processor, view, picture, settings)]
+    picture.nms_again()
+    return picture
 
 
 def _views(
@@ -246,16 +325,8 @@ def _suppress_between(views: list[_View], threshold: float) -> None:
         view.keep(torch.nonzero(rows).flatten())
 
 
-def _masks(
-    processor: ProcessorMixin,
-    views: list[_View],
-    index: int,
-    size: tuple[int, int],
-    settings: AnythingSettings,
-    min_area: int,
-) -> Iterator[_Mask]:
+def _masks(processor: ProcessorMixin, view: _View, picture: _Picture, settings: AnythingSettings) -> Iterator[_Mask]:
     """Yield the masks of one view in the pixels of the original, with all of their records but the captions."""
-    view = views[index]
     x, y, right, bottom = view.crop
     masks = view.found["masks"]
     step = max(1, _MASK_PIXELS // max(view.size[0] * view.size[1], 1 << 20))
@@ -263,7 +334,7 @@ def _masks(
         part = [masks[start : start + step, None]]
         upscaled = processor.post_process_masks(part, [view.size], [view.resized], settings.mask_threshold)[0]
         for row, before in enumerate(upscaled[:, 0].cpu().numpy(), start):
-            drawn, changed = _drawn(before, view, size, min_area)
+            drawn, changed = _drawn(before, view, picture)
             record = {
                 **drawn,
                 "predicted_iou": float(view.found["iou_scores"][row]),
@@ -271,14 +342,14 @@ def _masks(
                 **_prompt_field(view, int(view.found["region_index"][row])),
                 "crop_box": [x, y, right - x, bottom - y],
             }
-            yield _Mask(record, index, row, changed)
+            yield _Mask(record, view, row, changed)
 
 
-def _drawn(before: np.ndarray, view: _View, size: tuple[int, int], min_area: int) -> tuple[dict[str, Any], bool]:
+def _drawn(before: np.ndarray, view: _View, picture: _Picture) -> tuple[dict[str, Any], bool]:
     """The fields of a view's mask (height, width), cleaned, in pixels of the original; and if cleaning changed it."""
     x, y, right, bottom = view.crop
-    after = remove_small_regions(before, min_area) if min_area else before
-    mask = np.zeros(size, bool)
+    after = remove_small_regions(before, picture.min_area) if picture.min_area else before
+    mask = np.zeros(picture.size, bool)
     mask[y:bottom, x:right] = after
     left, top, far_x, far_y = mask_boxes(torch.from_numpy(mask)[None])[0].tolist()
     box = [left, top, far_x - left, far_y - top]
@@ -291,47 +362,32 @@ def _prompt_field(view: _View, index: int) -> dict[str, Any]:
     return {"box_prompt": prompt} if len(prompt) == 4 else {"point_coords": [prompt]}
 
 
-def _nms_again(found: list[_Mask], threshold: float) -> list[_Mask]:
-    """Drop what cleaning left empty, and what has become alike: scaling loses specks, and cleaning more than those.
-
-    Masks that cleaning did not change go first.
-    """
-    found = [one for one in found if one.record["area"]]
-    boxes = torch.tensor([one.record["bbox"] for one in found]).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    scores = torch.tensor([one.record["predicted_iou"] - 1000.0 * one.changed for one in found])
-    return [found[index] for index in sorted(box_nms(boxes, scores, threshold).tolist())]
-
-
 def _caption(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    views: list[_View],
-    found: list[_Mask],
+    pictures: Sequence[_Picture],
     settings: AnythingSettings,
     generation: dict[str, Any],
-    size: tuple[int, int],
-    min_area: int,
-) -> bool:
+) -> None:
     """Write the captions into the records, by one call; masks of the same prompt share their caption.
 
-    A model that takes a second look draws the masks again; returns whether it did.
+    A model that takes a second look draws the masks again.
     """
     look = model.second_look is not None and generation.get("second_look") is not False
-    prompted: dict[int, dict[Any, Any]] = {}  # view -> key of a prompt -> the prompt
-    keys = []
-    kind = "given" if found and "box_prompt" in found[0].record else settings.caption_prompt
-    for one in found:
-        view = views[one.view]
-        prompt = int(view.found["region_index"][one.row])
-        key = prompt if kind in ("given", "point") else one.row
-        prompted.setdefault(one.view, {}).setdefault(key, _caption_prompt(view, one, prompt, kind))
-        keys.append((one.view, key))
+    found = [(picture, one) for picture in pictures for one in picture.masks]
     if not found:
-        return False
+        return
+    kind = "given" if "box_prompt" in found[0][1].record else settings.caption_prompt
+    used = list({id(one.view): one.view for _, one in found}.values())
+    prompted: dict[int, dict[Any, Any]] = {id(view): {} for view in used}  # view -> key of a prompt -> the prompt
+    keys = []
+    for _, one in found:
+        prompt = int(one.view.found["region_index"][one.row])
+        key = prompt if kind in ("given", "point") else one.row
+        prompted[id(one.view)].setdefault(key, _caption_prompt(one, prompt, kind))
+        keys.append((id(one.view), key))
     name = {"given": "input_boxes", "point": "input_points", "box": "input_boxes", "mask": "input_masks"}[kind]
     prompts = {name: [list(regions.values()) for regions in prompted.values()]}
-    used = [views[index] for index in prompted]
     inputs = processor(original_sizes=[view.size for view in used], **settings.asked, **prompts).to(model.device)
     encodings = used[0].encoding.cat([view.encoding for view in used])
     outputs = model.generate(
@@ -343,7 +399,7 @@ def _caption(
         for (index, regions), records in zip(prompted.items(), described, strict=True)
         for key, record in zip(regions, records, strict=True)
     }
-    for one, place in zip(found, keys, strict=True):
+    for (picture, one), place in zip(found, keys, strict=True):
         record = places[place]
         one.record["caption"], one.record["score"] = best_caption(record["caption"], record["score"])
         if "agreement" in record:
@@ -352,13 +408,15 @@ def _caption(
             one.record["confidence"] = record["confidence"]
         # Where it sees nothing, what was found first stays.
         if look and record["mask"].any():
-            drawn, one.changed = _drawn(record["mask"], views[one.view], size, min_area)
+            drawn, one.changed = _drawn(record["mask"], one.view, picture)
             one.record |= {**drawn, "predicted_iou": record["iou"]}
-    return look
+    for picture in pictures if look else ():
+        picture.nms_again()
 
 
-def _caption_prompt(view: _View, one: _Mask, prompt: int, kind: str) -> Any:
+def _caption_prompt(one: _Mask, prompt: int, kind: str) -> Any:
     """What prompts the model for a mask's caption, in pixels of its view."""
+    view = one.view
     if kind == "given":
         return view.prompts[prompt]
     if kind == "point":
@@ -379,4 +437,4 @@ def _unique(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if best[record["caption"]] is record]
 
 
-__all__ = ["caption_anything", "encode_image"]
+__all__ = ["caption_anything", "caption_each", "encode_image"]

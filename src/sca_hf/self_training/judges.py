@@ -21,7 +21,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from math import isfinite
 from typing import Any
@@ -31,6 +30,7 @@ import torch
 from PIL import Image
 
 from ..files import hash_file
+from ..modeling.listener_sca import listener_scores
 from ..processing.masks_sca import decode_rle
 from .proposing import region_box
 from .settings import JUDGES
@@ -44,12 +44,12 @@ Judge = Callable[[Image.Image, Sequence[Mapping[str, Any]]], Sequence[float | No
 
 def build_judges(names: Sequence[str], model: Any, processor: Any, task: str | None) -> dict[str, Judge]:
     """Returns the judges of these names; model and processor are the teacher."""
-    teacher = {"model": model, "processor": processor, "task": task}
+    teacher = Teacher(model, processor, task)
     own: dict[str, Judge] = {
         "score": lambda picture, regions: [region["score"] for region in regions],
         "agreement": lambda picture, regions: [agreement(region) for region in regions],
-        "listener": partial(listener, **teacher),
-        "necessity": partial(necessity, **teacher),
+        "listener": teacher.listener,
+        "necessity": teacher.necessity,
         "stability": lambda picture, regions: [region["stability_score"] for region in regions],
     }
     return {judge_name(name): own[name] if name in own else find_function(name) for name in names}
@@ -123,40 +123,75 @@ def caption_words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-@torch.no_grad()
-def listener(
-    picture: Image.Image, regions: Sequence[Mapping[str, Any]], model: Any, processor: Any, task: str | None
-) -> list[float | None]:
-    """Returns p(region given its caption) among all regions; None where there is nothing to tell it from."""
-    if len(regions) < 2 or not all(region["caption"].strip() for region in regions):
-        return [None] * len(regions)
-    inputs = processor(
-        picture,
-        input_boxes=[[region["box"] for region in regions]],
-        captions=[[region["caption"] for region in regions]],
-        task=task,
-    )
-    scores = model.listener_scores(**inputs.to(model.device, model.dtype))  # (1, R, R)
-    return scores[0].diagonal().tolist()
+class Teacher:
+    """What judges ask a model; a picture is encoded once for all of them.
 
+    Args:
+        model, processor: The teacher.
+        task: A task of the model; None takes its default.
+    """
 
-@torch.no_grad()
-def necessity(
-    picture: Image.Image, regions: Sequence[Mapping[str, Any]], model: Any, processor: Any, task: str | None
-) -> list[float | None]:
-    """Returns by how much the caption's mean log-probability falls when the region is erased."""
-    found: list[float | None] = [None] * len(regions)
-    told = [index for index, region in enumerate(regions) if region["caption"].strip()]
-    if not told:
+    def __init__(self, model: Any, processor: Any, task: str | None) -> None:
+        self.model, self.processor, self.task = model, processor, task
+        self._last: tuple[Image.Image, Any] | None = None
+
+    def listener(self, picture: Image.Image, regions: Sequence[Mapping[str, Any]]) -> list[float | None]:
+        """Returns p(region given its caption) among all regions; None where there is nothing to tell it from."""
+        if len(regions) < 2 or not all(region["caption"].strip() for region in regions):
+            return [None] * len(regions)
+        heard = self._heard(self._encoded(picture), [picture], [regions], "all")
+        return listener_scores(heard.log_likelihoods, heard.region_mask)[0].diagonal().tolist()  # of (1, R, R)
+
+    def necessity(self, picture: Image.Image, regions: Sequence[Mapping[str, Any]]) -> list[float | None]:
+        """Returns by how much the caption's mean log-probability falls when the region is erased."""
+        found: list[float | None] = [None] * len(regions)
+        told = [index for index, region in enumerate(regions) if region["caption"].strip()]
+        if not told:
+            return found
+        whole = self._means(self._encoded(picture), [picture], [[regions[index] for index in told]])[0]
+        for start in range(0, len(told), _ERASED_AT_ONCE):
+            part = told[start : start + _ERASED_AT_ONCE]
+            pictures = [erased(picture, regions[index]) for index in part]
+            without = self._means(self._encode(pictures), pictures, [[regions[index]] for index in part])
+            for place, (index, (value,)) in enumerate(zip(part, without, strict=True), start):
+                found[index] = whole[place] - value
         return found
-    whole = _log_probabilities([picture], [[regions[index] for index in told]], model, processor, task)[0]
-    for start in range(0, len(told), _ERASED_AT_ONCE):
-        part = told[start : start + _ERASED_AT_ONCE]
-        pictures = [erased(picture, regions[index]) for index in part]
-        without = _log_probabilities(pictures, [[regions[index]] for index in part], model, processor, task)
-        for place, (index, (value,)) in enumerate(zip(part, without, strict=True), start):
-            found[index] = whole[place] - value
-    return found
+
+    @torch.no_grad()
+    def _encode(self, pictures: Sequence[Image.Image]) -> Any:
+        inputs = self.processor(list(pictures)).to(self.model.device, self.model.dtype)
+        return self.model.encode_images(inputs["pixel_values"])
+
+    def _encoded(self, picture: Image.Image) -> Any:
+        if self._last is None or self._last[0] is not picture:
+            self._last = picture, self._encode([picture])
+        return self._last[1]
+
+    def _heard(
+        self,
+        encoding: Any,
+        pictures: Sequence[Image.Image],
+        regions: Sequence[Sequence[Mapping[str, Any]]],
+        pairs: str,
+    ) -> Any:
+        inputs = self.processor(
+            original_sizes=[picture.size[::-1] for picture in pictures],
+            input_boxes=[[region["box"] for region in part] for part in regions],
+            captions=[[region["caption"] for region in part] for part in regions],
+            task=self.task,
+        )
+        return self.model.score_captions(**encoding.as_inputs(), **inputs.to(self.model.device), pairs=pairs)
+
+    def _means(
+        self, encoding: Any, pictures: Sequence[Image.Image], regions: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> list[list[float]]:
+        """Returns the mean log-probability of the tokens of each region's own caption."""
+        heard = self._heard(encoding, pictures, regions, "own")
+        values = heard.log_likelihoods  # (B, R), or (B, R, A) of several caption heads
+        if values.ndim == 3:
+            values = values.amax(-1)
+        means = values / heard.num_tokens.clamp(min=1).to(values.device)
+        return [row[: len(part)].tolist() for row, part in zip(means, regions, strict=True)]
 
 
 def erased(picture: Image.Image, region: Mapping[str, Any]) -> Image.Image:
@@ -174,25 +209,3 @@ def erased(picture: Image.Image, region: Mapping[str, Any]) -> Image.Image:
     around &= ~hidden
     pixels[hidden] = pixels[around if around.any() else ~hidden].mean(0).round() if not hidden.all() else 128
     return Image.fromarray(pixels)
-
-
-def _log_probabilities(
-    pictures: Sequence[Image.Image],
-    regions: Sequence[Sequence[Mapping[str, Any]]],
-    model: Any,
-    processor: Any,
-    task: Any,
-) -> list[list[float]]:
-    """Returns the mean log-probability of the tokens of each region's own caption."""
-    inputs = processor(
-        list(pictures),
-        input_boxes=[[region["box"] for region in part] for part in regions],
-        captions=[[region["caption"] for region in part] for part in regions],
-        task=task,
-    )
-    heard = model.score_captions(**inputs.to(model.device, model.dtype), pairs="own")
-    values = heard.log_likelihoods  # (B, R), or (B, R, A) of several caption heads
-    if values.ndim == 3:
-        values = values.amax(-1)
-    means = values / heard.num_tokens.clamp(min=1).to(values.device)
-    return [row[: len(part)].tolist() for row, part in zip(means, regions, strict=True)]

@@ -16,7 +16,7 @@ from ..files import differences, hash_file, read_json, to_json, write_whole
 from ..model_names import BUNDLED_MODEL
 from ..run_identity import model_identity, versions
 from ..run_log import RunLogError
-from .judges import build_judges, judge_identity, judge_name, judged
+from .judges import Judge, build_judges, judge_identity, judge_name, judged
 from .manifest import MANIFEST, label_id, read_manifest, write_manifest
 from .proposing import RECORDS, region_box
 from .selection import Candidate, class_balance, select
@@ -86,11 +86,14 @@ class JudgeRun(FolderRun):
     def lines(self, items: list[ImageItem]) -> Iterator[dict[str, Any]]:
         """Yields what the judges say of each picture."""
         teacher = ImageCaptioner(self)
+        judges: dict[str | None, dict[str, Judge]] = {}
         for item in items:
             entry = self.entries[item.name]
-            judges = build_judges(self.judges, teacher.model, teacher.processor, entry.get("task"))
+            task = entry.get("task")
+            if task not in judges:
+                judges[task] = build_judges(self.judges, teacher.model, teacher.processor, task)
             try:
-                said = judged(item.load(), entry["records"], judges)
+                said = judged(item.load(), entry["records"], judges[task])
             except (KeyError, TypeError, ValueError, OSError) as error:
                 raise ValueError(f"{self.proposals}, image {item.name}: {error}") from error
             yield {"image": item.name, "picture": item.stamp, "judges": said}

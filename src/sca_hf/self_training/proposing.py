@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anything.folder import FolderResult, FolderRun, ImageCaptioner, file_name, run_folder, wait_and_finish
-from ..anything.sources import ImageItem, boxes_of
+from ..anything.sources import ImageItem
 from ..captioning import IMAGE_ERRORS, image_error
 from ..files import replacing, save_picture
 from ..processing.anything_sca import caption_anything, encode_image
@@ -110,12 +110,7 @@ def proposals(run: ProposeRun) -> Callable[[list[ImageItem]], Iterable[dict[str,
 def _records(
     run: ProposeRun, captioner: ImageCaptioner, views: ViewCaptioner, item: ImageItem, picture: Any
 ) -> list[dict[str, Any]]:
-    boxes = None
-    if run.boxes is not None:
-        boxes = item.boxes() if isinstance(run.boxes, str) else boxes_of(run.boxes, item.name)
-        if boxes is None:
-            raise ValueError(f"the boxes file has no boxes for {item.name}.")
-    model, processor = captioner.model, captioner.processor
+    model, processor, boxes = captioner.model, captioner.processor, run.boxes_of(item)
     encoded = encode_image(model, processor, picture)
     records = caption_anything(model, processor, picture, captioner.settings, boxes, encoded, **run.generation)
     regions = [{"box": region_box(record), "mask": record["segmentation"]} for record in records]

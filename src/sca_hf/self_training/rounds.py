@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ import torch
 
 from ..anything.sources import ImageItem
 from ..captioning import load
-from ..files import json_line, staged, to_json, write_whole
+from ..files import differences, read_json, staged, to_json, write_whole
 from ..model_names import resolve_model
 from ..modeling.base_models_sca import hash_folder
-from ..run_identity import all_versions, model_identity
+from ..run_identity import all_versions, data_identity, model_identity, versions
 from ..training.arguments import ScaTrainingArguments
 from ..training.recipe.build import build_model
 from ..training.recipe.run import MODEL, build_datasets, run_recipe
@@ -174,14 +175,24 @@ def _begin(recipe: Recipe, teacher: str | None, progress: bool) -> tuple[dict[st
         first = run_recipe(own, progress)
         return first.metrics["eval"], str(first.model)
     file = output / "round-0" / "teacher.json"
-    identity = model_identity(teacher)
     args = ScaTrainingArguments(output_dir=own.output, **recipe.training)
     args.disable_tqdm = args.disable_tqdm or not progress
     _, evaluation = build_datasets(recipe.data)
+    sets = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
+    about = {
+        "teacher": model_identity(teacher),
+        "versions": versions(),
+        "training": recipe.training,
+        "data": {name: data_identity(records) for name, records in sets.items()},
+    }
+    if file.is_file():
+        former = read_json(file, dict, "Remove it, and the teacher is evaluated again.")
+        if not differences(former.get("run"), json.loads(json.dumps(about))):
+            return former["eval"], teacher
     model, processor, _ = build_model(ModelSection(**{"from": teacher}), args)
     metrics = ScaTrainer(model, args, eval_dataset=evaluation, processing_class=processor).evaluate()
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json_line({"teacher": identity, "eval": metrics}) + "\n")
+    write_whole(file, to_json({"run": about, "eval": metrics}))
     return metrics, teacher
 
 

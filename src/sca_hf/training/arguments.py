@@ -73,6 +73,8 @@ class ScaTrainingArguments(TrainingArguments):
             configuration.
         mask_loss_type: "sam", or "region" for photographs and small segmenters, see `mask_losses`. None takes that of
             the model's configuration.
+        agreement_weight: The weight of the listener in the loss, see `agreement_loss`: a true caption should fit its
+            own region better than the others of the picture that are in the batch. 0 leaves it out.
         frozen_dtype: The precision in which the frozen image encoder and language model are held.
         lora_rank: The rank of the adapters of `mixer+lora`.
         lora_alpha: The adapters' scale is `lora_alpha / lora_rank`.
@@ -119,6 +121,7 @@ class ScaTrainingArguments(TrainingArguments):
     module_learning_rates: dict[str, float] | str | None = None
     mask_loss_weight: float | None = None
     mask_loss_type: str | None = None
+    agreement_weight: float = 0.0
     frozen_dtype: str | None = None
     lora_rank: int = 16
     lora_alpha: float = 32.0
@@ -172,6 +175,8 @@ class ScaTrainingArguments(TrainingArguments):
             )
         if self.detail_steps < 0:
             raise ValueError(f"detail_steps is {self.detail_steps}, expected at least 0.")
+        if not 0 <= self.agreement_weight < float("inf"):
+            raise ValueError(f"agreement_weight is {self.agreement_weight}, expected a number from 0 on.")
         for name in ("module_learning_rates", "prompt_probabilities"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, dict):

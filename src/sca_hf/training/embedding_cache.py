@@ -56,10 +56,10 @@ class EmbeddingCache:
             )
         look = model.second_look
         looks = look is not None and look.net.fuse.weight.requires_grad
-        if model.detail_encoder is not None or model.mixer.class_reader is not None or looks:
+        if model.detail_encoder is not None or model.mixer.reads_features or looks:
             raise EmbeddingCacheError(
                 "the embedding cache keeps only SAM's embeddings, but a detail encoder needs the pixels, as does a "
-                "second look, and a mixer that reads class scores needs those: train without the cache."
+                "second look, and a mixer that reads class scores or features needs those: train without the cache."
             )
         self._model, self._processor = model, processor
         self._seen: list[tuple[int, int]] = []

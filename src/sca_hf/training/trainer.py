@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.sources import warn_of_leaks
 from ..evaluation.naming import are_names
 from .adapters import restore_adapter
+from .agreement import agreement_loss
 from .arguments import ScaTrainingArguments
 from .checkpoint.fingerprint import preserve_rng_state
 from .checkpoint.trainer import ShardedCheckpoints
@@ -89,6 +91,8 @@ class ScaTrainer(ShardedCheckpoints):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.agreement_weight and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("agreement_weight must be 0 under FSDP and DeepSpeed: the language model is in shards.")
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
             self.remove_callback(ProgressCallback)
             self.add_callback(RegionProgress)
@@ -232,11 +236,21 @@ class ScaTrainer(ShardedCheckpoints):
         return result
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Keeps the model's output for evaluation."""
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        """Adds agreement in training, and keeps the model's output for evaluation."""
+        agrees = self.args.agreement_weight and model.training
+        result = super().compute_loss(partial(self._agreeing, model) if agrees else model, inputs, *args, **kwargs)
         if self._accumulator is not None and isinstance(result, tuple):
             self._accumulator.outputs = result[1]
         return result
+
+    def _agreeing(self, model: nn.Module, **inputs: Any) -> Any:
+        """The model's output, with agreement in its loss."""
+        output, items = model(**inputs), inputs.get("num_items_in_batch")
+        language_model = self.accelerator.unwrap_model(model).language_model
+        with self.accelerator.autocast():
+            loss = agreement_loss(language_model, output.prefix_embeds, inputs["labels"], items)
+        output["loss"] = output.loss + self.args.agreement_weight * loss
+        return output
 
     def _captions(self, inputs: dict[str, Any]) -> tuple[list[Any], torch.Tensor]:
         """Captions of a batch, and their scores (B, R)."""

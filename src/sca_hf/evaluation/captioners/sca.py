@@ -18,6 +18,7 @@ from ...modeling.grouping_sca import RegionInputs
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...modeling.segmentation_sca import ImageEncoding
 from ...modeling.segmenters_sca import encode_images, segmenter_class
+from ...parallel import images_at_once
 from ...processing.images_sca import build_image_processor
 from ...processing.mask_generation_sca import mask_records, upscale_masks
 from ...processing.processing_sca import ScaProcessor
@@ -75,8 +76,9 @@ class ScaCaptioner:
         """Returns an answer for each region."""
         prompts = [[region.prompt for region in asked.regions] for asked in images]
         inputs = self._inputs(images, prompts, pixels=True)
+        pixels = inputs.pop("pixel_values").split(images_at_once(self.model))
+        encoded = ImageEncoding.cat([self.model.encode_images(part) for part in pixels]).as_inputs()
         if any(region.resample_point is not None for asked in images for region in asked.regions):
-            encoded = self.model.encode_images(inputs.pop("pixel_values")).as_inputs()
             found = self.processor.post_process_regions(
                 self.model(**inputs, **encoded),
                 inputs["original_sizes"],
@@ -84,8 +86,8 @@ class ScaCaptioner:
                 inputs["region_mask"],
             )
             prompts = resampled_prompts(images, [[record["mask"] for record in regions] for regions in found])
-            inputs = self._inputs(images, prompts, pixels=False) | encoded
-        outputs = self.model.generate(**inputs, output_caption_scores=True, **self.generation)
+            inputs = self._inputs(images, prompts, pixels=False)
+        outputs = self.model.generate(**inputs, **encoded, output_caption_scores=True, **self.generation)
         sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
         records = self.processor.post_process_regions(outputs, *sizes, all_masks=True) if with_masks else None
         captions = self.processor.batch_decode(outputs)
