@@ -29,3 +29,9 @@ def test_no_function_is_longer_than_60_lines():
             if function and node.end_lineno - node.lineno >= MAX_FUNCTION:
                 long.add(f"{name}:{node.name}")
     assert not long
+
+
+def test_no_two_test_files_have_one_name():
+    """The tests are no packages, so pytest cannot tell such files apart."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -30,7 +30,7 @@ class CaptionedRegion:
         image: name of the image as it was given.
         number: of the region, from 1, as in table and overlay.
         prompt: where the model was told to look.
-        caption: a text, or one per caption head.
+        caption: a text, or one per caption head or language.
         score: mean log-probability of the caption's tokens.
         mask: (height, width) bool.
         iou: the model's own estimate of the mask's IoU.
@@ -38,6 +38,7 @@ class CaptionedRegion:
         box: xyxy around the mask, None where it is empty.
         object_score: logit of an object being there, of segmenters that tell.
         agreement: how surely a listener finds the region by its caption among those of the image, where asked for.
+        languages: of the captions, where several were asked for.
     """
 
     image: str
@@ -51,6 +52,7 @@ class CaptionedRegion:
     confidence: float | None = None
     object_score: float | None = None
     agreement: float | list[float] | None = None
+    languages: list[str] | None = None
 
     @property
     def text(self) -> str:
@@ -71,7 +73,7 @@ class CaptionedRegion:
             "prompt": self.prompt.to_json(),
             "mask": encode_rle(self.mask),
         }
-        more = {"object_score": self.object_score, "agreement": self.agreement}
+        more = {"object_score": self.object_score, "agreement": self.agreement, "languages": self.languages}
         record |= {name: value for name, value in more.items() if value is not None}
         return self.prompt.with_extra(record)
 
@@ -129,6 +131,7 @@ def caption_images(
     batch_size: int = 8,
     failed: Callable[[str, BaseException], None] | None = None,
     length: str | int | None = None,
+    language: str | None = None,
     **generation: Any,
 ) -> Iterator[tuple[Image.Image, list[CaptionedRegion]]]:
     """Yields each image, upright and RGB, with its captioned regions.
@@ -140,9 +143,10 @@ def caption_images(
         batch_size: images at a time.
         failed: called with the name of an image that cannot be captioned, and the error, which is raised without it.
         length: of the captions, as the processor takes it; None is the model's usual one.
+        language: of the captions, a tag of BCP 47; several, as in `en,de`, give each region a caption in each.
         generation: arguments of `generate`, for instance `num_beams`.
     """
-    asked: dict[str, Any] = {"task": task, "length": length}
+    asked: dict[str, Any] = {"task": task, "length": length, "language": language}
     processor(original_sizes=[(8, 8)], **asked)  # an unknown task is a fault of no image
     named = list(images.items() if isinstance(images, Mapping) else zip(images, images, strict=True))
     if len(named) != len(prompts):
@@ -204,11 +208,15 @@ def _caption_batch(
         for asked in batch:
             yield from _caption_batch(model, processor, [asked], wanted, failed, generation)
         return
+    languages = tags.split(",") if (tags := wanted["language"]) and "," in tags else None
     for asked, records in zip(batch, results, strict=True):
         pairs = enumerate(zip(asked.regions, records, strict=True), 1)
         yield (
             asked.picture,
-            [CaptionedRegion(asked.name, number, prompt, **record) for number, (prompt, record) in pairs],
+            [
+                CaptionedRegion(asked.name, number, prompt, **record, languages=languages)
+                for number, (prompt, record) in pairs
+            ],
         )
 
 

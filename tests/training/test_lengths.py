@@ -18,7 +18,7 @@ from sca_hf.data.writers import write_regions
 from sca_hf.evaluation.captioners.sca import ScaCaptioner
 from sca_hf.modeling import pipeline_sca
 from sca_hf.processing.anything_settings_sca import AnythingSettings
-from sca_hf.processing.captions_sca import LENGTHS, length_task
+from sca_hf.processing.captions_sca import LENGTHS, asked_task
 from sca_hf.processing.region_prompts_sca import RegionPrompt
 from sca_hf.testing import tiny_config, tiny_image
 from sca_hf.training import RegionCollator, ScaTrainer, ScaTrainingArguments, add_lengths
@@ -79,10 +79,10 @@ def test_lengths_that_nobody_could_ask_for_are_refused(model, length):
 
 def test_the_nearest_number_counts_and_a_far_one_is_refused(long):
     tasks = long[1].tasks
-    assert length_task("caption", 11, tasks) == length_task("caption", "9", tasks) == "caption:10"
+    assert asked_task("caption", tasks, 11) == asked_task("caption", tasks, "9") == "caption:10"
     for length in (20, "20", 2, -5, 0, True, 7.0, "long", "", "caption"):
         with pytest.raises(ValueError, match=r"this model learned only short, sentence, detailed, 5, 10, 50"):
-            length_task("caption", length, tasks)
+            asked_task("caption", tasks, length)
 
 
 def test_lengths_nest_as_tasks_do(long):
@@ -236,7 +236,7 @@ def test_everyone_who_captions_can_ask_for_a_length(long, tmp_path, capsys, monk
     assert asked and set(asked) == {"caption:short"} and len(asked) == 5
     assert main([*command, "--length", "20", "--json", "-"]) != 0
     assert "this model learned only short" in capsys.readouterr().err
-    assert AnythingSettings(length="short").asked == {"task": None, "length": "short"}
+    assert AnythingSettings(length="short").asked == {"task": None, "length": "short", "language": None}
 
 
 def _noting(prefix, asked, tasks):

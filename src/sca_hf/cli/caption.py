@@ -19,6 +19,7 @@ from .parsing import (
     begin_loading,
     check_picture_name,
     command,
+    languages,
     look,
     positive,
     prepare,
@@ -74,6 +75,12 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "--length", help="of the captions: short, sentence, detailed or a number of words, if the model learned it"
     )
+    declared.add_argument(
+        "--language",
+        type=languages,
+        metavar="TAG[,TAG]",
+        help="of the captions, such as de, if the model learned it; of several, each region gets a caption in each",
+    )
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     add_agreement(declared)
     declared.add_argument(
@@ -102,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
     from ..captioning import caption_images, draw_captions, image_error, load
 
     model, processor = load(options.model, options.device, options.dtype, options.revision)
-    generation: dict[str, Any] = {"length": options.length}
+    generation: dict[str, Any] = {"length": options.length, "language": options.language}
     generation |= {} if options.num_beams is None else {"num_beams": options.num_beams}
     generation |= {"output_agreements": True} if options.agreement else {}
     failures, left = Failures(options, len(images)), list(images)

@@ -162,6 +162,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def languages(text: str) -> str:
+    """Reads the tag of a language, or several between commas."""
+    from ..processing.languages_sca import language_tag
+
+    try:
+        return ",".join(map(language_tag, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def natural(text: str) -> int:
     """Reads a whole number, 0 or more."""
     if not text.isdigit():

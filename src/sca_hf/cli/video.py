@@ -71,6 +71,7 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "--length", help="of the captions: short, sentence, detailed or a number of words, if the model learned it"
     )
+    declared.add_argument("--language", metavar="TAG", help="of the captions, such as de, if the model learned it")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     declared.add_argument("--json", metavar="OUT", help="write the records, masks as COCO RLE; - for stdout")
     declared.add_argument("--overlay", metavar="OUT", help="draw the clip: .mp4, .mkv, .mov, or a folder of pictures")
@@ -168,6 +169,7 @@ def _caption(
             options.task,
             progress=lambda done, total: bar.update(done - bar.n),
             length=options.length,
+            language=options.language,
             **generation,
         )
     if options.json != "-" and not options.quiet and len(clips) > 1:
@@ -281,7 +283,8 @@ def _log(options: argparse.Namespace) -> "RunLog":
     output = Path(options.json)
     files = [options.regions, *(text for kind, text in options.prompts or [] if kind == "mask")]
     settings = {name: getattr(options, name) for name in ("prompts", "frame", "task", "num_beams", "dtype")}
-    settings |= {} if options.length is None else {"length": options.length}
+    asked = {"length": options.length, "language": options.language}
+    settings |= {name: value for name, value in asked.items() if value is not None}
     settings |= {"model": model_identity(options.model, options.revision), "versions": versions()}
     settings["files"] = [hash_file(file) for file in files if file]
 

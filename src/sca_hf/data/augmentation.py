@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from .notes import NOTES
 from .region import RegionRecordError, record_image
 from .sides import mirrored_text, turned_text
 from .views import View, moved_region, picture_view
@@ -192,17 +193,20 @@ def _range(name: str, factors: Any, lowest: float = 0.0) -> tuple[float, float]:
 def _reworded(regions: Sequence[Mapping[str, Any]], mirrored: bool, angle: float) -> list[dict[str, Any]]:
     """Returns regions with texts true of the changed picture: those that keep every kind of text that they had."""
 
-    def reword(text: str) -> str | None:
+    def reword(text: str, language: str | None = None) -> str | None:
+        if language is not None and language.split("-")[0] != "en":  # the rules know no other
+            return None if mirrored or abs(angle) > _LEVEL_DEGREES else text
         kept = turned_text(text) if abs(angle) > _LEVEL_DEGREES else text
         return mirrored_text(kept) if mirrored and kept is not None else kept
 
     result = []
     for region in regions:
         had = region.get("captions") or []
-        kept = [(place, text) for place, text in enumerate(map(reword, had)) if text is not None]
+        texts = map(reword, had, region.get("languages") or [None] * len(had))
+        kept = [(place, text) for place, text in enumerate(texts) if text is not None]
         captions = [text for _, text in kept]
-        lengths = {"lengths": [said[place] for place, _ in kept]} if (said := region.get("lengths")) else {}
+        notes = {name: [said[place] for place, _ in kept] for name in NOTES if (said := region.get(name))}
         category = reword(region["category"]) if region.get("category") else None
         if bool(captions) == bool(had) and (category is not None) == bool(region.get("category")):
-            result.append({**region, "captions": captions, "category": category, **lengths})
+            result.append({**region, "captions": captions, "category": category, **notes})
     return result

@@ -30,9 +30,10 @@ from ..files import (
     write_whole,
 )
 from ..yaml_files import parse_yaml
+from .notes import NOTES, NotedCaptionsError, without_notes
 from .pictures import check_picture, picture_stamp
 from .read_report import ReadReport, check_records
-from .region import TASKS, LengthsError, RegionRecordError, load_names, naming, region_features, without_lengths
+from .region import TASKS, RegionRecordError, load_names, naming, region_features
 
 
 if TYPE_CHECKING:
@@ -261,17 +262,17 @@ def _load_stored(source: RecordSource) -> Dataset:
 
     folder = Path(config.HF_DATASETS_CACHE) / "sca_hf" / source.cache_key()
 
-    def stored(lengths: bool = False) -> Dataset:
+    def stored(notes: tuple[str, ...] = ()) -> Dataset:
         try:
             return Dataset.from_generator(
                 _stored_records,
-                features=Features({**region_features(lengths), "group": Value("string")}),
+                features=Features({**region_features(**dict.fromkeys(notes, True)), "group": Value("string")}),
                 cache_dir=str(folder),
-                gen_kwargs={"source": source, "folder": folder, **({"lengths": True} if lengths else {})},
+                gen_kwargs={"source": source, "folder": folder, **({"notes": notes} if notes else {})},
             )
         except DatasetGenerationError as error:
-            if isinstance(error.__cause__, LengthsError):
-                return stored(lengths=True)
+            if isinstance(error.__cause__, NotedCaptionsError):
+                return stored((*notes, *error.__cause__.fields))
             with naming_full_disk(folder):  # the library's own error says only that there was an error
                 raise (error.__cause__ or error) from None
 
@@ -314,7 +315,7 @@ def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
     """Yields the records of a worker's share of the parts: `datasets` divides lists among its workers."""
     for source in sources:
         report = ReadReport(source=source.name)
-        for record in without_lengths(source.records(report)):
+        for record in without_notes(source.records(report)):
             yield {key: value for key, value in record.items() if key != "group"}  # streams are not split
         if not source.is_part:
             report.require_records()
@@ -354,9 +355,9 @@ def _manifest(folder: Path, dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def _stored_records(source: RecordSource, folder: Path, lengths: bool = False) -> Iterator[dict[str, Any]]:
+def _stored_records(source: RecordSource, folder: Path, notes: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     report = ReadReport(source=source.name)
-    yield from (iter if lengths else without_lengths)(source.records(report))
+    yield from without_notes(source.records(report), but=notes)
     report.require_records()
     # Before the data set is complete, so that a stored one always has its report.
     report.write(folder / _REPORT)
@@ -460,7 +461,7 @@ def _as_stored(region: dict[str, Any]) -> dict[str, Any]:
     """Returns a region with its coordinates as the schema's float32 has them: the same whether stored or streamed."""
     points = region["points"]
     return {
-        **{name: value for name, value in region.items() if name != "lengths" or value is not None},
+        **{name: value for name, value in region.items() if name not in NOTES or value is not None},
         "box": list(unpack("4f", pack("4f", *region["box"]))),
         "points": None if points is None else [list(unpack("2f", pack("2f", *point))) for point in points],
     }

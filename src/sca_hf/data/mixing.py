@@ -7,8 +7,10 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
+from .notes import NOTES
 from .region import region_features
 from .sources import Unit, source_units
 
@@ -53,7 +55,7 @@ def mix_regions(
         raise ValueError(f"max_samples is {max_samples}, expected positive numbers.")
     if by_size and probabilities is not None:
         raise ValueError("by_size and probabilities contradict each other: give one of them.")
-    sets = _with_lengths(_with_groups(sets))
+    sets = _with_notes(_with_groups(sets))
     stored = _check_kind(sets)
     if isinstance(max_samples, Sequence):
         _check_length(limits, sets, "max_samples")
@@ -83,16 +85,15 @@ def _with_groups(sets: list[Any]) -> list[Any]:
     ]
 
 
-def _with_lengths(sets: list[Any]) -> list[Any]:
-    """Gives the captions of stored sets without lengths empty ones, where others have some."""
+def _with_notes(sets: list[Any]) -> list[Any]:
+    """Gives the captions of stored sets without lengths or languages empty ones, where others have some."""
     from datasets import Dataset
 
-    stored = [one for one in sets if isinstance(one, Dataset) and "regions" in one.features]
-    wanted = region_features(lengths=True)["regions"]
-    if not any(one.features["regions"] == wanted for one in stored):
-        return sets
-    plain = region_features()["regions"]
-    fits = [any(one is other for other in stored) and one.features["regions"] == plain for one in sets]
+    kinds = [region_features(*has)["regions"] for has in product((False, True), repeat=len(NOTES))]
+    stored = {i for i, one in enumerate(sets) if isinstance(one, Dataset) and one.features.get("regions") in kinds}
+    said = {name for i in stored for name in NOTES if name in sets[i].features["regions"].feature}
+    wanted = region_features(**dict.fromkeys(said, True))["regions"]
+    fits = [i in stored and one.features["regions"] != wanted for i, one in enumerate(sets)]
     return [one.cast_column("regions", wanted) if fit else one for one, fit in zip(sets, fits, strict=True)]
 
 

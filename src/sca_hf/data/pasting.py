@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..processing.masks_sca import decode_rle, encode_rle
 from .augmentation import Augmentation, augmentation_from
+from .notes import NOTES
 from .region import mask_extent, record_image, region_mask
 
 
@@ -286,7 +287,7 @@ def _regions_by_text(dataset: Any, min_side: float) -> list[list[tuple[int, int,
             x0, y0, x1, y1 = region["box"]
             if max(x1 - x0, y1 - y0) < min_side:
                 continue
-            said = {name: region[name] for name in ("region_id", "captions", "category", "lengths") if name in region}
+            said = {name: region[name] for name in ("region_id", "captions", "category", *NOTES) if name in region}
             found[region["category"] or region["captions"][0]].append((row, index, said))
     if not found:
         raise ValueError(f"there are no regions to paste: the data set has none of {min_side:g} pixels or more.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
@@ -20,7 +20,9 @@ import numpy as np
 from PIL import Image
 
 from ..files import has_lone_surrogate
+from ..processing.languages_sca import language_tag
 from ..yaml_files import parse_yaml
+from .notes import NOTES
 
 
 if TYPE_CHECKING:
@@ -39,21 +41,6 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 
 class RegionRecordError(ValueError):
     """A record that cannot be used; its message names source, image and region."""
-
-
-class LengthsError(ValueError):
-    """Captions have lengths, for which the schema of other data sets has no field."""
-
-
-def without_lengths(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields records as plain values, and raises at the first whose captions have lengths."""
-    for record in records:
-        if any(region.get("lengths") for region in record["regions"]):
-            raise LengthsError(
-                f"image {record['image_id']}: captions have lengths, which only a stored data set keeps: remove "
-                "streaming."
-            )
-        yield record
 
 
 @contextmanager
@@ -83,6 +70,7 @@ class Region:
     captions: at least one when the task is "caption".
     category: what the region shows in a word or two; needed when the task is "recognition".
     lengths: of each caption one of `LENGTHS` or a number of words, or None where it is not said; None: of none.
+    languages: of each caption a tag of BCP 47, in its one spelling, or None where it is not said; None: of none.
     """
 
     region_id: str
@@ -93,6 +81,7 @@ class Region:
     captions: list[str] = field(default_factory=list)
     category: str | None = None
     lengths: list[str | None] | None = None
+    languages: list[str | None] | None = None
 
     def texts(self, task: str) -> list[str]:
         """Returns what a model should say of the region: its captions, or its category."""
@@ -139,9 +128,13 @@ class RegionRecord:
         where = f"{source}, image {self.image_id}"
         try:
             region = Region(**{key: value for key, value in values.items() if key not in ("clipped", "problem")})
-            if region.lengths is not None:
-                given = [None if one is None else str(one) for one in region.lengths]
-                region.lengths = given if any(given) else None
+            spellings: dict[str, Callable[[Any], str]] = {"lengths": str, "languages": language_tag}
+            for name, spelling in spellings.items():
+                if (notes := getattr(region, name)) is not None:
+                    given = [None if one is None else spelling(one) for one in notes]
+                    setattr(region, name, given if any(given) else None)
+        except ValueError as error:
+            raise RegionRecordError(f"{where}, region {values.get('region_id', '?')}: {error}") from None
         except (AttributeError, TypeError) as error:
             raise RegionRecordError(f"{where}: {str(error).replace('__init__()', 'the region')}") from None
         self._validate_region(region, where)
@@ -151,8 +144,9 @@ class RegionRecord:
         """Returns the record as plain values, the image as it is."""
         regions = [asdict(region) for region in self.regions]
         for region in regions:
-            if region["lengths"] is None:
-                del region["lengths"]  # few data sets have any
+            for name in NOTES:
+                if region[name] is None:
+                    del region[name]
         return {**vars(self), "regions": regions}
 
     def load_image(self) -> Image.Image:
@@ -187,8 +181,8 @@ class RegionRecord:
             raise RegionRecordError(f"{where}, region {region.region_id}: {problem}")
 
 
-def region_features(lengths: bool = False) -> Features:
-    """Returns the schema as `datasets.Features`, of captions with their lengths too; needs the extra `train`."""
+def region_features(lengths: bool = False, languages: bool = False) -> Features:
+    """Returns the schema as `datasets.Features`, of captions with these notes too; needs the extra `train`."""
     from datasets import Features, List, Value
     from datasets import Image as ImageFeature
 
@@ -200,7 +194,7 @@ def region_features(lengths: bool = False) -> Features:
         "labels": List(Value("int64")),
         "captions": List(Value("string")),
         "category": Value("string"),
-        **({"lengths": List(Value("string"))} if lengths else {}),
+        **{name: List(Value("string")) for name, has in zip(NOTES, (lengths, languages), strict=True) if has},
     }
     return Features(
         {
@@ -288,7 +282,9 @@ def _text_problem(region: Region, task: str) -> str | None:
     captions: Any = region.captions
     if not isinstance(captions, list | tuple) or not all(isinstance(text, str) for text in written):
         return f"region_id, captions and category are {written!r:.100}, expected texts"
-    texts, lengths = region.texts(task), region.lengths
+    texts, lengths, languages = region.texts(task), region.lengths, region.languages
+    if languages is not None and len(languages) != len(captions):
+        return f"languages are {languages!r:.100} for {len(captions)} captions, expected one for each, or None"
     if lengths is not None and (len(lengths) != len(captions) or not all(map(_is_length, lengths))):
         return (
             f"lengths are {lengths!r:.100} for {len(captions)} captions, expected for each {', '.join(LENGTHS)}, a "

@@ -52,6 +52,8 @@ _STEPS = {
     "captions": (0.85, 0.15, "Writing captions"),
 }
 _MAX_DRAWN = 200
+# What the page chooses of captions beside arguments of `generate`.
+_ASKED = ("task", "length", "language")
 # What the page asks of Gradio: its document, its script, style and fonts, and the functions of `PageAnswers`.
 _PAGE_ROUTES = re.compile(
     r"(GET|HEAD) /(theme\.css|favicon\.ico|(assets|static)/[\w-][\w./-]*)?|POST /gradio_api/component_server/?"
@@ -242,8 +244,8 @@ class PageAnswers:
         options = _options(payload)
         # A brush paints on the picture as it is shown.
         regions = self.engine.limits.read_regions([payload.get("region")], image.size, _view_size(image)[::-1])
-        task, length = options.pop("task", None), options.pop("length", None)
-        future = self.engine.submit(image, regions, _text(payload, "model"), task, options, length)
+        task, length, language = (options.pop(name, None) for name in _ASKED)
+        future = self.engine.submit(image, regions, _text(payload, "model"), task, options, length, language)
         record = {name: value for name, value in future.result()[0].items() if name not in ("mask", "box")}
         return {**record, "masks": [{**mask, **_viewed(mask["mask"], image)} for mask in record["masks"]]}
 
@@ -252,7 +254,7 @@ class PageAnswers:
         """Captions everything in a picture: one at a time for each session."""
         image, options = self._image(payload), _options(payload)
         session, job = _text(payload, "session") or "", _text(payload, "job") or ""
-        chosen = {name: value for name in ("task", "length") if (value := options.pop(name, None))}
+        chosen = {name: value for name in _ASKED if (value := options.pop(name, None))}
         settings = _table(payload, "settings") | chosen
         with self._lock:
             if session in self._busy:
@@ -346,7 +348,8 @@ def _table(payload: Payload, name: str) -> Payload:
 
 def _options(payload: Payload) -> Payload:
     options = _table(payload, "options")
-    _text(options, "task"), _text(options, "length")
+    for name in _ASKED:
+        _text(options, name)
     return options
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from .labels import line_height, text_font, wrap_text
 from .overlay import Color, DrawnRegion, draw_regions
@@ -61,7 +61,7 @@ def cut_region(image: Image.Image, region: DrawnRegion, size: tuple[int, int] = 
 
 
 def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) -> Image.Image:
-    """Draws tiles in rows, in their order."""
+    """Draws tiles in rows, in their order; pictures of another size are fitted in."""
     text, note = text_font(_TEXT), text_font(_NOTE)
     laid = []
     for tile in tiles:
@@ -82,7 +82,7 @@ def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) ->
     for index, (tile, rows, notes) in enumerate(laid):
         row, column = divmod(index, columns)
         left, y = _GAP + column * (_TILE[0] + _GAP), top + sum(height[:row]) + _GAP * row
-        page.paste(tile.picture, (left, y))
+        page.paste(tile.picture if tile.picture.size == _TILE else ImageOps.contain(tile.picture, _TILE), (left, y))
         y += _TILE[1] + 4
         for line, color in rows:
             draw.text((left, y), line, fill=color, font=text)

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.loading import leave_undecoded, load_spec
+from ..data.notes import NOTES
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
 from ..data.writers import Shapes, WriteReport, write_regions
@@ -309,7 +310,7 @@ def write_for_tool(
                 # The data's own mask was drawn with more care than the predicted one.
                 own = region["mask"] and region["mask"].get("counts")
                 mask = region["mask"] if own else record.mask
-                regions.append({**region, "captions": [record.caption], "lengths": None, "mask": mask})
+                regions.append({**region, "captions": [record.caption], **dict.fromkeys(NOTES), "mask": mask})
             yield {**row, "regions": regions}
 
     return write_regions(tool, records(), folder, shapes)

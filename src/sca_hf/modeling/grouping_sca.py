@@ -33,7 +33,8 @@ class RegionInputs:
         region_mask: (B, R) False for padded regions.
         prompt_layout: (B, R) from the processor, see [`read_layout`]; 0 for padding. None takes all prompt tensors for
             all regions, exactly as SAM does.
-        task_ids: (B, R) rows of `config.mixer_config.tasks`. None: all `"caption"`.
+        task_ids: (B, R) rows of `config.mixer_config.tasks`. None: all `"caption"`. For `generate` also (B, R, L):
+            a region is then captioned by each of L tasks.
     """
 
     pixel_values: torch.Tensor | None = None
@@ -185,8 +186,11 @@ def plan_regions(
     prompts = [x for x in (input_points, input_boxes, mask_index, prompt_layout, region_mask) if x is not None]
     regions = prompts[0].shape[1] if prompts else 1
     shape = (batch_size, regions)
-    if task_ids is not None and tuple(task_ids.shape) != shape:
-        raise ValueError(f"task_ids must be (B, R) = {shape}, got {tuple(task_ids.shape)}.")
+    if task_ids is not None:
+        if task_ids.ndim not in (2, 3) or tuple(task_ids.shape[:2]) != shape or not task_ids.numel():
+            raise ValueError(f"task_ids must be (B, R) = {shape}, or (B, R, L), got {tuple(task_ids.shape)}.")
+        low, high = (task_ids if task_ids.ndim > 2 else task_ids[..., None]).aminmax(dim=-1)
+        task_ids = torch.where(low < 0, low, high)  # of several, the one that may be out of range
     host = _read(device, layout=prompt_layout, mask=region_mask, mask_index=mask_index, task_ids=task_ids)
     kept = host.get("mask", np.ones(batch_size * regions, dtype=np.int64)) != 0
     wanted: list[tuple[int | None, np.ndarray]]

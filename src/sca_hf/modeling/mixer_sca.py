@@ -364,14 +364,16 @@ class ScaTextFeatureMixer(PreTrainedModel):
 
         Args:
             queries: (n, A, Q, C), from `forward`.
-            task_ids: (n,) rows of `config.tasks`.
+            task_ids: (n,) rows of `config.tasks`; or (n, L), several tasks for each region.
 
         Returns:
-            (n, A, P, D): task tokens, then projected queries.
+            (n, A, P, D), or (n, L * A, P, D): task tokens, then projected queries.
         """
         tasks = embedding_rows(self.task_tokens).unflatten(0, (len(self.config.tasks), self.config.num_task_tokens))
-        tasks = tasks[task_ids].unsqueeze(1).expand(-1, queries.shape[1], -1, -1)  # (n, A, num_task_tokens, D)
-        return torch.cat([tasks, self.language_project(queries)], dim=2)
+        tasks = tasks[task_ids if task_ids.ndim > 1 else task_ids[:, None]]  # (n, L, num_task_tokens, D)
+        tasks = tasks[:, :, None].expand(-1, -1, queries.shape[1], -1, -1)
+        projected = self.language_project(queries)[:, None].expand(-1, tasks.shape[1], -1, -1, -1)
+        return torch.cat([tasks, projected], dim=3).flatten(1, 2)
 
 
 class ClassReader(nn.Module):

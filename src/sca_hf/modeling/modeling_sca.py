@@ -293,7 +293,7 @@ class ScaForConditionalGeneration(
         if output_caption_scores is None:
             output_caption_scores = len(plan) <= _SCORED_REGIONS
         with_scores = output_caption_scores and return_dict
-        prefix = self._prefix(regions)
+        prefix = self._prefix(regions, several=not listens)
         sequences, scores = continue_prefixes(
             self.language_model, prefix, config, with_scores, language_model_batch_size, extra
         )  # (N, n, T), (N, n)
@@ -403,11 +403,13 @@ class ScaForConditionalGeneration(
             )
         return ImageEncoding(inputs.image_embeddings, inputs.intermediate_embeddings)
 
-    def _prefix(self, regions: RegionFeatures) -> torch.Tensor:
-        """Language model prefix of every region, (N, A, L, D)."""
+    def _prefix(self, regions: RegionFeatures, several: bool = False) -> torch.Tensor:
+        """Language model prefix of every region, (N, A, L, D); of each of its tasks where it may have `several`."""
         tasks, queries = self.config.mixer_config.tasks, regions.queries
         if regions.task_ids is not None:
             ids = regions.plan.real(regions.task_ids).to(queries.device)
+            if ids.ndim > 1 and not several:
+                raise ValueError("captions in several languages are for generate, without a listener.")
         elif "caption" in tasks:
             ids = torch.full((len(queries),), tasks.index("caption"), device=queries.device)
         else:

@@ -98,7 +98,7 @@ class RegionFeatures:
             that the call asks for first.
         found: what else there is: `queries` (N, A, Q, C), caption queries after the mixer; `object_scores` (N,) of
             segmenters that tell; what a [`ScaSecondLook`] gives.
-        task_ids: (B, R), as in the call.
+        task_ids: (B, R) or (B, R, L), as in the call.
     """
 
     plan: RegionPlan

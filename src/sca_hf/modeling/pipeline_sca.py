@@ -17,7 +17,8 @@ from transformers.utils import logging
 TASK = "region-captioning"
 
 logger = logging.get_logger(__name__)
-_PROMPTS = ("input_points", "input_labels", "input_boxes", "input_masks", "task", "length")
+_PROMPTS = ("input_points", "input_labels", "input_boxes", "input_masks", "task", "length", "language")
+_SHOWN = _PROMPTS[:4]
 _ARRAYS = (np.ndarray, torch.Tensor)
 # One image of a stream: its number, what it is, and its own of the call's prompts.
 _Item = tuple[int, Any, dict[str, Any]]
@@ -70,8 +71,8 @@ class RegionCaptioningPipeline(Pipeline):
                 iterated.
             kwargs: `input_boxes`, `input_points`, `input_labels`, `input_masks` in pixels of the original image, for
                 several images one entry per image, in any mixture and number, as [`ScaProcessor`] takes them; none of
-                them means the whole image. `task`, `length`. `timeout` of URLs in seconds. Anything else goes to
-                `generate`: `num_beams`, `output_masks`, ...
+                them means the whole image. `task`, `length`, `language`. `timeout` of URLs in seconds.
+                Anything else goes to `generate`: `num_beams`, `output_masks`, ...
 
         Returns:
             For one image a list of records, one per region; where its list of prompts is empty, so is that of its
@@ -145,7 +146,7 @@ class RegionCaptioningPipeline(Pipeline):
         """Load one image and lay out its prompts; None where it is given lists of prompts that are empty."""
         image, own = _read_item(inputs)
         prompts |= own
-        given = [prompts[name] for name in _PROMPTS[:-2] if prompts.get(name) is not None]
+        given = [prompts[name] for name in _SHOWN if prompts.get(name) is not None]
         if given and all(map(_is_empty, given)):
             return None
         batch = self.processor(images=image, return_tensors="pt", **prompts)
@@ -161,7 +162,7 @@ class RegionCaptioningPipeline(Pipeline):
         for index, item, prompts in items:
             try:
                 own = _read_item(item)[1]
-                drawn = prompts.keys() - {"task", "length", *own}
+                drawn = (prompts.keys() & set(_SHOWN)) - set(own)
                 if drawn and not own and all(prompts[name] is None for name in drawn):
                     # As for the processor: of several images one without any prompt has no region.
                     prompts = {**prompts, **dict.fromkeys(drawn, ())}

@@ -149,8 +149,8 @@ def caption_anything(
         image: one image, in any form of [`as_images`].
         settings: thresholds and the like; None takes the defaults.
         boxes: (N, 4) xyxy, pixels of the original: caption these, all of them, in place of what a grid finds. Of the
-            settings only `points_per_batch`, `mask_threshold`, `stability_score_offset`, `unique_captions`, `task` and
-            `length` count.
+            settings only `points_per_batch`, `mask_threshold`, `stability_score_offset`, `unique_captions`, `task`,
+            `length` and `language` count.
         encoded: the image's encoding, if it is known, from [`encode_image`].
         progress: called with a step's name, what of it is done, and of how much (0: not known).
         generation: arguments of `generate`, for instance `num_beams`.

@@ -64,6 +64,7 @@ class AnythingSettings:
     length: str | int | None = _setting(
         None, "of captions: short, sentence, detailed or a number of words, if it was learned"
     )
+    language: str | None = _setting(None, "of captions, a tag such as de or zh, if it was learned")
 
     def __post_init__(self) -> None:
         """Raises where a value is of the wrong kind or out of its range."""
@@ -78,13 +79,15 @@ class AnythingSettings:
                 raise TypeError(f"{name} is {value!r}, expected true or false.")
             elif setting.metadata["choices"] and value not in setting.metadata["choices"]:
                 raise ValueError(f"{name} is {value!r}, expected {range_text(setting)}.")
+        if "," in (self.language or ""):
+            raise ValueError(f"language is {self.language!r}: of everything in an image captions are in one language.")
         if self.min_area > self.max_area:
             raise ValueError(f"min_area {self.min_area} is above max_area {self.max_area}: no mask would be kept.")
 
     @property
     def asked(self) -> dict[str, Any]:
         """Arguments of the processor that say what to write of a region."""
-        return {"task": self.task, "length": self.length}
+        return {"task": self.task, "length": self.length, "language": self.language}
 
     def thresholds(self, fraction: float) -> dict[str, float]:
         """Those of [`select_masks`] that look at one mask; suppression waits until all masks are there.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .languages_sca import find_language
 from .prompts_sca import depth_of, expected, nest
 
 
@@ -125,53 +126,112 @@ def chosen_task(text: Any, task: Any, tasks: Sequence[str], num_images: int) -> 
     return [name or default for name in named] or default if task is None else task
 
 
-def length_task(task: str, length: Any, tasks: Sequence[str]) -> str:
-    """Return the name of the task that writes captions of a length, `caption:detailed` or `caption:12`.
+def asked_task(task: str, tasks: Sequence[str], length: Any = None, language: Any = None) -> str:
+    """Return the name of the task that writes captions of a length and in a language, such as `caption:de:detailed`.
 
     Args:
-        task: the task without a length.
-        length: one of `LENGTHS`, or a number of words; the nearest number that the model learned counts.
+        task: the task without either; what its name says of them already holds where they are None.
         tasks: the model's.
+        length: one of `LENGTHS`, or a number of words; the nearest number that the model learned counts.
+        language: a tag of BCP 47; the learned one that [`find_language`] finds counts.
 
     Raises:
-        ValueError: the model learned no such length.
+        ValueError: the model learned no such length or language, or not both together.
     """
-    known = {name.removeprefix(f"{task}:"): name for name in tasks if name.startswith(f"{task}:")}
+    if length is None and language is None:
+        return task
+    base, own_language, own_length = task_parts(task)
+    known = {parts[1:]: name for name in tasks if (parts := task_parts(name))[0] == base}
+    said, where = own_language, ""
+    if language is not None:
+        languages = list(dict.fromkeys(one for one, _ in known if one is not None))
+        said = find_language(language, languages)
+        if said is None:
+            raise ValueError(_unknown("language", language, base, languages))
+    if said is not None:
+        where = f" in {said!r}"
+    chosen = own_length
+    if length is not None:
+        lengths = [one for tongue, one in known if tongue == said and one is not None]
+        chosen = _known_length(length, lengths)
+        if chosen is None:
+            raise ValueError(_unknown("length", length, base, lengths, where))
+    if (said, chosen) not in known:
+        raise ValueError(f"this model learned no captions of length {chosen!r}{where} for the task {base!r}.")
+    return known[said, chosen]
+
+
+def task_parts(name: str) -> tuple[str, str | None, str | None]:
+    """Return what the name of a task is made of: the task without either, its language and its length."""
+    base, *rest = name.split(":")
+    lengths = [one for one in rest if one in LENGTHS or one.isdecimal()]
+    return base, next((one for one in rest if one not in lengths), None), next(iter(lengths), None)
+
+
+def learned(tasks: Sequence[str], what: str) -> list[str]:
+    """Return the languages or the lengths (`what`: "language" or "length") that tasks are for, each once."""
+    place = {"language": 1, "length": 2}[what]
+    return list(dict.fromkeys(one for name in tasks if (one := task_parts(name)[place]) is not None))
+
+
+def _known_length(length: Any, known: Sequence[str]) -> str | None:
     words = int(length) if type(length) is int or (isinstance(length, str) and length.isdecimal()) else 0
     if isinstance(length, str) and length in known:
-        return known[length]
+        return length
     numbers = [int(name) for name in known if name.isdecimal()] if words > 0 else []
     nearest = min(numbers, key=lambda number: abs(math.log(number / words)), default=0)
-    if nearest and max(nearest, words) <= _NEAR * min(nearest, words):
-        return known[str(nearest)]
-    learned = f"only {', '.join(known)}" if known else "none (add_lengths, or model.lengths in a recipe, adds some)"
-    raise ValueError(f"length is {length!r:.60}, but of lengths for the task {task!r} this model learned {learned}.")
+    return str(nearest) if nearest and max(nearest, words) <= _NEAR * min(nearest, words) else None
 
 
-def region_lengths(ids: np.ndarray, length: Any, tasks: Sequence[str], counts: Sequence[int]) -> np.ndarray:
-    """Return the tasks `ids` (B, R) of regions whose captions are to have a length.
+def _unknown(what: str, value: Any, task: str, known: Sequence[str], where: str = "") -> str:
+    listed = ", ".join(dict.fromkeys(known))
+    has = f"only {listed}" if known else f"none (add_{what}s, or model.{what}s in a recipe, adds some)"
+    return f"{what} is {value!r:.60}, but of {what}s for the task {task!r}{where} this model learned {has}."
+
+
+def asked_tasks(
+    ids: np.ndarray, tasks: Sequence[str], counts: Sequence[int], length: Any = None, language: Any = None
+) -> np.ndarray:
+    """Return the tasks `ids` (B, R) of regions whose captions are to have a length, or to be in a language.
 
     Args:
-        length: one for all, [image], or [image][region]; for one image also [region]; None leaves a region's task.
+        length, language: one for all, [image], or [image][region]; for one image also [region]; None leaves a
+            region's task.
         counts: regions of each image.
     """
+    lengths, languages = _by_region(length, "length", counts), _by_region(language, "language", counts)
+    ids = ids.copy()
+    for image, rows in enumerate(zip(lengths, languages, strict=True)):
+        for region, said in enumerate(zip(*rows, strict=True)):
+            if said != (None, None):
+                ids[image, region] = tasks.index(asked_task(tasks[ids[image, region]], tasks, *said))
+    return ids
+
+
+def tasks_in_languages(
+    ids: np.ndarray, tasks: Sequence[str], counts: Sequence[int], languages: Sequence[str]
+) -> np.ndarray:
+    """Return the tasks (B, R, L) that write each region in each of L languages; `ids` (B, R) are those without."""
+    table = np.zeros((len(tasks), len(languages)), np.int64)
+    for one in {int(ids[image, region]) for image, count in enumerate(counts) for region in range(count)}:
+        table[one] = [tasks.index(asked_task(tasks[one], tasks, None, tag)) for tag in languages]
+        if len(set(table[one])) < len(languages):
+            raise ValueError(f"language is {','.join(languages)!r}: two of them are the same for this model.")
+    return table[ids]
+
+
+def _by_region(value: Any, name: str, counts: Sequence[int]) -> list[Any]:
+    """Return what is asked of each region of each image."""
     nested = (list, tuple, np.ndarray)
-    rows: list[Any] = list(length) if isinstance(length, nested) else [length] * len(counts)
+    rows: list[Any] = list(value) if isinstance(value, nested) else [value] * len(counts)
     if len(counts) == 1 and len(rows) == counts[0] and not any(isinstance(row, nested) for row in rows):
         rows = [rows]
     if len(rows) != len(counts):
-        raise ValueError(f"length names {len(rows)} image(s), the call has {len(counts)}; {expected('length')}.")
+        raise ValueError(f"{name} names {len(rows)} image(s), the call has {len(counts)}; {expected(name)}.")
     rows = [row if isinstance(row, nested) else [row] * count for row, count in zip(rows, counts, strict=True)]
     if [len(row) for row in rows] != list(counts):
-        raise ValueError(
-            f"length has {list(map(len, rows))} entries for {list(counts)} regions; {expected('length')}."
-        )
-    ids = ids.copy()
-    for image, row in enumerate(rows):
-        for region, one in enumerate(row):
-            if one is not None:
-                ids[image, region] = tasks.index(length_task(tasks[ids[image, region]], one, tasks))
-    return ids
+        raise ValueError(f"{name} has {list(map(len, rows))} entries for {list(counts)} regions; {expected(name)}.")
+    return rows
 
 
 def text_tasks(text: Any, tasks: Sequence[str], num_images: int) -> list[str | None]:

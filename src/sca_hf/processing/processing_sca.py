@@ -11,6 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from .batch_sca import CheckedLoading, ScaBatch, column_arguments
 from .captions_sca import (
     as_id_array,
+    asked_tasks,
     check_caption_settings,
     check_vocabulary,
     chosen_task,
@@ -19,9 +20,9 @@ from .captions_sca import (
     encode_captions,
     id_rows,
     region_captions,
-    region_lengths,
     region_tasks,
     split_output,
+    tasks_in_languages,
     vocabulary_digest,
 )
 from .find_sca import ScaFindMixin
@@ -152,6 +153,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         length: Any = None,
         original_sizes: Any = None,
         timeout: float | None = URL_SECONDS,
+        language: Any = None,
         **kwargs: Unpack[ScaProcessorKwargs],
     ) -> ScaBatch:
         """Prepare a batch: images, the prompts of their regions, and the captions to learn.
@@ -175,18 +177,17 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
             length: `"short"`, `"sentence"`, `"detailed"` or a number of words, nested as `task`; None: the usual one.
             original_sizes: per image (height, width), in place of `images`: prompts alone, for cached embeddings.
             timeout: seconds that the server of a URL may be silent; None waits forever.
+            language: of captions, a tag such as `"de"`, nested as `task`, or several for all, as in `"en,de"`.
             kwargs: of the image processor; `return_tensors` (by default `"pt"`); `max_length`, `padding` of captions.
 
         Returns:
-            `pixel_values` (B, 3, H, W), `original_sizes` and `reshaped_input_sizes` (B, 2), `task_ids` (B, R), the
-            prompts of [`build_prompts`] and, with captions, `input_ids`, `attention_mask` and `labels` (B, R, T).
+            `pixel_values` (B, 3, H, W), `original_sizes` and `reshaped_input_sizes` (B, 2), `task_ids` (B, R) or, in L
+            languages, (B, R, L), prompts; with captions `input_ids`, `attention_mask`, `labels` (B, R, T).
         """
         if isinstance(images, Mapping) and not images.keys() <= {"bytes", "path"}:
             given = dict(text=text, input_points=input_points, input_labels=input_labels, input_boxes=input_boxes)
-            given |= dict(input_masks=input_masks, captions=captions, task=task, length=length)
-            arguments = column_arguments(images, given)
-            batch = self(**arguments, original_sizes=original_sizes, timeout=timeout, **kwargs)
-            return batch.as_columns() if isinstance(arguments["images"], list) else batch
+            given |= dict(input_masks=input_masks, captions=captions, task=task, length=length, language=language)
+            return self._of_columns(images, given, original_sizes=original_sizes, timeout=timeout, **kwargs)
         options = self._options(kwargs)
         tensors = options["images_kwargs"].pop("return_tensors", "pt")
         data, sizes, resized, frame_size = self._images(images, original_sizes, timeout, options["images_kwargs"])
@@ -195,15 +196,26 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         )
         shape, counts = prompts["region_mask"].shape, prompts["region_mask"].sum(1).tolist()
         data |= prompts
-        data["task_ids"] = self._task_ids(text, task, length, counts, shape)
+        data["task_ids"] = self._task_ids(text, task, length, language, counts, shape)
         if captions is not None or text is not None:
             data |= self._captions(captions, counts, shape, options["text_kwargs"])
         return ScaBatch(data, tensor_type=tensors)
 
-    def _task_ids(self, text: Any, task: Any, length: Any, counts: list[int], shape: tuple[int, int]) -> np.ndarray:
-        """Return the task of each region, (B, R) int64; a length of captions is a task of its own."""
+    def _of_columns(self, columns: Any, given: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the batch of the columns of a data set, as columns where these are lists."""
+        arguments = column_arguments(columns, given)
+        batch = self(**arguments, **kwargs)
+        return batch.as_columns() if isinstance(arguments["images"], list) else batch
+
+    def _task_ids(
+        self, text: Any, task: Any, length: Any, language: Any, counts: list[int], shape: tuple[int, int]
+    ) -> np.ndarray:
+        """Return the task of each region, (B, R) or (B, R, L) int64; a length or a language is a task of its own."""
         ids = region_tasks(chosen_task(text, task, self.tasks, len(counts)), self.tasks, counts, shape)
-        return ids if length is None else region_lengths(ids, length, self.tasks, counts)
+        several = isinstance(language, str) and "," in language
+        if length is not None or (language is not None and not several):
+            ids = asked_tasks(ids, self.tasks, counts, length, None if several else language)
+        return tasks_in_languages(ids, self.tasks, counts, language.split(",")) if several else ids
 
     def region_arguments(self, regions: Any, size: tuple[int, int]) -> dict[str, Any]:
         """Turn the regions of one image, as JSON objects, into arguments of a call; see `region_prompts_sca.py`.

@@ -358,6 +358,7 @@ NESTING = {
     "captions": "[image][region] of strings",
     "task": "one name, [image] of names, or [image][region] of names",
     "length": "one for all, [image] of lengths, or [image][region] of lengths",
+    "language": "one for all, [image] of languages, or [image][region] of languages",
 }
 _FULL_DEPTH = {"input_points": 4, "input_labels": 3, "input_boxes": 3, "input_masks": 2, "captions": 2}
 _TEXTS = ("captions", "task")

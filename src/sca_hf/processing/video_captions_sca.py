@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import PreTrainedModel
 
-from .captions_sca import best_caption, length_task
+from .captions_sca import asked_task, best_caption
 from .images_sca import as_image
 from .mask_generation_sca import mask_boxes
 from .masks_sca import encode_rle, read_mask
@@ -89,6 +89,7 @@ class ScaVideoProcessorMixin:
         task: str = "caption",
         progress: Callable[[int, int | None], None] | None = None,
         length: str | int | None = None,
+        language: str | None = None,
         **generation: Any,
     ) -> list[dict[str, Any]]:
         """Caption objects of a clip: one caption each, from its queries of all frames averaged by visible area.
@@ -104,7 +105,7 @@ class ScaVideoProcessorMixin:
                 `frame` the number of the frame that it is on, by default 0.
             masklets: per object its masks, in place of `regions`: a list with one entry per frame, None where the
                 object is not seen, or a dict by frame number. Masks in any form of a call, of the frames' size.
-            task: one of the model's tasks, by its name or by name and `length` as in a call.
+            task: one of the model's tasks, by its name or by name and `length` or `language` as in a call.
             progress: called with the number of frames done and of all, None where that is not known.
             generation: arguments of `generate`.
 
@@ -115,15 +116,14 @@ class ScaVideoProcessorMixin:
         """
         if (regions is None) == (masklets is None):
             raise ValueError("pass either regions, which a tracker follows, or masklets, masks for every frame.")
-        task = task if length is None else length_task(task, length, self.tasks)  # type: ignore[attr-defined]
+        task = asked_task(task, self.tasks, length, language)  # type: ignore[attr-defined]
         clip = Clip(frames)
         if masklets is None:
             objects = self._follow(model, clip, list(regions or ()), progress)
         else:
             objects = self._read_masklets(model, clip, masklets, task, progress)
-        for number, one in enumerate(objects):
-            if one.queries is None or one.area <= 0:
-                raise ValueError(f"object {number} is seen in no frame of the clip: there is nothing to caption.")
+        if unseen := [str(number) for number, one in enumerate(objects) if one.queries is None or one.area <= 0]:
+            raise ValueError(f"object {unseen[0]} is seen in no frame of the clip: there is nothing to caption.")
         queries = [one.queries / one.area for one in objects]  # type: ignore[operator]
         said = model.caption_queries(torch.stack(queries), task, **generation)
         texts = self.batch_decode(said["sequences"])  # type: ignore[attr-defined]

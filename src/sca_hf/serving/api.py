@@ -50,6 +50,7 @@ class _Picture(BaseModel):
     model: str | None = Field(None, description="one of GET /v1/models; the first by default")
     task: str | None = Field(None, description="one of the model's tasks, usually caption or recognition")
     length: str | int | None = Field(None, description="short, sentence, detailed or a number of words, if learned")
+    language: str | None = Field(None, description="of the captions, a tag such as de or zh-Hans, if learned")
     num_beams: int | None = Field(None, description="beams to search with; greedy by default")
     max_new_tokens: int | None = Field(None, description="maximum number of tokens per caption")
 
@@ -251,7 +252,8 @@ def create_app(engine: Engine, store: ImageStore | None = None, root: bool = Tru
         regions = await run_in_threadpool(engine.limits.read_regions, request.regions, image.size)
         names = ("num_beams", "max_new_tokens", "do_sample", "temperature", "top_p")
         generation = {name: getattr(request, name) for name in names}
-        arguments = (image, regions, request.model, request.task, generation, request.length)
+        asked = request.length, request.language
+        arguments = (image, regions, request.model, request.task, generation, *asked)
         if request.stream:
             lines = await _stream(engine, arguments, request.all_masks)
             return StreamingResponse(lines, media_type="application/x-ndjson")

@@ -22,7 +22,7 @@ from ..model_names import DEFAULT_MODEL, check_repository
 from ..modeling.generation_sca import DEFAULT_NEW_TOKENS
 from ..modeling.segmentation_sca import ImageEncoding
 from ..processing.anything_sca import Progress, caption_anything, encode_image
-from ..processing.captions_sca import chosen_task, length_task
+from ..processing.captions_sca import asked_task, chosen_task
 from ..processing.mask_generation_sca import MASK_OUTPUTS
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
@@ -213,6 +213,7 @@ class Engine:
         task: str | None = None,
         generation: dict[str, Any] | None = None,
         length: str | int | None = None,
+        language: str | None = None,
         on_tokens: Callable[[list[str]], None] | None = None,
     ) -> Future[list[dict[str, Any]]]:
         """Queues regions for masks and captions.
@@ -222,6 +223,7 @@ class Engine:
             task: a task of the model; None takes its default.
             generation: see [`Limits.check_generation`].
             length: of the captions, as the processor takes it; None is the model's usual one.
+            language: of the captions, a tag such as `de`; None is the model's usual one.
             on_tokens: called with the captions so far, after every token; not with beams.
 
         Returns:
@@ -235,8 +237,7 @@ class Engine:
         loaded, processor = self.model(name)
         try:  # here, so that an error reaches the one caller who made it, not all who share the call
             processor(original_sizes=[image.size], task=task, **processor_arguments([regions]))
-            task = chosen_task(None, task, processor.tasks, 1)
-            task = task if length is None else length_task(task, length, processor.tasks)
+            task = asked_task(chosen_task(None, task, processor.tasks, 1), processor.tasks, length, language)
         except (ValueError, TypeError) as error:
             raise RequestError(_sentence(error)) from None
         if self._jobs.qsize() + len(self._large) >= self.limits.waiting:
@@ -280,11 +281,11 @@ class Engine:
         self.limits.check_settings(chosen)
         if chosen.task is not None and chosen.task not in processor.tasks:
             raise RequestError(f"There is no task {chosen.task!r}; the tasks are {', '.join(processor.tasks)}.")
-        if chosen.length is not None:
-            try:
-                length_task(chosen_task(None, chosen.task, processor.tasks, 1), chosen.length, processor.tasks)
-            except ValueError as error:
-                raise RequestError(_sentence(error)) from None
+        try:
+            task = chosen_task(None, chosen.task, processor.tasks, 1)
+            asked_task(task, processor.tasks, chosen.length, chosen.language)
+        except ValueError as error:
+            raise RequestError(_sentence(error)) from None
         with self._lock:
             full = self._anything_waiting >= self.limits.waiting // _ANYTHING_SHARE
             self._anything_waiting += not full

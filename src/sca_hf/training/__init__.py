@@ -8,12 +8,12 @@ from ..lazy import lazy_exports
 if TYPE_CHECKING:
     from ..data.pasting import training_augmentation
     from .arguments import PRESETS, ScaTrainingArguments
+    from .asked_tasks import add_languages, add_lengths
     from .collator import RegionCollator
     from .confidence import fit_confidence
     from .detail_pretraining import pretrain_detail_encoder
     from .draws import DrawnStream, SeededDataset
     from .image_size import add_detail_encoder, add_second_look, increase_input_resolution, set_image_size
-    from .lengths import add_lengths
     from .presets import apply_preset
     from .trainer import ScaTrainer
 else:
@@ -22,12 +22,12 @@ else:
         {
             "..data.pasting": ["training_augmentation"],
             ".arguments": ["PRESETS", "ScaTrainingArguments"],
+            ".asked_tasks": ["add_languages", "add_lengths"],
             ".collator": ["RegionCollator"],
             ".confidence": ["fit_confidence"],
             ".detail_pretraining": ["pretrain_detail_encoder"],
             ".draws": ["DrawnStream", "SeededDataset"],
             ".image_size": ["add_detail_encoder", "add_second_look", "increase_input_resolution", "set_image_size"],
-            ".lengths": ["add_lengths"],
             ".presets": ["apply_preset"],
             ".trainer": ["ScaTrainer"],
         },
@@ -44,6 +44,7 @@ __all__ = [
     "add_detail_encoder",
     "add_second_look",
     "add_lengths",
+    "add_languages",
     "set_image_size",
     "increase_input_resolution",
     "pretrain_detail_encoder",

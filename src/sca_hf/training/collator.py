@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..data.prompts import DRAWN_KINDS, PromptSource, draw_prompt
 from ..data.region import RegionRecordError, record_image
+from ..processing.captions_sca import learned
 from ..processing.masks_sca import mask_coverage
 from .draws import draw_generator
 
@@ -36,7 +37,8 @@ class RegionCollator:
         regions_per_image: How many regions are drawn per image in training; None takes all.
         box_jitter: The standard deviation of each edge of a jittered box, as a fraction of the box's side.
         outside_points: The maximal number of points outside the region among `points`.
-        task: What to predict, in place of each record's own task. Captions with lengths are learned as such.
+        task: What to predict, in place of each record's own task. Captions with lengths or
+            languages are learned as such.
         training: Whether to draw. False takes every region, in order, with its first text; points and jittered boxes
             are drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
         mask_labels: Whether to return `mask_labels` (B, R, s, s) float32: the fraction of each cell of the padded
@@ -74,7 +76,7 @@ class RegionCollator:
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         prompts: dict[str, list[Any]] = {"input_boxes": [], "input_points": [], "input_labels": [], "input_masks": []}
-        sources, captions, tasks, lengths = [], [], [], []
+        sources, captions, tasks, said = [], [], [], []
         for record in records:
             rng = self._generator(record)
             tasks.append(self.task or record["task"])
@@ -82,13 +84,15 @@ class RegionCollator:
             drawn = [self._prompt(source, rng) for source in sources[-1]]
             for name, values in prompts.items():
                 values.append([prompt.get(name) for prompt in drawn])
-            said = [self._text(source, tasks[-1], rng) for source in sources[-1]]
-            captions.append([text for text, _ in said])
-            lengths.append([length for _, length in said])
+            texts, lengths, languages = zip(
+                *(self._text(source, tasks[-1], rng) for source in sources[-1]), strict=True
+            )
+            captions.append(list(texts))
+            said.append({"length": lengths, "language": languages})
         given = {name: value for name, value in prompts.items() if any(p is not None for v in value for p in v)}
         images, embeddings = _images(records)
-        if any(map(any, lengths)):
-            given |= self._lengths(lengths)
+        for name in ("length", "language"):
+            given |= self._said(name, [one[name] for one in said])
         batch = dict(self.processor(**images, **given, captions=captions, task=tasks, return_tensors="pt"))
         if self.mask_labels:
             batch["mask_labels"] = self._mask_labels(sources, batch)
@@ -118,26 +122,29 @@ class RegionCollator:
             )
         return draw_prompt(kind, source, rng, self.box_jitter, self.outside_points)
 
-    def _lengths(self, lengths: list[list[str | None]]) -> dict[str, Any]:
-        """The processor's argument for captions with lengths; without, where the model has learned none."""
-        if any(":" in name for name in self.processor.tasks):
-            return {"length": lengths}
+    def _said(self, name: str, values: list[Sequence[str | None]]) -> dict[str, Any]:
+        """The processor's argument for captions with lengths or languages; none where the model learns none."""
+        if not any(map(any, values)):
+            return {}
+        if learned(self.processor.tasks, name):
+            return {name: values}
         logger.warning_once(
-            "captions of these data have lengths, but the model has no tasks for them (add_lengths, or model.lengths "
+            f"captions of these data have {name}s, but the model has no tasks for them (add_{name}s, or model.{name}s "
             "in a recipe, adds some): all are learned alike."
         )
         return {}
 
-    def _text(self, source: PromptSource, task: str, rng: np.random.Generator) -> tuple[str, str | None]:
-        """One of the region's texts, and its length where it is said."""
+    def _text(self, source: PromptSource, task: str, rng: np.random.Generator) -> tuple[str, str | None, str | None]:
+        """One of the region's texts, and its length and its language where they are said."""
         texts: list[str] = source.region.get("captions") or []
         if task != "caption":
             texts = [source.region["category"]] if source.region.get("category") else []
         if not texts:
             raise RegionRecordError(f"{source.where} has no text for the task {task!r}.")
         chosen = int(rng.integers(len(texts))) if self.training else 0
-        lengths = source.region.get("lengths") if task == "caption" else None
-        return texts[chosen], lengths[chosen] if lengths else None
+        known = source.region if task == "caption" else {}
+        length, language = ((known.get(name) or {chosen: None})[chosen] for name in ("lengths", "languages"))
+        return texts[chosen], length, language
 
     def _mask_labels(self, sources: Sequence[Sequence[PromptSource]], batch: Mapping[str, Any]) -> torch.Tensor:
         side = self.mask_label_size or self.processor.mask_size

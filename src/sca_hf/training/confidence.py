@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
+from ..data.notes import NOTES
 from ..modeling.mixer_sca import ScaConfidenceHead
 
 
@@ -143,7 +144,7 @@ def _look(
 
 def _unread(record: Mapping[str, Any], rng: np.random.Generator, boxes: bool) -> dict[str, Any]:
     """Returns a record whose regions have a text that does not matter, with as many boxes anywhere beside them."""
-    regions = [{**region, "captions": ["?"], "lengths": None} for region in record["regions"]]
+    regions = [{**region, "captions": ["?"], **dict.fromkeys(NOTES)} for region in record["regions"]]
     if boxes:
         size = np.array([record["width"], record["height"]])
         corners = np.sort(rng.random((max(1, len(regions)), 2, 2)) * (size - 1), axis=1)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ...environment import install_command
 from ...processing.masks_sca import rle_size, tidy_rle
+from ..notes import NOTES
 from ..region import RegionRecordError, category_text, check_names, naming
 from .common import (
     Clip,
@@ -216,8 +217,8 @@ class _CocoFile:
         mask = mask_fields(segmentation, size) if self.masks else {}
         # Tools keep a box inside the picture, but not the corners that come of turning it.
         clip: Clip = "image" if turned else self.clip
-        lengths = _lengths(row, len(captions)) if captions else {}
-        return region_fields(str(row["id"]), box, size, clip, **mask, captions=captions, category=category, **lengths)
+        notes = _notes(row, len(captions)) if captions else {}
+        return region_fields(str(row["id"]), box, size, clip, **mask, captions=captions, category=category, **notes)
 
 
 def id_key(value: Any) -> Any:
@@ -243,12 +244,14 @@ def _captions(row: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _lengths(row: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Returns the lengths of an annotation's captions, where it has some: `lengths`, or `length` of all."""
+def _notes(row: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Returns what an annotation says of its captions, where it does: `lengths`, or `length` of all; languages too."""
+    found: dict[str, Any] = {}
     for fields in (row, row.get("attributes")):
-        if isinstance(fields, dict) and (lengths := fields.get("lengths") or fields.get("length")):
-            return {"lengths": lengths if isinstance(lengths, list) else [lengths] * count}
-    return {}
+        for name in NOTES:
+            if isinstance(fields, dict) and (said := fields.get(name) or fields.get(name[:-1])):
+                found.setdefault(name, said if isinstance(said, list) else [said] * count)
+    return found
 
 
 def _in_fractions(boxes: Iterable[Any]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..notes import NOTES
 from ..pictures import image_size
 from ..region import RegionRecordError, category_text
 from .coco import mask_fields
@@ -177,30 +178,28 @@ def _region(values: Any, index: int, size: tuple[int, int], names: Mapping[str, 
     region["region_id"] = str(index if region.get("region_id") is None else region["region_id"])
     captions = region.get("captions") or []
     region["captions"] = [captions] if isinstance(captions, str) else captions
-    region |= _lengths(region)
+    region |= _notes(region)
     if region.get("mask") is not None:
         region |= {"mask": None, **mask_fields(region["mask"], size)}
     if region.get("points") is not None and region.get("labels") is None:
         region["labels"] = [1] * len(region["points"])
     if names is not None and region.get("category") is not None:
         region["category"] = category_text(region["category"], names)
-    region.pop("length", None)
+    for name in NOTES:
+        region.pop(name[:-1], None)
     return region
 
 
-def _lengths(region: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns captions as texts with their lengths: written in each as `{"text", "length"}`, or of all as `length`."""
+def _notes(region: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns captions as texts, and their notes: of each, as `{"text", "length"}`, or `length` of all in a region."""
     captions = region["captions"]
-    if region.get("lengths") is not None or not isinstance(captions, list):
+    names = {name: name[:-1] for name in NOTES if region.get(name) is None}
+    if not names or not isinstance(captions, list):
         return {}
-    texts, lengths = [], []
-    for caption in captions:
-        if isinstance(caption, Mapping):
-            if unknown := sorted(set(caption) - {"text", "length"}):
-                raise ValueError(f"a caption has the unknown fields {unknown}, expected text and length")
-            texts.append(caption.get("text"))
-            lengths.append(caption.get("length", region.get("length")))
-        else:
-            texts.append(caption)
-            lengths.append(region.get("length"))
-    return {"captions": texts, "lengths": lengths}
+    said = [caption if isinstance(caption, Mapping) else {"text": caption} for caption in captions]
+    for caption in said:
+        if unknown := sorted(set(caption) - {"text", *names.values()}):
+            known = ", ".join(["text", *names.values()])
+            raise ValueError(f"a caption has the unknown fields {unknown}, expected {known}")
+    notes = {name: [caption.get(one, region.get(one)) for caption in said] for name, one in names.items()}
+    return {"captions": [caption.get("text") for caption in said], **notes}

@@ -80,11 +80,11 @@ def write_cvat(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shape
     report = WriteReport(folder / "annotations" / "instances_default.json")
     pictures, draft = PictureFolder(folder / "images" / "default"), folder / "entries.jsonl"
     report.path.parent.mkdir()
-    with_lengths = False
+    noted: set[str] = set()
     with draft.open("w", encoding="utf-8") as file:
         for record in records:
-            written = written_regions(record, report, shapes, keeps_lengths=True)
-            with_lengths = with_lengths or any(region.length for region in written)
+            written = written_regions(record, report, shapes, keeps_notes=True)
+            noted.update(name for region in written for name in region.notes)
             regions = [_coco_record(region, shapes == "polygons") for region in written]
             entry = {"image": pictures.add(record), "width": record["width"], "height": record["height"]}
             file.write(json.dumps({**entry, "records": regions}) + "\n")
@@ -98,14 +98,10 @@ def write_cvat(records: Iterable[Mapping[str, Any]], folder: Path, shapes: Shape
         file.writelines(write_coco(entries, categories))
     draft.unlink()
     text = {"mutable": False, "input_type": "text", "default_value": "", "values": [""]}
-    attributes = [{"name": name, **text} for name in ("caption", *(["length"] if with_lengths else []))]
+    attributes = [{"name": name, **text} for name in ("caption", *sorted(noted, reverse=True))]
     labels = [{"name": name, "attributes": attributes} for name in categories or [NO_CATEGORY]]
     (folder / "labels.json").write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return report
-
-
-def _attributes(region: WrittenRegion) -> dict[str, str]:
-    return {"caption": region.caption, **({"length": region.length} if region.length else {})}
 
 
 def _coco_record(region: WrittenRegion, polygons: bool) -> dict[str, Any]:
@@ -119,6 +115,6 @@ def _coco_record(region: WrittenRegion, polygons: bool) -> dict[str, Any]:
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "category": region.label,
         # Here alone: CVAT would lose a second one, other tools leave it behind uncorrected.
-        "attributes": _attributes(region) if region.caption else None,
+        "attributes": {"caption": region.caption, **region.notes} if region.caption else None,
         "score": region.score,
     }

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...processing.masks_sca import decode_rle
+from ..notes import NOTES
 from ..readers.common import IMAGE_SUFFIXES
 from ..region import mask_extent
 
@@ -53,14 +54,14 @@ class WriteReport:
 
 @dataclass
 class WrittenRegion:
-    """A region as all writers want it; box is xyxy in pixels, far edges exclusive; length is the first caption's."""
+    """A region as all writers want it; box is xyxy in pixels, far edges exclusive; notes are on its first caption."""
 
     box: list[float]
     mask: np.ndarray | None
     label: str
     captions: list[str]
     score: float | None
-    length: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
@@ -73,7 +74,7 @@ def written_regions(
     report: WriteReport,
     shapes: Shapes,
     one_caption: bool = True,
-    keeps_lengths: bool = False,
+    keeps_notes: bool = False,
 ) -> list[WrittenRegion]:
     """Returns a record's regions, counts them, and notes what no form keeps.
 
@@ -82,7 +83,7 @@ def written_regions(
         report: Is brought up to date.
         shapes: What regions are; "boxes" leaves masks out.
         one_caption: Whether the form has room for one caption per region only.
-        keeps_lengths: Whether it has room for the length of the first caption.
+        keeps_notes: Whether it has room for the length and the language of the first caption.
     """
     found = []
     for region in record["regions"]:
@@ -92,9 +93,11 @@ def written_regions(
         captions = [text for text in region.get("captions") or () if text.strip()]
         report.lost["further captions of a region"] += len(captions[1:]) if one_caption else 0
         report.lost["regions' points"] += region.get("points") is not None
-        label, lengths = region.get("category") or NO_CATEGORY, region.get("lengths") or [None]
-        report.lost["lengths of captions"] += any(lengths) and not keeps_lengths
-        found.append(WrittenRegion(list(region["box"]), mask, label, captions, region.get("score"), lengths[0]))
+        said = {name: values for name in NOTES if any(values := list(region.get(name) or ()))}
+        report.lost.update({f"{name} of captions": 1 for name in said if not keeps_notes})
+        notes = {name[:-1]: values[0] for name, values in said.items() if values[0]}
+        label = region.get("category") or NO_CATEGORY
+        found.append(WrittenRegion(list(region["box"]), mask, label, captions, region.get("score"), notes))
     report.images += 1
     report.regions += len(found)
     report.lost = +report.lost

@@ -275,7 +275,7 @@ async function showProgress(job) {
 
 function options() {
   const value = (name) => element.querySelector(`[data-opt="${name}"]`);
-  const chosen = { task: value("task").value || null, length: value("length").value || null, num_beams: Number(value("num_beams").value), max_new_tokens: Number(value("max_new_tokens").value) };
+  const chosen = { task: value("task").value || null, length: value("length").value || null, language: value("language").value || null, num_beams: Number(value("num_beams").value), max_new_tokens: Number(value("max_new_tokens").value) };
   if (value("do_sample").checked) Object.assign(chosen, { do_sample: true, temperature: Number(value("temperature").value) });
   return chosen;
 }
@@ -309,17 +309,22 @@ function setPreset(name) {
 function showModel(model) {
   Object.assign(state, { model: model.name, own: model, presets: model.presets });
   const task = element.querySelector('[data-opt="task"]');
-  const plain = model.tasks.filter((name) => !name.includes(":")); // "caption:detailed" is a length of a task
+  const plain = model.tasks.filter((name) => !name.includes(":")); // "caption:de:detailed" is a language and a length of a task
   task.replaceChildren(...plain.map((name) => make("option", { value: name }, name)));
   task.value = model.tasks.includes("caption") ? "caption" : plain[plain.length - 1];
-  const lengths = () => {
-    const known = model.tasks.filter((name) => name.startsWith(`${task.value}:`)).map((name) => name.split(":")[1]);
-    const select = element.querySelector('[data-opt="length"]');
-    select.replaceChildren(...["", ...known].map((name) => make("option", { value: name }, name || "usual")));
+  const offer = (option, known, words) => {
+    const select = element.querySelector(`[data-opt="${option}"]`);
+    select.replaceChildren(...["", ...known].map((name) => make("option", { value: name }, name ? words(name) : "usual")));
     select.parentElement.hidden = known.length === 0;
   };
-  task.onchange = lengths;
-  lengths();
+  const learned = () => {
+    const parts = model.tasks.filter((name) => name.startsWith(`${task.value}:`)).flatMap((name) => name.split(":").slice(1));
+    const [lengths, languages] = [true, false].map((length) => [...new Set(parts)].filter((part) => /^(short|sentence|detailed|\d+)$/.test(part) === length));
+    offer("length", lengths, (name) => name);
+    offer("language", languages, (tag) => new Intl.DisplayNames([tag], { type: "language" }).of(tag));
+  };
+  task.onchange = learned;
+  learned();
   const most = element.querySelector('[data-opt="max_new_tokens"]');
   most.max = model.max_new_tokens;
   if (plain.length < model.tasks.length) most.value = most.max; // captions of any length end by themselves

@@ -41,8 +41,9 @@ class ScaCaptioner:
         name: str = "sca",
         source: str = "",
         length: str | int | None = None,
+        language: str | None = None,
     ) -> None:
-        self.length = length
+        self.length, self.language = length, language
         self.model, self.processor, self.name, self.source = model.eval(), processor, name, source
         self.generation = dict(generation or {})
 
@@ -55,17 +56,20 @@ class ScaCaptioner:
         generation: Mapping[str, Any] | None = None,
         revision: str | None = None,
         length: str | int | None = None,
+        language: str | None = None,
     ) -> ScaCaptioner:
         """Loads a folder or repository, at a revision; None takes `sca-photo`."""
         loaded, processor = load(model, str(device), dtype, revision)
         name = DEFAULT_MODEL if model is None else str(model)
-        return cls(loaded, processor, generation, name, model_identity(check_repository(model), revision), length)
+        source = model_identity(check_repository(model), revision)
+        return cls(loaded, processor, generation, name, source, length, language)
 
     def settings(self) -> dict[str, Any]:
         """Returns what changes its answers."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        length = {} if self.length is None else {"length": self.length}
-        return {"kind": "sca", "model": self.source, "dtype": dtype, "generation": self.generation, **length}
+        asked = {"length": self.length, "language": self.language}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        return {"kind": "sca", "model": self.source, "dtype": dtype, "generation": self.generation, **asked}
 
     @torch.inference_mode()
     def caption_regions(self, images: Sequence[ImageQuery], with_masks: bool = False) -> list[list[RegionPrediction]]:
@@ -113,7 +117,8 @@ class ScaCaptioner:
             else {"original_sizes": [(asked.image.height, asked.image.width) for asked in images]}
         )
         tasks = [asked.task for asked in images]
-        inputs = self.processor(**shown, **processor_arguments(prompts), task=tasks, length=self.length)
+        asked: dict[str, Any] = {"task": tasks, "length": self.length, "language": self.language}
+        inputs = self.processor(**shown, **processor_arguments(prompts), **asked)
         return dict(inputs.to(self.model.device, self.model.dtype))
 
 

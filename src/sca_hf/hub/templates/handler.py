@@ -33,7 +33,7 @@ MAX_TOKENS = 131_072
 # Parameters of a request, and the largest number each may be.
 LIMITS = {"num_beams": 8, "max_new_tokens": 128, "min_new_tokens": 128, "no_repeat_ngram_size": 16, "top_k": 1_000}
 FLOATS = ("temperature", "top_p", "length_penalty", "repetition_penalty")
-OTHERS = {"do_sample": bool, "masks": bool, "task": str, "length": str}
+OTHERS = {"do_sample": bool, "masks": bool, "task": str, "length": str, "language": str}
 
 
 class EndpointHandler:
@@ -74,7 +74,7 @@ class EndpointHandler:
             raise ValueError(
                 f"regions x num_beams x max_new_tokens are {tokens:,}; at most {MAX_TOKENS:,} are written."
             )
-        chosen = {name: options.pop(name, None) for name in ("task", "length")}
+        chosen = {name: options.pop(name, None) for name in ("task", "length", "language")}
         batch = self.processor(image, return_tensors="pt", **chosen, **prompts)
         batch = batch.to(self.model.device, self.model.dtype)
         with torch.inference_mode():
@@ -121,7 +121,7 @@ def read_image(text: Any) -> Image.Image:
 
 
 def read_parameters(parameters: Any) -> dict[str, Any]:
-    """Arguments of `generate`, and `task`, `length` and `masks`."""
+    """Arguments of `generate`, and `task`, `length`, `language` and `masks`."""
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):

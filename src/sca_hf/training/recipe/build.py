@@ -25,8 +25,8 @@ from ...modeling.families_sca import segmenter_config
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import PRESETS, ScaTrainingArguments
+from ..asked_tasks import add_languages, add_lengths
 from ..image_size import add_detail_encoder, add_second_look, set_image_size
-from ..lengths import add_lengths
 from .known_configs import known_config
 from .schema import ModelSection, load_recipe
 
@@ -209,13 +209,17 @@ def assemble(
         new += add_detail_encoder(model, section.detail_widths)
     if section.second_look_size is not None:
         new += add_second_look(model, section.second_look_size, section.second_look_weights)
-    if section.lengths is not None:
-        new += add_lengths(model, section.lengths)
+    new += _asked_tasks(model, section)
     for name, value in section.config_fields.items():
         setattr(model.config, name, value)
     if section.max_caption_length is not None:
         model.generation_config.max_new_tokens = section.max_caption_length
     return model, list(dict.fromkeys(new))
+
+
+def _asked_tasks(model: Any, section: ModelSection) -> list[str]:
+    added = [] if section.lengths is None else add_lengths(model, section.lengths)
+    return added + ([] if section.languages is None else add_languages(model, section.languages))
 
 
 def dtypes(section: ModelSection, args: ScaTrainingArguments) -> tuple[torch.dtype, torch.dtype]:

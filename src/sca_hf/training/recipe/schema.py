@@ -81,6 +81,7 @@ class ModelSection(_Section):
     second_look_weights: A safetensors file that the second look starts from; without it, from noise.
     lengths: The lengths of captions to learn, each as a task of its own: short, sentence, detailed, numbers of words;
         captions then have up to 200 tokens, unless max_caption_length says otherwise.
+    languages: The languages of captions to learn, tags such as de or zh-Hans, each as a task of its own.
     dtype: The precision of the weights that are trained; frozen ones follow `training.frozen_dtype`.
     label_smoothing, max_caption_length, caption_add_bos: Fields of [`ScaConfig`]; None leaves them as they are.
     scope: What the finished model knows, as [`ScaConfig`] has it; what it leaves out is told by the data.
@@ -105,6 +106,7 @@ class ModelSection(_Section):
     second_look_size: int | None = None
     second_look_weights: _Path | None = None
     lengths: list[str | int] | None = None
+    languages: list[str] | None = None
     dtype: str = "float32"
     attn_implementation: str | None = None
     label_smoothing: float | None = None
