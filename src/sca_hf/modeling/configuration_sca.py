@@ -77,8 +77,8 @@ class ScaMixerConfig(PreTrainedConfig):
         image_source: the image that is read: what the `"decoder"` made of it, as published, or the `"encoder"`.
         roi_size: parts along each side of a box.
         class_channels: what the image encoder finds of so many classes, see [`ScaEncoderConfig`], is read too: each
-            class has a vector, and their mean, weighted by the scores of what is found where the region is, is added to
-            every mixed query ([`ClassReader`]).
+            class has a vector, and their mean, weighted by the scores of what is found where the region is, is added
+            to every mixed query ([`ClassReader`]).
         feature_channels: so many channels of the image encoder's features are read too: through a linear layer, their
             mean in the region is added to every mixed query. A neck that learned masks leaves out what masks need not
             tell, colors for example. With class scores the layer also says which share of either is added.

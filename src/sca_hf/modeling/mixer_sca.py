@@ -349,7 +349,7 @@ class ScaTextFeatureMixer(PreTrainedModel):
         return self.class_reader is not None or self.feature_reader is not None
 
     def feature_map(self, features: torch.Tensor) -> torch.Tensor:
-        """What the `feature_reader` makes of features (B, D, h, w); of images, as there are more regions than these."""
+        """What the `feature_reader` makes of features (B, D, h, w): of images, as there are more regions."""
         assert self.feature_reader is not None
         return self.feature_reader(features.to(self.language_project.weight).movedim(1, -1)).movedim(-1, 1)
 
@@ -382,10 +382,10 @@ class ScaTextFeatureMixer(PreTrainedModel):
 class ClassReader(nn.Module):
     """What an image encoder finds where a region is, to what is added to the region's queries.
 
-    Of the things found each counts by how well its box is the region's: a cup is not the table that it stands on. The
-    sums of their class scores mix a vector for each class. What an encoder already names need not be learned again, and
-    few pictures show every class. On COCO it named 69 % of 585 regions that no parameter was fitted to; means of scores
-    over the middle of their boxes named 60 %.
+    Of the things found each counts by how well its box is the region's: a cup is not the table that it stands on.
+    The sums of their class scores mix a vector for each class. What an encoder already names need not be learned
+    again, and few pictures show every class. On COCO it named 69 % of 585 regions that no parameter was fitted to;
+    means of scores over the middle of their boxes named 60 %.
     """
 
     def __init__(self, classes: int, width: int) -> None:
