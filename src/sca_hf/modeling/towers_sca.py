@@ -33,6 +33,10 @@ class ScaTowersOutput(BaseModelOutput):
     detections: torch.Tensor | None = None
 
 
+# Of NanoDet, for each stride: features of the neck and of the head, and predictions.
+StrideOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 class ScaTowersModel(PreTrainedModel):
     """Encoders side by side: their features of strides 8, 16 and 32 on one grid."""
 
@@ -121,9 +125,7 @@ class NanoDet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(128, 128, 3, padding=1) for _ in self.strides)
         self.predictions = nn.ModuleList(nn.Conv2d(128, self.classes + 4 * self.bins, 1) for _ in self.strides)
 
-    def maps(
-        self, outputs: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], grid: Any
-    ) -> list[torch.Tensor]:
+    def maps(self, outputs: Sequence[StrideOutputs], grid: Sequence[int]) -> list[torch.Tensor]:
         """Maps on the grid: class scores, and of each stride neck, head, box and best score.
 
         Over a box's middle the mean of these class scores names things as well as NanoDet does, and no score of one
@@ -143,7 +145,7 @@ class NanoDet(nn.Module):
         steps = torch.arange(self.bins, device=sides.device, dtype=sides.dtype)
         return torch.einsum("bskhw,k->bshw", sides.unflatten(1, (4, self.bins)).softmax(2), steps)
 
-    def outputs(self, pixels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def outputs(self, pixels: torch.Tensor) -> list[StrideOutputs]:
         """Features of the neck (B, 128, h, w), of the head (B, 128, h, w), and predictions (B, 124, h, w), fine first.
 
         Predictions are 80 class logits, and logits of 11 distances in strides to each of a box's four sides.
@@ -165,7 +167,7 @@ class NanoDet(nn.Module):
             rows.append((features, hidden, prediction(hidden)))
         return rows
 
-    def detections(self, outputs: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    def detections(self, outputs: Sequence[StrideOutputs]) -> torch.Tensor:
         """Of [`ScaTowersOutput`], fine cells first."""
         found = []
         for *_, predictions in outputs:
@@ -229,7 +231,7 @@ class EfficientNetLite0(nn.Module):
         self.head = nn.Conv2d(before, 1280, 1) if config.classifier else None
         self.classifier = nn.Linear(1280, 1000) if config.classifier else None
 
-    def maps(self, outputs: dict[int, torch.Tensor], grid: Any) -> list[torch.Tensor]:
+    def maps(self, outputs: dict[int, torch.Tensor], grid: Sequence[int]) -> list[torch.Tensor]:
         """Maps of 40, 112 and 320 channels on the grid."""
         return [to_grid(x / self.read[index], grid) for index, x in outputs.items()]
 
