@@ -31,6 +31,14 @@ _LOUD = 3.0
 _SHARP = 4.0
 
 
+def begin_words(model: Any, tokenizer: Any, language: Path) -> None:
+    """Gives a model another language model, in its folder with this tokenizer, and begins all that leads to it."""
+    model.swap_language_model(str(language))
+    say_words(model, tokenizer)
+    if "nanodet_g" in getattr(model.sam.config.encoder_config, "towers", ()):
+        read_names(model, tokenizer)
+
+
 @torch.no_grad()
 def say_words(model: Any, tokenizer: Any) -> None:
     """Begins the mixer's way to the language model such that it says what it is given, and its tasks are words.
@@ -84,11 +92,8 @@ def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None
     model.swap_image_encoder(ScaEncoderModel.from_encoder(encoder, model.sam))
     tokenizer = processor.tokenizer
     if language is not None:
-        model.swap_language_model(str(language))
         tokenizer = AutoTokenizer.from_pretrained(language)
-        say_words(model, tokenizer)
-    if "nanodet_g" in getattr(encoder.config, "towers", ()):
-        read_names(model, tokenizer)
+        begin_words(model, tokenizer, language)
     model.config.scope = None
     with staged(output) as folder:
         model.save_pretrained(folder, include_base_models=True)
