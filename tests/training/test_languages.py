@@ -340,6 +340,13 @@ def test_a_recipe_adds_languages(tmp_path):
     assert tasks[2:] == ["caption:short", "caption:de", "caption:de:short", "caption:zh-Hans", "caption:zh-Hans:short"]
 
 
+def test_a_recipe_cannot_promise_captions_that_the_language_model_has_no_positions_for(tmp_path):
+    section = ModelSection(**{"from": "sca-tiny", "max_caption_length": 60})
+    args = ScaTrainingArguments(output_dir=str(tmp_path), report_to=[])
+    with pytest.raises(ValueError, match=r"60 tokens \(model\.max_caption_length\) .* at most 50 tokens fit"):
+        build_empty_model(section, args, Configurations())
+
+
 @pytest.mark.slow
 def test_one_model_says_the_same_region_in_three_languages(tokenizer, tmp_path):
     model = ScaForConditionalGeneration(tiny_config("smollm"))
