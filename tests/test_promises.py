@@ -34,6 +34,7 @@ SECRETS = f"{PUBLISH}test_secrets_in_what_would_be_published_are_refused_each_by
 PUSHES = "hub/test_push_while_training.py::test_every_push_is_a_repository_that_loads"
 COUNTS = "evaluation/test_protocols.py::test_other_counts_have_no_place_under_its_name"
 LANGUAGES = "training/test_languages.py::"
+SPOKEN = "evaluation/test_spoken_predictions.py::"
 # The beginning of a sentence, after its page, or a part of it that no other has -> the tests that it is true by.
 PROMISES = {
     "A number of words that is not among those learned takes the nearest": (
@@ -48,6 +49,13 @@ PROMISES = {
     "but `zh-Hant` never `zh-Hans`": (f"{LANGUAGES}test_the_learned_language_that_is_meant_is_found",),
     "A language that the model did not learn is refused": (
         f"{LANGUAGES}test_a_language_that_was_not_learned_is_refused",
+    ),
+    "Regions without one are left out, with a line that counts them": (
+        f"{SPOKEN}test_only_references_in_the_asked_language_count",
+        f"{SPOKEN}test_data_that_say_no_language_are_taken_to_be_in_the_asked_one",
+    ),
+    "METEOR, SPICE and `content-recall` know English alone and refuse others": (
+        "evaluation/metrics/test_language_metrics.py::test_what_a_language_has_no_program_for_is_refused",
     ),
     "Of several clips, those that are done are kept when": (
         "data/test_clips.py::test_a_killed_run_keeps_the_clips_that_are_done",
