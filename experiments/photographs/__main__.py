@@ -14,7 +14,7 @@ and the folder of the sets. Stages, each done once; what no seed changes is done
   boxes       boxes.yaml: the U-Net that draws the final masks; its steps are chosen on the side `choice`
   first       first_look.yaml: first words and first masks; its steps are chosen there too
   second      second_look.yaml: the U-Net after the first look, from points too
-  words       begun anew, by regression: the language model, and how the mixer reads what its eyes see
+  words       begun again, by regression: the language model, and how the mixer reads what its eyes see
   confidence  fitted with pictures of neither kind
   model       settings of anything mode, chosen there too; half precision, card, licenses, CREDITS.md
   unsure      how often it is unsure of what it knows, and of what it does not

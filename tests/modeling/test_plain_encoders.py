@@ -154,8 +154,8 @@ def test_classes_of_what_fits_a_region_are_added_to_its_queries():
     low, high = place.amin(0).flip(0), place.amax(0).flip(0) + 1
     side = before.pred_masks.shape[-1]
     for index, box in enumerate([inputs["input_boxes"][0, 0] / 64, torch.cat([low, high]) / side]):
-        shares = matched(found[0], box.tolist())
-        expected = vectors @ (shares / shares.sum())
+        scores = matched(found[0], box.tolist())
+        expected = vectors @ (scores / scores.sum())
         assert torch.allclose(after[index], expected.expand(1, 8, -1), atol=1e-4)
     prompts = {name: value for name, value in inputs.items() if name != "pixel_values"}
     with pytest.raises(ValueError, match="or that reads class scores or features"):
