@@ -22,6 +22,7 @@ from ...modeling.base_models_sca import (
 from ...modeling.composing_sca import __name__ as swap_warnings
 from ...modeling.configuration_sca import ScaConfig
 from ...modeling.families_sca import segmenter_config
+from ...modeling.generation_sca import check_positions
 from ...modeling.modeling_sca import ScaForConditionalGeneration
 from ...processing.processing_sca import ScaProcessor
 from ..arguments import PRESETS, ScaTrainingArguments
@@ -213,7 +214,9 @@ def assemble(
     for name, value in section.config_fields.items():
         setattr(model.config, name, value)
     if section.max_caption_length is not None:
-        model.generation_config.max_new_tokens = section.max_caption_length
+        prefix, longest = model.config.mixer_config.prefix_length, section.max_caption_length
+        check_positions(model.language_model, prefix, longest, "model.max_caption_length")
+        model.generation_config.max_new_tokens = longest
     return model, list(dict.fromkeys(new))
 
 
