@@ -27,8 +27,10 @@ def bundle(source: Path, destination: Path) -> Path:
     halves = {tensor.data_ptr(): tensor.half() for tensor in model.state_dict().values()}
     weights = {name: halves[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
     # Where the training data and checkpoints lay concerns nobody else, and differs from machine to machine.
-    for config in (model.config, model.config.sam_config, model.config.text_config):
-        config._name_or_path = ""
+    eyes = getattr(model.config.sam_config, "encoder_config", None)
+    for config in (model.config, model.config.sam_config, model.config.text_config, eyes):
+        if config is not None:
+            config._name_or_path = ""
     model.config.freeze_base_models = True  # whatever its last stage trained, finetuning begins as published
     with staged(destination) as folder:
         model.save_pretrained(folder, state_dict=weights, include_base_models=True)
