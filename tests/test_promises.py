@@ -33,10 +33,29 @@ PRIVATE = f"{PUBLISH}test_a_folder_full_of_private_things_is_published_without_a
 SECRETS = f"{PUBLISH}test_secrets_in_what_would_be_published_are_refused_each_by_its_file"
 PUSHES = "hub/test_push_while_training.py::test_every_push_is_a_repository_that_loads"
 COUNTS = "evaluation/test_protocols.py::test_other_counts_have_no_place_under_its_name"
+LANGUAGES = "training/test_languages.py::"
+SPOKEN = "evaluation/test_spoken_predictions.py::"
 # The beginning of a sentence, after its page, or a part of it that no other has -> the tests that it is true by.
 PROMISES = {
     "A number of words that is not among those learned takes the nearest": (
         "training/test_lengths.py::test_the_nearest_number_counts_and_a_far_one_is_refused",
+    ),
+    "A stored data set keeps languages, a streamed one with any is refused": (
+        f"{LANGUAGES}test_json_lines_say_languages_in_three_ways_and_return",
+    ),
+    "captions in other languages are left out of such pictures": (
+        f"{LANGUAGES}test_captions_in_other_languages_are_not_reworded_by_the_rules_of_english",
+    ),
+    "but `zh-Hant` never `zh-Hans`": (f"{LANGUAGES}test_the_learned_language_that_is_meant_is_found",),
+    "A language that the model did not learn is refused": (
+        f"{LANGUAGES}test_a_language_that_was_not_learned_is_refused",
+    ),
+    "Regions without one are left out, with a line that counts them": (
+        f"{SPOKEN}test_only_references_in_the_asked_language_count",
+        f"{SPOKEN}test_data_that_say_no_language_are_taken_to_be_in_the_asked_one",
+    ),
+    "METEOR, SPICE and `content-recall` know English alone and refuse others": (
+        "evaluation/metrics/test_language_metrics.py::test_what_a_language_has_no_program_for_is_refused",
     ),
     "Of several clips, those that are done are kept when": (
         "data/test_clips.py::test_a_killed_run_keeps_the_clips_that_are_done",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from sca_hf.drawing import DrawnRegion, color_of, draw_regions, overlay
+from sca_hf.drawing import DrawnRegion, SheetTile, color_of, draw_regions, draw_sheet, labels, overlay
 from sca_hf.drawing.labels import Rect, cover_grid, nearest_inside, place_labels, widest_point
 
 
@@ -215,3 +215,14 @@ def test_the_font_is_one_that_knows_the_letters():
     for text in ("Ein großer Kreis", "красный круг", "大きな赤い円"):
         known = [sum(_knows(font, letter) for letter in text) for font in _fonts(20)]
         assert sum(_knows(text_font(20, text), letter) for letter in text) == max(known)
+
+
+@pytest.mark.parametrize("text", ["红色圆环在左边", "एक लाल अंगूठी", "ein großer grüner Kreis"])
+def test_letters_are_drawn_or_it_is_said_that_no_font_knows_them(text, caplog, monkeypatch):
+    monkeypatch.setattr(labels, "_WARNED", set())
+    known = all(labels._knows(labels.text_font(20, text), letter) for letter in text if not letter.isascii())
+    draw_regions(Image.new("RGB", (400, 300)), [DrawnRegion(box=[5, 5, 80, 80], caption=text)])
+    draw_sheet([SheetTile(Image.new("RGB", (100, 100)), [(text, (0, 0, 0))])])
+    told = [record.getMessage() for record in caplog.records]
+    assert known == (not told) and len(told) <= 1, "once for each script"
+    assert known or "are drawn as boxes. Install a font that does" in told[0]

@@ -136,6 +136,7 @@ TEXTS = {
     "coco_captions": ("a.json", []),
     "label_studio": ("a.json", []),
     "sbu": ("a.json", []),
+    "multilingual_visual_genome": ("hindi-visual-genome-test.txt", ["2\t5", "5\t6", "a cat", "बिल्ली"]),
 }
 BYTES = [b"\xff", b"\xc3(", b"\xed\xa0\x80", b"9" * 5000, b"1e999", b"nan", b"-inf", b"<", b"\0", b"", b"\xe9"]
 

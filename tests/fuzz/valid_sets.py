@@ -171,6 +171,14 @@ def visual_genome(folder):
     return {"root": folder}
 
 
+def multilingual_visual_genome(folder):
+    pictures(folder / "hindi-visual-genome-test.images")
+    place = "\t".join(map(str, BOX))
+    lines = [f"{image}\t{place}\ta cat\tएक बिल्ली\n" for image in (1, 1, 2, 2)]
+    (folder / "hindi-visual-genome-test.txt").write_text("".join(lines), encoding="utf-8")
+    return {"root": folder, "language": "hi", "split": "test"}
+
+
 def grit(folder):
     return coco(folder, caption="a cat")
 
@@ -272,6 +280,7 @@ MAKERS = {
     "labelme": labelme,
     "visual_genome": visual_genome,
     "grit": grit,
+    "multilingual_visual_genome": multilingual_visual_genome,
     "refcoco": refcoco,
     "jsonl": jsonl,
     "parquet": parquet_file,

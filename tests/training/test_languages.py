@@ -347,6 +347,23 @@ def test_a_recipe_cannot_promise_captions_that_the_language_model_has_no_positio
         build_empty_model(section, args, Configurations())
 
 
+def test_evaluation_asks_for_each_language_and_compares_within_it(spoken, tmp_path, monkeypatch):
+    model, processor = spoken
+    model.generation_config.max_new_tokens = 4
+    rows = [record() | {"image_id": str(number)} for number in range(8)]
+    asked = [RegionCollator(processor, training=False)([row])["task_ids"][0, 0].item() for row in rows]
+    assert len(set(asked)) == 3, "each language has some pictures"
+    assert asked == [RegionCollator(processor, training=False)([row])["task_ids"][0, 0].item() for row in rows]
+    monkeypatch.setattr(
+        type(processor), "batch_decode", lambda self, output: [[CAPTIONS["de"]]] * len(output.sequences)
+    )
+    args = ScaTrainingArguments(output_dir=str(tmp_path), report_to=[], per_device_eval_batch_size=3, use_cpu=True)
+    scores = ScaTrainer(model, args, rows, rows, processor).evaluate()
+    german = sum(processor.tasks[task] == "caption:de" for task in asked)
+    assert scores["eval_in_language"] == scores["eval_exact_match"] == pytest.approx(german / 8)
+    assert {"eval_cider_d_en", "eval_cider_d_de", "eval_cider_d_zh"} <= set(scores)
+
+
 @pytest.mark.slow
 def test_one_model_says_the_same_region_in_three_languages(tokenizer, tmp_path):
     model = ScaForConditionalGeneration(tiny_config("smollm"))

@@ -64,8 +64,9 @@ def test_the_program_of_the_page_asks_for_one_language_and_for_several(folder, m
 def test_the_page_leads_from_annotations_to_captions_in_their_languages(folder, capsys):
     for command in COMMANDS:
         words = shlex.split(command)[1:]
-        more = SHORT if words[0] == "train" else ["--device", "cpu"]
+        more = {"train": SHORT, "evaluate": []}.get(words[0], ["--device", "cpu"])
         assert main([*words, *more]) in (0, None), command
     tasks = ScaForConditionalGeneration.from_pretrained("runs/languages/model").config.mixer_config.tasks
     assert tasks[-3:] == ["caption:en", "caption:de", "caption:zh-Hans"]
     assert '"languages"' in Path("out.json").read_text() and Path("everything/coco.json").is_file()
+    assert "tokenizer unicode, language de" in capsys.readouterr().out

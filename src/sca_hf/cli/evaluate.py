@@ -31,6 +31,8 @@ METEOR and SPICE need Java:
   METEOR                         by its own program: $java
   SPICE                          by its own program: $spice
                                  or the folder SPICE_HOME
+  chrF  in-language              character n-grams; share of captions in their language. With the default ones where
+                                 predictions say their language (sca-hf predict --language)
   exact-match                    fraction of captions that equal a reference
   content-recall                 share of the references' nouns and verbs in the captions: $spacy
   masks  IoU-error               mIoU, oracle mIoU (best of the kept masks), cIoU; error of the predicted IoU
@@ -162,7 +164,9 @@ def measured_on(scored: "ScoredFile") -> str:
     """What a score was measured on, in a line."""
     protocol = "none" if scored.protocol is None else str(scored.protocol)
     beams = "" if scored.beams is None else f", beams {scored.beams}"
-    return f"{scored.path}: {len(scored.records):,} regions, protocol {protocol}, tokenizer ptb{beams}"
+    language = "" if scored.evaluation.language is None else f", language {scored.evaluation.language}"
+    how = f"tokenizer {scored.tokenizer}{language}{beams}"
+    return f"{scored.path}: {len(scored.records):,} regions, protocol {protocol}, {how}"
 
 
 def span(interval: Sequence[float] | None) -> list[str]:

@@ -72,6 +72,11 @@ def add(commands: Any) -> None:
     declared.add_argument(
         "--prompt", choices=PROMPT_KINDS, help="how regions are shown (default: box, or the protocol's)"
     )
+    declared.add_argument(
+        "--language",
+        metavar="TAG",
+        help="caption in this language, such as de, if the model learned it, and compare with references in it alone",
+    )
     declared.add_argument("--control", choices=("blank",), help="blank: show gray pictures instead of the images")
     declared.add_argument("--masks", choices=("none", "best", "all"), default="none", help="predicted masks to keep")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams (default: 1, or the protocol's)")
@@ -102,9 +107,8 @@ def run(options: argparse.Namespace) -> None:
     from ..yaml_files import parse_options
 
     check_output(output)
-    settings = PredictSettings(
-        options.prompt, options.protocol, options.seed, options.batch_size, options.masks, options.system
-    )
+    names = ("prompt", "protocol", "seed", "batch_size", "masks", "system", "language")
+    settings = PredictSettings(**{name: getattr(options, name) for name in names})
     data = parse_spec(options.data)
     if options.max_samples is not None:
         data["max_samples"] = options.max_samples

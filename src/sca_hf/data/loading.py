@@ -53,8 +53,7 @@ Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
 READERS: dict[str, str | Reader] = {
     "coco": "coco:read_coco",
     "lvis": "coco:read_lvis",
-    "objects365": "coco:read_boxes",
-    "v3det": "coco:read_boxes",
+    **dict.fromkeys(("objects365", "v3det"), "coco:read_boxes"),
     "coco_captions": "whole_images:read_coco_captions",
     "sbu": "whole_images:read_sbu",
     "sa1b": "sa1b:read_sa1b",
@@ -64,6 +63,7 @@ READERS: dict[str, str | Reader] = {
     "labelme": "labelme:read_labelme",
     "visual_genome": "visual_genome:read_visual_genome",
     "grit": "visual_genome:read_grit",
+    "multilingual_visual_genome": "visual_genome:read_multilingual_visual_genome",
     "refcoco": "refer:read_refcoco",
     "jsonl": "tables:read_jsonl",
     "parquet": "tables:read_parquet",

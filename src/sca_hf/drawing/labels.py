@@ -5,6 +5,8 @@ A label goes near its region, inside the canvas, never on another label, and nev
 Frame of reference everywhere in this file: pixels of the canvas, x to the right, y down, far edges exclusive.
 """
 
+import logging
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,6 +29,9 @@ _CELL = 4
 _WIDEST_CELLS = 64
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+logger = logging.getLogger(__name__)
+# Scripts that it was said of once that no font knows them.
+_WARNED: set[str] = set()
 
 # Fonts that systems come with, those that know most scripts behind those that read best.
 _FILES = (
@@ -36,8 +41,16 @@ _FILES = (
     "NotoSansCJK-Regular.ttc",
     "DroidSansFallbackFull.ttf",
     "wqy-microhei.ttc",
+    "PingFang.ttc",
+    "msyh.ttc",
     "Arial Unicode.ttf",
     "msgothic.ttc",
+    "FreeSans.ttf",
+    "Nirmala.ttf",
+    "NotoSansDevanagari-Regular.ttf",
+    "NotoSansBengali-Regular.ttf",
+    "NotoSansMalayalam-Regular.ttf",
+    "NotoSansThai-Regular.ttf",
 )
 
 
@@ -248,13 +261,31 @@ def nearest_inside(cover: np.ndarray, rect: Rect) -> tuple[float, float] | None:
 def text_font(size: int, text: str = "") -> Font:
     """The first font that is installed and knows most letters of a text; the last choice comes with Pillow.
 
+    What no font here knows is drawn as boxes, and a warning says so, once for each script.
+
     Args:
         size: height in pixels.
         text: what is to be written.
     """
     fonts = _fonts(size)
-    letters = {letter for letter in text if not letter.isascii()}
-    return max(fonts, key=lambda font: sum(_knows(font, letter) for letter in letters))
+    letters = sorted({letter for letter in text if not letter.isascii() and letter.isprintable()})
+    best = max(fonts, key=lambda font: sum(_knows(font, letter) for letter in letters))
+    missing = [letter for letter in letters if not _knows(best, letter)]
+    for script in {_script(letter) for letter in missing} - _WARNED:
+        _WARNED.add(script)
+        shown = "".join(letter for letter in missing if _script(letter) == script)[:8]
+        logger.warning(
+            "no font here knows the letters %s (%s): they are drawn as boxes. Install a font that does, for instance "
+            "Noto Sans CJK (Debian: fonts-noto-cjk) or FreeSans (fonts-freefont-ttf).",
+            shown,
+            script,
+        )
+    return best
+
+
+def _script(letter: str) -> str:
+    """How the name of a letter begins in Unicode, which is its script's for letters."""
+    return unicodedata.name(letter, "other").split(" ")[0].title()
 
 
 @lru_cache(maxsize=8)

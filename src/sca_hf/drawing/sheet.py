@@ -62,7 +62,9 @@ def cut_region(image: Image.Image, region: DrawnRegion, size: tuple[int, int] = 
 
 def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) -> Image.Image:
     """Draws tiles in rows, in their order; pictures of another size are fitted in."""
-    text, note = text_font(_TEXT), text_font(_NOTE)
+    heading = text_font(_TITLE, title)
+    text = text_font(_TEXT, "".join(line for tile in tiles for line, _ in tile.lines))
+    note = text_font(_NOTE, "".join(tile.note for tile in tiles))
     laid = []
     for tile in tiles:
         rows = [(row, color) for line, color in tile.lines for row in wrap_text(line, text, _TILE[0], max_lines=2)]
@@ -73,12 +75,12 @@ def draw_sheet(tiles: Sequence[SheetTile], title: str = "", columns: int = 4) ->
         needed = _TILE[1] + 6 + len(rows) * line_height(text) + len(notes) * line_height(note)
         height[index // columns] = max(height[index // columns], needed)
     width = _GAP + columns * (_TILE[0] + _GAP)
-    titles = wrap_text(title, text_font(_TITLE), width - 2 * _GAP) if title else []
-    top = _GAP + len(titles) * line_height(text_font(_TITLE)) + (_GAP // 2 if titles else 0)
+    titles = wrap_text(title, heading, width - 2 * _GAP) if title else []
+    top = _GAP + len(titles) * line_height(heading) + (_GAP // 2 if titles else 0)
     page = Image.new("RGB", (width, top + sum(height) + _GAP * len(height)), _PAPER)
     draw = ImageDraw.Draw(page)
     for index, line in enumerate(titles):
-        draw.text((_GAP, _GAP + index * line_height(text_font(_TITLE))), line, fill=_INK, font=text_font(_TITLE))
+        draw.text((_GAP, _GAP + index * line_height(heading)), line, fill=_INK, font=heading)
     for index, (tile, rows, notes) in enumerate(laid):
         row, column = divmod(index, columns)
         left, y = _GAP + column * (_TILE[0] + _GAP), top + sum(height[:row]) + _GAP * row

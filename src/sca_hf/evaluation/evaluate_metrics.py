@@ -36,8 +36,9 @@ def evaluate_metric(name: str, **options: Any) -> Any:
         options: Arguments of `evaluate.Metric`, for instance `experiment_id`.
 
     What `compute` takes as `predictions` and `references`:
-        CIDEr-D (also `df`), BLEU, ROUGE-L, METEOR, SPICE (also `cache`), exact-match: texts; references one text or a
-            list of texts each.
+        CIDEr-D (also `df`), BLEU, ROUGE-L, exact-match (all with `language`, a tag, for its tokens), METEOR, SPICE
+            (also `cache`): texts; references one text or a list of texts each.
+        chrF: the same.
         content-recall: the same, with `tagger` and, for inexact matches, `similarity`.
         category-accuracy, semantic-IoU, semantic-similarity (with `encoder`): texts and category names.
         masks: COCO RLEs; with `iou_scores` also the error of the predicted IoU.
@@ -75,12 +76,18 @@ def _module_class(name: str) -> type:
         return evaluate.MetricInfo(description=kind.about, citation="", inputs_description="", features=features)
 
     def _compute(
-        self: Any, predictions: Any, references: Any, per_item: bool = False, **options: Any
+        self: Any,
+        predictions: Any,
+        references: Any,
+        per_item: bool = False,
+        language: str | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         if kind.inputs in ("captions", "tokens"):
             references = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
         if kind.inputs == "tokens":
-            predictions, references = m.ptb_tokenize_all(predictions), [*map(m.ptb_tokenize_all, references)]
+            predictions = [m.tokenize(text, language) for text in predictions]
+            references = [[m.tokenize(text, language) for text in texts] for texts in references]
         values: dict[str, Any] = {}
         found = kind.compute(predictions, references, **options)
         for metric, result in ({name: found} if "corpus" in found else found).items():
@@ -147,6 +154,7 @@ EVALUATE_METRICS: dict[str, _Kind] = {
     "CIDEr-D": _Kind("tokens", m.cider_d, "CIDEr-D, 0 to 10."),
     "BLEU": _Kind("tokens", m.bleu, "BLEU@1 to BLEU@4, 0 to 1."),
     "ROUGE-L": _Kind("tokens", m.rouge_l, "ROUGE-L with beta 1.2, 0 to 1."),
+    "chrF": _Kind("captions", m.chrf, "chrF2 without words, 0 to 1."),
     "METEOR": _Kind("tokens", m.meteor, "METEOR 1.5 by its own program, 0 to 1."),
     "SPICE": _Kind("tokens", m.spice, "SPICE 1.0 by its own program, 0 to 1."),
     "exact-match": _Kind("tokens", m.exact_match, "Fraction that equals a reference."),

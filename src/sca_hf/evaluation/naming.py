@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .metrics.languages import is_english
 from .metrics.results import Sums, ratio
 from .metrics.rouge import words
 
@@ -39,13 +40,15 @@ class Referenced(Protocol):
     def category(self) -> str | None: ...
     @property
     def task(self) -> str | None: ...
+    @property
+    def language(self) -> str | None: ...
 
 
 def are_names(regions: Iterable[Referenced]) -> bool:
     """Returns whether the references of all regions are class names; those of no region are not.
 
     Known from the data: a region's references are its category, or its task is "recognition". Where the data name no
-    category, a single reference of at most 3 words that does not begin with an article is a name by its length.
+    category, a single reference in English, of at most 3 words and without an article in front, is one by its length.
     """
     one = False
     for region in regions:
@@ -63,7 +66,7 @@ def _is_name(region: Referenced) -> bool:
     if region.category:
         return bool(name) and name == tuple(words(region.category))
     short = 0 < len(name) <= _MAX_WORDS and name[0] not in _ARTICLES and not _UNSPACED.search(region.references[0])
-    return short or region.task == "recognition"
+    return (short and is_english(region.language)) or region.task == "recognition"
 
 
 def true_name(region: Referenced) -> str:

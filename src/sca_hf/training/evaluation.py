@@ -12,9 +12,11 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
+from ..data.notes import in_language
 from ..data.region import record_image
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
-from ..evaluation.metrics import cider_d, exact_match, ptb_tokenize, ptb_tokenize_all
+from ..evaluation.metrics import cider_d, exact_match, tokenize
+from ..evaluation.metrics import in_language as is_in_language
 from ..evaluation.metrics.rouge import words
 from ..evaluation.naming import are_names, true_name
 from ..files import save_picture
@@ -31,8 +33,9 @@ class Prediction:
         task: "recognition" or "caption".
         caption: The text that the model generated.
         score: The caption's mean log-probability per token.
-        references: The texts of the region; any of them is right.
+        references: The texts of the region, in the caption's language where it has one; any of them is right.
         category: The region's name, if it has one.
+        language: That the caption was asked for in, a tag; None: in none.
     """
 
     record: int
@@ -42,6 +45,7 @@ class Prediction:
     score: float
     references: list[str]
     category: str | None = None
+    language: str | None = None
 
 
 class IndexedRecords(Dataset):
@@ -76,7 +80,9 @@ class IndexedCollator:
         return {**batch, "record_index": torch.tensor([index for index, _ in records])}
 
 
-def _references(region: Mapping[str, Any], task: str) -> list[str]:
+def _references(region: Mapping[str, Any], task: str, language: str | None = None) -> list[str]:
+    if language is not None:
+        (region,) = in_language({"task": task, "regions": [region]}, language)["regions"] or [region]
     return list(region["captions"]) if task == "caption" else [region.get("category") or ""]
 
 
@@ -146,12 +152,19 @@ class EvalAccumulator:
                 known = ~mask_labels[row][:, 0, 0].isnan() & (labels[row] != -100).any(dim=-1)
                 self._mask_losses[index] = float(outputs.mask_losses[row][known].sum()), int(known.sum())
 
-    def add_captions(self, indices: Sequence[int], captions: Sequence[Sequence[Any]], scores: torch.Tensor) -> None:
+    def add_captions(
+        self,
+        indices: Sequence[int],
+        captions: Sequence[Sequence[Any]],
+        scores: torch.Tensor,
+        languages: Sequence[Sequence[str | None]],
+    ) -> None:
         """Pairs the captions of a batch with the truth.
 
         Args:
             captions: The captions of B images, each with a caption per region, or with several.
             scores: (B, R), or (B, R, n) for n captions per region, of which the best counts.
+            languages: Of B images, that each region's caption was asked for in, None for none.
         """
         told = zip(captions, scores.tolist(), strict=True)
         best = [[best_caption(*said) for said in zip(*image, strict=False)] for image in told]
@@ -165,10 +178,13 @@ class EvalAccumulator:
                     task=task,
                     caption=said[0],
                     score=said[1],
-                    references=_references(region, task),
+                    references=_references(region, task, language),
                     category=region.get("category"),
+                    language=language,
                 )
-                for k, (region, said) in enumerate(zip(record["regions"], best[row], strict=True))
+                for k, (region, said, language) in enumerate(
+                    zip(record["regions"], best[row], languages[row][: len(best[row])], strict=True)
+                )
             ]
 
     def gather(self, mask_loss_weight: float = 0.0) -> tuple[list[Prediction], dict[str, float]]:
@@ -194,17 +210,19 @@ def _mean(sums: Mapping[int, tuple[float, int]]) -> float | None:
 def score_predictions(predictions: Sequence[Prediction]) -> dict[str, float]:
     """CIDEr-D (0 to 10), exact match, and where regions have names, accuracy and macro recall of naming.
 
-    Captions are compared by their Penn-Treebank tokens. Naming is scored where a region's category is what the model
-    should say of it, in lower case without punctuation; macro recall is the mean over categories. These two lead where
-    all references are class names.
+    Captions are compared by the tokens of their language; those that were asked for in a language also by themselves,
+    `cider_d_de`, and `in_language` is the share of captions in the one that was asked for. Naming is scored where a
+    region's category is what the model should say of it, in lower case without punctuation; macro recall is the mean
+    over categories. These two lead where all references are class names.
     """
     if not predictions:
         return {}
-    candidates = [ptb_tokenize(p.caption) for p in predictions]
-    references = [ptb_tokenize_all(p.references) for p in predictions]
+    candidates = [tokenize(p.caption, p.language) for p in predictions]
+    references = [[tokenize(text, p.language) for text in p.references] for p in predictions]
     metrics = {
         "cider_d": cider_d(candidates, references)["corpus"],
         "exact_match": exact_match(candidates, references)["corpus"],
+        **_by_language(predictions, candidates, references),
     }
     of_names = are_names(predictions)
     hits: dict[tuple[str, ...], list[bool]] = {}
@@ -219,6 +237,20 @@ def score_predictions(predictions: Sequence[Prediction]) -> dict[str, float]:
         "naming_macro_recall": sum(sum(h) / len(h) for h in hits.values()) / len(hits),
     }
     return naming | dict(reversed(metrics.items())) if of_names else metrics | naming
+
+
+def _by_language(
+    predictions: Sequence[Prediction], candidates: Sequence[list[str]], references: Sequence[list[list[str]]]
+) -> dict[str, float]:
+    """The scores of captions that were asked for in a language."""
+    metrics: dict[str, float] = {}
+    right: list[bool] = []
+    for tag in dict.fromkeys(p.language for p in predictions if p.language):
+        own = [k for k, prediction in enumerate(predictions) if prediction.language == tag]
+        metrics[f"cider_d_{tag}"] = cider_d([candidates[k] for k in own], [references[k] for k in own])["corpus"]
+        known = {token for k in own for tokens in references[k] for token in tokens}
+        right += [is_in_language(predictions[k].caption, tag, known) for k in own]
+    return metrics | ({"in_language": sum(right) / len(right)} if right else {})
 
 
 _INK, _RIGHT, _WRONG = (40, 40, 40), (20, 120, 50), (180, 40, 30)

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.sources import warn_of_leaks
 from ..evaluation.naming import are_names
+from ..processing.captions_sca import task_parts
 from .adapters import restore_adapter
 from .agreement import agreement_loss
 from .arguments import ScaTrainingArguments
@@ -252,8 +253,8 @@ class ScaTrainer(ShardedCheckpoints):
         output["loss"] = output.loss + self.args.agreement_weight * loss
         return output
 
-    def _captions(self, inputs: dict[str, Any]) -> tuple[list[Any], torch.Tensor]:
-        """Captions of a batch, and their scores (B, R)."""
+    def _captions(self, inputs: dict[str, Any]) -> tuple[list[Any], torch.Tensor, list[list[str | None]]]:
+        """Captions of a batch, their scores (B, R), and the languages they were asked for in (B, R)."""
         model = self.accelerator.unwrap_model(self.model)
         options: dict[str, Any] = {"output_masks": False, "output_caption_scores": True}
         if self.is_fsdp_enabled:
@@ -261,7 +262,9 @@ class ScaTrainer(ShardedCheckpoints):
             options["language_model_batch_size"] = inputs["labels"].shape[:2].numel()
         with self.accelerator.autocast():
             output = model.generate(**inputs, **options, return_dict_in_generate=True)
-        return self.processing_class.batch_decode(output), output.caption_scores
+        languages = [task_parts(name)[1] for name in self.processing_class.tasks]
+        asked = [[languages[task] for task in row] for row in inputs["task_ids"].tolist()]
+        return self.processing_class.batch_decode(output), output.caption_scores, asked
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.throughput.pause()

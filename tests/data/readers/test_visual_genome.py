@@ -1,6 +1,7 @@
 """Visual Genome: two archives of pictures, phrases of a crowd, boxes that reach out of the image; and GRiT's form."""
 
 import json
+import re
 
 import pytest
 from reading import picture, read, regions
@@ -155,6 +156,104 @@ def test_grits_file_of_the_same_pictures(root, options):
     assert report.skipped_records == 1 and "region 13: there is no image 9" in report.messages[0]
     with pytest.raises(ValueError, match="is not in GRiT's format: 'images' is missing"):
         read("grit", annotations=root / "densecap_splits.json", images=root)
+
+
+LINES = [
+    "2376980\t5\t6\t10\t12\tA stop light\tएक स्टॉप लाइट",
+    "1\t0\t0\t40\t31\tthe sky is blue \tआकाश नीला है",
+    '2376980\t1\t2\t3\t4\ta "red" car\tएक लाल कार',
+]
+
+
+def translation(folder, name="hindi-visual-genome-test", lines=LINES, end="\n"):
+    """Files as they are published: seven columns between tabs, pictures in a folder named after the file."""
+    for image_id in ("1", "2376980"):
+        picture(folder / f"{name}.images" / f"{image_id}.jpg")
+    (folder / f"{name}.txt").write_text(end.join([*lines, ""]), encoding="utf-8", newline="")
+    return folder
+
+
+def test_translations_have_both_captions_with_their_languages(tmp_path):
+    options = {"root": translation(tmp_path, end="\r\n"), "language": "hi", "split": "test"}
+    records = read("multilingual_visual_genome", **options)
+    assert [record["image_id"] for record in records] == ["2376980", "1"], "one record per image, as they come"
+    assert records[0]["image"] == str(tmp_path / "hindi-visual-genome-test.images" / "2376980.jpg")
+    first, again = records[0]["regions"]
+    assert first["captions"] == ["एक स्टॉप लाइट", "A stop light"] and first["languages"] == ["hi", "en"]
+    assert first["box"] == [5, 6, 15, 18] and (first["region_id"], again["region_id"]) == ("1", "3")
+    assert again["captions"] == ["एक लाल कार", 'a "red" car'], "not a CSV: quotes are text"
+    assert records[1]["regions"][0]["box"] == [0, 0, 40, 30] and records[1]["task"] == "caption"
+    alone = regions(read("multilingual_visual_genome", english=False, **options))
+    assert [(r["captions"], r["languages"]) for r in alone][1:] == [
+        (["एक लाल कार"], ["hi"]),
+        (["आकाश नीला है"], ["hi"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("language", "split", "name"),
+    [
+        ("hi", "train", "hindi-visual-genome-train"),
+        ("hi", "challenge", "hindi-visual-genome-challenge-test-set"),
+        ("bn", "challenge", "bengali-visual-genome-challenge-test-set"),
+        ("ml", "dev", "malayalam-visual-genome-dev"),
+        ("ml", "challenge", "malayalam-visual-genome-chtest"),
+        ("ha", "challenge", "hausa-visual-genome-challenge-test-set"),
+    ],
+)
+def test_each_file_of_translations_is_found_by_its_published_name(tmp_path, language, split, name):
+    translation(tmp_path / "unpacked", name)
+    found = read("multilingual_visual_genome", root=tmp_path, language=language, split=split)
+    assert {tuple(region["languages"]) for region in regions(found)} == {(language, "en")}
+
+
+@pytest.mark.parametrize("layout", ["VG_100K/1.jpg", "hindi-visual-genome-test.images/1.jpg", "1.jpg"])
+def test_pictures_of_translations_are_found_in_other_folders(tmp_path, layout):
+    root = translation(tmp_path / "texts")
+    (root / "hindi-visual-genome-test.images" / "1.jpg").rename(picture(tmp_path / "all" / layout))
+    (root / "hindi-visual-genome-test.images" / "2376980.jpg").rename(tmp_path / "all" / "2376980.jpg")
+    options = {"root": root, "images": tmp_path / "all", "language": "hi", "split": "test"}
+    assert read("multilingual_visual_genome", **options)[1]["image"] == str(tmp_path / "all" / layout)
+
+
+def test_broken_lines_of_translations_are_named_and_cost_no_more_than_themselves(tmp_path):
+    place = "5\t6\t10\t12"
+    broken = [
+        "1\t5\t6\t10\t12\tA stop light",  # a column is missing
+        f"1\t{place}\tA stop light\tएक\tलाइट",  # a tab in the text
+        f"../1\t{place}\tA stop light\tएक",
+        f"1\t{place}\tA stop light\t ",
+        "1\t5\tsix\t10\t12\tA stop light\tएक",
+        "1\t5\t6\t100\t12\tA stop light\tएक",
+        f"7\t{place}\tA stop light\tएक",
+        "",
+    ]
+    root = translation(tmp_path, lines=[*LINES, *broken])
+    (root / "hindi-visual-genome-test.txt").open("ab").write(f"1\t{place}\tA light\t".encode() + b"\xe0\xa4\n")
+    options, report = {"root": root, "language": "hi", "split": "test"}, ReadReport()
+    assert len(regions(read("multilingual_visual_genome", "skip", report, **options))) == 3
+    assert (report.skipped_records, report.skipped_regions) == (4, 4)
+    named = (
+        r"line 4: expected image_id, X, Y, .* and its translation between tabs, image_id a number; got b'1",
+        r"line 5: expected image_id",
+        r"line 6: expected image_id",
+        r"image 1, region 7: a text is blank",
+        r"image 1, line 8: bbox is \['5', 'six', '10', '12'\], expected left, top, width and height",
+        r"image 1, region 9: box \[5.0, 6.0, 105.0, 18.0\] reaches outside",
+        r"image 1, region 12: a text has an unpaired surrogate",
+        r"image 7: the picture 7.jpg is not in",
+    )
+    missed = [text for text in named if not any(re.search(text, message) for message in report.messages)]
+    assert not missed and len(report.messages) == len(named)
+    with pytest.raises(RegionRecordError, match="line 4: expected"):
+        read("multilingual_visual_genome", **options)
+
+
+def test_translations_that_are_not_there_are_asked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no hausa-visual-genome-dev\.txt in .*unpack .*txt\.gz there"):
+        read("multilingual_visual_genome", root=tmp_path, language="ha", split="dev")
+    with pytest.raises(ValueError, match=r"language is 'hindi', expected one of hi, bn, ml, ha"):
+        read("multilingual_visual_genome", root=tmp_path, language="hindi")
 
 
 def test_what_is_not_given_is_asked_for(root):

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from ...files import inside, is_special, leads_out, read_json
 from ..region import RegionRecordError, category_text, naming
 from ..scene_details import record_with_lengths
+from ..scene_languages import scene_languages, with_languages
 from ..scenes import scenes
 
 
@@ -320,7 +321,12 @@ def image_fields(image: Any, image_id: Any, size: tuple[int, int], source: Any, 
 
 
 def read_scenes(
-    split: str = "train", count: int = 1000, start: int = 0, task: str = "caption", lengths: bool = False
+    split: str = "train",
+    count: int = 1000,
+    start: int = 0,
+    task: str = "caption",
+    lengths: bool = False,
+    languages: str | Sequence[str] | None = None,
 ) -> Iterator[Record]:
     """Yields the records of `count` scenes; those without an object that can be described have no regions.
 
@@ -329,7 +335,12 @@ def read_scenes(
         count: How many scenes to render.
         start: The index of the first scene.
         task: "caption" for their free captions, "recognition" for texture, color and shape.
-        lengths: whether each region also has short and detailed captions, and all say their length.
+        lengths: whether each region also has short and detailed captions in English, and all say their length.
+        languages: of the captions, as `["en", "de", "zh"]` or `"en+de+zh"`, and all say theirs; None: English.
     """
+    spoken = None if languages is None else scene_languages(languages)
     for scene in scenes(split, count, start):
-        yield {**(record_with_lengths(scene) if lengths else scene.to_record()), "task": task}
+        record = record_with_lengths(scene) if lengths else scene.to_record()
+        if spoken is not None:
+            record = with_languages(record, scene.seed, [obj for obj in scene.objects if obj.describable], spoken)
+        yield {**record, "task": task}

@@ -1,19 +1,23 @@
-"""Reads Visual Genome: its own region descriptions, with densecap's splits, and GRiT's files made of them."""
+"""Reads Visual Genome: its own region descriptions, with densecap's splits, GRiT's files of them, and translations."""
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from ..pictures import image_size
 from ..region import RegionRecordError, naming
 from .coco import xywh_box
 from .common import (
     Clip,
+    FolderIndex,
     Record,
     find_file,
     has_id,
+    image_fields,
     inside,
     read_annotations,
     read_json_list,
@@ -22,6 +26,14 @@ from .common import (
 )
 
 
+# Of each language, how files are named: the language, and the set of ambiguous words that is called "challenge" here.
+_TRANSLATIONS = {
+    "hi": ("hindi", "challenge-test-set"),
+    "bn": ("bengali", "challenge-test-set"),
+    "ml": ("malayalam", "chtest"),
+    "ha": ("hausa", "challenge-test-set"),
+}
+_COLUMNS = ("image_id", "X", "Y", "Width", "Height", "the English caption", "its translation")
 # The two archives of pictures; whoever unpacks them into one folder is understood too.
 _FOLDERS = ("", "VG_100K", "VG_100K_2")
 
@@ -122,6 +134,74 @@ def read_grit(
         # Taken out, so that memory is given back on the way.
         regions = [_region(row, size, clip, where) for row in rows.pop(entry["id"], [])]
         yield {**record, "task": task, "regions": regions, "source": str(source)}
+
+
+def read_multilingual_visual_genome(
+    root: str | Path,
+    language: Literal["hi", "bn", "ml", "ha"],
+    split: Literal["train", "dev", "test", "challenge"] = "train",
+    images: str | Path | None = None,
+    english: bool = True,
+    task: Literal["caption"] = "caption",
+    clip: Clip = "rounding",
+) -> Iterator[Record]:
+    """Yields one record per image of Hindi, Bengali, Malayalam or Hausa Visual Genome; most have one region.
+
+    A region is called by the number of its line, and has the translated caption and the English one, with languages.
+
+    Args:
+        root: the folder with `hindi-visual-genome-train.txt` or below which it lies, seven columns between tabs.
+        language: of the captions.
+        split: challenge has English words that the picture makes plain.
+        images: the folder with, or above, `hindi-visual-genome-train.images`, or of all pictures (default: root).
+        english: whether to read the English captions too.
+        task: "caption"; there are no categories.
+        clip: "rounding" cuts boxes that reach out of the image by at most a pixel, "image" all.
+    """
+    name, challenge = _TRANSLATIONS[language]
+    stem = f"{name}-visual-genome-{challenge if split == 'challenge' else split}"
+    source = FolderIndex(Path(root), [".txt"]).find(f"{stem}.txt")
+    if source is None:
+        raise ValueError(f"root: there is no {stem}.txt in {root}; unpack {stem}.txt.gz there.")
+    rows: dict[str, list[tuple[int, list[str]]]] = {}
+    for number, line in enumerate(source.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), 1):
+        columns = line.decode("utf-8", "surrogateescape").strip("\r\n").split("\t")
+        if columns == [""]:
+            continue
+        if len(columns) != len(_COLUMNS) or not (columns[0].isascii() and columns[0].isdigit()):
+            listed = f"{', '.join(_COLUMNS[:-1])} and {_COLUMNS[-1]}"
+            problem = f"expected {listed} between tabs, image_id a number; got {line[:60]!r}"
+            yield RegionRecordError(f"{source}, line {number}: {problem}")
+            continue
+        rows.setdefault(columns[0], []).append((number, columns))
+    pictures = FolderIndex(Path(root if images is None else images))
+    tags: list[str] = [language, "en"] if english else [language]
+    for image_id, lines in rows.items():
+        where = f"{source}, image {image_id}"
+        try:
+            with naming(where):
+                path = pictures.find(f"{stem}.images/{image_id}.jpg") or pictures.find(f"{image_id}.jpg")
+                if path is None:
+                    raise RegionRecordError(f"the picture {image_id}.jpg is not in {pictures.folder}")
+                size = image_size(path)
+        except RegionRecordError as error:
+            yield error
+            continue
+        regions = [_translated(columns, tags, number, size, clip, where) for number, columns in lines]
+        yield image_fields(path, image_id, size, source, task=task, regions=regions)
+
+
+def _translated(
+    columns: list[str], tags: list[str], number: int, size: tuple[int, int], clip: Clip, where: str
+) -> dict[str, Any] | RegionRecordError:
+    """Reads a line: the captions of `tags`, the translation first."""
+    try:
+        with naming(f"{where}, line {number}"):
+            captions = [columns[-1].strip(), columns[-2].strip()][: len(tags)]
+            fields = {"captions": captions, "languages": tags}
+            return region_fields(str(number), xywh_box(columns[1:5]), size, clip, **fields)
+    except RegionRecordError as error:
+        return error
 
 
 def _file(root: str | Path | None, path: str | Path | None, name: str) -> Path:

@@ -42,12 +42,14 @@ class ImageQuery:
         image_id: The id that the data set gives it.
         regions: The regions.
         task: "caption" or "recognition".
+        language: In which captions are to be, a tag of BCP 47; None: the captioner's own. Our model follows it.
     """
 
     image: Image.Image
     image_id: str
     regions: list[RegionQuery]
     task: str = "caption"
+    language: str | None = None
 
 
 @dataclass

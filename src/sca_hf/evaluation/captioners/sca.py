@@ -20,6 +20,7 @@ from ...modeling.segmentation_sca import ImageEncoding
 from ...modeling.segmenters_sca import encode_images, segmenter_class
 from ...parallel import images_at_once
 from ...processing.images_sca import build_image_processor
+from ...processing.languages_sca import language_tag
 from ...processing.mask_generation_sca import mask_records, upscale_masks
 from ...processing.processing_sca import ScaProcessor
 from ...processing.prompts_sca import build_prompts, resized_size
@@ -43,7 +44,7 @@ class ScaCaptioner:
         length: str | int | None = None,
         language: str | None = None,
     ) -> None:
-        self.length, self.language = length, language
+        self.length, self.language = length, None if language is None else language_tag(language)
         self.model, self.processor, self.name, self.source = model.eval(), processor, name, source
         self.generation = dict(generation or {})
 
@@ -116,9 +117,12 @@ class ScaCaptioner:
             if pixels
             else {"original_sizes": [(asked.image.height, asked.image.width) for asked in images]}
         )
-        tasks = [asked.task for asked in images]
-        asked: dict[str, Any] = {"task": tasks, "length": self.length, "language": self.language}
-        inputs = self.processor(**shown, **processor_arguments(prompts), **asked)
+        wanted: dict[str, Any] = {
+            "task": [asked.task for asked in images],
+            "length": self.length,
+            "language": [asked.language or self.language for asked in images],
+        }
+        inputs = self.processor(**shown, **processor_arguments(prompts), **wanted)
         return dict(inputs.to(self.model.device, self.model.dtype))
 
 

@@ -53,7 +53,7 @@ def facts(system: System) -> dict[str, str]:
         "regions": f"{len(file.records):,}",
         "protocol": "none" if file.protocol is None else str(file.protocol),
         "prompt": ", ".join(prompts) or "not recorded",
-        "tokenizer": "ptb",
+        "tokenizer": file.tokenizer,
         "beams": "not recorded" if file.beams is None else str(file.beams),
     }
     if command := (file.run or {}).get("command"):
@@ -67,7 +67,7 @@ def model_index(contents: ReportContents) -> str:
     file = first.scored
     dataset = file.protocol.title if file.protocol is not None else contents.data or file.path.name
     kind = file.protocol.name if file.protocol is not None else (contents.data or file.path.stem).split(":")[0]
-    how = {"tokenizer": "ptb"} | ({} if file.beams is None else {"beams": file.beams})
+    how = {"tokenizer": file.tokenizer} | ({} if file.beams is None else {"beams": file.beams})
     scores = {name: round(value, 4) for name, value in file.evaluation.metrics.items()}
     return index_of_scores(first.name, score_results(scores, dataset, kind, len(file.records), metric_args=how))
 
