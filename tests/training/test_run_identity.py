@@ -94,11 +94,12 @@ def test_other_code_and_settings_are_another_run(run, base, regions, monkeypatch
 def test_other_files_of_a_stream_are_another_run(base, regions, tmp_path):
     data = {"train": {"format": "jsonl", "path": str(regions), "streaming": True}}
     data["eval"] = data["train"]
-    run_recipe(recipe(base, regions, tmp_path / "run", data=data))
-    assert run_recipe(recipe(base, regions, tmp_path / "run", data=data)).found_finished
+    plan = recipe(base, regions, tmp_path / "run", data=data, max_eval_samples=4)
+    run_recipe(plan)
+    assert run_recipe(plan).found_finished
     change_a_record(regions)
     with pytest.raises(CheckpointError, match=r"stream 0, jsonl was .*stream 0, jsonl was"):
-        run_recipe(recipe(base, regions, tmp_path / "run", data=data))
+        run_recipe(plan)
 
 
 def test_spelling_moved_folders_and_logging_are_the_same_run(run, base, regions, tmp_path, monkeypatch):
