@@ -14,8 +14,7 @@ and the folder of the sets. Stages, each done once; what no seed changes is done
   boxes       boxes.yaml: the U-Net that draws the final masks; its steps are chosen on the side `choice`
   first       first_look.yaml: first words and first masks; its steps are chosen there too
   second      second_look.yaml: the U-Net after the first look, from points too
-  reader      the mixer reads the features of its eyes too: begun by regression
-  words       words.yaml: what to say, with the masks as they are; its steps are chosen there too
+  words       begun again, by regression: the language model, and how the mixer reads what its eyes see
   confidence  fitted with pictures of neither kind
   model       settings of anything mode, chosen there too; half precision, card, licenses, CREDITS.md
   unsure      how often it is unsure of what it knows, and of what it does not
@@ -31,6 +30,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from sca_hf.captioning import load
 from sca_hf.files import read_json, staged, to_json, write_whole
 from sca_hf.training.recipe.run import run_recipe
@@ -43,7 +44,7 @@ from .names import write_names
 from .reader import fit_reader
 from .recipe import HERE, WORDS, read_recipe
 from .small_sets import write_small_sets
-from .start import start_model
+from .start import begin_words, start_model
 from .swapped_names import SwappedNamesTrainer
 from .thresholds import GRIDS, choose_settings
 
@@ -113,21 +114,19 @@ class Road:
     def second(self, done: Path) -> None:
         print(run_recipe(read_recipe("second_look.yaml", self.output, self.seed, self.folder, self.steps)), flush=True)
 
-    def reader(self, done: Path) -> None:
-        model, processor = load(str(self.own / "second" / "model"))
+    def words(self, done: Path) -> None:
         recipe = read_recipe(WORDS, self.output, self.seed, self.folder, self.steps)
+        model, processor = load(str(self.own / "second" / "model"))
+        torch.manual_seed(self.seed)
+        begin_words(model, processor.tokenizer, self.own / "language" / "text")
         fit_reader(model, processor, recipe, **({} if self.steps is None else {"regions": 40}))
         with staged(done) as part:
             model.save_pretrained(part, include_base_models=True)
             processor.save_pretrained(part)
 
-    def words(self, done: Path) -> None:
-        recipe = read_recipe(WORDS, self.output, self.seed, self.folder, self.steps)
-        print(run_recipe(recipe, trainer_class=SwappedNamesTrainer), flush=True)
-
     def confidence(self, done: Path) -> None:
         recipe = read_recipe(WORDS, self.output, self.seed, self.folder, self.steps)
-        model, processor = load(str(self.own / "words" / "model"))
+        model, processor = load(str(self.own / "words"))
         regions = {} if self.steps is None else {"regions": 40}
         fit = outside.fit(model, processor, recipe, self.own / "data", self.folder, self.seed, **regions)
         print(fit, flush=True)
@@ -191,8 +190,7 @@ def stages(road: Road) -> dict[str, tuple[Callable[[Path], None], Path]]:
         "boxes": (road.boxes, own / "boxes" / "model"),
         "first": (road.first, own / "first" / "model"),
         "second": (road.second, own / "second" / "model"),
-        "reader": (road.reader, own / "reader"),
-        "words": (road.words, own / "words" / "model"),
+        "words": (road.words, own / "words"),
         "confidence": (road.confidence, own / "confident"),
         "model": (road.model, own / "model"),
         "unsure": (road.unsure, own / "unsure.json"),

@@ -79,7 +79,8 @@ def detect(model: Any, image: Image.Image) -> Detections:
     places = [tuple(map(round, place)) for place in sides]
     parts = []
     pixels, scales = zip(*(_pixels(image.crop(place), model.config) for place in places), strict=True)
-    boxes, scores = model.detect(torch.stack(pixels))
+    things = model(torch.stack(pixels), output_detections=True).detections
+    boxes, scores = things[..., :4] * _SIDE, things[..., 4:]
     for index, place in enumerate(places):
         best, names = scores[index].max(-1)
         here = boxes[index] / scales[index]

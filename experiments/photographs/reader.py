@@ -37,7 +37,7 @@ def add_reader(model: Any) -> None:
     config, mixer = model.config, model.mixer
     width = config.sam_config.vision_config.hidden_size
     config.sam_config.feature_channels = config.mixer_config.feature_channels = width
-    model.sam.vision_encoder.given_channels = width
+    model.sam.vision_encoder.feature_channels = width
     read = config.mixer_config.hidden_size + 1
     mixer.feature_reader = nn.Linear(width, read).to(mixer.language_project.weight)
     nn.init.zeros_(mixer.feature_reader.weight)
@@ -97,9 +97,10 @@ def _features(model: Any, processor: Any, image: Any, boxes: list[list[float]]) 
     """Means of the encoder's features (n, D) over the middles of boxes."""
     inputs, frame = processor(image, input_boxes=[boxes], return_tensors="pt"), model.config.image_frame
     maps = model.encode_images(inputs["pixel_values"]).intermediate_embeddings
+    features = maps[int(model.mixer.class_reader is not None)]
     found = inputs["input_boxes"][0].float()
     weights = box_weights(found.lerp(found.roll(2, 1), _EDGE), frame.side, frame.grid)
-    return region_means(maps[0], torch.zeros(len(boxes), dtype=torch.long), weights).double()
+    return region_means(features, torch.zeros(len(boxes), dtype=torch.long), weights).double()
 
 
 def _ridge(x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

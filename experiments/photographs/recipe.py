@@ -12,7 +12,7 @@ from sca_hf.yaml_files import read_yaml
 
 
 HERE = Path(__file__).parent
-# The second says what it has instead of the first.
+# The second has other weights of the first one's sets.
 FIRST, WORDS = "first_look.yaml", "words.yaml"
 # What the recipes call them -> what stands there instead; the longer first.
 _SEED, _OUTPUT, _DATA = "runs/photographs/seed-0", "runs/photographs", "data"
@@ -32,7 +32,9 @@ def read_recipe(name: str, output: Path, seed: int, data: Path, steps: int | Non
     """
     values = read_yaml(HERE / name)
     if name == WORDS:
-        values = _changed(read_yaml(HERE / FIRST), values)
+        weights, values = values["weights"], read_yaml(HERE / FIRST)
+        for spec in values["data"]["train"]:
+            spec["weight"] = weights[spec["as"]]
     values = _moved(values, {_SEED: str(output / f"seed-{seed}"), _OUTPUT: str(output), _DATA: str(data)})
     training = values["training"]
     training["seed"] = seed
@@ -45,13 +47,6 @@ def read_recipe(name: str, output: Path, seed: int, data: Path, steps: int | Non
             if spec["format"] == "scenes":
                 spec |= _QUICK
     return Recipe.from_mapping(values, name)
-
-
-def _changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The first look's recipe with other weights of its sets, another start, output and training."""
-    train = [{**spec, "weight": changes["weights"][spec["as"]]} for spec in values["data"]["train"]]
-    merged = {part: {**values[part], **changes[part]} for part in ("model", "training")}
-    return {**values, **merged, "data": {**values["data"], "train": train}, "output": changes["output"]}
 
 
 def fast_bf16() -> bool:

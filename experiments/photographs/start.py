@@ -3,7 +3,7 @@
     python -m experiments.photographs.start --towers runs/photographs/towers --output runs/photographs/seed-0/start \
         --language runs/photographs/seed-0/language/text
 
-NanoDet's 80 class scores are the first channels of what the towers give. The mixer reads them beside its image.
+The mixer reads what NanoDet finds beside its image.
 """
 
 import argparse
@@ -27,6 +27,16 @@ from .names import NAMES
 _QUIET = 0.1
 # How much louder than words the vectors of classes are, since each is only a part of what is said.
 _LOUD = 3.0
+# How much more a class counts than one that is half as likely, as a power: nearly only the likeliest is said.
+_SHARP = 4.0
+
+
+def begin_words(model: Any, tokenizer: Any, language: Path) -> None:
+    """Gives a model another language model, in its folder with this tokenizer, and begins all that leads to it."""
+    model.swap_language_model(str(language))
+    say_words(model, tokenizer)
+    if "nanodet_g" in getattr(model.sam.config.encoder_config, "towers", ()):
+        read_names(model, tokenizer)
 
 
 @torch.no_grad()
@@ -52,15 +62,15 @@ def words_of(model: Any, tokenizer: Any, names: Sequence[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def read_names(model: Any, tokenizer: Any) -> None:
-    """Has the mixer read NanoDet's class scores: each class begins with the vector that says its name's words.
+    """Has the mixer read what NanoDet finds: each class begins with the vector that says its name's words.
 
-    model: A `ScaForConditionalGeneration` whose image encoder begins with NanoDet, changed in place.
+    model: A `ScaForConditionalGeneration` whose image encoder has NanoDet, changed in place.
     """
     mixer, config = model.mixer, model.config
     config.sam_config.class_channels = config.mixer_config.class_channels = len(NAMES)
-    model.sam.vision_encoder.given_channels = len(NAMES)
+    model.sam.vision_encoder.class_channels = len(NAMES)
     mixer.class_reader = ClassReader(len(NAMES), config.mixer_config.hidden_size).to(mixer.language_project.weight)
-    torch.nn.init.ones_(mixer.class_reader.scale.weight)
+    torch.nn.init.constant_(mixer.class_reader.scale.weight, _SHARP)
     said = words_of(model, tokenizer, NAMES)
     mixer.class_reader.vectors.weight.copy_(_LOUD * (said - said.mean(0)).T)  # nothing where every score is the same
 
@@ -82,11 +92,8 @@ def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None
     model.swap_image_encoder(ScaEncoderModel.from_encoder(encoder, model.sam))
     tokenizer = processor.tokenizer
     if language is not None:
-        model.swap_language_model(str(language))
         tokenizer = AutoTokenizer.from_pretrained(language)
-        say_words(model, tokenizer)
-    if getattr(encoder.config, "towers", [""])[0] == "nanodet_g":
-        read_names(model, tokenizer)
+        begin_words(model, tokenizer, language)
     model.config.scope = None
     with staged(output) as folder:
         model.save_pretrained(folder, include_base_models=True)

@@ -1,9 +1,10 @@
 """Learning to read what NanoDet says, not what the photographs of a split happen to show.
 
 Some 70 photographs show many people, few bears and no toaster, so a mixer that is trained on them learns the looks of
-people and never the word "toaster". But the first channels of what the eyes give are NanoDet's scores of COCO's 80
-names, in order. So in half of the photographs the scores change places, and the captions with them: a person scores,
-and is called, a toaster. Whoever wants to be right then has to read the scores, and learns each name equally often.
+people and never the word "toaster". But what NanoDet finds has scores of COCO's 80 names, and the first channels of
+what the eyes see are these too. So in half of the photographs the scores change places, and the captions with them: a
+person scores, and is called, a toaster. Whoever wants to be right then has to read the scores, and learns each name
+equally often.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def renamed(region: Mapping[str, Any], order: torch.Tensor) -> dict[str, Any]:
 
 
 class SwappedNamesTrainer(ScaTrainer):
-    """Trains with `SwappedNames` for sets of COCO's names; a model whose eyes begin with NanoDet."""
+    """Trains with `SwappedNames` for sets of COCO's names; of a model whose eyes begin with NanoDet."""
 
     sources = ("coco", "coco2", "coco_names", "coco2_names", "litter_names", "sign_names")
 
@@ -91,4 +92,7 @@ class SwappedNamesTrainer(ScaTrainer):
         index = self._order[:, :, None, None].expand(-1, -1, *features.shape[2:])
         scores = features[:, : len(NAMES)].gather(1, index)
         output.last_hidden_state = torch.cat([scores, features[:, len(NAMES) :]], dim=1)
+        if (found := output.detections) is not None:
+            scores = found[..., 4:].gather(2, self._order[:, None].expand(-1, found.shape[1], -1))
+            output.detections = torch.cat([found[..., :4], scores], dim=2)
         return output

@@ -13,11 +13,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.modeling.detail_sca import box_weights
 from sca_hf.modeling.encoder_sca import ScaEncoderModel
+from sca_hf.modeling.mixer_sca import ClassReader
 from sca_hf.testing import tiny_image, tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.embedding_cache import EmbeddingCache, EmbeddingCacheError
 from sca_hf.training.trainer import ScaTrainer
 from tests.modeling.test_segmenters import tiny_language_model
+from tests.modeling.test_towers import formula_towers
 from tests.training.tiny_runs import records
 
 
@@ -93,15 +95,30 @@ def test_it_learns_by_its_neck_captions_and_comes_back(name, form, tmp_path):
 
 
 def with_features(features, classes):
-    sam = sam_of("dinov2")
+    """NanoDet with weights by a formula: it finds something everywhere."""
+    model = formula_towers(towers=["nanodet_g"])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        sam = ScaEncoderModel.from_encoder(model, SamModel(tiny_sam_config()))
     sam.config.class_channels, sam.config.feature_channels = classes, features
-    sam.vision_encoder.given_channels = max(classes, features)
+    sam.vision_encoder.class_channels, sam.vision_encoder.feature_channels = classes, features
     mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64)
     return ScaForConditionalGeneration.from_sam_text_pretrained(sam, tiny_language_model(), mixer)
 
 
 def with_classes():
-    return with_features(0, 5)
+    return with_features(0, 80)
+
+
+def matched(found, box):
+    """Class scores of what is found, (m, 84), added up by the sixth power of its IoU with a box in fractions."""
+    total = torch.zeros(80)
+    for left, top, right, bottom, *scores in found.tolist():
+        wide = max(0.0, min(right, box[2]) - max(left, box[0]))
+        both = wide * max(0.0, min(bottom, box[3]) - max(top, box[1]))
+        areas = (right - left) * (bottom - top) + (box[2] - box[0]) * (box[3] - box[1])
+        total += (both / (areas - both)) ** 6 * torch.tensor(scores)
+    return total
 
 
 def test_a_mixer_that_reads_class_scores_learns_and_comes_back(tmp_path):
@@ -117,59 +134,87 @@ def test_a_mixer_that_reads_class_scores_learns_and_comes_back(tmp_path):
 
 
 @torch.no_grad()
-def test_the_class_of_the_middle_of_a_region_is_added_to_its_queries():
+def test_classes_of_what_fits_a_region_are_added_to_its_queries():
     model = with_classes().eval()
     reader, inputs = model.mixer.class_reader, batch(model)
 
-    def queries(**more):
-        return model(**batch(model), input_ids=torch.ones(1, 2, 2, dtype=torch.long), **more).query_embeds
+    def queries():
+        return model(**batch(model), input_ids=torch.ones(1, 2, 2, dtype=torch.long), output_masks=True)
 
-    reader.scale.weight.fill_(1e4)
-    vectors = reader.vectors.weight.clone()
+    torch.manual_seed(0)
+    vectors = torch.randn_like(reader.vectors.weight)
     reader.vectors.weight.zero_()
     before = queries()
     reader.vectors.weight.copy_(vectors)
-    embeddings, (scores,) = model.get_image_embeddings(inputs["pixel_values"])
-    box = inputs["input_boxes"][0, :1].float()
-    weights = box_weights(box + 0.2 * (box[:, [2, 3, 0, 1]] - box), 64, scores.shape[-1])
-    best = torch.einsum("nyx,cyx->nc", weights, scores[0]).argmax(1)
-    assert torch.allclose((queries() - before)[0, 0], vectors.T[best][:, None].expand(1, 8, -1), atol=1e-4)
+    after = (queries().query_embeds - before.query_embeds)[0]
+    embeddings, (found,) = model.get_image_embeddings(inputs["pixel_values"])
+    assert found.shape == (1, 8**2 + 4**2 + 2**2, 84)
+    # A point's region is where the best of its first masks is.
+    place = (before.pred_masks[0, 1, before.iou_scores[0, 1].argmax()] > 0).nonzero()
+    low, high = place.amin(0).flip(0), place.amax(0).flip(0) + 1
+    side = before.pred_masks.shape[-1]
+    for index, box in enumerate([inputs["input_boxes"][0, 0] / 64, torch.cat([low, high]) / side]):
+        scores = matched(found[0], box.tolist())
+        expected = vectors @ (scores / scores.sum())
+        assert torch.allclose(after[index], expected.expand(1, 8, -1), atol=1e-4)
     prompts = {name: value for name, value in inputs.items() if name != "pixel_values"}
     with pytest.raises(ValueError, match="or that reads class scores or features"):
         model.generate(**prompts, image_embeddings=embeddings)
-    given = model.generate(**prompts, image_embeddings=embeddings, intermediate_embeddings=[scores], max_new_tokens=4)
+    given = model.generate(**prompts, image_embeddings=embeddings, intermediate_embeddings=[found], max_new_tokens=4)
     assert torch.equal(given.sequences, model.generate(**inputs, max_new_tokens=4).sequences)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("classes", [0, 5])
+def test_things_of_other_images_do_not_count():
+    reader = ClassReader(3, 5)
+    torch.manual_seed(0)
+    low = torch.rand(2, 7, 2) / 2
+    found, index = torch.cat([low, low + 0.4, torch.rand(2, 7, 3)], -1), torch.tensor([0, 1, 1])
+    boxes = found[index, torch.tensor([0, 0, 3]), :4]
+    apart = [reader(found[image : image + 1], index[:1], box[None]) for image, box in zip(index, boxes, strict=True)]
+    assert torch.allclose(reader(found, index, boxes), torch.cat(apart), atol=1e-6)
+    nothing = reader(found, index[:1], torch.tensor([[0.95, 0.95, 1.0, 1.0]]))
+    assert torch.allclose(nothing, reader.vectors.weight.mean(1)[None], atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [0, 80])
 def test_features_of_the_middle_of_a_region_are_added_to_its_queries(classes, tmp_path):
     model = with_features(16, classes).eval()
-    reader, named, inputs = model.mixer.feature_reader, model.mixer.class_reader, batch(model)
-    ids = torch.ones(1, 2, 2, dtype=torch.long)
-    model.mixer.read_features, read = lambda means: means.new_zeros(len(means), 32), model.mixer.read_features
+    mixer, inputs = model.mixer, batch(model)
+    reader, ids = mixer.feature_reader, torch.ones(1, 2, 2, dtype=torch.long)
+    combine = mixer.combine
+    mixer.combine = lambda named, means: torch.zeros(2, 32)
     before = model(**batch(model), input_ids=ids).query_embeds
-    model.mixer.read_features = read
+    mixer.combine = combine
     assert not reader.weight.any()
     torch.nn.init.normal_(reader.weight, generator=torch.Generator().manual_seed(0))
     reader.bias.fill_(0.5)
-    _, (features,) = model.get_image_embeddings(inputs["pixel_values"])
-    assert features.shape[1] == 16
+    _, (*found, features) = model.get_image_embeddings(inputs["pixel_values"])
+    assert features.shape[1] == 16 and len(found) == bool(classes)
     box = inputs["input_boxes"][0, :1].float()
     weights = box_weights(box + 0.2 * (box[:, [2, 3, 0, 1]] - box), 64, features.shape[-1])
-    means = torch.einsum("nyx,cyx->nc", weights, features[0])
-    expected = reader(means)
+    expected = reader(torch.einsum("nyx,cyx->nc", weights, features[0]))
     if classes:  # the last output says how much the classes count
         expected, share = expected[:, :-1], expected[:, -1:].sigmoid()
-        expected = (1 - share) * expected + share * named(means[:, :classes])
+        named = mixer.class_reader(found[0], torch.zeros(1, dtype=torch.long), box / 64)
+        expected = (1 - share) * expected + share * named
     after = model(**batch(model), input_ids=ids).query_embeds
     assert torch.allclose((after - before)[0, 0], expected[:, None].expand(1, 8, -1), atol=1e-4)
     model.save_pretrained(tmp_path)
     again = ScaForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.allclose(again(**batch(again), input_ids=ids).query_embeds, after, atol=1e-5)
-    model.config.sam_config.feature_channels = 17
-    with pytest.raises(ValueError, match="the encoder has 16 features, which cannot give 17 channels"):
+    width = model.config.sam_config.vision_config.hidden_size
+    model.config.sam_config.feature_channels = width + 1
+    with pytest.raises(ValueError, match=f"the encoder has {width} features, which cannot give {width + 1} channels"):
         type(model.sam)(model.config.sam_config)
+
+
+def test_an_encoder_that_finds_nothing_has_no_classes():
+    config = sam_of("dinov2").config
+    config.class_channels = 80
+    with pytest.raises(ValueError, match=r"class_channels is 80, but the encoder \(dinov2\) finds nothing"):
+        ScaEncoderModel(config)
 
 
 def test_class_scores_are_not_in_the_embedding_cache(tmp_path):

@@ -120,11 +120,12 @@ def test_nanodet_finds_the_cyclist():
     """Its highest score is the cyclist's, and the box of that cell goes from the helmet to the shoe."""
     needs_nanodet()
     model = build_towers(ScaTowersConfig(towers=["nanodet_g"]))
-    boxes, scores = model.detect((picture("cyclist_on_road.jpg", 384)[None] - MEAN) / STD)
-    assert boxes.shape == (1, 48**2 + 24**2 + 12**2, 4) and scores.shape == (1, len(boxes[0]), 80)
-    best, name = divmod(int(scores[0].argmax()), 80)
-    assert name == 0 and scores[0, best, name] > 0.7  # a person
-    assert boxes[0, best].tolist() == pytest.approx([216, 133, 291, 353], abs=3)
+    seen = (picture("cyclist_on_road.jpg", 384)[None] - MEAN) / STD
+    (found,) = model(seen, output_detections=True).detections
+    assert found.shape == (48**2 + 24**2 + 12**2, 84) and model(seen).detections is None
+    best, name = divmod(int(found[:, 4:].argmax()), 80)
+    assert name == 0 and found[best, 4] > 0.7  # a person
+    assert (384 * found[best, :4]).tolist() == pytest.approx([216, 133, 291, 353], abs=3)
 
 
 @torch.no_grad()
@@ -158,7 +159,7 @@ def test_padding_leaves_far_features_alone_and_adds_nothing_wild():
     kept, seen = model(whole).last_hidden_state, model(padded).last_hidden_state
     assert (kept - seen)[:, :, :4].abs().max() < 0.5 * (kept - seen)[:, :, 16:].abs().max()
     assert seen[:, :, 16:].pow(2).mean() < 1.5 * kept.pow(2).mean()
-    scores = model.detect(padded)[1][0, : 48**2].reshape(48, 48, 80)
+    scores = model(padded, output_detections=True).detections[0, : 48**2, 4:].reshape(48, 48, 80)
     assert scores[36:].max() < 0.2  # nothing is found in it
 
 
@@ -183,7 +184,7 @@ def test_what_towers_cannot_do_is_refused():
     with pytest.raises(ValueError, match="multiples of 32, got \\(1, 3, 48, 64\\)"):
         model(torch.zeros(1, 3, 48, 64))
     with pytest.raises(ValueError, match="needs the tower 'nanodet_g'"):
-        model.detect(torch.zeros(1, 3, 64, 64))
+        model(torch.zeros(1, 3, 64, 64), output_detections=True)
     with pytest.raises(ValueError, match="without a classifier"):
         model.classify(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="image_size is 80, expected a multiple of 32"):
@@ -313,6 +314,7 @@ def test_towers_may_see_means_of_the_pixels():
     pixels = wave((1, 3, 64, 64), 1.0)
     same = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert near(fine(same).last_hidden_state, coarse(pixels).last_hidden_state)
-    assert near(fine.detect(same)[0], 2 * coarse.detect(pixels)[0])
+    found = [model(seen, output_detections=True).detections for model, seen in ((fine, same), (coarse, pixels))]
+    assert near(*found)
     with pytest.raises(ValueError, match="patch_size is 8, expected 16, 32 or 64"):
         ScaTowersConfig(image_size=128, patch_size=8, reduction=2)

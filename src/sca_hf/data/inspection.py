@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
-from .loading import RecordSource, leave_undecoded, parse_spec
+from .loading import leave_undecoded, parse_spec, spec_source
 from .notes import NOTES
 from .read_report import ReadReport, check_records
 from .region import RegionRecordError, record_image
@@ -170,11 +170,7 @@ def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
     if isinstance(data, str | os.PathLike):
         data = parse_spec(data)
     if isinstance(data, Mapping):
-        options = {str(key): value for key, value in data.items() if key not in ("streaming", "on_error")}
-        ours = {key: options.pop(key) for key in ("task", "max_samples", "keep_empty", "group") if key in options}
-        if "format" not in options:
-            raise ValueError(f"a data spec needs a format; got {sorted(options)}.")
-        source = RecordSource(options.pop("format"), options, "skip", **ours)
+        source = spec_source(data, on_error="skip")
         read.source = source.name
         yield from source.records(read)
         return

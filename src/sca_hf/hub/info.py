@@ -154,7 +154,7 @@ def _describe_mixer(config: ScaConfig) -> str:
     if mixer.is_published:
         return text
     text += f", queries {mixer.query_type}, tokens of {mixer.token_source}, image of {mixer.image_source}"
-    text += f", scores of {mixer.class_channels} classes" * bool(mixer.class_channels)
+    text += f", finds of {mixer.class_channels} classes" * bool(mixer.class_channels)
     return text + f", {mixer.feature_channels} features of the encoder" * bool(mixer.feature_channels)
 
 

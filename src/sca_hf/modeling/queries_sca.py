@@ -29,12 +29,17 @@ def reads_queries(
     mixer, details, frame = model.mixer, model.detail_encoder, model.config.image_frame
     config, device = mixer.config, execution_device(mixer)
     folded = mixer.fold_positions(segmenter.positions.to(device))
-    maps = encoding.intermediate_embeddings or []
+    maps = list(encoding.intermediate_embeddings or ())
     fine = maps[-1] if maps and details is not None else None
-    features = mixer.feature_map(maps[0].to(device)) if mixer.reads_features else None
+    things = maps.pop(0).to(device) if mixer.class_reader is not None else None
+    features = mixer.feature_map(maps.pop(0).to(device)) if mixer.feature_reader is not None else None
+
+    def boxes(chunk: PromptGroup, found: Any) -> torch.Tensor:
+        """Of regions, xyxy in fractions of the frame: their prompts, or else around the best of SAM's masks."""
+        return chunk.boxes / frame.side if found is None else mask_extents(best_masks(*found) > 0)
 
     def read(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> dict[str, torch.Tensor]:
-        found, placed = None, fine is not None or features is not None
+        found, placed = None, fine is not None or mixer.reads_features
         if chunk.boxes is None and (config.query_type == "roi" or placed):
             found = masks.get(True) or segmenter.masks(regions, True)
         tokens = {"decoder": regions.tokens, "prompt": regions.prompt_tokens, "none": regions.tokens[:, :0]}
@@ -44,20 +49,23 @@ def reads_queries(
         if config.query_type == "mask_tokens":
             given = segmenter.mask_tokens(regions)
         elif config.query_type == "roi":
-            boxes = chunk.boxes / frame.side if found is None else mask_extents(best_masks(*found) > 0)
-            given = roi_align(segmenter.images, regions.image_index, boxes, config.roi_size)
+            given = roi_align(segmenter.images, regions.image_index, boxes(chunk, found), config.roi_size)
         given = None if given is None else given.to(device)
         queries = mixer(tokens[config.token_source].to(device), image.to(device), folded, given)
         if not placed:
             return {"queries": queries}
         # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
         weights = box_weights(chunk.boxes, frame.side, frame.grid) if found is None else mask_weights(*found)
+        named = means = None
+        if things is not None:
+            named = mixer.class_reader(things, chunk.image_index, boxes(chunk, found).to(device))
         if features is not None:
             middle = weights
             if found is None:
                 middle = box_weights(chunk.boxes.lerp(chunk.boxes.roll(2, 1), _EDGE), frame.side, frame.grid)
-            read = mixer.read_features(region_means(features, chunk.image_index, middle.to(device)))
-            queries = queries + read[:, None, None].to(queries)
+            means = region_means(features, chunk.image_index, middle.to(device))
+        if mixer.reads_features:
+            queries = queries + mixer.combine(named, means)[:, None, None].to(queries)
         if fine is not None:
             described = details.describe(fine, chunk.image_index, weights)
             queries = queries + described[:, None, None].to(queries)

@@ -25,10 +25,10 @@ class ImageEncoding:
 
     Attributes:
         image_embeddings: (B, C, h, w).
-        intermediate_embeddings: maps that only masks need, then the pixels (B, 3, H, W) for a second look and the
-            features (B, W, h, w) of the detail encoder, if the model has them. Of SAM-HQ early features (B, h, w,
-            vision width) of each global attention layer; of
-            SAM 2 and its relatives (B, C / 8, 4h, 4w) and (B, C / 4, 2h, 2w). None where there are neither.
+        intermediate_embeddings: what the encoder gives for masks or for the mixer, then the pixels (B, 3, H, W) for a
+            second look and the features (B, W, h, w) of the detail encoder, if the model has them. Of SAM-HQ early
+            features (B, h, w, vision width) of each global attention layer; of SAM 2 and its relatives (B, C / 8, 4h,
+            4w) and (B, C / 4, 2h, 2w). None where there are neither.
     """
 
     image_embeddings: torch.Tensor

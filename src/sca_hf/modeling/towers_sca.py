@@ -6,6 +6,7 @@ picture never depends on those beside it. The weights are converted by `experime
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,24 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from .encoder_configuration_sca import IMAGENET, ScaTowersConfig
+
+
+@dataclass
+class ScaTowersOutput(BaseModelOutput):
+    """What towers make of pictures.
+
+    Attributes:
+        last_hidden_state: (B, D, h, w), features of all towers on one grid.
+        detections: (B, n, 4 + 80), what NanoDet finds around each of its cells, n = HW (1/8² + 1/16² + 1/32²) of its
+            input: a box, xyxy in fractions of the picture, not clipped to it, and scores in [0, 1] of COCO's classes;
+            overlapping ones are kept.
+    """
+
+    detections: torch.Tensor | None = None
+
+
+# Of NanoDet, for each stride: features of the neck and of the head, and predictions.
+StrideOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class ScaTowersModel(PreTrainedModel):
@@ -38,29 +57,22 @@ class ScaTowersModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             init.zeros_(module.bias)
 
-    def forward(self, pixel_values: torch.Tensor) -> BaseModelOutput:
-        """(B, 3, H, W) normalized pixels, H and W multiples of 32 `reduction`, to features (B, D, h, w)."""
-        pixel_values, given = self._reduced(pixel_values), pixel_values
-        grid = tuple(size // self.config.patch_size for size in given.shape[2:])
-        maps = [x for name in self.towers for x in self.towers[name](self._seen(name, pixel_values), grid)]
-        return BaseModelOutput(last_hidden_state=torch.cat(maps, 1))
-
-    def detect(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What NanoDet finds around each of its cells, n = HW (1/8² + 1/16² + 1/32²); overlapping ones are kept.
+    def forward(self, pixel_values: torch.Tensor, output_detections: bool = False) -> ScaTowersOutput:
+        """See what is there, and with `output_detections` find things.
 
         Args:
-            pixel_values: (B, 3, H, W) normalized pixels.
-
-        Returns:
-            Boxes (B, n, 4), xyxy in pixels of the input, not clipped to it, and scores (B, n, 80) in [0, 1] of COCO's
-            classes.
+            pixel_values: (B, 3, H, W) normalized pixels, H and W multiples of 32 `reduction`.
+            output_detections: return `detections` too.
 
         Raises:
-            ValueError: there is no NanoDet among the towers.
+            ValueError: no size of this kind, or there is no NanoDet among the towers that could find anything.
         """
-        tower = self._tower("nanodet_g")
-        boxes, scores = tower.detect(self._seen("nanodet_g", self._reduced(pixel_values)))
-        return boxes * self.config.reduction, scores
+        grid = tuple(size // self.config.patch_size for size in pixel_values.shape[2:])
+        reduced = self._reduced(pixel_values)
+        seen = {name: tower.outputs(self._seen(name, reduced)) for name, tower in self.towers.items()}
+        maps = torch.cat([x for name, tower in self.towers.items() for x in tower.maps(seen[name], grid)], 1)
+        found = self._tower("nanodet_g").detections(seen["nanodet_g"]) if output_detections else None
+        return ScaTowersOutput(last_hidden_state=maps, detections=found)
 
     def classify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Probabilities (B, 1000) of ImageNet's classes for whole pictures or crops (B, 3, H, W), not reduced.
@@ -113,14 +125,14 @@ class NanoDet(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(128, 128, 3, padding=1) for _ in self.strides)
         self.predictions = nn.ModuleList(nn.Conv2d(128, self.classes + 4 * self.bins, 1) for _ in self.strides)
 
-    def forward(self, pixels: torch.Tensor, grid: Sequence[int]) -> list[torch.Tensor]:
-        """(B, 3, H, W) pixels to maps on the grid: class scores, and of each stride neck, head, box and best score.
+    def maps(self, outputs: Sequence[StrideOutputs], grid: Sequence[int]) -> list[torch.Tensor]:
+        """Maps on the grid: class scores, and of each stride neck, head, box and best score.
 
         Over a box's middle the mean of these class scores names things as well as NanoDet does, and no score of one
         stride does: in each cell the surest stride counts, as things differ in size.
         """
         maps, scores = [], []
-        for (features, heads, predictions), scale in zip(self.outputs(pixels), self.neck_scales, strict=True):
+        for (features, heads, predictions), scale in zip(outputs, self.neck_scales, strict=True):
             logits, sides = predictions.split([self.classes, 4 * self.bins], 1)
             # Where there is nothing logits are about -6; what is below -4 is noise.
             scores.append(to_grid((logits + 4).clamp(min=0), grid, largest=True))
@@ -133,7 +145,7 @@ class NanoDet(nn.Module):
         steps = torch.arange(self.bins, device=sides.device, dtype=sides.dtype)
         return torch.einsum("bskhw,k->bshw", sides.unflatten(1, (4, self.bins)).softmax(2), steps)
 
-    def outputs(self, pixels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def outputs(self, pixels: torch.Tensor) -> list[StrideOutputs]:
         """Features of the neck (B, 128, h, w), of the head (B, 128, h, w), and predictions (B, 124, h, w), fine first.
 
         Predictions are 80 class logits, and logits of 11 distances in strides to each of a box's four sides.
@@ -155,18 +167,20 @@ class NanoDet(nn.Module):
             rows.append((features, hidden, prediction(hidden)))
         return rows
 
-    def detect(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of [`ScaTowersModel.detect`], fine cells first."""
-        boxes, scores = [], []
-        for (*_, predictions), stride in zip(self.outputs(pixels), self.strides, strict=True):
+    def detections(self, outputs: Sequence[StrideOutputs]) -> torch.Tensor:
+        """Of [`ScaTowersOutput`], fine cells first."""
+        found = []
+        for *_, predictions in outputs:
             logits, sides = predictions.float().split([self.classes, 4 * self.bins], 1)
-            away = self.distances(sides).flatten(2).transpose(1, 2) * stride
-            rows, columns = (torch.arange(size, device=pixels.device) for size in predictions.shape[2:])
+            # In cells of this stride; after the division in fractions of the picture.
+            away = self.distances(sides).flatten(2).transpose(1, 2)
+            rows, columns = (torch.arange(size, device=away.device) for size in predictions.shape[2:])
             y, x = torch.meshgrid(rows, columns, indexing="ij")
-            center = (torch.stack([x, y], -1).flatten(0, 1) + 0.5) * stride
-            boxes.append(torch.cat([center - away[..., :2], center + away[..., 2:]], -1))
-            scores.append(logits.flatten(2).transpose(1, 2).sigmoid())
-        return torch.cat(boxes, 1), torch.cat(scores, 1)
+            center = torch.stack([x, y], -1).flatten(0, 1) + 0.5
+            boxes = torch.cat([center - away[..., :2], center + away[..., 2:]], -1)
+            size = boxes.new_tensor([len(columns), len(rows)] * 2)
+            found.append(torch.cat([boxes / size, logits.flatten(2).transpose(1, 2).sigmoid()], -1))
+        return torch.cat(found, 1)
 
 
 class PartialStage(nn.Module):
@@ -217,9 +231,9 @@ class EfficientNetLite0(nn.Module):
         self.head = nn.Conv2d(before, 1280, 1) if config.classifier else None
         self.classifier = nn.Linear(1280, 1000) if config.classifier else None
 
-    def forward(self, pixels: torch.Tensor, grid: Sequence[int]) -> list[torch.Tensor]:
-        """(B, 3, H, W) pixels to maps of 40, 112 and 320 channels on the grid."""
-        return [to_grid(x / self.read[index], grid) for index, x in self.outputs(pixels).items()]
+    def maps(self, outputs: dict[int, torch.Tensor], grid: Sequence[int]) -> list[torch.Tensor]:
+        """Maps of 40, 112 and 320 channels on the grid."""
+        return [to_grid(x / self.read[index], grid) for index, x in outputs.items()]
 
     def outputs(self, pixels: torch.Tensor) -> dict[int, torch.Tensor]:
         """Features of strides 8, 16 and 32 by the place of their block."""
@@ -292,4 +306,4 @@ def check_pixels(pixel_values: torch.Tensor) -> None:
 AutoModel.register(ScaTowersConfig, ScaTowersModel, exist_ok=True)
 
 
-__all__ = ["TOWERS", "ScaTowersModel"]
+__all__ = ["TOWERS", "ScaTowersModel", "ScaTowersOutput"]
