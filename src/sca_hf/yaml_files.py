@@ -7,9 +7,10 @@ The core schema of YAML 1.2 by ruamel.yaml, without its octal and hexadecimal nu
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,60 @@ def _yaml(as_text: bool = False) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver, yaml.Composer = Resolver, Plain
     return yaml
+
+
+def parse_options(
+    text: str | os.PathLike[str], first: str, what: str, texts: Callable[[str], set[str]] = lambda name: set()
+) -> dict[str, Any]:
+    """Reads `name:option=value,...` as a mapping with the name under `first`, or the YAML file that is named.
+
+    Numbers, true, false and null are read as such, and a dot goes into a mapping: `columns.boxes=objects.bbox`. What
+    holds a comma, or is of another kind, needs a YAML file. `what` is what errors call it; `texts` returns the options
+    of a name that are texts whatever they look like.
+    """
+    text = os.fspath(text)
+    if text.endswith((".yaml", ".yml")):
+        return _load_yaml(Path(text), what, first)
+    name, _, rest = text.partition(":")
+    as_text = texts(name)
+    spec: dict[str, Any] = {first: name}
+    for item in rest.split(",") if rest else ():
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{what} {text!r}: {item!r} is not option=value")
+        *outer, last = key.split(".")
+        place: Any = spec
+        for part in outer:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"{what} {text!r}: {part} is a value and a mapping")
+        if last in place:
+            raise ValueError(f"{what} {text!r}: {key} is given twice")
+        place[last] = value if key in as_text and value.lower() not in _WORDS else _scalar(value)
+    return spec
+
+
+def _load_yaml(path: Path, what: str, first: str) -> dict[str, Any]:
+    try:
+        spec = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{what} {path} cannot be read ({error})") from error
+    if not isinstance(spec, dict):
+        raise ValueError(f"{what} {path} holds a {type(spec).__name__}, expected a mapping with a {first}")
+    return spec
+
+
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if "_" in text:  # which Python would take for a number in 2007_12
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sca_hf.anything import folder as folder_module
+from sca_hf.anything.sources import find_images, read_boxes
 from sca_hf.cli import main
 from sca_hf.data.writers import WRITERS
 from sca_hf.testing import tiny_image
@@ -81,7 +82,7 @@ def test_a_run_does_not_caption_what_it_has_written(model, photos, tmp_path, pla
 
 
 def test_a_full_disk_stops_the_run_and_is_no_fault_of_a_picture(model, photos, tmp_path, capsys, monkeypatch):  # noqa: F811
-    command = anything(model, photos, tmp_path / "out", "--overlays")
+    command = anything(model, photos, tmp_path / "out", "--overlays", "--num-workers", "0")
     drawn = []
 
     def full(self, *arguments, **options):
@@ -187,3 +188,37 @@ def test_other_code_is_another_run(model, photos, tmp_path, capsys, monkeypatch)
     assert main(anything(model, photos, tmp_path / "out")) == 2
     assert "versions.sca-hf was" in capsys.readouterr().err
     assert not list(Path(tmp_path / "out").glob("*.part"))
+
+
+def test_links_that_lead_out_of_a_folder_are_named_and_not_followed(tmp_path, caplog):
+    photos, outside = take(tmp_path / "photos", AWKWARD[:1]), take(tmp_path / "outside", ["secret.png"])
+    (photos / "inside.png").symlink_to("a b.png")
+    (photos / "out.png").symlink_to(outside / "secret.png")
+    (photos / "gone.png").symlink_to("nothing.png")
+    (photos / "more").symlink_to(outside)
+    os.mkfifo(photos / "pipe.png")
+    items = {item.name: item for item in find_images([str(photos)])}
+    assert list(items) == ["a b.png", "gone.png", "inside.png", "out.png", "pipe.png"]
+    assert items["inside.png"].load().size == items["a b.png"].load().size
+    for name, words in (("gone", "there is no file"), ("out", "leads out of"), ("pipe", "not a regular file")):
+        with pytest.raises((OSError, ValueError), match=words):
+            items[f"{name}.png"].load()
+    assert f"{photos / 'more'} is a link that leads out of {photos}" in caplog.text
+    named = find_images([str(photos / "*.png"), str(photos / "more")])
+    assert {item.name for item in named} >= {"out.png", "secret.png"}, "what is named is taken"
+
+
+def test_boxes_of_any_score_are_taken_unless_a_lowest_is_named(model, photos, tmp_path):  # noqa: F811
+    command = anything(model, photos, tmp_path / "first")
+    assert main(command) == 0
+    found = [len(entry["records"]) for entry in results(tmp_path / "first")[0]]
+    boxes = tmp_path / "first" / "coco.json"  # its scores are log-probabilities
+    assert main([*anything(model, photos, tmp_path / "again"), "--boxes", str(boxes)]) == 0
+    assert [len(entry["records"]) for entry in results(tmp_path / "again")[0]] == found and sum(found)
+    assert not any(read_boxes(boxes, 0.0).values())
+
+
+def test_what_a_model_cannot_be_asked_for_is_no_fault_of_a_picture(model, photos, tmp_path, capsys):  # noqa: F811
+    assert main(anything(model, photos, tmp_path / "out", "--length", "short")) == 2
+    said = capsys.readouterr().err
+    assert "length is 'short', but of lengths" in said and "failed:" not in said

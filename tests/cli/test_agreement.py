@@ -38,5 +38,8 @@ def test_predict_writes_the_agreement_beside_the_scores(tmp_path, capsys):
     records = read_predictions(output)
     assert all(len(record.metadata["agreements"]) == len(record.candidates) for record in records)
     assert main([*arguments]) == 2, "a run is resumed with its own settings only"
-    assert main([*arguments, "--agreement", "--captioner", "sca"]) == 2
-    assert "--agreement is for --model" in capsys.readouterr().err
+    assert main([*arguments, "--agreement", "--captioner", "sca"]) == 0, "the same model, so the same run"
+    (tmp_path / "others.jsonl").write_bytes(output.read_bytes())
+    others = f"predictions:path={tmp_path / 'others.jsonl'}"
+    assert main([*arguments, "--agreement", "--captioner", others]) == 2
+    assert "--agreement is for our model: predictions has no listener" in capsys.readouterr().err

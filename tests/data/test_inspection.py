@@ -167,3 +167,14 @@ def test_a_sheet_is_drawn_also_of_pictures_that_cannot_be_read(records):
     assert draw_contact_sheet(sample).width == whole.width
     with pytest.raises(ValueError, match="no region"):
         draw_contact_sheet(RegionSample(3))
+
+
+def test_lengths_and_languages_of_captions_are_counted_where_they_are_said():
+    report = check_data({"format": "scenes", "count": 2, "lengths": True, "languages": ["en", "de"]})
+    text = format_report(report)
+    regions = report.widths.counts.total()
+    assert report.languages == {"en": 8 * regions, "de": 3 * regions}
+    assert f"  languages   {8 * regions} en, {3 * regions} de\n" in text
+    assert f"  lengths     {6 * regions} sentence, {3 * regions} detailed, {2 * regions} short\n" in text
+    assert report.to_dict()["languages"] == dict(report.languages)
+    assert "languages" not in format_report(check_data({"format": "scenes", "count": 2}))

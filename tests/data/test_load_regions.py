@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sca_hf.data import loading
-from sca_hf.data.loading import RecordSource, load_regions, load_spec, parse_spec
+from sca_hf.data.loading import RecordSource, load_regions, load_spec, parse_spec, spec_source
 from sca_hf.data.region import RegionRecord, RegionRecordError, region_features
 
 
@@ -117,6 +117,20 @@ def test_a_file_deep_in_a_folder_counts_too(tmp_path):
     (tmp_path / "data" / "deep" / "a.txt").write_text("12")
     keys.append(RecordSource("jsonl", {"path": tmp_path / "data"}).cache_key())
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_stream_is_told_by_its_options_and_files_and_not_by_where_they_are(tmp_path):
+    def identity(place, **more):
+        return spec_source({"format": "jsonl", "path": str(tmp_path / place), "streaming": True, **more}).identity()
+
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "a.jsonl", row())
+    first = identity("data")
+    assert identity("data", max_samples=3) != first != identity("data", task="recognition")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert identity("moved") == first == identity("./moved/../moved")
+    write_rows(tmp_path / "moved" / "a.jsonl", row(), row(image_id="2"))
+    assert identity("moved") != first
 
 
 def test_a_stored_set_opens_from_any_folder(rows, monkeypatch, tmp_path):

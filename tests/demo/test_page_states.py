@@ -362,27 +362,45 @@ def test_it_fits_and_looks_right_in_every_state(browser, url, width, theme, tmp_
     assert not page.errors
 
 
-def test_a_model_that_learned_lengths_has_a_choice_of_them(browser, tmp_path):
+def test_a_model_that_learned_lengths_and_languages_has_a_choice_of_them(browser, tmp_path):
     from sca_hf import ScaForConditionalGeneration, ScaProcessor
     from sca_hf.model_names import bundled_model
-    from sca_hf.training import add_lengths
+    from sca_hf.training import add_languages, add_lengths
 
     model = ScaForConditionalGeneration.from_pretrained(bundled_model("sca-tiny"))
-    tokenizer = ScaProcessor.from_pretrained(bundled_model("sca-tiny")).tokenizer
+    own = ScaProcessor.from_pretrained(bundled_model("sca-tiny"))
     add_lengths(model, ["short", 12])
+    add_languages(model, ["en", "de", "zh-Hans"])
     model.save_pretrained(tmp_path / "long", include_base_models=True)
-    ScaProcessor.from_config(model.config, tokenizer).save_pretrained(tmp_path / "long")
+    processor = ScaProcessor.from_config(model.config, own.tokenizer, own.image_processor, own.anything_settings)
+    processor.save_pretrained(tmp_path / "long")
     server = Server(PORT + 3, "--model", str(tmp_path / "long"), "--model", "sca-tiny").start()
     try:
         page, asked = Page(browser, server.url).open(), []
-        page.tab.on("request", lambda request: asked.append(request.post_data or ""))
-        length, task = page.tab.locator('[data-opt="length"]'), page.tab.locator('[data-opt="task"]')
+        page.tab.on("request", lambda request: asked.append((request.post_data or "").replace(" ", "")))
+        length, language, task = (page.tab.locator(f'[data-opt="{one}"]') for one in ("length", "language", "task"))
         assert length.locator("option").all_text_contents() == ["usual", "short", "12"]
+        assert language.locator("option").all_text_contents() == ["usual", "English", "Deutsch", "简体中文"]
         assert task.locator("option").all_text_contents() == ["recognition", "caption"]
-        length.evaluate("select => { select.value = '12'; select.dispatchEvent(new Event('change')) }")
+        choose(length, "12")
         page.tap(*SCENE.objects[0].point)
-        assert page.captions(1)[0] and any('"length":"12"' in body.replace(" ", "") for body in asked)
-        task.evaluate("select => { select.value = 'recognition'; select.dispatchEvent(new Event('change')) }")
-        assert length.locator("option").all_text_contents() == ["usual"] and length.is_hidden() and not page.errors
+        assert page.captions(1)[0] and any('"length":"12"' in body and '"language":null' in body for body in asked)
+        choose(language, "zh-Hans")
+        page.tap(*SCENE.objects[1].point)
+        assert all(page.captions(2)) and any('"length":"12","language":"zh-Hans"' in body for body in asked)
+        choose(length, "")
+        page.tab.locator("[data-mode]").nth(1).click()
+        page.tab.click('[data-id="run"]')
+        page.said(*(f"{count} regions." for count in range(1, 40)))
+        assert any('"everything"' in body and '"language":"zh-Hans"' in body for body in asked)
+        choose(task, "recognition")
+        for select in (length, language):
+            assert select.locator("option").all_text_contents() == ["usual"] and select.is_hidden()
+        assert not page.errors
     finally:
         server.stop()
+
+
+def choose(select, value):
+    """Chooses of a list, also where its panel is closed."""
+    select.evaluate("(select, value) => { select.value = value; select.dispatchEvent(new Event('change')) }", value)

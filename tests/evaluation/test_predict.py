@@ -5,12 +5,23 @@ import random
 import re
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from sca_hf.evaluation.captioners import BlankImages, PredictionsFile
+from sca_hf.evaluation.captioners import BlankImages, ImageQuery, PredictionsFile, RegionQuery
 from sca_hf.evaluation.predict import PredictSettings, predict
-from sca_hf.evaluation.predictions import PredictionError, read_predictions, read_run, run_file, write_predictions
+from sca_hf.evaluation.predictions import (
+    PredictionError,
+    PredictionRecord,
+    read_predictions,
+    read_run,
+    run_file,
+    write_predictions,
+)
 from sca_hf.evaluation.scoring import score_file
+from sca_hf.processing.masks_sca import encode_rle
+from sca_hf.processing.region_prompts_sca import RegionPrompt
 from tests.evaluation.predict_runs import finish, kill, start, tiny_captioner
 from tests.evaluation.region_files import tiny_record, write_regions
 
@@ -234,6 +245,43 @@ def test_a_file_of_predictions_is_a_captioner_and_shuffled_a_control(data, capti
     assert {r.system for r in shuffled} == {"tiny, shuffled regions"}
     with pytest.raises(PredictionError, match="has no prediction for image picture 9"):
         predict(PredictionsFile(first), {**data, "max_samples": 10}, tmp_path / "more.jsonl", progress=False)
+
+
+def test_a_mask_shuffled_to_a_picture_of_another_size_is_scaled_to_it(tmp_path):
+    sizes = [(60, 80), (30, 20)]
+    masks = [np.zeros(size, bool) for size in sizes]
+    masks[0][:30, :40] = masks[1][15:, 10:] = True
+    records = [
+        PredictionRecord(["x"], [str(k)], str(k), "0", width=w, height=h, iou_scores=[0.5], mask=encode_rle(masks[k]))
+        for k, (h, w) in enumerate(sizes)
+    ]
+    write_predictions(records, tmp_path / "said.jsonl")
+    shuffled = PredictionsFile(tmp_path / "said.jsonl", shuffle=0)
+    for own, size in enumerate(sizes):
+        asked = ImageQuery(Image.new("RGB", size[::-1]), str(own), [RegionQuery("0", [0, 0, 9, 9], RegionPrompt())])
+        ((answer,),) = shuffled.caption_regions([asked], with_masks=True)
+        assert answer.candidates == [str(1 - own)] and answer.masks[0].shape == size
+        expected = np.zeros(size, bool)
+        first = slice(size[0] // 2), slice(size[1] // 2)
+        last = slice(size[0] // 2, None), slice(size[1] // 2, None)
+        expected[first if own else last] = True
+        assert (answer.masks[0] == expected).all()
+
+
+def test_lines_that_were_changed_before_a_run_is_resumed_are_named(data, captioner, tmp_path):
+    output, settings = tmp_path / "said.jsonl", PredictSettings(batch_size=2)
+    predict(captioner, data, output, settings, progress=False)
+    lines = output.read_bytes().splitlines(True)[:8]
+    state = json.loads(run_file(output).read_text())
+    for place, changed in (
+        (1, [lines[1], lines[0], *lines[2:]]),
+        (1, [lines[0].replace(b"[5.5, ", b"[6.5, ", 1), *lines[1:]]),
+        (3, [*lines[:2], json.dumps(json.loads(lines[2]) | {"references": ["x"]}).encode() + b"\n", *lines[3:]]),
+    ):
+        output.write_bytes(b"".join(changed))
+        run_file(output).write_text(json.dumps({**state, "complete": False}))
+        with pytest.raises(PredictionError, match=rf"said\.jsonl, line {place} is not of image"):
+            predict(captioner, data, output, settings, progress=False)
 
 
 def test_records_of_other_tools_are_found_by_what_they_name(captioner, tmp_path):

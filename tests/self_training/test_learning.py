@@ -20,6 +20,7 @@ from taught import (
     write_recipe,
 )
 
+from sca_hf import ScaForConditionalGeneration
 from sca_hf.captioning import load
 from sca_hf.cli import main
 from sca_hf.self_training import RoundSettings, label_records, learn, rounds
@@ -109,6 +110,42 @@ def test_names_are_learned_as_names(judged, model, tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), manifest)
     for record in label_records(manifest):
         assert record["task"] == "recognition" and {region["category"] for region in record["regions"]} == {"ring"}
+
+
+def test_a_detail_encoder_cannot_learn_from_captions(judged, model, tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path, model, detail_steps=5))
+    with pytest.raises(ValueError, match=r"manifest\.parquet: training\.detail_steps needs names.*--task recognition"):
+        learn(recipe, [judged / "judged" / "manifest.parquet"])
+    with pytest.raises(ValueError, match="propose with --task recognition"):
+        rounds.run_rounds(recipe, [], model)
+
+
+def test_captions_of_a_length_are_proposed_judged_and_learned_as_such(tmp_path, monkeypatch):
+    tasks = ["recognition", "caption", "caption:short", "caption:de", "caption:de:short"]
+    teacher = save_model(tmp_path / "teacher", mixer_config={"tasks": tasks})
+    make_pictures(tmp_path, 2)
+    asked = []
+    generate, score = ScaForConditionalGeneration.generate, ScaForConditionalGeneration.score_captions
+
+    def noted(method):
+        def called(self, *arguments, **inputs):
+            asked.append(set(inputs["task_ids"].flatten().tolist()))
+            return method(self, *arguments, **inputs)
+
+        return called
+
+    monkeypatch.setattr(ScaForConditionalGeneration, "generate", noted(generate))
+    monkeypatch.setattr(ScaForConditionalGeneration, "score_captions", noted(score))
+    more = ["--length", "short", "--language", "de", "--quiet"]
+    assert main(propose_command(tmp_path, tmp_path / "proposals", teacher, *more)) == 0
+    assert main(judge_command(tmp_path / "proposals", tmp_path / "judged", teacher, "--tiles", "0", "--quiet")) == 0
+    assert len(asked) > 6 and {4} == set().union(*asked), "every view and judge asks for the same"
+    entries = [json.loads(line) for line in (tmp_path / "proposals" / "records.jsonl").read_text().splitlines()]
+    views = {view["view"] for entry in entries for record in entry["records"] for view in record["views"]}
+    assert "beams" in views and "flip" not in views, "no rule knows the sides of German"
+    for record in label_records(tmp_path / "judged" / "manifest.parquet"):
+        assert record["task"] == "caption"
+        assert all(one["lengths"] == ["short"] and one["languages"] == ["de"] for one in record["regions"])
 
 
 def test_pictures_that_are_evaluated_on_are_not_learned_from(judged, model, tmp_path, caplog):

@@ -96,6 +96,16 @@ def test_a_simulated_step_is_a_real_one():
     assert simulated.backward_peak == pytest.approx(real.backward_peak, rel=0.05)
 
 
+def test_agreement_is_counted_as_it_is_made():
+    config, inputs = tiny_config(), batch()
+    inputs["labels"] = torch.arange(3).view(1, 3, 1).expand_as(inputs["labels"]).contiguous()
+    real = simulate_step(real_model(config), inputs, agreement=True)
+    estimate = estimate_config(config, {**TRAINING, "agreement_weight": 1.0})
+    assert estimate.step.kept == pytest.approx(real.kept, rel=0.05)
+    assert estimate.step.backward_peak == pytest.approx(real.backward_peak, rel=0.05)
+    assert estimate.step.saved["language model"] > 2 * estimate_config(config, TRAINING).step.saved["language model"]
+
+
 def test_weights_gradients_and_optimizer_states_are_exact():
     config = tiny_config("open_llama")
     estimate, model = estimate_config(config, TRAINING), real_model(config)

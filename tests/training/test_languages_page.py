@@ -17,7 +17,7 @@ from sca_hf.training.recipe.schema import load_recipe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "languages.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+COMMANDS = [line.split("  #")[0] for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 (PROGRAM,) = (text for kind, text in BLOCKS if kind == "python")
 (RECIPE,) = (text for kind, text in BLOCKS if kind == "yaml")
 (LINES,) = (text for kind, text in BLOCKS if kind == "json")
@@ -64,9 +64,10 @@ def test_the_program_of_the_page_asks_for_one_language_and_for_several(folder, m
 def test_the_page_leads_from_annotations_to_captions_in_their_languages(folder, capsys):
     for command in COMMANDS:
         words = shlex.split(command)[1:]
-        more = {"train": SHORT, "evaluate": []}.get(words[0], ["--device", "cpu"])
+        more = {"train": SHORT, "evaluate": [], "data": []}.get(words[0], ["--device", "cpu"])
         assert main([*words, *more]) in (0, None), command
     tasks = ScaForConditionalGeneration.from_pretrained("runs/languages/model").config.mixer_config.tasks
     assert tasks[-3:] == ["caption:en", "caption:de", "caption:zh-Hans"]
     assert '"languages"' in Path("out.json").read_text() and Path("everything/coco.json").is_file()
-    assert "tokenizer unicode, language de" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "  languages   1 en, 1 de, 1 zh-Hans\n" in said and "tokenizer unicode, language de" in said

@@ -91,6 +91,17 @@ def test_other_code_and_settings_are_another_run(run, base, regions, monkeypatch
         run_recipe(run)
 
 
+def test_other_files_of_a_stream_are_another_run(base, regions, tmp_path):
+    data = {"train": {"format": "jsonl", "path": str(regions), "streaming": True}}
+    data["eval"] = data["train"]
+    plan = recipe(base, regions, tmp_path / "run", data=data, max_eval_samples=4)
+    run_recipe(plan)
+    assert run_recipe(plan).found_finished
+    change_a_record(regions)
+    with pytest.raises(CheckpointError, match=r"stream 0, jsonl was .*stream 0, jsonl was"):
+        run_recipe(plan)
+
+
 def test_spelling_moved_folders_and_logging_are_the_same_run(run, base, regions, tmp_path, monkeypatch):
     for name in ("base", "run"):
         shutil.move(tmp_path / name, tmp_path / f"moved-{name}")

@@ -98,6 +98,8 @@ class ImageCaptioner:
         self.run = run
         self.model, self.processor = load(run.model, run.device, run.dtype, run.revision)
         self.settings = self.processor.anything_settings_for(run.settings)
+        asked = self.processor(original_sizes=[(8, 8)], **self.settings.asked)  # what is unknown is no image's fault
+        self.task = self.processor.tasks[int(asked["task_ids"][0, 0])]
         self.batch_size = run.batch_size or images_at_once(self.model)
 
     def captions(self, items: Sequence[ImageItem]) -> Iterator[dict[str, Any]]:

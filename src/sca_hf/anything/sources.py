@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -15,9 +16,14 @@ from typing import Any
 
 from PIL import Image
 
+from ..data.pictures import check_place, picture_stamp
 from ..data.readers.common import IMAGE_SUFFIXES, may_be_picture
-from ..files import UNFINISHED, digest_of, read_json
+from ..data.region import RegionRecordError, record_image
+from ..data.writers import WRITERS
+from ..files import UNFINISHED, digest_of, leads_out, read_json
 
+
+logger = logging.getLogger(__name__)
 
 # Where in the folder of a run its drawings are.
 OVERLAYS = "overlays"
@@ -38,8 +44,6 @@ class ImageItem:
     @cached_property
     def stamp(self) -> str:
         """Tells this picture, with the boxes that a data set has for it, from another of the same name."""
-        from ..data.pictures import picture_stamp  # imports NumPy
-
         if isinstance(self.image, dict):
             return f"{picture_stamp(self.image['image'])} {digest_of([r['box'] for r in self.image['regions']])}"
         return picture_stamp(self.image)
@@ -54,8 +58,6 @@ class ImageItem:
         if isinstance(self.image, Exception):
             raise self.image
         if isinstance(self.image, dict):
-            from ..data.region import record_image
-
             return record_image(self.image)
         from ..processing.images_sca import as_image  # imports torch, which finding images does not need
 
@@ -101,8 +103,6 @@ def _is_path(item: ImageItem) -> bool:
 
 def _is_written(path: str, output: str) -> bool:
     """Whether a picture is one that a run writes into its own folder."""
-    from ..data.writers import WRITERS  # imports NumPy
-
     inside = os.path.relpath(os.path.realpath(path), os.path.realpath(output)).split(os.sep)
     return len(inside) > 1 and (inside[0] in (OVERLAYS, *WRITERS) or inside[0].startswith(UNFINISHED))
 
@@ -135,10 +135,8 @@ def _items(source: str, specs: bool) -> Iterator[ImageItem]:
     elif _ADDRESS.match(source):
         yield ImageItem(source[:100], source)
     elif os.path.isdir(source):
-        files = [file for file in sorted(path.rglob("*")) if may_be_picture(file)]
-        yield from (ImageItem(file.relative_to(path).as_posix(), str(file)) for file in files)
-        if not files:
-            yield ImageItem(source, FileNotFoundError(f"there is no image in {source}."))
+        found = list(_pictures_below(path))
+        yield from found or [ImageItem(source, FileNotFoundError(f"there is no image in {source}."))]
     elif specs and path.suffix in (".yaml", ".yml"):
         yield from _records(source)
     elif os.path.exists(source):
@@ -156,6 +154,22 @@ def _items(source: str, specs: bool) -> Iterator[ImageItem]:
         yield ImageItem(source, FileNotFoundError(f"{source} {kinds}."))
 
 
+def _pictures_below(folder: Path) -> Iterator[ImageItem]:
+    """Yields the pictures of a folder; what has the name of one but is none of its files comes with its error."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and leads_out(folder, path):
+            logger.warning("%s is a link that leads out of %s: name it too to have its pictures.", path, folder)
+        named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+        if not named and not may_be_picture(path):
+            continue
+        image: Any = str(path)
+        try:
+            check_place(path, [folder])
+        except RegionRecordError as error:
+            image = error
+        yield ImageItem(path.relative_to(folder).as_posix(), image)
+
+
 def _standard_input() -> ImageItem:
     """The picture that is piped in; its name has its content, so that a run is not resumed with another."""
     if sys.stdin is None or sys.stdin.isatty():
@@ -170,14 +184,10 @@ def _standard_input() -> ImageItem:
 
 
 def _records(spec: str) -> Iterator[ImageItem]:
-    from ..data.loading import RecordSource, parse_spec
+    from ..data.loading import parse_spec, spec_source
     from ..data.read_report import ReadReport
 
-    options = parse_spec(spec)
-    if "format" not in options:
-        raise ValueError(f"{spec}: a data spec needs a format.")
-    known = {name: options.pop(name) for name in ("on_error", "task", "max_samples", "group") if name in options}
-    source = RecordSource(options.pop("format"), options, keep_empty=True, **known)
+    source = spec_source(parse_spec(spec), keep_empty=True)
     report = ReadReport(source=source.name)
     for record in source.records(report):
         yield ImageItem(str(record["image_id"]), record)
@@ -187,14 +197,14 @@ def _records(spec: str) -> Iterator[ImageItem]:
 Boxes = dict[str, list[list[float]]]
 
 
-def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
+def read_boxes(path: str | Path, min_score: float | None = None) -> Boxes:
     """Reads boxes by image name.
 
     Args:
         path: A JSON file: COCO's own form (`images`, `annotations`), COCO results (a list of `bbox` with `file_name`,
             or with an `image_id` that is an image's name with or without suffix), or an object from image names to
             lists of `{"box": [x1, y1, x2, y2]}`, with a `score` where there is one.
-        min_score: Boxes with a lower `score` are left out.
+        min_score: Boxes with a lower `score` are left out; None keeps all, as scores may be logarithms.
 
     Returns:
         Image name -> boxes xyxy, pixels of the upright original.
@@ -202,12 +212,13 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
     from ..prompt_arguments import read_regions_file
 
     path = Path(path)
+    lowest = float("-inf") if min_score is None else min_score
     content = read_json(path)
     if isinstance(content, Mapping) and "annotations" in content:
         names = {image["id"]: str(image["file_name"]) for image in content.get("images", [])}
-        return _coco_boxes(path, content["annotations"], names, min_score)
+        return _coco_boxes(path, content["annotations"], names, lowest)
     if isinstance(content, list) and content and isinstance(content[0], Mapping) and "bbox" in content[0]:
-        return _coco_boxes(path, content, {}, min_score)
+        return _coco_boxes(path, content, {}, lowest)
     by_name = read_regions_file(path)
     if None in by_name:
         raise ValueError(
@@ -217,7 +228,7 @@ def read_boxes(path: str | Path, min_score: float = 0.0) -> Boxes:
         if any(region.box is None for region in regions):
             raise ValueError(f"{path}, {name}: every region needs a box.")
     return {
-        str(name): [list(r.box) for r in regions if r.box is not None and _score(r.extra, r.place) >= min_score]
+        str(name): [list(r.box) for r in regions if r.box is not None and _score(r.extra, r.place) >= lowest]
         for name, regions in by_name.items()
     }
 

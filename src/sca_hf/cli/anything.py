@@ -82,7 +82,7 @@ def add(commands: Any) -> None:
         metavar="FILE.json",
         help="caption the boxes of a detector; `data` takes those of the data set",
     )
-    declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="drop boxes with lower scores")
+    declared.add_argument("--min-score", type=float, metavar="X", help="drop boxes with lower scores")
     declared.add_argument("--num-beams", type=positive, metavar="N", help="beams to search with (default: greedy)")
     add_agreement(declared)
     declared.add_argument("--overlays", action="store_true", help="draw each image with its regions")

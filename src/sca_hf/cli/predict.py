@@ -98,12 +98,13 @@ def run(options: argparse.Namespace) -> None:
     quiet(downloads=not options.quiet)
     if options.captioner is None:
         notice_scope(options, options.model)
-    from ..data.loading import parse_options, parse_spec
+    from ..data.loading import parse_spec
     from ..evaluation.captioners import CONTROLS, load_captioner
     from ..evaluation.predict import PredictSettings, predict, write_for_tool
     from ..evaluation.predictions import check_output
     from ..evaluation.protocols import find_protocol
     from ..run_log import torchrun_rank
+    from ..yaml_files import parse_options
 
     check_output(output)
     names = ("prompt", "protocol", "seed", "batch_size", "masks", "system", "language")
@@ -113,9 +114,6 @@ def run(options: argparse.Namespace) -> None:
         data["max_samples"] = options.max_samples
     beams = options.num_beams or (find_protocol(options.protocol).num_beams if options.protocol else 1)
     generation = {"num_beams": beams, "max_new_tokens": options.max_new_tokens}
-    if options.agreement and options.captioner is not None:
-        raise ValueError("--agreement is for --model: another captioner has no listener.")
-    generation |= {"output_agreements": True} if options.agreement else {}
     asked = {"captioner": "sca"} | ({} if options.model is None else {"model": options.model})
     if options.revision is not None and options.captioner is not None:
         raise ValueError("--revision is for --model; name that of another captioner in --captioner.")
@@ -125,6 +123,9 @@ def run(options: argparse.Namespace) -> None:
         asked = parse_options(options.captioner, "captioner", "captioner")
     if "captioner" not in asked:
         raise ValueError(f"{options.captioner} does not say which captioner: put `captioner: NAME` into it.")
+    if options.agreement and asked["captioner"] != "sca":
+        raise ValueError(f"--agreement is for our model: {asked['captioner']} has no listener.")
+    generation |= {"output_agreements": True} if options.agreement else {}
     captioner = load_captioner(
         asked.pop("captioner"), process_device(options.device), options.dtype, generation, **asked
     )

@@ -163,7 +163,7 @@ def add_proposing(declared: Any) -> None:
     declared.add_argument(
         "--boxes", metavar="FILE.json", help="regions: boxes of a detector; `data`: those of the data set"
     )
-    declared.add_argument("--min-score", type=float, default=0.0, metavar="X", help="drop boxes with lower scores")
+    declared.add_argument("--min-score", type=float, metavar="X", help="drop boxes with lower scores")
     declared.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS), help="(default: all)")
     declared.add_argument("--num-beams", type=positive, default=3, metavar="N", help="beams of `beams` (%(default)s)")
 

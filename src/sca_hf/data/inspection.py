@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..drawing import DrawnRegion, SheetTile, cut_region, draw_sheet
 from ..processing.masks_sca import decode_rle
-from .loading import RecordSource, leave_undecoded, parse_spec
+from .loading import leave_undecoded, parse_spec, spec_source
+from .notes import NOTES
 from .read_report import ReadReport, check_records
 from .region import RegionRecordError, record_image
 
@@ -81,6 +82,7 @@ class DataReport:
         regions_per_image, captions_per_region: Their distributions.
         caption_words, caption_tokens: lengths of the captions; tokens, with the end token, if a tokenizer was given.
         different_captions: how many there are, white space and case aside.
+        lengths, languages: captions by what is said of them; empty where nothing is.
         categories: regions by category.
         widths, heights: sides of the boxes in whole pixels.
         sizes: regions that are small, medium, large by COCO's measure (32 x 32, 96 x 96 pixels).
@@ -97,6 +99,8 @@ class DataReport:
     caption_words: Distribution = field(default_factory=Distribution)
     caption_tokens: Distribution | None = None
     different_captions: int = 0
+    lengths: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
     categories: Counter[str] = field(default_factory=Counter)
     widths: Distribution = field(default_factory=Distribution)
     heights: Distribution = field(default_factory=Distribution)
@@ -166,11 +170,7 @@ def good_records(data: Any, read: ReadReport) -> Iterator[Record]:
     if isinstance(data, str | os.PathLike):
         data = parse_spec(data)
     if isinstance(data, Mapping):
-        options = {str(key): value for key, value in data.items() if key not in ("streaming", "on_error")}
-        ours = {key: options.pop(key) for key in ("task", "max_samples", "keep_empty", "group") if key in options}
-        if "format" not in options:
-            raise ValueError(f"a data spec needs a format; got {sorted(options)}.")
-        source = RecordSource(options.pop("format"), options, "skip", **ours)
+        source = spec_source(data, on_error="skip")
         read.source = source.name
         yield from source.records(read)
         return
@@ -216,6 +216,8 @@ class _Counter:
         for caption in region["captions"]:
             report.caption_words.add(len(caption.split()))
             self.captions.add(" ".join(caption.lower().split()))
+        for name in NOTES:
+            getattr(report, name).update("none" if said is None else said for said in region.get(name) or ())
         self.waiting += region["captions"]
 
     def finish(self) -> None:
@@ -226,6 +228,10 @@ class _Counter:
             for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
                 self.report.caption_tokens.add(len(ids) + 1)
         self.waiting = []
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
 
 
 def format_report(report: DataReport, max_rows: int = 20) -> str:
@@ -243,6 +249,7 @@ def format_report(report: DataReport, max_rows: int = 20) -> str:
         ),
         ("words", f"{_range(report.caption_words)} per caption"),
     ]
+    rows += [(name, _listed(found)) for name in NOTES if (found := getattr(report, name))]
     if report.caption_tokens is not None:
         over = report.caption_tokens.over(_CAPTION_TOKENS)
         text = f"{_range(report.caption_tokens)} per caption, EOS included; {over} captions are longer than"

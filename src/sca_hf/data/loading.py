@@ -19,19 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_
 
 from ..environment import install_command
 from ..files import (
+    digest_of,
     file_sizes,
     hash_file,
-    is_special,
-    leads_out,
     named_paths,
     naming_full_disk,
     read_json,
     to_json,
     write_whole,
 )
-from ..yaml_files import parse_yaml
+from ..yaml_files import parse_options
 from .notes import NOTES, NotedCaptionsError, without_notes
-from .pictures import check_picture, picture_stamp
+from .pictures import check_picture, check_place, picture_stamp
 from .read_report import ReadReport, check_records
 from .region import TASKS, RegionRecordError, load_names, naming, region_features
 
@@ -46,6 +45,8 @@ _MANIFEST, _REPORT = "manifest.json", "report.json"
 # Reports of the data sets that this process has opened whole, for a command to tell at its end what was skipped.
 OPENED: list[ReadReport] = []
 OnError = Literal["raise", "skip"]
+# Of a data spec, what is no option of its reader.
+_OF_SOURCES = ("on_error", "task", "max_samples", "keep_empty", "group")
 Reader = Callable[..., Iterator[dict[str, Any] | RegionRecordError]]
 
 # format -> "module of readers/:function", imported when first used, or a reader of your own
@@ -169,7 +170,7 @@ class RecordSource:
                 with naming(f"{values.get('source') or self.name}, image {values.get('image_id')}"):
                     if isinstance(values.get("image"), str | os.PathLike):
                         values["image"] = os.path.abspath(values["image"])
-                        _check_place(Path(values["image"]), folders)
+                        check_place(Path(values["image"]), folders)
                     values["group"] = self._group_of(values)
                     values = check_picture(values, self.decode)
             except RegionRecordError as error:
@@ -204,6 +205,15 @@ class RecordSource:
         """What the options name on this disk, and what the reader looks for beside it, absolute."""
         beside = getattr(find_reader(self.format), "paths", None)
         return [*named_paths(self.options), *(named_paths(beside(**self.options)) if beside else ())]
+
+    def identity(self) -> str:
+        """Returns a key of the records that needs none of them: options and files (names, sizes, times) decide it.
+
+        Where the files are does not.
+        """
+        plain = {name: value for name, value in self.options.items() if not any(named_paths(value))}
+        files = [_stamp(path)[1:] for path in self._paths()]
+        return digest_of({**asdict(self), "options": plain, "files": files})
 
     def cache_key(self) -> str:
         """Returns a key that changes with the options, the files they name (names, sizes, times) and our own code."""
@@ -302,15 +312,6 @@ def leave_undecoded(dataset: Any) -> Any:
     return dataset.cast_column("image", type(features["image"])(decode=False))
 
 
-def _check_place(image: Path, folders: Iterable[Path]) -> None:
-    """Refuses a picture that is no regular file, or a link that leads out of the folder that its data set named."""
-    above = [folder for folder in folders if image.is_relative_to(folder)] or [image.parent]
-    if is_special(image):
-        raise RegionRecordError(f"{image} is not a regular file")
-    if all(leads_out(folder, image) for folder in above):
-        raise RegionRecordError(f"{image} is a link that leads out of {above[0]}: copy the picture there")
-
-
 def _streamed_records(sources: list[RecordSource]) -> Iterator[dict[str, Any]]:
     """Yields the records of a worker's share of the parts: `datasets` divides lists among its workers."""
     for source in sources:
@@ -365,56 +366,27 @@ def _stored_records(source: RecordSource, folder: Path, notes: tuple[str, ...] =
 
 def load_spec(spec: Mapping[str, Any]) -> Dataset | IterableDataset:
     """Opens what a mapping describes: `{"format": "voc", "root": ..., "task": "caption"}`."""
+    return load_regions(**_named(spec))
+
+
+def spec_source(spec: Mapping[str, Any], **more: Any) -> RecordSource:
+    """Returns what a mapping describes, not yet opened; `more` are fields of [`RecordSource`]."""
+    options = _named(spec)
+    options.pop("streaming", None)
+    more = {name: options.pop(name) for name in _OF_SOURCES if name in options} | more
+    return RecordSource(options.pop("format"), options, **more)
+
+
+def _named(spec: Mapping[str, Any]) -> dict[str, Any]:
     options = {str(key): value for key, value in spec.items()}
     if "format" not in options:
         raise ValueError(f"a data spec needs a format, one of {', '.join(READERS)}; got {sorted(options)}")
-    return load_regions(**options)
+    return options
 
 
 def parse_spec(text: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a data spec from the command line, see [`parse_options`]: `voc:root=signs,task=caption`."""
     return parse_options(text, "format", "data spec", lambda name: text_options(find_reader(name)))
-
-
-def parse_options(
-    text: str | os.PathLike[str], first: str, what: str, texts: Callable[[str], set[str]] = lambda name: set()
-) -> dict[str, Any]:
-    """Reads `name:option=value,...` as a mapping with the name under `first`, or the YAML file that is named.
-
-    Numbers, true, false and null are read as such, and a dot goes into a mapping: `columns.boxes=objects.bbox`. What
-    holds a comma, or is of another kind, needs a YAML file. `what` is what errors call it; `texts` returns the options
-    of a name that are texts whatever they look like.
-    """
-    text = os.fspath(text)
-    if text.endswith((".yaml", ".yml")):
-        return _load_yaml(Path(text), what, first)
-    name, _, rest = text.partition(":")
-    as_text = texts(name)
-    spec: dict[str, Any] = {first: name}
-    for item in rest.split(",") if rest else ():
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{what} {text!r}: {item!r} is not option=value")
-        *outer, last = key.split(".")
-        place: Any = spec
-        for part in outer:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"{what} {text!r}: {part} is a value and a mapping")
-        if last in place:
-            raise ValueError(f"{what} {text!r}: {key} is given twice")
-        place[last] = value if key in as_text and value.lower() not in _WORDS else _scalar(value)
-    return spec
-
-
-def _load_yaml(path: Path, what: str, first: str) -> dict[str, Any]:
-    try:
-        spec = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{what} {path} cannot be read ({error})") from error
-    if not isinstance(spec, dict):
-        raise ValueError(f"{what} {path} holds a {type(spec).__name__}, expected a mapping with a {first}")
-    return spec
 
 
 def text_options(reader: Reader) -> set[str]:
@@ -439,22 +411,6 @@ def check_choices(reader: Reader, options: Mapping[str, Any]) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
-
-
-def _scalar(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if "_" in text:  # which Python would take for a number in 2007_12
-        return text
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _as_stored(region: dict[str, Any]) -> dict[str, Any]:
@@ -486,7 +442,8 @@ def _stamp(path: str) -> list[Any]:
                     folders.append(entry.path)
                 elif entry.is_file():
                     status = entry.stat()
-                    digest.update(f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
+                    name = os.path.relpath(entry.path, path)
+                    digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="replace"))
     return [path, digest.hexdigest()]
 
 

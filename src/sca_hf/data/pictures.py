@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ..files import digest_of, is_special
+from ..files import digest_of, is_special, leads_out
 from ..processing.masks_sca import decode_rle, encode_rle
 from .region import RegionRecordError
 
@@ -127,6 +127,15 @@ def _is_complete(file: Any, format: str) -> bool:
     file.seek(max(0, length - _TAIL))
     end = file.read(_TAIL)
     return end.rstrip(b"\0").endswith(_ENDS[format]) if format == "GIF" else _ENDS[format] in end
+
+
+def check_place(image: Path, folders: Iterable[Path]) -> None:
+    """Refuses a picture that is no regular file, or a link that leads out of the folder that was named."""
+    above = [folder for folder in folders if image.is_relative_to(folder)] or [image.parent]
+    if is_special(image):
+        raise RegionRecordError(f"{image} is not a regular file")
+    if all(leads_out(folder, image) for folder in above):
+        raise RegionRecordError(f"{image} is a link that leads out of {above[0]}: copy the picture there")
 
 
 def check_picture(record: Mapping[str, Any], decode: bool = False) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -358,6 +359,12 @@ class PredictionRun:
             rows: What is known of the records.
         """
         found = self._log.own[self._place : self._place + len(rows)]
+        for number, (line, row) in enumerate(zip(found, rows, strict=False), self._place + 1):
+            if (line.key, line.about) != (record_key(row), _given(row)):
+                raise PredictionError(
+                    f"{self.part}, line {number} is not of image {row['image_id']}, region {row['region_id']}, or not "
+                    "as the data have it: it was changed. Remove it and all lines after it, and run the same command."
+                )
         if len(found) == len(rows):
             self._place += len(rows)
             return True
@@ -427,11 +434,16 @@ def record_key(row: Mapping[str, Any]) -> str:
     return json.dumps([row["image_id"], row["region_id"]])
 
 
-def _head(line: bytes) -> tuple[str, None]:
+def _head(line: bytes) -> tuple[str, int]:
     row = json.loads(line)
-    if not isinstance(row, dict) or not {"image_id", "region_id"} <= set(row):
+    if not isinstance(row, dict) or not {"image_id", "region_id", "box", "references"} <= set(row):
         raise ValueError("not a record")
-    return record_key(row), None
+    return record_key(row), _given(row)
+
+
+def _given(row: Mapping[str, Any]) -> int:
+    """Returns a sum of what a record has from the data."""
+    return zlib.crc32(json.dumps([row["box"], row["references"]]).encode())
 
 
 def build_query(row: Mapping[str, Any], kind: str = "box", seed: int = 0, language: str | None = None) -> ImageQuery:

@@ -45,6 +45,8 @@ def learn(
     specs, counts = [], []
     for manifest in manifests:
         records = label_records(manifest)
+        for record in records:
+            check_task(recipe, record["task"], str(manifest))
         specs.append(_written(records, output / LABELS))
         counts.append({"pictures": len(records), "labels": sum(len(record["regions"]) for record in records)})
     data = recipe.data.model_dump() | {"pseudo": specs, "pseudo_share": share}
@@ -57,6 +59,15 @@ def learn(
         ]
         write_whole(output / PROVENANCE, to_json({"share": share, "start": start, "labels": sources}))
     return result
+
+
+def check_task(recipe: Recipe, task: str | None, where: str) -> None:
+    """Raises where labels of a task, at `where`, cannot be learned from: the detail encoder is trained on names."""
+    if recipe.training.get("detail_steps") and task != "recognition":
+        raise ValueError(
+            f"{where}: training.detail_steps needs names, but the labels are captions: propose with --task "
+            "recognition, or set --training.detail_steps=0."
+        )
 
 
 def _from(start: str, section: ModelSection) -> ModelSection:

@@ -15,6 +15,7 @@ from typing import Any
 from ..data.readers.tables import read_batches
 from ..data.region import RegionRecord, RegionRecordError
 from ..files import digest_of, replacing
+from ..processing.captions_sca import task_parts
 
 
 MANIFEST = "manifest.parquet"
@@ -90,6 +91,7 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
             raise RegionRecordError(
                 f"{path}, image {row['image']}, region {row['region']}: caption is {caption!r}, expected a text"
             )
+        task, language, length = task_parts(row.get("task") or "caption")
         record = by_image.setdefault(
             (str(row["image"]), str(row["file"])),
             {
@@ -97,7 +99,7 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
                 "image_id": str(row["image"]),
                 "width": row["width"],
                 "height": row["height"],
-                "task": row.get("task") or "caption",
+                "task": task,
                 "regions": [],
             },
         )
@@ -107,7 +109,8 @@ def label_records(path: str | Path) -> list[dict[str, Any]]:
             "box": row["box"],
             "mask": mask if mask and mask.get("counts") else None,
         }
-        region |= {"category": caption} if record["task"] == "recognition" else {"captions": [caption]}
+        region |= {"category": caption} if task == "recognition" else {"captions": [caption]}
+        region |= {name: [said] for name, said in (("lengths", length), ("languages", language)) if said is not None}
         record["regions"].append(region)
     if not by_image:
         raise ValueError(f"{path} has no row that is kept: lower the thresholds of the judges, or add pictures.")

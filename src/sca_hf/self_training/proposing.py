@@ -89,9 +89,7 @@ def proposals(run: ProposeRun) -> Callable[[list[ImageItem]], Iterable[dict[str,
 
     def lines(items: list[ImageItem]) -> Iterator[dict[str, Any]]:
         captioner = ImageCaptioner(run)
-        views = ViewCaptioner(
-            captioner.model, captioner.processor, run.further_views, run.num_beams, captioner.settings.task
-        )
+        views = ViewCaptioner(captioner.model, captioner.processor, run.further_views, run.num_beams, captioner.task)
         for item in items:
             known = {"image": item.name, "picture": item.stamp}
             try:
@@ -102,7 +100,7 @@ def proposals(run: ProposeRun) -> Callable[[list[ImageItem]], Iterable[dict[str,
                 continue
             _keep_picture(item, Path(run.output) / picture_of(item))
             more = {"width": picture.width, "height": picture.height, "file": picture_of(item)}
-            yield {**known, **more, "task": captioner.settings.task, "records": records}
+            yield {**known, **more, "task": captioner.task, "records": records}
 
     return lines
 

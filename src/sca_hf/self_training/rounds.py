@@ -24,7 +24,7 @@ from ..training.recipe.run import MODEL, build_datasets, run_recipe
 from ..training.recipe.schema import ModelSection, Recipe
 from ..training.trainer import ScaTrainer
 from .judging import Judged, JudgeRun, judge
-from .learning import learn
+from .learning import check_task, learn
 from .proposing import ProposeRun, propose
 from .settings import SelectionSettings
 
@@ -143,6 +143,7 @@ def run_rounds(
     settings = settings or RoundSettings()
     if not recipe.data.eval and recipe.data.holdout is None:
         raise ValueError("rounds are compared on a held-out set: add data.eval or data.holdout to the recipe.")
+    check_task(recipe, settings.proposing.get("settings", {}).get("task"), recipe.output)
     output = Path(recipe.output)
     metrics, model = _begin(recipe, teacher, progress)
     metric = settings.metric or next((name for name in _METRICS if name in metrics), _METRICS[-1])

@@ -16,7 +16,7 @@ from ..data.prompts import PromptSource, draw_prompt
 from ..data.region import region_mask
 from ..data.sides import mirrored_text
 from ..processing.anything_sca import Encoded, encode_image
-from ..processing.captions_sca import best_caption
+from ..processing.captions_sca import best_caption, task_parts
 from ..processing.region_prompts_sca import RegionPrompt, processor_arguments
 
 
@@ -32,12 +32,15 @@ class ViewCaptioner:
         model, processor: The teacher.
         views: Of `VIEWS`, without the first.
         num_beams: How many beams the view `beams` searches with.
-        task: A task of the model; None takes its default.
+        task: A task of the model, of a length or in a language too (`caption:de:short`); None takes its default.
     """
 
     def __init__(self, model: Any, processor: Any, views: Sequence[str], num_beams: int, task: str | None) -> None:
         self.model, self.processor, self.views, self.task = model, processor, views, task
         self.num_beams = num_beams
+        language = None if task is None else task_parts(task)[1]
+        if language is not None and language.split("-")[0] != "en":
+            self.views = [view for view in views if view != "flip"]  # no rule knows the sides of other languages
 
     def captions(
         self, picture: Image.Image, regions: Sequence[dict[str, Any]], encoded: Encoded

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ...files import hash_file
-from ...processing.masks_sca import decode_rle
+from ...processing.masks_sca import decode_rle, encode_rle
 from ..predictions import PredictionError, PredictionRecord, read_predictions
 from .interface import Captioner, ImageQuery, RegionPrediction
 
@@ -92,8 +92,21 @@ def _shuffled(records: list[PredictionRecord], seed: int | None) -> list[Predict
     order = np.random.default_rng(seed).permutation(len(records))
     # Each takes from the next in a random ring, so that none keeps its own.
     takes_from = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    answers = ("candidates", "scores", "iou_scores", "mask", "masks")
-    return [
-        replace(record, **{name: getattr(records[takes_from[index]], name) for name in answers})
-        for index, record in enumerate(records)
-    ]
+    return [_with_answer(record, records[takes_from[index]]) for index, record in enumerate(records)]
+
+
+def _with_answer(record: PredictionRecord, other: PredictionRecord) -> PredictionRecord:
+    """Returns a record with the answer of another, masks scaled to its own picture."""
+    size = (record.height, record.width) if record.height and record.width else None
+    answer = {name: getattr(other, name) for name in ("candidates", "scores", "iou_scores", "mask", "masks")}
+    if size is not None:
+        answer["mask"] = _scaled(other.mask, size)
+        answer["masks"] = other.masks and [_scaled(mask, size) for mask in other.masks]
+    return replace(record, **answer)
+
+
+def _scaled(rle: dict[str, Any] | None, size: tuple[int, int]) -> dict[str, Any] | None:
+    """Returns a mask at another (height, width)."""
+    if rle is None or tuple(rle["size"]) == size:
+        return rle
+    return encode_rle(np.asarray(Image.fromarray(decode_rle(rle)).resize(size[::-1], Image.Resampling.NEAREST)))

@@ -110,7 +110,7 @@ def estimate_memory(build: Callable[[ScaTrainingArguments], Any], training: Mapp
         with without_contents():
             emptied(model)
             batch = _batch(config, args)
-            step = simulate_step(model, batch, half)
+            step = simulate_step(model, batch, half, args.agreement_weight > 0)
     regions, tokens = batch["input_ids"].shape[1:]
     parts = list(part_memories(model, args.quantize_language_model))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

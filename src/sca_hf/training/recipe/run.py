@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,22 +273,40 @@ def _identity(recipe: Recipe, args: ScaTrainingArguments, train: Any, evaluation
     """Returns what decides a run: of its weights, which a resumed run must share, and of the rest of its result."""
     from ...data.loading import load_spec
 
+    section = recipe.data
     named = recipe.model.sources.items()
     sources = {name.rstrip("_"): model_identity(source, revision) for name, (source, revision) in named}
-    sets = evaluation if isinstance(evaluation, dict) else {"eval": evaluation}
-    scored = {name: training_data(one) for name, one in sets.items()}
+    if isinstance(evaluation, dict):
+        specs = {section.name_of(spec): [spec] for spec in section.eval}
+        scored = {name: training_data(one) or _streams(section, specs[name]) for name, one in evaluation.items()}
+    else:
+        scored = {"eval": training_data(evaluation) or _streams(section, section.eval)}
     plain = {
         name: value for name, value in recipe.model.model_dump(by_alias=True).items() if not name.endswith("revision")
     }
     weights = {"versions": versions(), "model": {**plain, **sources, "scope": None}}
-    weights |= {"data": training_data(train), "training": settling_arguments(args)}
+    data = training_data(train) or _streams(section, [*section.train, *section.pseudo], mixed=True)
+    weights |= {"data": data, "training": settling_arguments(args)}
     if args.load_best_model_at_end:
         weights["evaluated"] = scored
-    outside = [training_data(load_spec(recipe.data.reader_spec(spec))) for spec in recipe.data.outside]
+    outside = [training_data(load_spec(section.reader_spec(spec))) for spec in section.outside]
     names = ("max_steps", "num_train_epochs", "save_form", "eval_generate", "eval_prompt", "max_eval_samples")
     rest = {"evaluated": scored, "scope": recipe.model.scope, "outside": outside}
     rest |= {name: getattr(args, name) for name in names}
     return json.loads(json.dumps({"weights": weights, "rest": rest}, default=str), parse_constant=str)
+
+
+def _streams(section: DataSection, specs: Iterable[Mapping[str, Any]], mixed: bool = False) -> dict[str, Any]:
+    """Identifies streams, of which nothing has been read, by options and files; `mixed` by how they are mixed too."""
+    from ...data.loading import spec_source
+
+    sets = {
+        f"stream {number}, {section.name_of(spec)}": spec_source(section.reader_spec(spec)).identity()
+        for number, spec in enumerate(specs)
+    }
+    if not mixed:
+        return sets
+    return {**sets, **section.mixing.model_dump(), "odds": section.probabilities(), "share": section.pseudo_share}
 
 
 def _claim(output: Path, args: ScaTrainingArguments, identity: dict[str, Any], resume: bool) -> None:

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..agreement import captions_agreement_loss
+
 
 # What autocast runs in float32 on CUDA, as far as it runs in half precision on the CPU that stands in for it here
 # (aten/src/ATen/autocast_mode.h).
@@ -146,7 +148,9 @@ def emptied(model: nn.Module) -> None:
                 store[name] = seen[id(old)][1]
 
 
-def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dtype | None = None) -> StepMemory:
+def simulate_step(
+    model: nn.Module, batch: Mapping[str, Any], autocast: torch.dtype | None = None, agreement: bool = False
+) -> StepMemory:
     """Runs forward and backward once and says what was alive when.
 
     Args:
@@ -154,6 +158,7 @@ def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dt
             accumulate, and are not counted.
         batch: The arguments of `forward`, with labels.
         autocast: The half precision to run in, by CUDA's rules. None runs as the weights are.
+        agreement: Whether the loss has the term of the listener, of captions that have nothing in common.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -184,7 +189,7 @@ def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dt
         if autocast is not None:
             stack.enter_context(torch.autocast("cpu", dtype=autocast))
             stack.enter_context(_CudaAutocast())
-        loss = _loss(model, batch, autocast)
+        loss = _loss(model, batch, autocast, agreement)
         marks["language model"] = live.now
         memory.forward_peak = live.take_peak()
         loss.backward()
@@ -196,9 +201,13 @@ def simulate_step(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dt
     return memory
 
 
-def _loss(model: nn.Module, batch: Mapping[str, Any], autocast: torch.dtype | None) -> torch.Tensor:
+def _loss(model: Any, batch: Mapping[str, Any], autocast: torch.dtype | None, agreement: bool) -> torch.Tensor:
     """The loss alone: the Trainer lets go of the other outputs too, after it has cast all of them to float32."""
     output = model(**batch)
+    if agreement:
+        images, regions, tokens = batch["input_ids"].shape
+        captions = [[[region] * tokens for region in range(regions)]] * images
+        output["loss"] = output.loss + captions_agreement_loss(model.language_model, output.prefix_embeds, captions)
     if autocast is not None:
         tree_map(lambda value: value.float() if isinstance(value, torch.Tensor) else value, dict(output))
     return output.loss
