@@ -35,6 +35,8 @@ def read_recipe(name: str, output: Path, seed: int, data: Path, steps: int | Non
         weights, values = values["weights"], read_yaml(HERE / FIRST)
         train = [{**spec, "weight": weights[spec["as"]]} for spec in values["data"]["train"] if spec["as"] in weights]
         values["data"]["train"] = train
+        augmentation = values["training"]["augmentation"]
+        augmentation["by_source"] = {k: v for k, v in augmentation["by_source"].items() if k in weights}
     values = _moved(values, {_SEED: str(output / f"seed-{seed}"), _OUTPUT: str(output), _DATA: str(data)})
     training = values["training"]
     training["seed"] = seed
