@@ -100,13 +100,13 @@ def _with_answer(record: PredictionRecord, other: PredictionRecord) -> Predictio
     size = (record.height, record.width) if record.height and record.width else None
     answer = {name: getattr(other, name) for name in ("candidates", "scores", "iou_scores", "mask", "masks")}
     if size is not None:
-        answer["mask"] = _scaled(other.mask, size)
+        answer["mask"] = other.mask and _scaled(other.mask, size)
         answer["masks"] = other.masks and [_scaled(mask, size) for mask in other.masks]
     return replace(record, **answer)
 
 
-def _scaled(rle: dict[str, Any] | None, size: tuple[int, int]) -> dict[str, Any] | None:
+def _scaled(rle: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Returns a mask at another (height, width)."""
-    if rle is None or tuple(rle["size"]) == size:
+    if tuple(rle["size"]) == size:
         return rle
     return encode_rle(np.asarray(Image.fromarray(decode_rle(rle)).resize(size[::-1], Image.Resampling.NEAREST)))
