@@ -3,8 +3,8 @@
 As there it learns from keywords followed by a text (experiments/sca_tiny/language.py), so that it says what a prefix
 holds; beside objects of scenes there are the names of COCO, of TACO and of the small sets, each word a token, and the
 longer captions that some regions have. What class scores and features say is the same for all queries, so in most
-texts the words of a name are added up in every slot. What reads pictures is never sure: such a sum is louder or softer,
-and has less of two other texts' names in it, and noise. So the model learns to say what is loudest.
+texts the words of a name are added up in every slot. What reads pictures is never sure: such a sum is louder or
+softer, and has less of two other texts' names in it, and noise. So the model learns to say what is loudest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .small_sets import IMAGES
 from .words import SYNONYMS, caption_of
 
 
-# How many texts have a name's words added up; how loud these are, and others at most; noise in the sum and in each slot.
-# The readers, fitted, have 0.6 to 0.9 of the words, and what else they say is a third to two thirds as long.
+# How many texts have a name's words added up; how loud these are, and others at most; noise in the sum and in each
+# slot. The readers, fitted, have 0.6 to 0.9 of the words, and what else they say is a third to two thirds as long.
 _SUMMED, _LOUDNESS, _OTHERS, _NOISE = 0.75, (0.5, 1.2), 0.4, (0.06, 0.1)
 SETTINGS = {"steps": 2_500, "vocabulary_size": 1_536, "max_tokens": 24}
 _SCENES = 0.4

@@ -45,7 +45,7 @@ def add_reader(model: Any) -> None:
 
 
 @torch.no_grad()
-def fit_reader(model: Any, processor: Any, recipe: Recipe, regions: int = 12_000, seed: int = 0) -> int:
+def fit_reader(model: Any, processor: Any, recipe: Recipe, regions: int = 16_000, seed: int = 0) -> int:
     """Adds a reader and fits it to regions of a recipe's training data, augmented as there; returns how many.
 
     A region asks for the words of its category. Where categories are COCO's names it asks for the class scores, which

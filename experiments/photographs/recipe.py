@@ -12,7 +12,7 @@ from sca_hf.yaml_files import read_yaml
 
 
 HERE = Path(__file__).parent
-# The second has other weights of the first one's sets.
+# The second has some of the first one's sets, with other weights.
 FIRST, WORDS = "first_look.yaml", "words.yaml"
 # What the recipes call them -> what stands there instead; the longer first.
 _SEED, _OUTPUT, _DATA = "runs/photographs/seed-0", "runs/photographs", "data"
@@ -33,8 +33,8 @@ def read_recipe(name: str, output: Path, seed: int, data: Path, steps: int | Non
     values = read_yaml(HERE / name)
     if name == WORDS:
         weights, values = values["weights"], read_yaml(HERE / FIRST)
-        for spec in values["data"]["train"]:
-            spec["weight"] = weights[spec["as"]]
+        train = [{**spec, "weight": weights[spec["as"]]} for spec in values["data"]["train"] if spec["as"] in weights]
+        values["data"]["train"] = train
     values = _moved(values, {_SEED: str(output / f"seed-{seed}"), _OUTPUT: str(output), _DATA: str(data)})
     training = values["training"]
     training["seed"] = seed

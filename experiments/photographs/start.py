@@ -25,10 +25,8 @@ from .names import NAMES
 
 # What mixed queries, which say nothing yet, are worth beside words.
 _QUIET = 0.1
-# How much louder than words the vectors of classes are, since each is only a part of what is said.
-_LOUD = 3.0
-# How much more a class counts than one that is half as likely, as a power: nearly only the likeliest is said.
-_SHARP = 4.0
+# How much more the likelier of two classes counts, as a power: nearly only the likeliest is said.
+_SHARP = 8.0
 
 
 def begin_words(model: Any, tokenizer: Any, language: Path) -> None:
@@ -72,7 +70,7 @@ def read_names(model: Any, tokenizer: Any) -> None:
     mixer.class_reader = ClassReader(len(NAMES), config.mixer_config.hidden_size).to(mixer.language_project.weight)
     torch.nn.init.constant_(mixer.class_reader.scale.weight, _SHARP)
     said = words_of(model, tokenizer, NAMES)
-    mixer.class_reader.vectors.weight.copy_(_LOUD * (said - said.mean(0)).T)  # nothing where every score is the same
+    mixer.class_reader.vectors.weight.copy_((said - said.mean(0)).T)  # nothing where every score is the same
 
 
 def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None = None) -> Path:

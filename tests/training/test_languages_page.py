@@ -61,8 +61,9 @@ def test_the_page_leads_from_annotations_to_captions_in_their_languages(folder, 
         words = shlex.split(command)[1:]
         more = {"train": SHORT, "evaluate": [], "data": []}.get(words[0], ["--device", "cpu"])
         assert main([*words, *more]) in (0, None), command
-    tasks = ScaForConditionalGeneration.from_pretrained("runs/languages/model").config.mixer_config.tasks
-    assert tasks[-3:] == ["caption:en", "caption:de", "caption:zh-Hans"]
+    config = ScaForConditionalGeneration.from_pretrained("runs/languages/model").config
+    assert config.scope["languages"] == ["en", "de", "zh-Hans"]
+    assert config.mixer_config.tasks[-3:] == ["caption:en", "caption:de", "caption:zh-Hans"]
     assert '"languages"' in Path("out.json").read_text() and Path("everything/coco.json").is_file()
     said = capsys.readouterr().out
     assert "  languages   1 en, 1 de, 1 zh-Hans\n" in said and "tokenizer unicode, language de" in said

@@ -20,6 +20,7 @@ from ...files import differences, read_json, refuse_inputs, replacing, staged, t
 from ...hub.card import CARD, draft_card
 from ...hub.info import check_saved_model
 from ...modeling.base_models_sca import hash_folder
+from ...processing.captions_sca import learned
 from ...run_identity import all_versions, model_identity, versions
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
@@ -168,6 +169,9 @@ def _scope(trainer: ScaTrainer, recipe: Recipe, before: Mapping[str, Any]) -> di
     if before.get("trained_on"):
         told["trained_on"] = f"{sets}; before that: {before['trained_on']}"
     told |= {key: before[key] for key in ("languages", "licenses", "narrow") if key in before}
+    tasks = trainer.accelerator.unwrap_model(trainer.model).config.mixer_config.tasks
+    if spoken := learned(tasks, "language"):
+        told["languages"] = list(dict.fromkeys([*before.get("languages", []), *spoken]))
     records = trainer.train_dataset.dataset
     if hasattr(records, "__len__") and asks_for_names(IndexedRecords(records), trainer.args.task):
         names = region_names(records)
