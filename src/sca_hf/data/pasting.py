@@ -181,6 +181,8 @@ class RegionPaster:
                 break
             texts = self.sources[int(rng.integers(len(self.sources)))]
             row, index, said = texts[int(rng.integers(len(texts)))]
+            if not said.get("category" if record.get("task") == "recognition" else "captions"):
+                continue  # it is of a record of the other task, and has no text for this one
             pasted = self._paste(picture, regions, row, index, rng)
             if pasted is None:
                 continue
