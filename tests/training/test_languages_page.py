@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
-from sca_hf.cli import main, parse
+from sca_hf.cli import main
 from sca_hf.data.loading import load_regions
 from sca_hf.data.scenes import scenes
 from sca_hf.training import add_languages
@@ -23,11 +23,6 @@ COMMANDS = [line.split("  #")[0] for kind, text in BLOCKS if kind == "sh" for li
 (LINES,) = (text for kind, text in BLOCKS if kind == "json")
 # In place of hours.
 SHORT = ["--training.max_steps=2", "--training.use_cpu=true", "--training.warmup_steps=0"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_of_the_page_are_understood(command):
-    parse(shlex.split(command)[1:])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from ..checkpoint.fingerprint import settling_arguments, training_data
 from ..checkpoint.integrity import CheckpointError, clear_leftovers, last_checkpoint, lock_run
 from ..collator import RegionCollator
 from ..confidence import ConfidenceFit, fit_confidence
-from ..detail_pretraining import DETAILS, region_names
+from ..detail_pretraining import DETAILS
 from ..evaluation import IndexedRecords, asks_for_names
 from ..stopping import StoppedError, early_stopping_of
 from ..trainer import ScaTrainer
@@ -174,7 +174,9 @@ def _scope(trainer: ScaTrainer, recipe: Recipe, before: Mapping[str, Any]) -> di
         told["languages"] = list(dict.fromkeys([*before.get("languages", []), *spoken]))
     records = trainer.train_dataset.dataset
     if hasattr(records, "__len__") and asks_for_names(IndexedRecords(records), trainer.args.task):
-        names = region_names(records)
+        rows = records.select_columns(["regions"]) if hasattr(records, "select_columns") else records
+        # A short caption may be a name too, where the data name no category.
+        names = sorted({one.get("category") or one["captions"][0] for row in rows for one in row["regions"]})
         told |= {"knows": shorten(f"{len(names)} names: {', '.join(names)}", 900, placeholder=" ..."), "narrow": True}
         told["limits"] = "It uses one of these names for anything else too."
     return {**told, "trained_on": shorten(told["trained_on"], 900, placeholder=" ..."), **recipe.model.scope}
