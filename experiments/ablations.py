@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel
 
-from experiments.prompt_table import write_into
+from experiments.pages import command_line, seed_table, show
 from experiments.sca_tiny.scenes_report import caption_scores, run_scenes
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.captioning import load
@@ -129,28 +128,18 @@ def measure(row: dict[str, Any], folder: Path, seed: int, options: argparse.Name
 
 def table(results: dict[str, Sequence[dict[str, Any]]], prompt: str = "box") -> str:
     """Means and standard deviations over seeds, as Markdown."""
-    lines = ["| | " + " | ".join(SCORES) + " |", "| --- |" + " ---: |" * len(SCORES)]
-    for name, of_seeds in results.items():
-        cells = []
-        for score in SCORES:
-            values = [one["scores"][prompt][score] for one in of_seeds]
-            deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{deviation}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = {name: [[one["scores"][prompt][s] for s in SCORES] for one in found] for name, found in results.items()}
+    return seed_table(SCORES, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = command_line(__doc__)
     parser.add_argument(
         "--rows", nargs="+", choices=rows(), default=list(rows()), metavar="ROW", help="by their names"
     )
     parser.add_argument("--steps", type=int, default=250, help="of training (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=2000, help="to train on (default: %(default)s)")
     parser.add_argument("--test", type=int, default=100, help="test scenes (default: %(default)s)")
-    parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     options = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
@@ -162,9 +151,7 @@ def main() -> None:
     hours = sum(one["cpu_seconds"] for of_seeds in results.values() for one in of_seeds) / 3600
     budget = f"{options.steps} steps on {options.scenes} scenes, {len(options.seeds)} seeds, {hours:.1f} CPU hours"
     text = f"{budget}. From boxes:\n\n{table(results)}\n\nFrom points:\n\n{table(results, 'point')}"
-    print(text)
-    if options.page:
-        write_into(options.page, text, MARKS)
+    show(text, options.page, MARKS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ training side. A seed decides the order of the pictures and which of their regio
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sca_hf.training.recipe.run import run_recipe
 from sca_hf.training.recipe.schema import Recipe
 
 from .look_alikes import CANDIDATES, look_alikes, measure_captions
+from .pages import command_line, show
 from .self_training import TRAINING
 
 
@@ -92,20 +92,14 @@ def table(found: dict[str, list[dict[str, Any]]], about: str) -> str:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--page", type=Path, help="write the table between its marks")
+    parser = command_line(__doc__)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--test", type=int, default=20)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.3, 1.0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     text = run(options.output, options.pictures, options.test, options.steps, options.weights, options.seeds)
-    print(text)
-    if options.page is not None:
-        before, rest = options.page.read_text(encoding="utf-8").split(MARKS[0])
-        write_whole(options.page, f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    show(text, options.page, MARKS)
 
 
 if __name__ == "__main__":

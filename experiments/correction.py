@@ -9,7 +9,6 @@ name of the object whose box is nearest; the other regions of these pictures are
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -22,6 +21,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from .pages import command_line, show
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "correction.md"
@@ -182,13 +183,8 @@ def table(found: dict[int, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with instances.json and images")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the runs; what is there is not run again"
-    )
-    parser.add_argument("--page", type=Path, help="a Markdown page to put the table into")
     options = parser.parse_args()
     found = {}
     for seed in options.seeds:
@@ -198,11 +194,7 @@ def main() -> None:
             _write(path, run(options.data, path.parent, seed))
         found[seed] = json.loads(path.read_text(encoding="utf-8"))
         print(f"seed {seed}: {found[seed]}", flush=True)
-    print(table(found))
-    if options.page is not None:
-        from .prompt_table import write_into
-
-        write_into(options.page, table(found), MARKS)
+    show(table(found), options.page, MARKS)
 
 
 if __name__ == "__main__":

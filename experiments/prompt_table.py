@@ -8,7 +8,6 @@ page. Given again, it resumes where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterable
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from experiments import crop_captioner
+from experiments.pages import command_line, show
+from experiments.pages import write_into as write_into  # as it was called
 from sca_hf.data.scenes import read_caption
 from sca_hf.evaluation.captioners import BlankImages, Captioner, PredictionsFile, load_captioner
 from sca_hf.evaluation.predict import PredictSettings, predict
@@ -65,24 +66,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_into(page: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
-    """Puts the table between the marks of a page."""
-    marked = re.compile(re.escape(marks[0]) + ".*?" + re.escape(marks[1]), re.DOTALL)
-    before = page.read_text(encoding="utf-8")
-    if not marked.search(before):
-        raise ValueError(f"{page} has no {marks[0]} ... {marks[1]} to put the table between.")
-    page.write_text(marked.sub(lambda _: f"{marks[0]}\n{text}\n{marks[1]}", before), encoding="utf-8")
-
-
 def _file(folder: Path, name: str) -> Path:
     return folder / (re.sub(r"\W+", "-", name) + ".jsonl")
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for predictions and scores")
-    parser.add_argument("--page", type=Path, help="a Markdown page to put the table into")
+    parser = command_line(__doc__, seeds=False)
     parser.add_argument("--scenes", type=int, default=200, help="test scenes (%(default)s)")
     options = parser.parse_args()
     data = {"format": "scenes", "split": "test", "count": options.scenes}
@@ -95,10 +85,7 @@ def main() -> None:
     report = {"data": data, "images": images, "regions": len(records), "systems": rows}
     (options.output / "prompt_table.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     title = f"`scenes` test, the first {options.scenes:,} scenes: {images:,} images with {len(records):,} regions."
-    text = f"{title}\n\n{table(rows)}"
-    print(text)
-    if options.page is not None:
-        write_into(options.page, text)
+    show(f"{title}\n\n{table(rows)}", options.page, MARKS)
 
 
 if __name__ == "__main__":

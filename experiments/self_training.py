@@ -9,7 +9,6 @@ color, shape, texture, size and place are. The control trains as long from the s
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from sca_hf.self_training.selection import Candidate, select
 from sca_hf.self_training.settings import JUDGES
 from sca_hf.training.recipe.run import run_recipe
 from sca_hf.training.recipe.schema import Recipe
+
+from .pages import command_line, show
 
 
 MARKS = ("<!-- self-training: made by experiments/self_training.py -->", "<!-- end of self-training -->")
@@ -180,23 +181,15 @@ def run(output: Path, counts: dict[str, int], steps: int, seeds: Sequence[int]) 
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--page", type=Path, help="write the tables between its marks")
+    parser = command_line(__doc__)
     parser.add_argument("--labeled", type=int, default=200)
     parser.add_argument("--unlabeled", type=int, default=4000)
     parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     counts = {"labeled": options.labeled, "unlabeled": options.unlabeled, "test": options.test}
     text = run(options.output, counts, options.steps, options.seeds)
-    print(text)
-    if options.page is not None:
-        page = options.page.read_text(encoding="utf-8")
-        before, rest = page.split(MARKS[0])
-        after = rest.split(MARKS[1])[1]
-        write_whole(options.page, f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    show(text, options.page, MARKS)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ the objects are given; the model is sca-tiny, which has never seen a clip. A cap
 scene states of the object (size is left out: it changes at the border).
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,10 @@ import torch
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from experiments.prompt_table import write_into
+from experiments.pages import command_line, seed_table, show
 from sca_hf.captioning import load
 from sca_hf.data import scenes as drawn
-from sca_hf.data.region import mask_extent
+from sca_hf.processing.masks_sca import mask_extent
 
 
 FRAMES, OBJECTS_FROM = 6, 20  # pixels that must be seen of an object
@@ -29,7 +27,7 @@ ATTRIBUTES = ("color", "shape", "texture", "relation")
 MARKS = ("<!-- video pooling -->", "<!-- end of video pooling -->")
 
 
-def moving_scene(scene: drawn.Scene, frames: int = FRAMES) -> list[tuple[Image.Image, np.ndarray]]:
+def moving_scene(scene: drawn.Scene) -> list[tuple[Image.Image, np.ndarray]]:
     """Draws a scene as a clip: per frame its picture and its labels (H, W), 0 for background and bar."""
     rng = np.random.default_rng((scene.seed, 7))
     ground, _ = drawn._draw_background(np.random.default_rng(scene.seed))
@@ -37,7 +35,7 @@ def moving_scene(scene: drawn.Scene, frames: int = FRAMES) -> list[tuple[Image.I
     turns = np.deg2rad(rng.uniform(-4, 4, len(scene.objects)))
     bar, width, step = rng.uniform(-60, drawn.IMAGE_SIZE), int(rng.uniform(50, 80)), rng.choice([-24, 24])
     clip = []
-    for frame in range(frames):
+    for frame in range(FRAMES):
         image, labels = ground.copy(), np.zeros(ground.shape[:2], np.uint8)
         for index, obj in enumerate(scene.objects):
             center = np.add(obj.center, speeds[index] * frame)
@@ -114,29 +112,19 @@ def run_seed(model: Any, processor: Any, seed: int, count: int) -> tuple[dict[st
 
 def table(results: Sequence[dict[str, dict[str, float]]]) -> str:
     """Means and standard deviations over seeds, as Markdown."""
-    lines = ["| | " + " | ".join(ATTRIBUTES) + " |", "| --- |" + " ---: |" * len(ATTRIBUTES)]
-    for name in results[0]:
-        cells = []
-        for attribute in ATTRIBUTES:
-            values = [one[name][attribute] for one in results]
-            cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = {name: [[one[name][a] for a in ATTRIBUTES] for one in results] for name in results[0]}
+    return seed_table(ATTRIBUTES, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, output=False)
     parser.add_argument("--model", default="sca-tiny")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=60, help="of each seed (default: %(default)s)")
-    parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     options = parser.parse_args()
     model, processor = load(options.model)
     results, objects = zip(*(run_seed(model, processor, seed, options.scenes) for seed in options.seeds), strict=True)
     text = f"{table(results)}\n\n{sum(objects)} objects in {options.scenes * len(results)} clips of {FRAMES} frames."
-    print(text)
-    if options.page:
-        write_into(options.page, text, MARKS)
+    show(text, options.page, MARKS)
 
 
 if __name__ == "__main__":

@@ -76,3 +76,13 @@ def processor(tokenizer):
     from sca_hf.testing import tiny_config
 
     return ScaProcessor.from_config(tiny_config(), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """The server's engine, with sca-tiny."""
+    from sca_hf.serving import Engine
+
+    one = Engine(["sca-tiny"], device="cpu")
+    yield one
+    one.close()

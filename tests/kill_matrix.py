@@ -40,9 +40,8 @@ def build_inputs(folder):
     from test_recipe import TRAINING, write_regions
     from tiny_runs import records
 
-    from sca_hf import ScaProcessor
     from sca_hf.cli import main as sca_hf
-    from sca_hf.testing import tiny_config, tiny_model, tiny_tokenizer
+    from sca_hf.testing import save_tiny_model, tiny_model, tiny_tokenizer
     from sca_hf.training.recipe.schema import Recipe
 
     write_regions(folder / "regions.jsonl", records(12))
@@ -50,8 +49,7 @@ def build_inputs(folder):
     for path in folder.glob("*.png"):
         shutil.copy(path, folder / "photos" / path.name)
     for name, seed in (("model", 0), ("former", 1)):
-        tiny_model(seed=seed).save_pretrained(folder / name)
-        ScaProcessor.from_config(tiny_config(), tiny_tokenizer()).save_pretrained(folder / name)
+        save_tiny_model(folder / name, seed=seed)
     model = tiny_model()
     write_checkpoint(folder / "theirs", original_config(model), original_state_dict(model))
     tiny_tokenizer().save_pretrained(folder / "theirs")

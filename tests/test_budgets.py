@@ -26,7 +26,7 @@ from sca_hf.hub.convert import read_state_dict
 from sca_hf.processing.masks_sca import read_mask
 from sca_hf.processing.region_prompts_sca import read_regions
 from sca_hf.prompt_arguments import read_mask_file
-from sca_hf.testing import tiny_config, tiny_model, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_config, tiny_tokenizer
 from sca_hf.yaml_files import parse_yaml
 
 
@@ -255,9 +255,7 @@ def test_a_pickle_with_tuples_in_a_checkpoint_is_refused_before_it_is_read(tmp_p
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    model = tiny_model()
-    model.save_pretrained(folder)
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
+    save_tiny_model(folder)
     return folder
 
 

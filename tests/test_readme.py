@@ -60,9 +60,13 @@ def test_outputs_are_shown_and_belong_to_programs():
     assert shown and all(index - 1 in PROGRAMS for index in shown)
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("sca-hf")])
-def test_commands_are_understood(command):
-    parse(shlex.split(command)[1:])
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_the_commands_of_every_page_are_understood(page):
+    for text in re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        for line in text.replace("\\\n", " ").splitlines():
+            command = re.search(r"(?:^|\s)(?:sca-hf|-m sca_hf) ([^|<>#]+)", line)
+            if command is not None:
+                parse(shlex.split(command[1]))
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])

@@ -26,7 +26,6 @@ pytest.importorskip("gradio", reason="the extra demo is not installed")
 from fastapi.testclient import TestClient
 
 from sca_hf.demo.blocks import PageAnswers
-from sca_hf.serving import Engine
 from sca_hf.serving.api import create_app
 
 
@@ -196,13 +195,6 @@ class Doors:
     def answers(self, region):
         text = json.dumps(region)
         return {door: getattr(self, door)(text) for door in ("file", "http", "shown", "endpoint")}
-
-
-@pytest.fixture(scope="module")
-def engine():
-    one = Engine(["sca-tiny"], device="cpu")
-    yield one
-    one.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sca_hf import ScaProcessor, region_captioning_pipeline
+from sca_hf import region_captioning_pipeline
 from sca_hf.captioning import load
 from sca_hf.cli import main
 from sca_hf.evaluation.captioners.interface import ImageQuery, RegionQuery
 from sca_hf.evaluation.captioners.sca import Segmenter
 from sca_hf.processing.region_prompts_sca import RegionPrompt
 from sca_hf.serving import Engine
-from sca_hf.testing import tiny_image, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image
 from sca_hf.training.embedding_cache import CachedRecords, EmbeddingCache, EmbeddingCacheError
 from sca_hf.training.image_size import set_image_size
 from tests.modeling.tiny_segmenters import tiny_model_of
@@ -29,9 +29,7 @@ ALL = ("sam2", "sam3_tracker", "sam2_video", "sam3_tracker_video", "edgetam", "e
 )
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "model"
-    model = tiny_model_of(request.param)
-    model.save_pretrained(folder)
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
+    save_tiny_model(folder, tiny_model_of(request.param))
     tiny_image(0).save(folder.parent / "image.png")
     return folder
 

@@ -26,7 +26,7 @@ from .swapped_names import SwappedNamesTrainer
 # Of features, which have about unit size.
 _RIDGE = 300.0
 # How surely it is one or the other at first, as a logit.
-_CHOICE = 4.0
+_CHOICE = 16.0
 # As wide as the mixer reads them: without the edges of a box.
 _EDGE = 0.2
 _REGIONS_PER_IMAGE = 8

@@ -296,6 +296,12 @@ def check_pickle(file: IO[bytes]) -> None:
         raise ValueError(f"it has {tuples} tuples, more than {_MOST_TUPLES}, which may nest without end")
 
 
+def text_encoding(path: str | Path) -> str:
+    """Returns how a text file is written: UTF-16 with its mark, as on Windows, or UTF-8."""
+    with Path(path).open("rb") as file:
+        return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
 def read_json(path: str | Path, kind: type = object, remedy: str = "", errors: str = "strict") -> Any:
     """Reads a JSON file; errors name it.
 
@@ -306,7 +312,7 @@ def read_json(path: str | Path, kind: type = object, remedy: str = "", errors: s
         errors: As for `open`: "surrogateescape" leaves bytes that are not UTF-8 to the texts that they stand in.
     """
     try:
-        with Path(path).open(encoding="utf-8-sig", errors=errors) as file:
+        with Path(path).open(encoding=text_encoding(path), errors=errors) as file:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
         problem = "is empty" if getattr(error, "doc", None) == "" else f"is not JSON, or cut short: {error}"

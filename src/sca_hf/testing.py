@@ -1,5 +1,6 @@
 """Tiny random models, tokenizers and images, made on the spot: for tests and for trying things out offline."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from .modeling.configuration_sca import ScaConfig
 from .modeling.modeling_sca import ScaForConditionalGeneration
+from .processing.processing_sca import ScaProcessor
 
 
 IMAGE_SIZE = 64
@@ -112,6 +114,14 @@ def tiny_model(
     finally:
         torch.random.set_rng_state(state)
     return model
+
+
+def save_tiny_model(folder: str | Path, model: ScaForConditionalGeneration | None = None, **options: Any) -> str:
+    """Saves a tiny model, or this one, with its processor, and returns the folder; `options` as of [`tiny_model`]."""
+    model = model or tiny_model(**options)
+    model.save_pretrained(folder)
+    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
+    return str(folder)
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ def parse_options(
     """
     text = os.fspath(text)
     if text.endswith((".yaml", ".yml")):
-        return _load_yaml(Path(text), what, first)
+        return read_yaml(text)
     name, _, rest = text.partition(":")
     as_text = texts(name)
     spec: dict[str, Any] = {first: name}
@@ -162,16 +162,6 @@ def parse_options(
         if last in place:
             raise ValueError(f"{what} {text!r}: {key} is given twice")
         place[last] = value if key in as_text and value.lower() not in _WORDS else _scalar(value)
-    return spec
-
-
-def _load_yaml(path: Path, what: str, first: str) -> dict[str, Any]:
-    try:
-        spec = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{what} {path} cannot be read ({error})") from error
-    if not isinstance(spec, dict):
-        raise ValueError(f"{what} {path} holds a {type(spec).__name__}, expected a mapping with a {first}")
     return spec
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from sca_hf import ScaProcessor
 from sca_hf.anything import folder as folder_module
 from sca_hf.anything.folder import FolderRun, log_line, open_log, run_folder
 from sca_hf.anything.sources import find_images
@@ -21,7 +20,7 @@ from sca_hf.data.loading import RecordSource
 from sca_hf.data.read_report import ReadReport
 from sca_hf.files import LockedError
 from sca_hf.run_log import RunLogError, RunMismatchError
-from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image, tiny_model
 
 
 SETTINGS = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -32,14 +31,11 @@ SETTINGS |= {"box_nms_thresh": 1.0, "mask_nms_thresh": 0.7}
 def model(tmp_path_factory):
     import torch
 
-    folder = tmp_path_factory.mktemp("model")
     tiny = tiny_model()
     with torch.no_grad():
         tiny.sam.mask_decoder.iou_prediction_head.proj_out.bias.fill_(0.5)
         tiny.sam.mask_decoder.iou_prediction_head.proj_out.weight.mul_(0.05)
-    tiny.save_pretrained(folder)
-    ScaProcessor.from_config(tiny.config, tiny_tokenizer()).save_pretrained(folder)
-    return str(folder)
+    return save_tiny_model(tmp_path_factory.mktemp("model"), tiny)
 
 
 def make_folder(folder: Path, good: int, broken: int) -> Path:

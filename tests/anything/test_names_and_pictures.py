@@ -218,6 +218,16 @@ def test_boxes_of_any_score_are_taken_unless_a_lowest_is_named(model, photos, tm
     assert not any(read_boxes(boxes, 0.0).values())
 
 
+def test_a_detector_that_found_nothing_and_one_whose_scores_are_no_numbers(tmp_path):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text("[]", encoding="utf-16")  # as PowerShell writes
+    assert read_boxes(boxes) == {}
+    for score in (float("nan"), "0.4", True):
+        boxes.write_text(json.dumps([{"image_id": "a", "bbox": [1, 2, 3, 4], "score": score}]))
+        with pytest.raises(ValueError, match=r"boxes\.json, entry 0: score is .*, expected a number"):
+            read_boxes(boxes)
+
+
 def test_what_a_model_cannot_be_asked_for_is_no_fault_of_a_picture(model, photos, tmp_path, capsys):  # noqa: F811
     assert main(anything(model, photos, tmp_path / "out", "--length", "short")) == 2
     said = capsys.readouterr().err

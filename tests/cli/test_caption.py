@@ -8,19 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_hf import ScaProcessor
 from sca_hf.cli import build_parser, main
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
-from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_model()
-    tiny.save_pretrained(folder)
-    ScaProcessor.from_config(tiny.config, tiny_tokenizer()).save_pretrained(folder)
-    return str(folder)
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

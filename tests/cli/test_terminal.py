@@ -9,11 +9,10 @@ import sys
 import pytest
 import torch
 
-from sca_hf import ScaProcessor
 from sca_hf.captioning import load
 from sca_hf.cli import COMMANDS, main, parse
 from sca_hf.run_log import RunMismatchError
-from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image
 
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -21,11 +20,7 @@ BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHON
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny = tiny_model()
-    tiny.save_pretrained(folder)
-    ScaProcessor.from_config(tiny.config, tiny_tokenizer()).save_pretrained(folder)
-    return str(folder)
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

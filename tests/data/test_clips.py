@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_hf import ScaProcessor
 from sca_hf.cli import main
 from sca_hf.data.clips import open_clip, read_masklets, write_clip, write_masklets
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.run_log import RunMismatchError
-from sca_hf.testing import tiny_image, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image
 from tests.modeling.tiny_segmenters import tiny_model_of
 
 
@@ -173,9 +172,7 @@ def test_another_name_is_refused_before_any_work(tmp_path):
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracker")
-    model = tiny_model_of("sam2_video")
-    model.save_pretrained(folder)
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
+    save_tiny_model(folder, tiny_model_of("sam2_video"))
     return folder
 
 

@@ -142,6 +142,16 @@ def test_the_record_and_its_picture_stay_as_they_were():
     assert records[0]["image"].tobytes() == before.tobytes() and len(records[0]["regions"]) == 1
 
 
+def test_only_regions_with_a_text_for_the_task_are_pasted():
+    one, other = (record(name) for name in COLORS)
+    one["task"], one["regions"][0]["captions"] = "recognition", []  # as names that a model made
+    other["regions"][0]["category"] = None
+    paster, rng = RegionPaster([one, other], number=4, size=(0.15, 0.3)), np.random.default_rng(0)
+    for task, name in (("recognition", "category"), ("caption", "captions")):
+        pasted = [region for _ in range(10) for region in paster({**other, "task": task}, rng)["regions"][1:]]
+        assert pasted and all(region[name] for region in pasted)
+
+
 def test_rare_texts_are_pasted_as_often_as_common_ones():
     records = [record("red thing") for _ in range(19)] + [record("green thing")]
     paster = RegionPaster(records, number=3, size=(0.1, 0.2))

@@ -29,13 +29,6 @@ SCENE = next(scenes("test", 1, 10))
 
 
 @pytest.fixture(scope="module")
-def engine():
-    one = Engine(["sca-tiny"], device="cpu")
-    yield one
-    one.close()
-
-
-@pytest.fixture(scope="module")
 def answers(engine):
     return PageAnswers(engine)
 

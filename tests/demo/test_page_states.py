@@ -377,6 +377,7 @@ def test_a_model_that_learned_lengths_and_languages_has_a_choice_of_them(browser
     server = Server(PORT + 3, "--model", str(tmp_path / "long"), "--model", "sca-tiny").start()
     try:
         page, asked = Page(browser, server.url).open(), []
+        page.tab.set_default_timeout(120_000)  # everything takes a while where much else runs
         page.tab.on("request", lambda request: asked.append((request.post_data or "").replace(" ", "")))
         length, language, task = (page.tab.locator(f'[data-opt="{one}"]') for one in ("length", "language", "task"))
         assert length.locator("option").all_text_contents() == ["usual", "short", "12"]

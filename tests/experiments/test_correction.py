@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments.correction import commands, correct, prepare, recipe, run, table
-from sca_hf.cli import main, parse
+from sca_hf.cli import main
 from sca_hf.data.loading import RecordSource
 from sca_hf.data.read_report import ReadReport
 from sca_hf.training.recipe.schema import load_recipe
@@ -28,11 +28,6 @@ def data(tmp_path):
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "data" / "instances.json").write_text(json.dumps(content))
     return tmp_path / "data"
-
-
-@pytest.mark.parametrize("command", commands())
-def test_the_commands_of_the_page_are_understood(command):
-    parse(shlex.split(command)[1:])
 
 
 def test_the_recipe_of_the_page_is_one(tmp_path):

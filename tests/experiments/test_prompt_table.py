@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.prompt_table import MARKS, score, table, write_into
+from experiments.pages import show
+from experiments.prompt_table import MARKS, score, table
 from sca_hf.evaluation.predictions import PredictionRecord
 from tests.evaluation.region_files import rectangle_mask
 
@@ -36,10 +37,10 @@ def test_the_table_replaces_the_one_before(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     text = table({"one": {"CIDEr-D": 1.23456, "mask-mIoU": None}})
-    write_into(page, text)
-    write_into(page, text)
+    show(text, page, MARKS)
+    show(text, page, MARKS)
     rows = "| system, prompt | CIDEr-D | mask-mIoU |\n|---|---|---|\n| one | 1.235 | - |"
     assert page.read_text() == f"before\n{MARKS[0]}\n{rows}\n{MARKS[1]}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="has no <!-- prompt table"):
-        write_into(page, text)
+        show(text, page, MARKS)

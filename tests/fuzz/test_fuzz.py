@@ -26,7 +26,7 @@ from sca_hf.evaluation.predictions import read_predictions
 from sca_hf.files import read_json
 from sca_hf.processing.masks_sca import decode_rle, encode_rle
 from sca_hf.prompt_arguments import read_mask_file, read_regions_file
-from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image
 from sca_hf.yaml_files import read_yaml
 
 
@@ -185,9 +185,7 @@ def run(name, case, seconds=SECONDS):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz") / "saved"
-    model = tiny_model()
-    model.save_pretrained(folder)
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
+    save_tiny_model(folder)
     return folder
 
 

@@ -11,15 +11,13 @@ from valid_sets import MAKERS, read
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.evaluation.predictions import PredictionError, read_predictions
 from sca_hf.prompt_arguments import read_mask_file
-from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds") / "saved"
-    model = tiny_model()
-    model.save_pretrained(folder)
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
+    save_tiny_model(folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_prepared_cards_are_valid_and_have_the_published_numbers(folder, templat
 def test_our_own_template_needs_no_one(folder):
     text = card_text(folder, "ann/sca", "a" * 40)
     assert check_head(text) == [] and "Not evaluated." in text and "| mixer | trained | not stated" in text
+
+
+def test_the_card_names_the_languages_that_the_model_speaks(folder, tmp_path):
+    assert ModelCard(card_text(folder, "ann/sca", None)).data.language == "en"
+    spoken = shutil.copytree(folder, tmp_path / "spoken")
+    config = json.loads((spoken / "config.json").read_text())
+    (spoken / "config.json").write_text(json.dumps({**config, "scope": {"languages": ["en", "de", "zh-Hans"]}}))
+    text = card_text(spoken, "ann/sca", None)
+    assert ModelCard(text).data.language == ["en", "de", "zh"] and check_head(text) == []
 
 
 def test_a_recipe_beside_the_model_goes_into_the_card_without_the_folders_of_this_machine(folder):

@@ -11,14 +11,12 @@ from sca_hf.cli import main
 from sca_hf.evaluation.captioners import load_captioner
 from sca_hf.modeling.pipeline_sca import RegionCaptioningPipeline
 from sca_hf.serving.engine import Engine
-from sca_hf.testing import tiny_image, tiny_model, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_image
 
 
 @pytest.fixture
 def saved(tmp_path):
-    model = tiny_model()
-    model.save_pretrained(tmp_path / "model")
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(tmp_path / "model")
+    save_tiny_model(tmp_path / "model")
     return tmp_path / "model"
 
 

@@ -1,15 +1,12 @@
-"""What training leans on: the loss of any split of a batch, gradients of the mixer alone, checkpoints, the Trainer."""
+"""What training leans on: the loss of any split of a batch, gradients of the mixer alone, checkpointing."""
 
 from collections import Counter
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
 
 from sca_hf.modeling.mixer_sca import ScaTwoWayLayer
-from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
-from sca_hf.testing import CAPTIONS, IMAGE_SIZE, VOCABULARY_SIZE, tiny_image
-from sca_hf.training.collator import RegionCollator
+from sca_hf.testing import IMAGE_SIZE, VOCABULARY_SIZE
 
 
 # Every dropout that a family knows, so high that none could run unnoticed.
@@ -192,82 +189,3 @@ def count_forwards(model):
         inner = next(child for child in layer.modules() if not list(child.children()) and child is not layer)
         inner.register_forward_hook(lambda *_, layer=layer: runs.update([layer]))
     return runs
-
-
-def records():
-    """Eight images of two regions with a caption each."""
-    boxes = [[5, 5, 40, 30], [30, 20, 70, 55]]
-    return [
-        dict(
-            image=tiny_image(seed),
-            width=80,
-            height=60,
-            task="caption",
-            regions=[
-                dict(region_id=k, box=boxes[k], captions=[CAPTIONS[(seed + k) % len(CAPTIONS)]], category=None)
-                for k in range(2)
-            ],
-        )
-        for seed in range(8)
-    ]
-
-
-def trainer(model, processor, folder, **arguments):
-    settings = dict(
-        per_device_train_batch_size=2,
-        learning_rate=3e-3,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        save_strategy="no",
-        lr_scheduler_type="constant",
-    )
-    collator = RegionCollator(processor, prompt_probabilities={"box": 1.0}, training=False)
-    arguments = TrainingArguments(str(folder), **(settings | arguments))
-    return Trainer(model, arguments, data_collator=collator, train_dataset=records(), eval_dataset=records())
-
-
-def test_the_librarys_trainer_lowers_the_loss(model, processor, tmp_path):
-    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    run = trainer(model, processor, tmp_path, max_steps=25)
-    before = run.evaluate()["eval_loss"]
-    run.train()
-    after = run.evaluate()["eval_loss"]
-    # Through a frozen language model of random weights there is not much more to learn.
-    assert after < before - 0.25
-    now = dict(model.named_parameters())
-    assert all(torch.equal(now[name], value) for name, value in frozen.items())
-
-
-def test_accumulated_steps_are_large_steps(make_model, processor, tmp_path):
-    results = []
-    for size, steps in ((4, 1), (2, 2), (1, 4)):
-        model = make_model(text_config=DROPOUTS["gpt2"])
-        options = dict(per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=3)
-        run = trainer(model, processor, tmp_path, optim="sgd", gradient_checkpointing=size == 2, **options)
-        run.train()
-        results.append(({n: p.detach() for n, p in model.mixer.named_parameters()}, run.state.log_history[0]["loss"]))
-    for weights, loss in results[1:]:
-        assert_same(weights, results[0][0])
-        assert loss == pytest.approx(results[0][1], rel=1e-4)
-
-
-@pytest.mark.parametrize("include_base_models", [True, False], ids=["whole", "mixer only"])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, processor, tmp_path, include_base_models):
-    make_model().save_pretrained(tmp_path / "start")
-
-    def start():
-        model = ScaForConditionalGeneration.from_pretrained(tmp_path / "start")
-        model.include_base_models = include_base_models
-        return model
-
-    options = dict(save_strategy="steps", save_steps=3, max_steps=6, lr_scheduler_type="linear")
-    unbroken = start()
-    trainer(unbroken, processor, tmp_path / "run", **options).train()
-    resumed = start()
-    trainer(resumed, processor, tmp_path / "run", **options).train(tmp_path / "run" / "checkpoint-3")
-    for (name, found), expected in zip(resumed.named_parameters(), unbroken.parameters(), strict=True):
-        assert torch.equal(found, expected), name

@@ -6,8 +6,7 @@ import subprocess
 import sys
 import time
 
-from sca_hf import ScaProcessor
-from sca_hf.testing import CAPTIONS, tiny_image, tiny_model, tiny_tokenizer
+from sca_hf.testing import CAPTIONS, tiny_image
 
 
 BOXES = ([5, 5, 35, 25], [30, 20, 40, 35], [2, 30, 18, 28])  # x, y, width, height, as COCO has them
@@ -21,14 +20,6 @@ TRAINING = {
     "sample_sheet": 0,
     "report_to": "none",
 }
-
-
-def save_model(folder, seed=0, **options):
-    """A tiny model and its processor."""
-    model = tiny_model(seed=seed, **options)
-    model.save_pretrained(folder)
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(folder)
-    return str(folder)
 
 
 def make_pictures(folder, count=6):

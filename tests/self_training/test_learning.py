@@ -15,7 +15,6 @@ from taught import (
     kill_when,
     make_pictures,
     propose_command,
-    save_model,
     start,
     write_recipe,
 )
@@ -25,6 +24,7 @@ from sca_hf.captioning import load
 from sca_hf.cli import main
 from sca_hf.self_training import RoundSettings, label_records, learn, rounds
 from sca_hf.self_training.rounds import _averaged
+from sca_hf.testing import save_tiny_model
 from sca_hf.training.checkpoint.integrity import CheckpointError
 from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import DataSection, load_recipe
@@ -122,7 +122,7 @@ def test_a_detail_encoder_cannot_learn_from_captions(judged, model, tmp_path):
 
 def test_captions_of_a_length_are_proposed_judged_and_learned_as_such(tmp_path, monkeypatch):
     tasks = ["recognition", "caption", "caption:short", "caption:de", "caption:de:short"]
-    teacher = save_model(tmp_path / "teacher", mixer_config={"tasks": tasks})
+    teacher = save_tiny_model(tmp_path / "teacher", mixer_config={"tasks": tasks})
     make_pictures(tmp_path, 2)
     asked = []
     generate, score = ScaForConditionalGeneration.generate, ScaForConditionalGeneration.score_captions
@@ -258,7 +258,7 @@ def test_a_teacher_that_is_given_is_evaluated_once_and_what_rounds_are_compared_
 
 
 def test_the_next_teacher_may_be_a_mean_of_weights(model, tmp_path):
-    other = save_model(tmp_path / "other", seed=1)
+    other = save_tiny_model(tmp_path / "other", seed=1)
     made = _averaged(tmp_path / "mean", model, other, 0.75)
     old, new, mean = (load_file(f"{folder}/model.safetensors") for folder in (model, other, made))
     assert old.keys() == new.keys() == mean.keys()
@@ -274,7 +274,7 @@ def test_the_next_teacher_may_be_a_mean_of_weights(model, tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(judged, model, tmp_path):
     still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    plain = save_model(tmp_path / "plain", text_config=still)
+    plain = save_tiny_model(tmp_path / "plain", text_config=still)
     manifest = str(judged / "judged" / "manifest.parquet")
     for name, size in (("one", 2), ("two", 1)):
         recipe = write_recipe(tmp_path, plain, per_device_train_batch_size=size, optim="sgd")

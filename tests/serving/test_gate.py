@@ -20,7 +20,6 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from fastapi.testclient import TestClient
 
 from sca_hf.processing.region_prompts_sca import RegionPrompt
-from sca_hf.serving import Engine
 from sca_hf.serving.api import create_app
 from sca_hf.serving.gate import Gate
 from sca_hf.serving.limits import ClientLeftError, client_left
@@ -33,13 +32,6 @@ pytestmark = pytest.mark.slow
 
 REGION = {"image": picture(), "regions": [{"box": [5, 5, 50, 50]}]}
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def engine():
-    one = Engine(["sca-tiny"], device="cpu")
-    yield one
-    one.close()
 
 
 @pytest.fixture(scope="module")

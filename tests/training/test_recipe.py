@@ -292,6 +292,8 @@ def test_pictures_from_outside_give_a_confidence_and_the_data_a_scope(base, regi
     names = [
         {**row, "regions": [{**one, "captions": [one["category"]]} for one in row["regions"]]} for row in records()
     ]
+    for region in names[0]["regions"]:
+        region["category"] = None  # as labels by a model have none
     outside = write_regions(tmp_path / "outside.jsonl", records(6))
     data = {"train": {"as": "farm", "format": "jsonl", "path": str(write_regions(regions, names))}}
     data["outside"] = {"format": "jsonl", "path": str(outside)}

@@ -3,8 +3,7 @@
 import pytest
 from transformers import AutoModel
 
-from sca_hf import ScaProcessor
-from sca_hf.testing import tiny_model, tiny_sam_config, tiny_tokenizer
+from sca_hf.testing import save_tiny_model, tiny_model, tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.presets import prepare_model
 from sca_hf.training.recipe.build import build_model
@@ -55,10 +54,8 @@ def folders(tmp_path_factory):
     """Saved models by the names that the recipes above give them."""
     root = tmp_path_factory.mktemp("models")
     paths = {name: str(root / name.lower()) for name in ("BASE", "LLAMA", "SAM", "HQ", "WIDE")}
-    model = tiny_model()
-    model.save_pretrained(paths["BASE"])
-    ScaProcessor.from_config(model.config, tiny_tokenizer()).save_pretrained(paths["BASE"])
-    model.sam.save_pretrained(paths["SAM"])
+    save_tiny_model(paths["BASE"])
+    tiny_model().sam.save_pretrained(paths["SAM"])
     tiny_model("open_llama").language_model.save_pretrained(paths["LLAMA"])
     tiny_tokenizer().save_pretrained(paths["LLAMA"])
     for name, config in (("HQ", tiny_sam_config("sam_hq")), ("WIDE", tiny_sam_config(width=64))):

@@ -6,7 +6,9 @@ from datasets import Dataset, Image
 from tiny_runs import records
 from transformers import Trainer, TrainingArguments
 
+from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.training.collator import RegionCollator
+from sca_hf.training.draws import SeededDataset
 
 
 def trainer(model, processor, folder, dataset, **options):
@@ -44,8 +46,11 @@ def dataset(request):
 def test_it_trains_and_reports_the_evaluation_loss(model, processor, tmp_path, dataset):
     run = trainer(model, processor, tmp_path, dataset, eval_strategy="steps", eval_steps=5)
     before = run.evaluate()["eval_loss"]
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     run.train()
     assert run.evaluate()["eval_loss"] < before
+    now = dict(model.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in frozen.items())
 
 
 def test_an_evaluation_gathers_logits_and_labels_only(model, processor, tmp_path):
@@ -78,3 +83,23 @@ def test_labels_are_smoothed_once(model, processor, tmp_path):
     own = trainer(model, processor, tmp_path, records(2)).compute_loss(model, dict(batch))
     theirs = trainer(model, processor, tmp_path, records(2), label_smoothing_factor=0.1)
     torch.testing.assert_close(theirs.compute_loss(model, dict(batch)), own)
+
+
+@pytest.mark.parametrize("include_base_models", [True, False], ids=["whole", "mixer only"])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, processor, tmp_path, include_base_models):
+    make_model().save_pretrained(tmp_path / "start")
+
+    def start():
+        model = ScaForConditionalGeneration.from_pretrained(tmp_path / "start")
+        model.include_base_models = include_base_models
+        return model
+
+    options = dict(save_strategy="steps", save_steps=3, max_steps=6, lr_scheduler_type="linear")
+    unbroken = start()
+    trainer(unbroken, processor, tmp_path / "run", SeededDataset(records(), seed=0), **options).train()
+    resumed = start()
+    trainer(resumed, processor, tmp_path / "run", SeededDataset(records(), seed=0), **options).train(
+        tmp_path / "run" / "checkpoint-3"
+    )
+    for (name, found), expected in zip(resumed.named_parameters(), unbroken.parameters(), strict=True):
+        assert torch.equal(found, expected), name

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import logging
+import math
 import os
 import re
 import sys
@@ -217,7 +218,7 @@ def read_boxes(path: str | Path, min_score: float | None = None) -> Boxes:
     if isinstance(content, Mapping) and "annotations" in content:
         names = {image["id"]: str(image["file_name"]) for image in content.get("images", [])}
         return _coco_boxes(path, content["annotations"], names, lowest)
-    if isinstance(content, list) and content and isinstance(content[0], Mapping) and "bbox" in content[0]:
+    if content == [] or (isinstance(content, list) and isinstance(content[0], Mapping) and "bbox" in content[0]):
         return _coco_boxes(path, content, {}, lowest)
     by_name = read_regions_file(path)
     if None in by_name:
@@ -235,8 +236,8 @@ def read_boxes(path: str | Path, min_score: float | None = None) -> Boxes:
 
 def _score(values: Mapping[str, Any], place: str) -> float:
     score = values.get("score", 1.0)
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError(f"{place}.score is {score!r}, expected a number.")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"{place}: score is {score!r}, expected a number.")
     return float(score)
 
 
@@ -257,11 +258,10 @@ def _coco_boxes(path: Path, rows: Sequence[Any], names: dict[Any, str], min_scor
         try:
             x, y, width, height = (float(value) for value in row["bbox"])
             name = row.get("file_name") or (names[row["image_id"]] if names else str(row["image_id"]))
-            score = float(row.get("score", 1.0))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}, entry {number}: expected bbox [x, y, width, height] and image_id or file_name ({error})."
             ) from None
-        if score >= min_score:
+        if _score(row, f"{path}, entry {number}") >= min_score:
             boxes.setdefault(name, []).append([x, y, x + width, y + height])
     return boxes

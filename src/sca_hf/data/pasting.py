@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..processing.masks_sca import decode_rle, encode_rle
+from ..processing.masks_sca import decode_rle, encode_rle, mask_extent
 from .augmentation import Augmentation, augmentation_from
 from .notes import NOTES
-from .region import mask_extent, record_image, region_mask
+from .region import record_image, region_mask
 
 
 # The longest side of a crop that is kept, and how many bytes of crops are kept.
@@ -181,6 +181,8 @@ class RegionPaster:
                 break
             texts = self.sources[int(rng.integers(len(self.sources)))]
             row, index, said = texts[int(rng.integers(len(texts)))]
+            if not said.get("category" if record.get("task") == "recognition" else "captions"):
+                continue  # it is of a record of the other task, and has no text for this one
             pasted = self._paste(picture, regions, row, index, rng)
             if pasted is None:
                 continue

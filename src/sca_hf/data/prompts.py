@@ -29,7 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from .region import RegionRecordError, mask_extent, region_mask
+from ..processing.masks_sca import mask_extent
+from .region import RegionRecordError, region_mask
 
 
 # What can be drawn from a record alone.

@@ -329,12 +329,6 @@ def record_image(record: Mapping[str, Any]) -> Image.Image:
     return picture
 
 
-def mask_extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Returns the box of a mask's pixels: xyxy, far edges exclusive. The mask (height, width) is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def region_mask(region: Mapping[str, Any], size: tuple[int, int], where: str) -> np.ndarray | None:
     """Returns the mask of a region, RLE or array, as (height, width) bool; None where there is none.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .region import mask_extent
+from ..processing.masks_sca import mask_extent
 
 
 IMAGE_SIZE = 192

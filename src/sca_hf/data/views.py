@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..processing.masks_sca import encode_rle
-from .region import mask_extent, region_mask
+from ..processing.masks_sca import encode_rle, mask_extent
+from .region import region_mask
 
 
 # How much larger a square around a small region may show it.

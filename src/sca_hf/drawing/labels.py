@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter, ImageFont
 
+from ..processing.masks_sca import mask_extent
+
 
 # What a candidate place costs: hiding the picture's subject, being far from it, having to be looked for.
 _COVER_OWN = 2.5
@@ -227,11 +229,10 @@ def _area_in(table: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def widest_point(mask: np.ndarray) -> tuple[float, float, float] | None:
     """Finds where a (height, width) mask is widest: x, y, and how far its edge is from there; None if it is empty."""
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not len(columns):
+    if not mask.any():
         return None
-    left, top = int(columns[0]), int(rows[0])
-    part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    left, top, right, bottom = mask_extent(mask)
+    part = mask[top:bottom, left:right]
     step = -(-max(part.shape) // _WIDEST_CELLS)
     cells = np.pad(part.astype(np.float32), ((0, -part.shape[0] % step), (0, -part.shape[1] % step)))
     cells = cells.reshape(cells.shape[0] // step, step, cells.shape[1] // step, step).mean((1, 3))

@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter
 
+from ..processing.masks_sca import mask_extent
 from .labels import (
     Font,
     Rect,
@@ -72,8 +73,8 @@ class DrawnRegion:
         labels = self.labels or [1] * len(self.points)
         corners = [(float(x), float(y)) for (x, y), label in zip(self.points, labels, strict=True) if label > 0]
         if self.mask is not None and self.mask.any():
-            rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-            corners += [(float(columns[0]), float(rows[0])), (float(columns[-1] + 1), float(rows[-1] + 1))]
+            left, top, right, bottom = map(float, mask_extent(self.mask))
+            corners += [(left, top), (right, bottom)]
         if self.box is not None:
             corners += [(float(self.box[0]), float(self.box[1])), (float(self.box[2]), float(self.box[3]))]
         xs, ys = zip(*(corners or [(0.0, 0.0), size]), strict=True)

@@ -139,6 +139,9 @@ class _Card:
             if not all(isinstance(one, str | None) for one in (licence if isinstance(licence, list) else [licence])):
                 raise ValueError(f"{source}: the licence {licence!r} is neither a name nor a list of names.")
         config = ScaConfig.from_pretrained(self.folder)
+        if template is None and (spoken := (config.scope or {}).get("languages")):
+            # The Hub knows languages, not their scripts and regions.
+            head["language"] = list(dict.fromkeys(tag.split("-")[0] for tag in spoken))
         named = (config.base_model_repos or {}) if self.base_models is None else self.base_models
         named = {part: named[part] for part in BASE_MODELS if "repo_id" in named.get(part, {})}
         name = self.repo_id.split("/")[-1]

@@ -106,11 +106,16 @@ def _around(masks: torch.Tensor) -> torch.Tensor:
     rows = []
     for inside in ((masks > 0).any(2), (masks > 0).any(1)):  # (N, H), (N, W)
         places = torch.arange(inside.shape[1], device=masks.device)
-        low = torch.where(inside, places, inside.shape[1]).amin(1, keepdim=True)
-        high = torch.where(inside, places, -1).amax(1, keepdim=True)
-        more = ((high - low + 1) * _AROUND / 2).clamp(min=1)
-        rows.append((places >= low - more) & (places <= high + more))
+        low, high = (ends[:, None] for ends in outer_places(inside))
+        more = ((high - low) * _AROUND / 2).clamp(min=1)
+        rows.append((places >= low - more) & (places <= high - 1 + more))
     return (rows[0][:, :, None] & rows[1][:, None, :]).float()
+
+
+def outer_places(inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First place (n,) and the one behind the last, where rows (n, L) are true; L and 0 where none is."""
+    places = torch.arange(inside.shape[1], device=inside.device)
+    return torch.where(inside, places, inside.shape[1]).amin(1), torch.where(inside, places + 1, 0).amax(1)
 
 
 def _focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -137,4 +142,4 @@ def _iou(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (predicted & true).sum(dim=2) / union.clamp(min=1)
 
 
-__all__ = ["MASK_LOSSES", "caption_loss", "mask_losses", "mean_over_regions", "second_look_losses"]
+__all__ = ["MASK_LOSSES", "caption_loss", "mask_losses", "mean_over_regions", "outer_places", "second_look_losses"]

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .grouping_sca import PromptGroup
+from .losses_sca import outer_places
 from .placement_sca import execution_device
 from .segmentation_sca import DecodedRegions, Masks, best_masks
 
@@ -260,9 +261,7 @@ def mask_extents(masks: torch.Tensor) -> torch.Tensor:
     """Boxes (n, 4) of masks (n, 4h, 4w), xyxy in fractions of the frame; an empty one stands for all of it."""
     ends = []
     for along in (masks.any(1), masks.any(2)):  # (n, 4w), (n, 4h)
-        places = torch.arange(along.shape[1], device=along.device)
-        low = torch.where(along, places, along.shape[1]).amin(1)
-        high = torch.where(along, places + 1, 0).amax(1)
+        low, high = outer_places(along)
         empty = high <= low
         ends.append((low.masked_fill(empty, 0), high.masked_fill(empty, along.shape[1])))
     (left, right), (top, bottom) = ends

@@ -199,6 +199,12 @@ def _share(values: np.ndarray, resized: int, frame_size: int, cells: int) -> np.
 _MAX_PIXELS = 2 * 89_478_485
 
 
+def mask_extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box of a mask's pixels: xyxy, far edges exclusive. The mask (height, width) is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def encode_rle(mask: Any) -> dict[str, Any]:
     """Encode a mask as compressed COCO RLE, byte for byte as pycocotools does.
 

@@ -181,7 +181,7 @@ def region_names(dataset: Any) -> list[str]:
             if not region.get("category"):
                 raise RegionRecordError(
                     f"image {record['image_id']}, region {region.get('region_id', '?')} has no category, which the "
-                    "detail encoder is trained on."
+                    "detail encoder is trained on: name it, or set detail_steps to 0."
                 )
             names.add(region["category"])
     return sorted(names)

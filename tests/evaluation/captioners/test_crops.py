@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_hf.data.region import mask_extent
 from sca_hf.evaluation.captioners.crop_captioner import CropStyle, cut_region
+from sca_hf.processing.masks_sca import mask_extent
 from sca_hf.testing import tiny_image
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from ...files import inside, is_special, leads_out, read_json
+from ...files import inside, is_special, leads_out, read_json, text_encoding
 from ..region import RegionRecordError, category_text, naming
 from ..scene_details import record_with_lengths
 from ..scene_languages import scene_languages, with_languages
@@ -43,7 +43,7 @@ _Read = TypeVar("_Read")
 
 def read_json_list(path: str | Path) -> Iterator[Any]:
     """Yields the items of a JSON list one by one, so that a file of any size takes little memory."""
-    with Path(path).open(encoding="utf-8-sig", errors=_BYTES) as file:
+    with Path(path).open(encoding=text_encoding(path), errors=_BYTES) as file:
         text = _JsonText(file, str(path))
         if text.next_character() != "[":
             raise ValueError(f"{path}: expected a JSON list.")
@@ -243,10 +243,9 @@ def name_parts(name: str) -> list[str]:
 def read_lines(path: Path) -> list[str]:
     """Reads the lines of a text file: UTF-8, or UTF-16 with its mark; errors name file, line and remedy."""
     content = path.read_bytes()
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         # Not splitlines(), which takes rarer characters for ends of lines as well.
-        return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return content.decode(text_encoding(path)).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from ...processing.masks_sca import encode_rle
+from ...processing.masks_sca import encode_rle, mask_extent
 from ..pictures import image_size
-from ..region import RegionRecordError, category_text, mask_extent
+from ..region import RegionRecordError, category_text
 from .coco import segmentation_mask
 from .common import (
     IMAGE_SUFFIXES,

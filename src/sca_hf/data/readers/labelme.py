@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...processing.masks_sca import decode_rle, encode_rle
+from ...processing.masks_sca import decode_rle, encode_rle, mask_extent
 from ..pictures import image_size
-from ..region import RegionRecordError, mask_extent
+from ..region import RegionRecordError
 from .coco import segmentation_mask
 from .common import (
     IMAGE_SUFFIXES,

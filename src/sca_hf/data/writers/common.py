@@ -14,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ...processing.masks_sca import decode_rle
+from ...processing.masks_sca import decode_rle, mask_extent
 from ..notes import NOTES
 from ..readers.common import IMAGE_SUFFIXES
-from ..region import mask_extent
 
 
 Shapes = Literal["pixels", "polygons", "boxes"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...data.region import mask_extent
+from ...processing.masks_sca import mask_extent
 from .image_text import ImageTextModel
 from .interface import ImageQuery, RegionPrediction, RegionQuery
 from .sca import SegmentedRegion, Segmenter

@@ -94,9 +94,9 @@ def average_precision(right: np.ndarray, total: int) -> float:
     return float(best[np.searchsorted(100 * hits, np.arange(101) * total)].mean())
 
 
-def merge_boxes(boxes: np.ndarray, threshold: float = _MERGE_IOU) -> list[list[int]]:
+def merge_boxes(boxes: np.ndarray) -> list[list[int]]:
     """Groups boxes that overlap: repeatedly the one with most neighbors, together with these; the first of equals."""
-    near = box_ious(boxes, boxes) >= threshold
+    near = box_ious(boxes, boxes) >= _MERGE_IOU
     left, groups = np.ones(len(boxes), bool), []
     while left.any():
         counts = (near & left).sum(1) * left

@@ -20,6 +20,7 @@ from ...files import differences, read_json, refuse_inputs, replacing, staged, t
 from ...hub.card import CARD, draft_card
 from ...hub.info import check_saved_model
 from ...modeling.base_models_sca import hash_folder
+from ...processing.captions_sca import learned
 from ...run_identity import all_versions, model_identity, versions
 from ...yaml_files import read_yaml
 from ..arguments import ScaTrainingArguments
@@ -27,7 +28,7 @@ from ..checkpoint.fingerprint import settling_arguments, training_data
 from ..checkpoint.integrity import CheckpointError, clear_leftovers, last_checkpoint, lock_run
 from ..collator import RegionCollator
 from ..confidence import ConfidenceFit, fit_confidence
-from ..detail_pretraining import DETAILS, region_names
+from ..detail_pretraining import DETAILS
 from ..evaluation import IndexedRecords, asks_for_names
 from ..stopping import StoppedError, early_stopping_of
 from ..trainer import ScaTrainer
@@ -168,9 +169,14 @@ def _scope(trainer: ScaTrainer, recipe: Recipe, before: Mapping[str, Any]) -> di
     if before.get("trained_on"):
         told["trained_on"] = f"{sets}; before that: {before['trained_on']}"
     told |= {key: before[key] for key in ("languages", "licenses", "narrow") if key in before}
+    tasks = trainer.accelerator.unwrap_model(trainer.model).config.mixer_config.tasks
+    if spoken := learned(tasks, "language"):
+        told["languages"] = list(dict.fromkeys([*before.get("languages", []), *spoken]))
     records = trainer.train_dataset.dataset
     if hasattr(records, "__len__") and asks_for_names(IndexedRecords(records), trainer.args.task):
-        names = region_names(records)
+        rows = records.select_columns(["regions"]) if hasattr(records, "select_columns") else records
+        # A short caption may be a name too, where the data name no category.
+        names = sorted({one.get("category") or one["captions"][0] for row in rows for one in row["regions"]})
         told |= {"knows": shorten(f"{len(names)} names: {', '.join(names)}", 900, placeholder=" ..."), "narrow": True}
         told["limits"] = "It uses one of these names for anything else too."
     return {**told, "trained_on": shorten(told["trained_on"], 900, placeholder=" ..."), **recipe.model.scope}
