@@ -98,20 +98,23 @@ def test_a_text_must_have_words(bundled, scene, text):
         bundled[1].find(bundled[0], scene.to_pil(), text)
 
 
+TINY = ("--device", "cpu", "--model", "sca-tiny")
+
+
 def test_the_command_writes_what_it_found(picture, tmp_path, capsys):
     overlay = tmp_path / "found.png"
-    assert main(["find", picture, "a small striped red star", "--overlay", str(overlay), "--device", "cpu"]) == 0
+    assert main(["find", picture, "a small striped red star", "--overlay", str(overlay), *TINY]) == 0
     printed = capsys.readouterr().out
     assert "scene.png: match -" in printed and "striped red star" in printed and printed.count("\n") == 1
     assert np.asarray(Image.open(overlay)).std() > 0
-    assert main(["find", picture, "a star", "--top", "2", "--threshold", "-99", "--json", "-", "--device", "cpu"]) == 0
+    assert main(["find", picture, "a star", "--top", "2", "--threshold", "-99", "--json", "-", *TINY]) == 0
     records = json.loads(capsys.readouterr().out)
     assert len(records) == 2 and records[0]["text"] == "a star" and records[0]["match"] >= records[1]["match"]
     assert {"segmentation", "bbox", "caption", "agreement", "image"} <= records[0].keys()
 
 
 def test_the_command_says_that_there_is_none_and_ends_with_1(picture, capsys):
-    assert main(["find", picture, "a large checkered green cross", "--json", "-", "--device", "cpu"]) == 1
+    assert main(["find", picture, "a large checkered green cross", "--json", "-", *TINY]) == 1
     output = capsys.readouterr()
     assert json.loads(output.out) == []
     assert "there is no 'a large checkered green cross' (the best match is -" in output.err

@@ -60,7 +60,7 @@ def test_regions_of_anything_mode_and_of_a_data_set(model, tmp_path):
 
 
 def test_a_mirrored_picture_says_the_same_with_its_sides_turned_back():
-    model, processor = load(None, "cpu")
+    model, processor = load("sca-tiny", "cpu")
     scene = next(iter(scenes("test", 1, 0)))
     picture = scene.to_pil()
     regions = [{"box": list(one.box), "mask": None} for one in scene.objects if one.describable]

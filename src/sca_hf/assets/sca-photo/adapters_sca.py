@@ -1,0 +1,1 @@
+../../modeling/adapters_sca.py

@@ -1,0 +1,1 @@
+../../processing/anything_settings_sca.py

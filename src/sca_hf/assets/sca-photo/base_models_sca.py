@@ -1,0 +1,1 @@
+../../modeling/base_models_sca.py

@@ -1,0 +1,1 @@
+../../processing/batch_sca.py

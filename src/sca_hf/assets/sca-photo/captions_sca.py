@@ -1,0 +1,1 @@
+../../processing/captions_sca.py

@@ -1,0 +1,1 @@
+../../modeling/composing_sca.py

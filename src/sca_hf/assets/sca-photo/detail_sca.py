@@ -1,0 +1,1 @@
+../../modeling/detail_sca.py

@@ -1,0 +1,1 @@
+../../modeling/encoder_configuration_sca.py

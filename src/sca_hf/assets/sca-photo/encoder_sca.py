@@ -1,0 +1,1 @@
+../../modeling/encoder_sca.py

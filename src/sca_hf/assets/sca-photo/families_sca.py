@@ -1,0 +1,1 @@
+../../modeling/families_sca.py

@@ -1,0 +1,1 @@
+../../processing/find_sca.py

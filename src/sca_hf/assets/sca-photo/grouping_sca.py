@@ -1,0 +1,1 @@
+../../modeling/grouping_sca.py

@@ -1,0 +1,1 @@
+../../processing/images_sca.py

@@ -1,0 +1,1 @@
+../../processing/languages_sca.py

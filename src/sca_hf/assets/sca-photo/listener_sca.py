@@ -1,0 +1,1 @@
+../../modeling/listener_sca.py

@@ -1,0 +1,1 @@
+../../processing/mask_generation_sca.py

@@ -1,0 +1,1 @@
+../../processing/masks_sca.py

@@ -1,0 +1,1 @@
+../../modeling/mixer_sca.py

@@ -1,0 +1,1 @@
+../../modeling/placement_sca.py

@@ -1,0 +1,1 @@
+../../processing/prompts_sca.py

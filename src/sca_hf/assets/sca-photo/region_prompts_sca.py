@@ -1,0 +1,1 @@
+../../processing/region_prompts_sca.py

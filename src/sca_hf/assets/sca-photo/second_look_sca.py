@@ -1,0 +1,1 @@
+../../modeling/second_look_sca.py

@@ -1,0 +1,1 @@
+../../modeling/segmenters_sca.py

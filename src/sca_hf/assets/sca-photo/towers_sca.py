@@ -1,0 +1,1 @@
+../../modeling/towers_sca.py

@@ -1,0 +1,1 @@
+../../modeling/validation_sca.py

@@ -1,0 +1,1 @@
+../../processing/video_captions_sca.py
