@@ -98,6 +98,18 @@ def test_a_text_must_have_words(bundled, scene, text):
         bundled[1].find(bundled[0], scene.to_pil(), text)
 
 
+def test_a_processor_keeps_a_threshold_of_its_own(bundled, scene, tmp_path):
+    model, processor = bundled
+    image = scene.to_pil()
+    best = processor.find(model, image, "a large checkered green cross", threshold=-math.inf)[0]["match"]
+    processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({**settings, "find_threshold": best - 0.01}))
+    again = ScaProcessor.from_pretrained(tmp_path)
+    assert not processor.find(model, image, "a large checkered green cross")
+    assert [one["match"] for one in again.find(model, image, "a large checkered green cross")] == [best]
+
+
 TINY = ("--device", "cpu", "--model", "sca-tiny")
 
 

@@ -64,12 +64,11 @@ def run(options: argparse.Namespace) -> int:
 
     from ..anything.folder import draw_records
     from ..captioning import load, one_line
-    from ..processing.find_sca import FIND_THRESHOLD
 
     model, processor = load(options.model, options.device, options.dtype, options.revision)
     picture = items[0].load()
     ranked = processor.find(model, picture, options.text, settings, threshold=-math.inf)
-    lowest = FIND_THRESHOLD if options.threshold is None else options.threshold
+    lowest = processor.find_threshold if options.threshold is None else options.threshold
     found = [record for record in ranked if record["match"] >= lowest][: options.top]
     if options.json is not None:
         write_json([{"image": items[0].name, "text": options.text, **record} for record in found], options.json)

@@ -14,7 +14,7 @@ from .images_sca import as_image
 from .masks_sca import decode_rle
 
 
-# Log-probability of a text below which nothing in the image is meant, see `find`.
+# Log-probability of a text below which nothing in the image is meant, see `find`; right for sca-tiny.
 FIND_THRESHOLD = -11.0
 
 # Tokens of a text: it is read as a whole, or refused where the language model lacks the positions.
@@ -25,6 +25,7 @@ class ScaFindMixin:
     """What anything mode and finding by words need of [`ScaProcessor`]."""
 
     anything_settings: dict[str, Any]
+    find_threshold: float
 
     def caption_anything(
         self, model: PreTrainedModel, image: Any, settings: Any = None, boxes: Any = None, **options: Any
@@ -73,8 +74,8 @@ class ScaFindMixin:
             text: for instance `"the striped red circle"`.
             settings: an [`AnythingSettings`], or fields of it that are to differ from `anything_settings`.
             boxes: (N, 4) xyxy, pixels of the original: look among these, in place of what a grid finds.
-            threshold: leave out regions whose `match` is below; None takes -11, measured on the training side of
-                `scenes` for the bundled model. `-math.inf` leaves out none.
+            threshold: leave out regions whose `match` is below; None takes the processor's `find_threshold`, -11 where
+                a model has none of its own. `-math.inf` leaves out none.
             options: of `caption_anything`.
 
         Returns:
@@ -101,7 +102,7 @@ class ScaFindMixin:
         said["labels"][..., -1] = IGNORED
         heard = model.score_captions(**encoding.as_inputs(), **inputs.to(model.device), **said)
         match = heard.log_likelihoods.flatten(2).amax(2)[0].float()  # (R,)
-        lowest = FIND_THRESHOLD if threshold is None else threshold
+        lowest = self.find_threshold if threshold is None else threshold
         ranked = zip(match.tolist(), match.softmax(0).tolist(), records, strict=True)
         found = [{**record, "match": fit, "agreement": sure} for fit, sure, record in ranked if fit >= lowest]
         return sorted(found, key=lambda record: -record["match"])

@@ -25,7 +25,7 @@ from .captions_sca import (
     tasks_in_languages,
     vocabulary_digest,
 )
-from .find_sca import ScaFindMixin
+from .find_sca import FIND_THRESHOLD, ScaFindMixin
 from .images_sca import (
     URL_SECONDS,
     as_images,
@@ -75,6 +75,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
             the image processor makes of segmentation maps.
         format_version: of the settings, as stored; what newer code wrote is refused.
         anything_settings: fields of [`AnythingSettings`] that suit the model better than SAM's own defaults.
+        find_threshold: log-probability of a text below which [`~ScaProcessor.find`] finds nothing.
         vocabulary_sha256: of the tokenizer's vocabulary, as stored; another one says other words and is refused.
     """
 
@@ -90,6 +91,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         caption_add_bos: bool = False,
         mask_size: int | None = None,
         anything_settings: dict[str, Any] | None = None,
+        find_threshold: float = FIND_THRESHOLD,
         chat_template: str | None = None,
         format_version: int = FORMAT_VERSION,
         vocabulary_sha256: str | None = None,
@@ -111,6 +113,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         check_image_processor(image_processor)
         check_vocabulary(tokenizer, vocabulary_sha256)
         self.anything_settings = dict(anything_settings or {})
+        self.find_threshold = find_threshold
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
