@@ -70,7 +70,7 @@ def test_refining_undoing_and_removing(browser, url):
 
 def test_the_keyboard_is_enough(browser, url):
     page = Page(browser, url)
-    page.tab.focus(".examples button >> nth=0")
+    page.tab.focus(".examples button >> nth=3")  # blood cells, which sca-tiny knows
     page.tab.keyboard.press("Enter")
     page.said("Click on something.")
     page.tab.focus("canvas")
@@ -110,7 +110,8 @@ def test_the_keyboard_is_enough(browser, url):
         page.tab.keyboard.press("Enter")
         if page.tab.is_visible('[data-id="bubble"]'):
             break
-        page.tab.keyboard.press("ArrowUp")
+        page.tab.keyboard.press("ArrowRight")
+        page.tab.keyboard.press("ArrowDown")
     assert page.tab.inner_text('[data-id="bubble"]').endswith(page.tab.inner_text(".regions .lit .caption"))
     page.tab.focus(".regions .pick >> nth=0")
     assert page.tab.inner_text('[data-id="bubble"]').startswith("1")
