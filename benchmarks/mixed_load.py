@@ -142,15 +142,16 @@ def late(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=20)[-1]
 
 
-def measure(seconds: float, share: float = 1.0) -> dict[str, float | list[str]]:
+def measure(seconds: float, share: float = 1.0, model: str = "sca-tiny") -> dict[str, float | list[str]]:
     """Runs all kinds; returns the figures.
 
     Args:
         seconds: for all kinds together; fast ones alone get a quarter.
         share: of 200 clients.
+        model: that is served.
     """
     counts = {kind: max(1, round(count * share)) for kind, count in KINDS.items()}
-    with running() as (process, address):
+    with running("--model", model) as (process, address):
         clients = Clients(address, 0, 0)
         host, port = address.removeprefix("http://").split(":")
         clients.address = (host, int(port))
@@ -213,8 +214,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed_load", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--share", type=float, default=1.0, help="of 200 clients")
+    parser.add_argument("--model", default="sca-tiny", help="that is served (%(default)s, which the limits are for)")
     options = parser.parse_args()
-    found = measure(options.seconds, options.share)
+    found = measure(options.seconds, options.share, options.model)
     for name, value in found.items():
         print(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
     return int(bool(faults(found)))
