@@ -44,7 +44,7 @@ from .names import write_names
 from .reader import fit_reader
 from .recipe import HERE, WORDS, read_recipe
 from .small_sets import write_small_sets
-from .start import begin_words, start_model
+from .start import begin_words, save, start_model
 from .swapped_names import SwappedNamesTrainer
 from .thresholds import GRIDS, choose_settings
 
@@ -123,9 +123,7 @@ class Road:
         torch.manual_seed(self.seed)
         begin_words(model, processor.tokenizer, self.own / "language" / "text")
         fit_reader(model, processor, recipe, **({} if self.steps is None else {"regions": 40}))
-        with staged(done) as part:
-            model.save_pretrained(part, include_base_models=True)
-            processor.save_pretrained(part)
+        save(done, model, processor)
 
     def confidence(self, done: Path) -> None:
         recipe = read_recipe(WORDS, self.output, self.seed, self.folder, self.steps)
@@ -133,9 +131,7 @@ class Road:
         regions = {} if self.steps is None else {"regions": 40}
         fit = outside.fit(model, processor, recipe, self.own / "data", self.folder, self.seed, **regions)
         print(fit, flush=True)
-        with staged(done) as part:
-            model.save_pretrained(part, include_base_models=True)
-            processor.save_pretrained(part)
+        save(done, model, processor)
 
     def model(self, done: Path) -> None:
         """Settings, half precision, and what must travel with the weights."""

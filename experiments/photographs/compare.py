@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from sca_hf.captioning import load
-from sca_hf.files import read_json, staged, to_json, write_whole
+from sca_hf.files import read_json, to_json, write_whole
 from sca_hf.modeling.encoder_configuration_sca import ScaTowersConfig
 from sca_hf.modeling.towers_sca import ScaTowersModel
 from sca_hf.training import ScaTrainer
@@ -34,7 +34,7 @@ from . import data, tables, towers
 from .__main__ import TOWERS, Road, run
 from .measure import Measurement, read_pictures
 from .recipe import read_recipe
-from .start import start_model
+from .start import save, start_model
 from .swapped_names import SwappedNamesTrainer
 
 
@@ -73,10 +73,7 @@ def start(row: dict[str, Any], folder: Path, road: Road) -> Path:
         model.confidence_head = model.config.confidence_size = None
         model.swap_language_model(str(language))
         processor.tokenizer = type(processor.tokenizer).from_pretrained(language)
-        with staged(folder) as part:
-            model.save_pretrained(part, include_base_models=True)
-            processor.save_pretrained(part)
-        return folder
+        return save(folder, model, processor)
     eyes = folder.parent / "towers"
     if not eyes.is_dir():
         torch.manual_seed(road.seed)

@@ -14,13 +14,12 @@ from sca_hf.captioning import load
 from sca_hf.data import load_regions
 from sca_hf.data.region import record_image
 from sca_hf.files import read_json, to_json, write_whole
-from sca_hf.training import ScaTrainer, ScaTrainingArguments
 from sca_hf.training.confidence import ConfidenceFit, fit_confidence
-from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import Recipe
 
 from ..sca_tiny.confidence import unsure_fractions
 from .measure import read_pictures
+from .recipe import idle_trainer
 from .small_sets import IMAGES
 from .words import says
 
@@ -67,9 +66,7 @@ def fit(
         seed: of the split.
         regions: looked at on each side.
     """
-    train, _ = build_datasets(recipe.data)
-    arguments = ScaTrainingArguments(recipe.output, **{**recipe.training, "eval_strategy": "no", **_NO_BEST})
-    trainer = ScaTrainer(model, arguments, train_dataset=train, processing_class=processor)
+    trainer = idle_trainer(model, processor, recipe)
     outside = load_regions(
         "coco", annotations=split / "outside.train.json", images=folder / SET / "images", on_error="skip"
     )
@@ -77,9 +74,6 @@ def fit(
     found = fit_confidence(model, trainer.data_collator, trainer.train_dataset, outside, regions, mistakes=wrong)
     model.config.scope = recipe.model.scope
     return found
-
-
-_NO_BEST = {"load_best_model_at_end": False}
 
 
 def measure_unsure(source: Path, split: Path, folder: Path, sets: Sequence[str]) -> dict[str, dict[str, float]]:

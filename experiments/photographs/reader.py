@@ -15,10 +15,9 @@ from torch import nn
 
 from sca_hf.data.region import record_image
 from sca_hf.modeling.detail_sca import box_weights, region_means
-from sca_hf.training import ScaTrainer, ScaTrainingArguments
-from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import Recipe
 
+from .recipe import idle_trainer
 from .start import words_of
 from .swapped_names import SwappedNamesTrainer
 
@@ -37,7 +36,6 @@ def add_reader(model: Any) -> None:
     config, mixer = model.config, model.mixer
     width = config.sam_config.vision_config.hidden_size
     config.sam_config.feature_channels = config.mixer_config.feature_channels = width
-    model.sam.vision_encoder.feature_channels = width
     read = config.mixer_config.hidden_size + 1
     mixer.feature_reader = nn.Linear(width, read).to(mixer.language_project.weight)
     nn.init.zeros_(mixer.feature_reader.weight)
@@ -52,11 +50,7 @@ def fit_reader(model: Any, processor: Any, recipe: Recipe, regions: int = 16_000
     say these.
     """
     add_reader(model.eval())
-    train, _ = build_datasets(recipe.data)
-    arguments = ScaTrainingArguments(
-        recipe.output, **{**recipe.training, "eval_strategy": "no", "load_best_model_at_end": False}
-    )
-    records = ScaTrainer(model, arguments, train_dataset=train, processing_class=processor).train_dataset
+    records = idle_trainer(model, processor, recipe).train_dataset
     rng = np.random.default_rng(seed)
     features, names = [], []
     while len(names) < regions:

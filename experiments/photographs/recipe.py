@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sca_hf.training import ScaTrainer, ScaTrainingArguments
+from sca_hf.training.recipe.run import build_datasets
 from sca_hf.training.recipe.schema import Recipe
 from sca_hf.yaml_files import read_yaml
 
@@ -49,6 +51,14 @@ def read_recipe(name: str, output: Path, seed: int, data: Path, steps: int | Non
             if spec["format"] == "scenes":
                 spec |= _QUICK
     return Recipe.from_mapping(values, name)
+
+
+def idle_trainer(model: Any, processor: Any, recipe: Recipe) -> ScaTrainer:
+    """Returns a trainer for its data, augmented as the recipe says, and its collator; it need not train."""
+    train, _ = build_datasets(recipe.data)
+    settings = {**recipe.training, "eval_strategy": "no", "load_best_model_at_end": False}
+    arguments = ScaTrainingArguments(recipe.output, **settings)
+    return ScaTrainer(model, arguments, train_dataset=train, processing_class=processor)
 
 
 def fast_bf16() -> bool:

@@ -66,7 +66,6 @@ def read_names(model: Any, tokenizer: Any) -> None:
     """
     mixer, config = model.mixer, model.config
     config.sam_config.class_channels = config.mixer_config.class_channels = len(NAMES)
-    model.sam.vision_encoder.class_channels = len(NAMES)
     mixer.class_reader = ClassReader(len(NAMES), config.mixer_config.hidden_size).to(mixer.language_project.weight)
     torch.nn.init.constant_(mixer.class_reader.scale.weight, _SHARP)
     said = words_of(model, tokenizer, NAMES)
@@ -93,9 +92,14 @@ def start_model(towers: Path, output: Path, seed: int = 0, language: Path | None
         tokenizer = AutoTokenizer.from_pretrained(language)
         begin_words(model, tokenizer, language)
     model.config.scope = None
+    return save(output, model, ScaProcessor.from_config(model.config, tokenizer))
+
+
+def save(output: Path, model: Any, processor: Any) -> Path:
+    """Saves a model with all of its parts and its processor into a folder, which exists once it is whole."""
     with staged(output) as folder:
         model.save_pretrained(folder, include_base_models=True)
-        ScaProcessor.from_config(model.config, tokenizer).save_pretrained(folder)
+        processor.save_pretrained(folder)
     return output
 
 

@@ -101,7 +101,6 @@ def with_features(features, classes):
         torch.manual_seed(1)
         sam = ScaEncoderModel.from_encoder(model, SamModel(tiny_sam_config()))
     sam.config.class_channels, sam.config.feature_channels = classes, features
-    sam.vision_encoder.class_channels, sam.vision_encoder.feature_channels = classes, features
     mixer = dict(num_hidden_layers=2, num_attention_heads=4, mlp_dim=64)
     return ScaForConditionalGeneration.from_sam_text_pretrained(sam, tiny_language_model(), mixer)
 

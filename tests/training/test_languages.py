@@ -28,6 +28,7 @@ from sca_hf.training import (
 )
 from sca_hf.training.recipe.build import Configurations, build_empty_model
 from sca_hf.training.recipe.schema import ModelSection
+from tests.training.tiny_runs import written
 
 
 BOXES = [[[3, 3, 40, 40], [20, 10, 70, 50]]]
@@ -220,13 +221,6 @@ def test_a_caption_is_learned_in_its_language(spoken, processor, monkeypatch):
     assert "have languages, but the model has no tasks for them (add_languages" in warned[0]
     with pytest.raises(ValueError, match="learned only en, de, zh"):
         RegionCollator(ours)([record(captions=["un triangle"], languages=["fr"]) | {"draw": (0, 0, 1)}])
-
-
-def written(tmp_path, *regions):
-    tiny_image(0).save(tmp_path / "a.png")
-    row = {"image": "a.png", "image_id": "a", "regions": [{"box": [3, 3, 40, 40], **region} for region in regions]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    return {"format": "jsonl", "path": tmp_path / "rows.jsonl"}
 
 
 def test_json_lines_say_languages_in_three_ways_and_return(tmp_path):

@@ -24,6 +24,7 @@ from sca_hf.testing import tiny_config, tiny_image
 from sca_hf.training import RegionCollator, ScaTrainer, ScaTrainingArguments, add_lengths
 from sca_hf.training.recipe.build import Configurations, build_empty_model
 from sca_hf.training.recipe.schema import ModelSection
+from tests.training.tiny_runs import written
 
 
 BOXES = [[[3, 3, 40, 40], [20, 10, 70, 50]]]
@@ -128,13 +129,6 @@ def test_one_model_says_the_same_region_shortly_and_in_detail(tokenizer, tmp_pat
         outputs = model.generate(**processor(tiny_image(0), input_boxes=[[BOXES[0][0]]], length=length))
         assert processor.batch_decode(outputs) == [[text]]
         assert outputs.sequences.shape[-1] < model.config.max_caption_length, "it ended by itself"
-
-
-def written(tmp_path, *regions):
-    tiny_image(0).save(tmp_path / "a.png")
-    row = {"image": "a.png", "image_id": "a", "regions": [{"box": [3, 3, 40, 40], **region} for region in regions]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    return {"format": "jsonl", "path": tmp_path / "rows.jsonl"}
 
 
 def test_json_lines_say_lengths_in_three_ways(tmp_path):

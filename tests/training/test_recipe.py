@@ -11,6 +11,7 @@ from tiny_runs import records
 
 from sca_hf import ScaForConditionalGeneration, ScaProcessor
 from sca_hf.hub.info import describe_repository
+from sca_hf.processing.find_sca import FIND_THRESHOLD
 from sca_hf.testing import tiny_sam_config, tiny_tokenizer
 from sca_hf.training.arguments import ScaTrainingArguments
 from sca_hf.training.checkpoint.integrity import CheckpointError
@@ -202,6 +203,18 @@ def test_settings_for_everything_stay_with_their_image_encoder(base, processor, 
     other = ModelSection(**{"from": str(base)}, swap_image_encoder=str(base))
     for section, points in ((ModelSection(**{"from": str(base)}), 7), (closer, 7), (other, 32)):
         assert build_model(section, args)[1].anything_settings_for().points_per_side == points
+
+
+def test_the_threshold_of_finding_stays_with_what_is_said(base, processor, make_model, tmp_path):
+    make_model("open_llama").language_model.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer().save_pretrained(tmp_path / "llama")
+    processor = copy.copy(processor)
+    processor.find_threshold = -2.5
+    processor.save_pretrained(base)
+    args = ScaTrainingArguments(str(tmp_path), use_cpu=True)
+    other = ModelSection(**{"from": str(base)}, swap_language_model=str(tmp_path / "llama"))
+    for section, lowest in ((ModelSection(**{"from": str(base)}), -2.5), (other, FIND_THRESHOLD)):
+        assert build_model(section, args)[1].find_threshold == lowest
 
 
 def test_another_image_size_interpolates_positions(base, regions, tmp_path):

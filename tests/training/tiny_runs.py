@@ -1,5 +1,7 @@
 """Runs small enough for a test: eight pictures of two regions, and the trainer around a tiny model."""
 
+import json
+
 from sca_hf.modeling.modeling_sca import ScaForConditionalGeneration
 from sca_hf.testing import CAPTIONS, tiny_image
 from sca_hf.training.arguments import ScaTrainingArguments
@@ -33,6 +35,14 @@ def records(count=8, task="caption", masks=False):
         )
         for k in range(count)
     ]
+
+
+def written(tmp_path, *regions):
+    """Options of a JSON Lines set of one picture with these regions."""
+    tiny_image(0).save(tmp_path / "a.png")
+    row = {"image": "a.png", "image_id": "a", "regions": [{"box": [3, 3, 40, 40], **region} for region in regions]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    return {"format": "jsonl", "path": tmp_path / "rows.jsonl"}
 
 
 def saved_model(make_model, folder, **options):

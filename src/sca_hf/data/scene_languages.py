@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..processing.languages_sca import find_language, language_tag
-from .scenes import SceneObject, pick, read_caption
+from .scenes import CAPTIONS_PER_OBJECT, NAMED_NEIGHBOURS, SceneObject, pick, read_caption
 
-
-_CAPTIONS, _NAMED = 3, 0.4
 
 _GERMAN_SHAPES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "circle": (("Kreis", "m"), ("Scheibe", "f")),
@@ -105,7 +103,7 @@ def captions_in(language: str, obj: SceneObject, rng: np.random.Generator) -> li
         rng: What chooses the words.
     """
     writer = _WRITERS[language]
-    return list(obj.captions) if writer is None else [writer(obj, rng) for _ in range(_CAPTIONS)]
+    return list(obj.captions) if writer is None else [writer(obj, rng) for _ in range(CAPTIONS_PER_OBJECT)]
 
 
 def with_languages(
@@ -155,7 +153,7 @@ def read_caption_in(text: str, language: str) -> dict[str, str | None]:
 
 
 def _german(obj: SceneObject, rng: np.random.Generator) -> str:
-    noun, gender = _GERMAN_SHAPES[obj.shape][int(rng.integers(len(_GERMAN_SHAPES[obj.shape])))]
+    noun, gender = pick(_GERMAN_SHAPES[obj.shape], rng)
     article, ending = (_DEFINITE, "e") if rng.random() < 1 / 3 else (_INDEFINITE, _ENDINGS[gender])
     words = {name: pick(_GERMAN_WORDS[name][getattr(obj, name)], rng) for name in ("color", "texture")}
     order, form = ["texture", "color"], int(rng.integers(4))
@@ -171,9 +169,9 @@ def _german(obj: SceneObject, rng: np.random.Generator) -> str:
     if obj.relation is None or obj.reference is None:
         return head
     place = pick(_GERMAN_PLACES[obj.relation], rng)
-    if rng.random() >= _NAMED:
+    if rng.random() >= NAMED_NEIGHBOURS:
         return f"{head} {place} {_POSSESSIVES[gender]} Nachbarn"
-    other, its = _GERMAN_SHAPES[obj.reference.shape][int(rng.integers(len(_GERMAN_SHAPES[obj.reference.shape])))]
+    other, its = pick(_GERMAN_SHAPES[obj.reference.shape], rng)
     color = f"{pick(_GERMAN_WORDS['color'][obj.reference.color], rng)}en"
     before = (_INDEFINITE if rng.random() < 1 / 3 else _DEFINITE)[its][1]
     where = f"{place} {before} {color} {other}"
@@ -195,7 +193,7 @@ def _german_parts(text: str) -> tuple[str, str | None, str]:
 
 
 def _chinese(obj: SceneObject, rng: np.random.Generator) -> str:
-    noun, measure = _CHINESE_SHAPES[obj.shape][int(rng.integers(len(_CHINESE_SHAPES[obj.shape])))]
+    noun, measure = pick(_CHINESE_SHAPES[obj.shape], rng)
     color, texture = (pick(_CHINESE_WORDS[name][getattr(obj, name)], rng) for name in ("color", "texture"))
     size = f"{pick(_CHINESE_WORDS['size'][obj.size], rng)}的" if obj.size in _CHINESE_WORDS["size"] else ""
     plain = obj.texture == "plain"
@@ -211,8 +209,8 @@ def _chinese(obj: SceneObject, rng: np.random.Generator) -> str:
         return head
     side = pick(_CHINESE_PLACES[obj.relation], rng)
     other = "相邻图形"
-    if rng.random() < _NAMED:
-        name, its = _CHINESE_SHAPES[obj.reference.shape][int(rng.integers(len(_CHINESE_SHAPES[obj.reference.shape])))]
+    if rng.random() < NAMED_NEIGHBOURS:
+        name, its = pick(_CHINESE_SHAPES[obj.reference.shape], rng)
         before = pick(("", f"那{its}", f"一{its}"), rng)
         other = f"{before}{pick(_CHINESE_WORDS['color'][obj.reference.color], rng)}{name}"
     return f"{other}{side}的{head}" if rng.random() < 1 / 2 else f"{head}，在{other}的{side}"

@@ -11,9 +11,9 @@ Frame of reference everywhere in this file: pixels of the rendered image, x to t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from PIL import Image
 from ..processing.masks_sca import mask_extent
 
 
+_Option = TypeVar("_Option")
 IMAGE_SIZE = 192
 SPLIT_STARTS = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
 COLORS = {
@@ -49,8 +50,8 @@ _MAX_TILT = np.deg2rad(20.0)
 # neighbour is the nearest, or on which side it lies, the object is left without captions: nobody has to guess.
 _CLEAR_RATIO, _CLEAR_ANGLE = 0.88, np.deg2rad(30.0)
 
-_CAPTIONS_PER_OBJECT = 3
-_NAMED_NEIGHBOURS = 0.4
+CAPTIONS_PER_OBJECT = 3
+NAMED_NEIGHBOURS = 0.4
 SYNONYMS = {
     "small": ("small", "little"),
     "large": ("large", "big"),
@@ -360,7 +361,7 @@ def middle_of(obj: SceneObject) -> np.ndarray:
 
 def describe(obj: SceneObject, rng: np.random.Generator) -> list[str]:
     """Writes several captions of one object."""
-    return [_with_article(_sentence(obj, rng), rng) for _ in range(_CAPTIONS_PER_OBJECT)]
+    return [_with_article(_sentence(obj, rng), rng) for _ in range(CAPTIONS_PER_OBJECT)]
 
 
 def _sentence(obj: SceneObject, rng: np.random.Generator) -> str:
@@ -376,7 +377,7 @@ def _sentence(obj: SceneObject, rng: np.random.Generator) -> str:
     if obj.relation is None or obj.reference is None:
         return head.strip()
     place = pick(_PLACES[obj.relation], rng)
-    if rng.random() >= _NAMED_NEIGHBOURS:
+    if rng.random() >= NAMED_NEIGHBOURS:
         return f"{head.strip()} {place} its neighbour"
     article = pick(("the", "the", "a"), rng)
     other = f"{obj.reference.color} {_word(obj.reference.shape, rng)}"
@@ -394,7 +395,7 @@ def _word(name: str, rng: np.random.Generator) -> str:
     return pick(SYNONYMS.get(name, (name,)), rng)
 
 
-def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def pick(options: Sequence[_Option], rng: np.random.Generator) -> _Option:
     """Returns one of the options."""
     return options[int(rng.integers(len(options)))]
 

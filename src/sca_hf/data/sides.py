@@ -1,7 +1,7 @@
 """Captions of a mirrored or turned picture: left and right change places, and what cannot be said safely is dropped.
 
-The rule is conservative and knows English only: captions that are said to be in another language are dropped. In a
-mirror
+The rule is conservative and knows English only: captions that are said to be in another language are dropped.
+In a mirror
 
 - swapped are the words of `_PAIRS`, compounds such as "left-hand" and "bottom-left", and "left" and "right" by
   themselves where the words beside them say that a side is meant: "on the left", "left of", "left wing", "turn left",

@@ -33,22 +33,24 @@ class PlainVisionEncoder(nn.Module):
 
     def __init__(self, config: ScaEncoderConfig) -> None:
         super().__init__()
-        self.grid = config.prompt_encoder_config.image_embedding_size
-        self.class_channels, self.feature_channels = config.class_channels, config.feature_channels
-        if self.feature_channels > (width := config.vision_config.hidden_size):
-            raise ValueError(f"the encoder has {width} features, which cannot give {self.feature_channels} channels.")
+        self.config, self.grid = config, config.prompt_encoder_config.image_embedding_size
+        if (given := config.feature_channels) > (width := config.vision_config.hidden_size):
+            raise ValueError(f"the encoder has {width} features, which cannot give {given} channels.")
         self.encoder = _built(config.encoder_config)
-        if self.class_channels and "output_detections" not in inspect.signature(self.encoder.forward).parameters:
+        if config.class_channels and "output_detections" not in inspect.signature(self.encoder.forward).parameters:
             kind = config.encoder_config.model_type
-            raise ValueError(f"class_channels is {self.class_channels}, but the encoder ({kind}) finds nothing.")
+            raise ValueError(f"class_channels is {config.class_channels}, but the encoder ({kind}) finds nothing.")
         self.neck = SamVisionNeck(config.vision_config)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) normalized pixels to embeddings (B, C, h, w), and what is given beside them."""
-        options = {"output_detections": True} if self.class_channels else {}
+        """(B, 3, H, W) normalized pixels to embeddings (B, C, h, w); then detections (B, n, 4 + classes) and features
+        (B, D, h, w), those of the two that the configuration asks for.
+        """
+        config = self.config
+        options = {"output_detections": True} if config.class_channels else {}
         outputs = _outputs(self.encoder, pixel_values, self.grid, **options)
         patches, given = outputs.last_hidden_state, []
-        if self.class_channels:
+        if config.class_channels:
             given.append(outputs.detections)
         if patches.shape[2:] == (self.grid, self.grid):  # (B, D, h, w)
             patches = patches.permute(0, 2, 3, 1)
@@ -60,8 +62,8 @@ class PlainVisionEncoder(nn.Module):
                 f"the image encoder gives {tuple(patches.shape[1:-1])} features, expected a grid of {self.grid} x "
                 f"{self.grid}: its configuration names another patch size than it has."
             )
-        if self.feature_channels:
-            given.append(patches[..., : self.feature_channels].permute(0, 3, 1, 2))
+        if config.feature_channels:
+            given.append(patches[..., : config.feature_channels].permute(0, 3, 1, 2))
         return (self.neck(patches), *given)
 
 

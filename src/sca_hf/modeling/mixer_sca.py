@@ -384,7 +384,7 @@ class ClassReader(nn.Module):
 
     Of the things found each counts by how well its box is the region's: a cup is not the table that it stands on.
     The sums of their class scores mix a vector for each class. What an encoder already names need not be learned
-    again, and few pictures show every class. On COCO it named 69 % of 585 regions that no parameter was fitted to;
+    again, and few pictures show every class. On COCO it named 69 % of 585 regions that no weight was fitted to;
     means of scores over the middle of their boxes named 60 %.
     """
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .detail_sca import box_weights, mask_weights, region_means
+from .families_sca import ImageFrame
 from .grouping_sca import PromptGroup
 from .placement_sca import execution_device
 from .second_look_sca import mask_extents
@@ -34,10 +35,6 @@ def reads_queries(
     things = maps.pop(0).to(device) if mixer.class_reader is not None else None
     features = mixer.feature_map(maps.pop(0).to(device)) if mixer.feature_reader is not None else None
 
-    def boxes(chunk: PromptGroup, found: Any) -> torch.Tensor:
-        """Of regions, xyxy in fractions of the frame: their prompts, or else around the best of SAM's masks."""
-        return chunk.boxes / frame.side if found is None else mask_extents(best_masks(*found) > 0)
-
     def read(chunk: PromptGroup, regions: DecodedRegions, masks: Masks) -> dict[str, torch.Tensor]:
         found, placed = None, fine is not None or mixer.reads_features
         if chunk.boxes is None and (config.query_type == "roi" or placed):
@@ -49,29 +46,36 @@ def reads_queries(
         if config.query_type == "mask_tokens":
             given = segmenter.mask_tokens(regions)
         elif config.query_type == "roi":
-            given = roi_align(segmenter.images, regions.image_index, boxes(chunk, found), config.roi_size)
+            given = roi_align(
+                segmenter.images, regions.image_index, _boxes(chunk.boxes, found, frame), config.roi_size
+            )
         given = None if given is None else given.to(device)
         queries = mixer(tokens[config.token_source].to(device), image.to(device), folded, given)
-        if not placed:
-            return {"queries": queries}
-        # Where each region is, (n, h, w): in its box, if that is its prompt, or else in the best of SAM's masks.
-        weights = box_weights(chunk.boxes, frame.side, frame.grid) if found is None else mask_weights(*found)
         named = means = None
         if things is not None:
-            named = mixer.class_reader(things, chunk.image_index, boxes(chunk, found).to(device))
+            named = mixer.class_reader(things, chunk.image_index, _boxes(chunk.boxes, found, frame).to(device))
         if features is not None:
-            middle = weights
-            if found is None:
-                middle = box_weights(chunk.boxes.lerp(chunk.boxes.roll(2, 1), _EDGE), frame.side, frame.grid)
-            means = region_means(features, chunk.image_index, middle.to(device))
+            means = region_means(features, chunk.image_index, _cells(chunk.boxes, found, frame, _EDGE).to(device))
         if mixer.reads_features:
             queries = queries + mixer.combine(named, means)[:, None, None].to(queries)
         if fine is not None:
-            described = details.describe(fine, chunk.image_index, weights)
+            described = details.describe(fine, chunk.image_index, _cells(chunk.boxes, found, frame))
             queries = queries + described[:, None, None].to(queries)
         return {"queries": queries}
 
     return read
+
+
+def _boxes(boxes: Any, found: Any, frame: ImageFrame) -> torch.Tensor:
+    """Of regions, (n, 4) xyxy in fractions of the frame: their prompts, or else around the best of masks `found`."""
+    return boxes / frame.side if found is None else mask_extents(best_masks(*found) > 0)
+
+
+def _cells(boxes: Any, found: Any, frame: ImageFrame, edge: float = 0.0) -> torch.Tensor:
+    """Where regions are, (n, h, w): in their boxes without this much of each side, or else in the best of masks."""
+    if found is not None:
+        return mask_weights(*found)
+    return box_weights(boxes.lerp(boxes.roll(2, 1), edge), frame.side, frame.grid)
 
 
 def roi_align(images: torch.Tensor, image_index: torch.Tensor, boxes: torch.Tensor, size: int) -> torch.Tensor:

@@ -123,6 +123,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
         tokenizer: Any,
         image_processor: Any = None,
         anything_settings: dict[str, Any] | None = None,
+        find_threshold: float = FIND_THRESHOLD,
     ) -> "ScaProcessor":
         """Build the processor that fits a model: sizes, tasks and caption settings of its [`ScaConfig`].
 
@@ -131,6 +132,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
             tokenizer: the language model's.
             image_processor: the library's, for the model's image size; made here where None.
             anything_settings: what suits the model's SAM better than SAM's own defaults.
+            find_threshold: what suits the captions that the model says.
         """
         frame = config.image_frame
         return cls(
@@ -141,6 +143,7 @@ class ScaProcessor(ScaVideoProcessorMixin, ScaFindMixin, CheckedLoading, Process
             caption_add_bos=config.caption_add_bos,
             mask_size=frame.mask_side,
             anything_settings=anything_settings,
+            find_threshold=find_threshold,
         )
 
     def __call__(

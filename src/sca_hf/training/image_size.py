@@ -162,7 +162,8 @@ def increase_input_resolution(model: Any, processor: Any, factor: int = 2) -> Sc
     set_image_size(model, factor * frame.side, factor * frame.patch)
     stages = (factor * frame.patch).bit_length() - 1
     add_detail_encoder(model, [max(8, _WIDEST >> stage) for stage in reversed(range(stages))])
-    return ScaProcessor.from_config(model.config, processor.tokenizer, anything_settings=processor.anything_settings)
+    kept = {name: getattr(processor, name) for name in ("anything_settings", "find_threshold")}
+    return ScaProcessor.from_config(model.config, processor.tokenizer, **kept)
 
 
 def _of_larger_patches(filters: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection
 from functools import lru_cache
+from itertools import pairwise
 
 from .tokenizer import ptb_tokenize
 
@@ -69,7 +70,7 @@ def tokenize(text: str, language: str | None = None) -> list[str]:
         return ptb_tokenize(text)
     tokens: list[str] = []
     open_word = follows = False  # whether a letter goes on with the last token, and a mark
-    for letter, after in zip(*_with_next(unicodedata.normalize("NFKC", text).lower()), strict=True):
+    for letter, after in pairwise(unicodedata.normalize("NFKC", text).lower() + " "):
         kind = unicodedata.category(letter)[0]
         if kind in "LN":
             alone = script_of(letter) in _UNSPACED
@@ -135,8 +136,3 @@ def needs_words(language: str) -> bool:
 def script_of(letter: str) -> str:
     """Returns how the name of a letter's script begins in Unicode."""
     return unicodedata.name(letter, "").replace("HALFWIDTH ", "").replace("-", " ").split(" ")[0]
-
-
-def _with_next(text: str) -> tuple[str, str]:
-    """Returns a text, and the same from its second character on, as long."""
-    return text, f"{text[1:]} " if text else ""

@@ -125,10 +125,12 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
     """Returns the model of a recipe, its processor, and the modules that are new and must be trained."""
     model, new = assemble(section, *dtypes(section, args), Weights())
     tokenizer = image_processor = anything_settings = None
+    kept: dict[str, Any] = {}
     if section.from_ is not None:
         processor = ScaProcessor.from_pretrained(resolve_model(section.from_), revision=section.revision or "main")
         tokenizer, image_processor = processor.tokenizer, processor.image_processor
         anything_settings = processor.anything_settings
+        kept = {"find_threshold": processor.find_threshold}
     if section.swap_image_encoder is not None:
         image_processor = anything_settings = None  # they were for the other one
     if section.image_size is not None:
@@ -138,8 +140,9 @@ def build_model(section: ModelSection, args: ScaTrainingArguments) -> tuple[Any,
             revision = getattr(section, f"{name}_revision") or "main"
             place, named = split_gguf(resolve_model(source), {"revision": revision})
             tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **named)
+            kept = {}  # it was for what the other one says
     model.check_tokenizer(tokenizer)
-    processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings)
+    processor = ScaProcessor.from_config(model.config, tokenizer, image_processor, anything_settings, **kept)
     return model, processor, new
 
 
